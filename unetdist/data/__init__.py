@@ -1,0 +1,1 @@
+"""Labels, shards, order, augmentation and loaders: everything between files on disk and a `Batch`."""

@@ -1,0 +1,114 @@
+"""What a person sees in the terminal: log lines with the rank, progress bars, errors without tracebacks."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from unetdist.errors import UnetdistError
+
+logger = logging.getLogger("unetdist")
+
+console = Console(stderr=True, soft_wrap=True)
+
+PLAIN_PROGRESS_EVERY_S = 15.0
+"""Seconds between progress lines where there is no terminal (log files, CI)."""
+
+
+def set_up_logging(*, rank: int = 0, world_size: int = 1) -> None:
+    """Log to stderr: everything from rank 0, warnings from the others, the rank as prefix."""
+    prefix = f"[rank {rank}] " if world_size > 1 else ""
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False, show_time=False)
+        handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(f"{prefix}%(levelname)s %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class ProgressBar(Protocol):
+    """What `progress` gives to its caller."""
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Count `amount` more of the total as done; `note` is shown beside the bar."""
+
+
+class _RichBar:
+    def __init__(self, bar: Progress, description: str, total: int | None, completed: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task(description, total=total, completed=completed, note="")
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self._bar.update(self._task, advance=amount, note=note)
+
+
+class _LogBar:
+    def __init__(self, description: str, total: int | None, completed: int) -> None:
+        self._description, self._total, self._done = description, total, completed
+        self._began = self._last = time.monotonic()
+        self._first = completed
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self._done += amount
+        now = time.monotonic()
+        if now - self._last < PLAIN_PROGRESS_EVERY_S and self._done != self._total:
+            return
+        self._last = now
+        rate = (self._done - self._first) / max(now - self._began, 1e-9)
+        left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
+        of = f"/{self._total}" if self._total else ""
+        logger.info("%s: %d%s%s %s", self._description, self._done, of, left, note)
+
+
+class _NoBar:
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        pass
+
+
+@contextmanager
+def progress(
+    description: str, total: int | None, *, completed: int = 0, enabled: bool = True
+) -> Iterator[ProgressBar]:
+    """A progress bar on a terminal, a log line now and then elsewhere, nothing where `enabled` is false."""
+    if not enabled:
+        yield _NoBar()
+    elif not console.is_terminal:
+        yield _LogBar(description, total, completed)
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console, transient=False) as bar:
+            yield _RichBar(bar, description, total, completed)
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a launch script's `main` and exit: 0 or its return value, 1 after a user's error, 130 after Ctrl-C.
+
+    Errors meant for the user are printed as one readable block; anything else keeps its traceback.
+    """
+    try:
+        code = main() or 0
+    except UnetdistError as error:
+        prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+        print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
+        code = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        code = 130
+    sys.exit(code)

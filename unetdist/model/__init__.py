@@ -1,0 +1,1 @@
+"""The U-Net and the blocks that it is built from."""
