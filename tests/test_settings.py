@@ -1,0 +1,123 @@
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from unetdist import settings
+from unetdist.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    kind: Literal["ce", "focal"] = "ce"
+    """Which loss."""
+
+    smoothing: float = 0.0
+    """Label smoothing, 0..1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"loss.smoothing ({self.smoothing}) must be at least 0 and below 1; use 0.1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    widths: tuple[int, ...] = (16, 32)
+    crop: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    name: str
+    loss: Loss = field(default_factory=Loss)
+    model: Model = field(default_factory=Model)
+
+
+def parse(*argv):
+    return settings.parse(Root, [str(a) for a in argv], prog="train.py", description="Train.")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_command_line_wins_over_the_file_over_the_default(write):
+    file = write("name: x\nloss:\n  smoothing: 1e-3\n  kind: focal\n")
+    config = parse("--config", file, "--loss.kind", "ce", "--model.widths", "[1,2,3]", "--model.crop=[4,5]")
+    assert config == Root(name="x", loss=Loss(smoothing=0.001), model=Model(widths=(1, 2, 3), crop=(4, 5)))
+
+
+def test_the_resolved_file_reads_back_to_an_equal_object(write):
+    config = Root(name="x", model=Model(widths=(3,), crop=(1, 2)), loss=Loss(smoothing=0.25))
+    assert parse("--config", write(settings.to_yaml(config))) == config
+    assert settings.from_mapping(Root, settings.to_mapping(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name: x\nloss: {smothing: 1}",
+            r"run.yaml: unknown setting 'loss.smothing'; did you mean 'smoothing'\?",
+        ),
+        ("name: x\nlos: {}", r"unknown setting 'los'; did you mean 'loss'\?"),
+        ("name: x\nzzz: 1", "unknown setting 'zzz'; known: name, loss, model"),
+        (
+            "name: x\nmodel: 3",
+            "'model' is a section, not a value .3.; write its settings below it, such as 'widths",
+        ),
+        ("name: x\nname: y", r"'name' stands twice \(line 2\); remove one"),
+        ("name: [", "run.yaml: not readable as YAML"),
+        ("", "run.yaml: holds no settings"),
+        ("name: x\nloss: {kind: foo}", r"loss.kind: Expected a Literal\['ce', 'focal'\]. Got value: foo"),
+        ("name: x\nloss: {smoothing: much}", "loss.smoothing: Expected a <class 'float'>. Got value: much"),
+        ("name: x\nloss: {smoothing: 2}", "must be at least 0 and below 1; use 0.1"),
+        ("model: {}", "missing setting: name; give it in the --config file or as --name VALUE"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_what_where_and_remedy(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse("--config", write(text))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--loss.smothing", "1"], r"unknown option '--loss.smothing'; did you mean 'loss.smoothing'\?"),
+        (["--zzz=1"], "unknown option '--zzz'; see --help"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory; give --config the path"),
+        (["--model.widths", "[1.5]"], "model.widths: Expected a"),
+        (["loose"], "unrecognized arguments: loose"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(argv, message):
+    with pytest.raises(ConfigError, match=message):
+        parse("--name", "x", *argv)
+
+
+def test_a_saved_mapping_from_another_version_names_its_place():
+    with pytest.raises(ConfigError, match="best/config.json: unknown setting 'loss.old'"):
+        settings.from_mapping(Root, {"name": "x", "loss": {"old": 1}}, where="best/config.json")
+    with pytest.raises(ConfigError, match="best/config.json: loss.kind: Expected"):
+        settings.from_mapping(Root, {"name": "x", "loss": {"kind": 1}}, where="best/config.json")
+
+
+def test_differences_are_named_by_their_dotted_path():
+    old, new = {"a": 1, "s": {"x": 1, "y": [1]}}, {"a": 1, "s": {"x": 2, "y": [1]}, "b": None}
+    assert settings.differences(old, new) == {"s.x": (1, 2)}
+
+
+@pytest.mark.parametrize("flag", ["--help", "--print_config"])
+def test_help_and_print_config_show_every_setting(flag, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse("--name", "x", flag)
+    assert exit_info.value.code == 0
+    shown = capsys.readouterr().out
+    assert "smoothing" in shown
+    assert flag == "--print_config" or "Label smoothing, 0..1." in shown

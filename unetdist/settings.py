@@ -1,0 +1,173 @@
+"""A YAML file and `--section.field value` become frozen dataclasses, or an error that names the key."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from unetdist.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: str) -> Settings:
+    """Build `cls` from command-line arguments: defaults, then `--config` files, then `--section.field value`.
+
+    `--help` and `--print_config` print and exit. Raises `ConfigError` for anything that is not understood.
+    """
+    parser = _parser(cls, prog=prog, description=description)
+    for file in _config_files(argv):
+        _check_keys(_read_yaml(file), cls, where=str(file))
+    _check_flags(argv, cls)
+    try:
+        namespace = parser.parse_args(list(argv))
+    except Exception as error:
+        raise ConfigError(_plain(error)) from None
+    return _instantiate(cls, parser, namespace)
+
+
+def from_mapping(cls: type[Settings], values: Mapping[str, Any], *, where: str = "settings") -> Settings:
+    """Build `cls` from a mapping such as `to_mapping` gives; `where` opens the error message."""
+    _check_keys(values, cls, where=where)
+    parser = _parser(cls)
+    try:
+        namespace = parser.parse_object(dict(values))
+    except Exception as error:
+        raise ConfigError(f"{where}: {_plain(error)}") from None
+    return _instantiate(cls, parser, namespace)
+
+
+def to_mapping(settings: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON and YAML types: sections as dicts, tuples as lists."""
+    return {key: _to_plain(value) for key, value in dataclasses.asdict(settings).items()}
+
+
+def to_yaml(settings: Any) -> str:
+    """The resolved settings as a YAML file that `--config` reads back to an equal object."""
+    return yaml.safe_dump(to_mapping(settings), sort_keys=False, allow_unicode=True)
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the settings whose values differ, each with its old and new value."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found |= differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found[prefix + key] = (before, after)
+    return found
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for the closest known word, else a list of what is known."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def _parser(cls: type, **kwargs: Any) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, **kwargs)
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_class_arguments(cls)
+    return parser
+
+
+def _instantiate(cls: type[Settings], parser: ArgumentParser, namespace: Namespace) -> Settings:
+    sections = parser.instantiate(namespace)
+    return cls(**{field.name: sections[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_plain(item) for key, item in value.items()}
+    return [_to_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _plain(error: Exception) -> str:
+    """The parser's message on one line, in our words."""
+    text = re.sub(r"\s*\n\s*-?\s*", " ", str(error)).strip()
+    text = re.sub(r"Parser key \"([^\"]+)\":?", r"\1:", text)
+    text = re.sub(
+        r"the following arguments are required: (.*)",
+        r"missing setting: \1; give it in the "
+        r"--config file or as --\1 VALUE",
+        text,
+    )
+    return text.replace("typing.", "")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error instead of the last one winning in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    problem=f"'{key}' stands twice (line {line}); remove one"
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(file: Path) -> Mapping[str, Any]:
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}; give --config the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {_plain(error)}") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{file}: holds no settings; it must be a mapping such as 'name: my_run'")
+    return values
+
+
+def _sections(cls: type) -> dict[str, Any]:
+    """Field names of a settings class; the value is the class of a section, None for a plain value."""
+    hints = {field.name: field.type for field in dataclasses.fields(cls)}
+    return {name: hint if dataclasses.is_dataclass(hint) else None for name, hint in hints.items()}
+
+
+def _check_keys(values: Mapping[str, Any], cls: type, *, where: str, prefix: str = "") -> None:
+    known = _sections(cls)
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"{where}: unknown setting '{prefix}{key}'{suggestion(str(key), list(known))}")
+        if (section := known[key]) is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{where}: '{prefix}{key}' is a section, not a value ({value!r}); "
+                f"write its settings below it, such as '{next(iter(_sections(section)))}: ...'"
+            )
+        _check_keys(value, section, where=where, prefix=f"{prefix}{key}.")
+
+
+def _config_files(argv: Sequence[str]) -> list[Path]:
+    files = [Path(after) for flag, after in pairwise(argv) if flag == "--config"]
+    return files + [Path(flag.removeprefix("--config=")) for flag in argv if flag.startswith("--config=")]
+
+
+def _check_flags(argv: Sequence[str], cls: type) -> None:
+    """Refuse `--section.feild` with a suggestion; argparse's own abbreviations are refused as well."""
+    known = {"config", "help", "print_config"}
+    for name, section in _sections(cls).items():
+        known |= {name} if section is None else {f"{name}.{field}" for field in _sections(section)}
+    for flag in argv:
+        name = flag.split("=")[0].removeprefix("--")
+        if flag.startswith("--") and name not in known:
+            settings = sorted(known - {"help", "print_config"})
+            near = suggestion(name, settings) if difflib.get_close_matches(name, settings) else "; see --help"
+            raise ConfigError(f"unknown option '--{name}'{near}")
