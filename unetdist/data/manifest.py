@@ -1,0 +1,123 @@
+"""`manifest.json`: what a folder of shards holds; written last: a folder without it is no data set."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unetdist.errors import DataError
+from unetdist.storage import write_json
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file of the data set."""
+
+    name: str
+    """File name, relative to the folder."""
+    samples: int
+    bytes: int
+    """Size of the tar."""
+    sha256: str
+    """Of the tar, in hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The shards of a data set in order, its classes, and what was counted while the shards were written.
+
+    A sample's id is its global number: shards in this order, rows in the order of each shard.
+    """
+
+    shards: tuple[Shard, ...]
+    palette_records: tuple[dict[str, Any], ...]
+    """Every label of the label file, ignored ones too: index (None: ignored), id, name, color."""
+    class_pixels: tuple[int, ...]
+    """(C,) pixels of each class."""
+    class_images: tuple[int, ...]
+    """(C,) images in which the class occurs."""
+    presence_pixels: tuple[int, ...]
+    """(C,) valid pixels of the images in which the class occurs, for median frequency weights."""
+    ignored_pixels: int
+    num_samples: int
+    num_pixels: int
+    channels: int
+    """What most images are: 1 grey, 3 RGB, 4 RGBA."""
+    mean: tuple[float, float, float]
+    """Of red, green, blue over all pixels, 0..255."""
+    std: tuple[float, float, float]
+    """Of red, green, blue over all pixels, 0..255."""
+    min_size: tuple[int, int]
+    """(height, width): the smallest of each, not necessarily of one image."""
+    max_size: tuple[int, int]
+    """(height, width): the largest of each."""
+    sizes: tuple[tuple[int, int, int], ...]
+    """(height, width, images) of the commonest sizes, at most 16."""
+    resize: tuple[int, int] | None = None
+    """(width, height) that every image was resized to, None: as they came."""
+    version: int = MANIFEST_VERSION
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that are scored: every label that is not ignored."""
+        return len(self.class_pixels)
+
+    @property
+    def shard_sizes(self) -> np.ndarray:
+        """Samples of each shard, int64."""
+        return np.array([shard.samples for shard in self.shards], dtype=np.int64)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `folder/manifest.json` atomically."""
+        write_json(Path(folder) / MANIFEST_NAME, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Manifest":
+        """Read `folder/manifest.json`; `DataError` where it is absent, damaged or of another version."""
+        path = Path(folder) / MANIFEST_NAME
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(
+                f"no {MANIFEST_NAME} here, so this is no (finished) data set; write one with "
+                "launch/shard_dataset.py, or run its command again if it was interrupted.",
+                source=folder,
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"damaged, not JSON ({error}); {_REMEDY}", source=path) from None
+        if not isinstance(record, dict) or "version" not in record:
+            raise DataError(f"not a manifest of unetdist; {_REMEDY}", source=path)
+        if record["version"] != MANIFEST_VERSION:
+            raise DataError(
+                f"version {record['version']}, this program reads version {MANIFEST_VERSION}; "
+                "write the shards again with this program, or use the program that wrote them.",
+                source=path,
+            )
+        try:
+            return cls._from_record(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"damaged ({error!r}); {_REMEDY}", source=path) from None
+
+    @classmethod
+    def _from_record(cls, record: Mapping[str, Any]) -> "Manifest":
+        values = dict(record)
+        values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
+        values["sizes"] = tuple(tuple(size) for size in values["sizes"])
+        tuples = "palette_records class_pixels class_images presence_pixels mean std min_size max_size"
+        for name in tuples.split():
+            values[name] = tuple(values[name])
+        values["resize"] = None if values["resize"] is None else tuple(values["resize"])
+        manifest = cls(**values)
+        if manifest.num_samples != sum(shard.samples for shard in manifest.shards):
+            raise ValueError("num_samples is not the sum of the shards")
+        return manifest
+
+
+_REMEDY = "run the command that wrote the shards again: it keeps what is complete."
