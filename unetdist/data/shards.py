@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -41,13 +42,14 @@ BLOCK = 512
 
 
 def escape_key(key: str) -> str:
-    """`key` for a member's name: webdataset ends the key at the first dot, so dots become %2E."""
-    return key.replace("%", "%25").replace(".", "%2E")
+    """`key` for a member's name: webdataset ends a key at its first dot and skips folders like `__this__`."""
+    name = key.replace("%", "%25").replace(".", "%2E")
+    return f"%5F{name[1:]}" if name.startswith("__") else name
 
 
 def unescape_key(name: str) -> str:
     """Undo `escape_key`."""
-    return name.replace("%2E", ".").replace("%25", "%")
+    return unquote(name)
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
