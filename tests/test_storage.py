@@ -1,0 +1,36 @@
+import json
+
+import pytest
+
+from unetdist import storage
+
+
+def test_a_file_appears_whole(tmp_path):
+    target = tmp_path / "new" / "folder" / "a.bin"
+    with storage.write_atomic(target) as file:
+        file.write(b"abc")
+        assert not target.exists()
+    assert target.read_bytes() == b"abc"
+    assert [path.name for path in target.parent.iterdir()] == ["a.bin"]
+
+
+def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path):
+    target = tmp_path / "a.txt"
+    storage.write_text(target, "old")
+    with pytest.raises(OSError, match="disk full"), storage.write_atomic(target, "w") as file:
+        file.write("half")
+        raise OSError("disk full")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_is_readable_and_holds_no_nan(tmp_path):
+    storage.write_json(tmp_path / "a.json", {"name": "Gebäude", "values": [1, None]})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {
+        "name": "Gebäude",
+        "values": [1, None],
+    }
+    assert "Gebäude" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        storage.write_json(tmp_path / "a.json", {"value": float("nan")})
+    assert "Gebäude" in (tmp_path / "a.json").read_text(encoding="utf-8")
