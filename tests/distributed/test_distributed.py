@@ -1,0 +1,219 @@
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+import unetdist.distributed as distributed
+from tests.distributed.launcher import RankError, run_ranks
+from unetdist.distributed import (
+    StopSignal,
+    World,
+    all_reduce_sum,
+    any_rank,
+    barrier,
+    broadcast_object,
+    make_accelerator,
+    seed_everything,
+    world_of,
+)
+from unetdist.errors import ConfigError
+
+
+def collectives() -> tuple[torch.Tensor, torch.Tensor, bool, bool, object]:
+    rank = dist.get_rank()
+    counts = torch.tensor([2**53 + rank, rank], dtype=torch.int64)
+    returned = all_reduce_sum(counts)
+    assert returned is counts
+    shares = all_reduce_sum(torch.full((2,), 0.1, dtype=torch.float64))
+    barrier()
+    return counts, shares, any_rank(rank == 1), any_rank(False), broadcast_object({"rank": rank})
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_collectives_sum_or_and_broadcast(world_size):
+    for counts, shares, one, none, sent in run_ranks(collectives, world_size):
+        ranks = range(world_size)
+        assert counts.tolist() == [sum(2**53 + rank for rank in ranks), sum(ranks)]
+        assert shares.tolist() == pytest.approx([0.1 * world_size] * 2, rel=1e-15)
+        assert one is (world_size > 1)
+        assert none is False
+        assert sent == {"rank": 0}
+
+
+def test_without_a_process_group_collectives_change_nothing():
+    tensor = torch.tensor([3])
+    assert all_reduce_sum(tensor) is tensor
+    assert tensor.item() == 3
+    assert any_rank(True) is True
+    assert any_rank(False) is False
+    value = object()
+    assert broadcast_object(value) is value
+    barrier()
+
+
+def accelerated() -> tuple[World, int, bool, dict[str, torch.Tensor]]:
+    accelerator = make_accelerator(mixed_precision="bf16", timeout_s=20)
+    world = world_of(accelerator)
+    seed_everything(0)
+    model = accelerator.prepare(torch.nn.BatchNorm1d(1))
+    model(torch.full((4, 1), float(world.rank)))
+    buffers = accelerator.unwrap_model(model).state_dict()
+    return world, accelerator.gradient_accumulation_steps, accelerator.mixed_precision == "bf16", buffers
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_accelerator_knows_every_process_and_keeps_to_itself(world_size):
+    results = run_ranks(accelerated, world_size)
+    for rank, (world, accumulation, is_bf16, buffers) in enumerate(results):
+        assert world == World(rank=rank, world_size=world_size, local_rank=rank, device=torch.device("cpu"))
+        assert world.is_main is (rank == 0)
+        assert accumulation == 1
+        assert is_bf16
+        assert buffers["running_mean"].item() == pytest.approx(
+            0.1 * rank
+        )  # each rank its own: none broadcast
+
+
+def late_accelerator() -> None:
+    from accelerate import PartialState
+
+    dist.destroy_process_group()
+    del os.environ["LOCAL_RANK"]
+    PartialState(cpu=False)
+    os.environ["LOCAL_RANK"] = os.environ["RANK"]
+    make_accelerator()
+
+
+def test_unconnected_processes_are_refused():
+    text = r"(?s)WORLD_SIZE is 2, but Accelerate connected 1 process\(es\).*before anything else"
+    with pytest.raises(RankError, match=text):
+        run_ranks(late_accelerator, 2)
+
+
+def test_fp16_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"mixed_precision \(fp16\) must be no or bf16 on a CPU.*silently"):
+        make_accelerator(mixed_precision="fp16")
+
+
+@pytest.mark.parametrize(("has_units", "warnings"), [(False, 1), (True, 0)])
+def test_bf16_without_units_is_warned_of_with_its_cost(monkeypatch, caplog, has_units, warnings):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_units)
+    monkeypatch.setattr(distributed.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(logging.getLogger("unetdist"), "propagate", True)
+    distributed._check_cpu_precision("bf16")
+    assert sum("2 to 7 times slower" in message for message in caplog.messages) == warnings
+
+
+def test_seed_fixes_every_generator():
+    def draw() -> tuple[float, float, float]:
+        seed_everything(2**40 + 1)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert draw() == draw()
+
+
+@pytest.fixture
+def stop():
+    seconds = []
+    with StopSignal(on_second=seconds.append) as stop:
+        stop.seconds = seconds
+        yield stop
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end, "did not happen within 5 s"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", StopSignal.SIGNALS)
+def test_a_signal_is_a_request(stop, number):
+    assert not stop.requested
+    os.kill(os.getpid(), number)
+    wait_until(lambda: stop.requested)
+    assert stop.received == number
+
+
+def test_signals_in_quick_succession_are_one_request_a_later_one_exits(stop, monkeypatch):
+    monkeypatch.setattr(distributed, "SECOND_SIGNAL_AFTER_S", 0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    wait_until(lambda: stop.requested)
+    time.sleep(0.05)
+    assert stop.seconds == []
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
+    wait_until(lambda: stop.seconds)
+    assert stop.seconds == [128 + signal.SIGINT]
+
+
+def test_closing_gives_the_signals_back():
+    former = [signal.getsignal(number) for number in StopSignal.SIGNALS]
+    with StopSignal() as stop:
+        assert [signal.getsignal(number) for number in StopSignal.SIGNALS] != former
+    stop.close()
+    assert [signal.getsignal(number) for number in StopSignal.SIGNALS] == former
+
+
+def agree_on_rank_one() -> tuple[bool, bool]:
+    rank = dist.get_rank()
+    world = World(rank=rank, world_size=dist.get_world_size(), local_rank=rank)
+    with StopSignal() as stop:
+        before = stop.agreed(world)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_until(lambda: stop.requested)
+        return before, stop.agreed(world)
+
+
+def test_a_signal_on_one_rank_stops_all():
+    assert run_ranks(agree_on_rank_one, 3) == [(False, True)] * 3
+
+
+def test_forked_children_ignore_the_signals_and_do_not_report_them(stop):
+    child = os.fork()
+    if child == 0:
+        for number in StopSignal.SIGNALS:
+            os.kill(os.getpid(), number)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    time.sleep(0.05)
+    assert not stop.requested
+
+
+HUNG = """
+import ctypes
+from unetdist import distributed
+distributed.SECOND_SIGNAL_AFTER_S = 0.1
+stop = distributed.StopSignal()
+print("ready", flush=True)
+libc = ctypes.CDLL(None)
+while True:
+    libc.usleep(60_000_000)  # in C, without a look at Python's pending signals, as in a collective
+"""
+
+
+def test_a_second_signal_exits_while_the_main_thread_hangs():
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", HUNG], stdout=pipe, stderr=pipe, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.4)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, told
+    assert "SIGTERM again: exiting at once" in told

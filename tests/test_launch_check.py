@@ -1,0 +1,182 @@
+import pytest
+
+import unetdist.launch_check as launch_check
+from unetdist.errors import LaunchError
+from unetdist.launch_check import asked_processes, check_launch
+
+SINGLE = {
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_DYNAMO_BACKEND": "NO",
+    "ACCELERATE_USE_CPU": "False",
+}
+"""What `accelerate launch train.py` gives to a single process."""
+
+CONNECTED = {
+    **SINGLE,
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+"""What it gives to one of two connected processes."""
+
+
+@pytest.mark.parametrize(
+    "env", [{}, SINGLE, CONNECTED, {"SLURM_STEP_NUM_TASKS": "1"}, {"MASTER_PORT": "29500"}]
+)
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_sound_launches_pass(env, mixed_precision):
+    check_launch(env, mixed_precision=mixed_precision)
+    check_launch(
+        env, mixed_precision=mixed_precision, asked_processes=int(env.get("WORLD_SIZE", 1)), num_gpus=8
+    )
+
+
+def test_one_process_in_place_of_several():
+    env = {**SINGLE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    with pytest.raises(
+        LaunchError, match=r"started one process only .*cpu\.yaml --num_processes 3 launch/train"
+    ):
+        check_launch(env, asked_processes=3)
+    with pytest.raises(
+        LaunchError, match=r"--num_processes 2 .*If your shell exports MASTER_ADDR, `unset MASTER_ADDR`"
+    ):
+        check_launch(env)
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_tasks_that_nobody_connected(name):
+    with pytest.raises(
+        LaunchError, match=rf"{name} \(4\) says .* each would train alone .*srun --ntasks-per-node=1"
+    ):
+        check_launch({name: "4"})
+    check_launch({**CONNECTED, name: "4"})
+
+
+@pytest.mark.parametrize("missing", ["WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_half_a_rendezvous(missing):
+    env = {name: value for name, value in CONNECTED.items() if name != missing}
+    with pytest.raises(
+        LaunchError, match=rf"set but not {missing}: .*Start with `accelerate launch`, or `unset RANK"
+    ):
+        check_launch(env)
+
+
+def test_left_over_world_size():
+    with pytest.raises(LaunchError, match=r"WORLD_SIZE set but not RANK, .*`unset WORLD_SIZE`"):
+        check_launch({"WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "world_size", "local_size", "advice"),
+    [(3, 2, 1, r"\(2\); use `--num_processes 2 or 4`"), (10, 8, 2, r"\(4\); use `--num_processes 8 or 12`")],
+)
+def test_fewer_than_asked_for(asked, world_size, local_size, advice):
+    env = {**CONNECTED, "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(local_size)}
+    with pytest.raises(
+        LaunchError, match=rf"asked for {asked} processes and started {world_size}\. .*{advice}"
+    ):
+        check_launch(env, asked_processes=asked)
+    check_launch(env, asked_processes=world_size)
+
+
+def test_more_processes_than_gpus():
+    with pytest.raises(
+        LaunchError, match=r"2 processes on this machine would share 1 GPU\(s\).*--num_processes 1 "
+    ):
+        check_launch(CONNECTED, num_gpus=1)
+
+
+@pytest.mark.parametrize("name", launch_check.OTHER_ENGINES)
+def test_other_engines(name):
+    with pytest.raises(
+        LaunchError, match=rf"{name} \(true\) asks for .*exact loss and metric; .*`unset {name}`"
+    ):
+        check_launch({**CONNECTED, name: "true"})
+    check_launch({**CONNECTED, name: "false"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "divide the loss by it a second time"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "compile the model behind the settings' back"),
+        ("ACCELERATE_TORCH_DEVICE", "cuda:0", "every process on that one device"),
+    ],
+)
+def test_variables_that_override_the_settings(name, value, reason):
+    with pytest.raises(LaunchError, match=rf"{name} \({value}\): .*{reason}.*`unset {name}`"):
+        check_launch({**CONNECTED, name: value})
+    check_launch({**CONNECTED, name: launch_check.OVERRIDES[name][0][0]})
+
+
+@pytest.mark.parametrize(("launched", "ours"), [("fp16", "no"), ("bf16", "fp16"), ("fp8", "bf16")])
+def test_another_mixed_precision(launched, ours):
+    with pytest.raises(
+        LaunchError, match=rf"\({launched}\) is not the mixed_precision of the settings \({ours}\)"
+    ):
+        check_launch({**CONNECTED, "ACCELERATE_MIXED_PRECISION": launched}, mixed_precision=ours)
+    check_launch({**CONNECTED, "ACCELERATE_MIXED_PRECISION": ours}, mixed_precision=ours)
+
+
+PYTHON = "/venv/bin/python"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [
+            PYTHON,
+            "/venv/bin/accelerate",
+            "launch",
+            "--num_processes",
+            "3",
+            "train.py",
+            "--num_processes",
+            "9",
+        ],
+        [PYTHON, "/venv/bin/accelerate", "launch", "--cpu", "--num-processes=3", "train.py"],
+        [PYTHON, "/venv/bin/accelerate-launch", "--multi_gpu", "--num_processes=3", "train.py"],
+        [PYTHON, "-m", "accelerate.commands.launch", "--num_processes", "3", "-m", "train"],
+    ],
+)
+def test_asked_for_on_the_command_line(command):
+    assert asked_processes(command) == 3
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bash"],
+        [PYTHON, "train.py", "--num_processes", "3"],
+        [PYTHON, "/venv/bin/accelerate", "launch", "t.py"],
+    ],
+)
+def test_nothing_asked_for(command, monkeypatch):
+    monkeypatch.setattr(launch_check, "default_config_file", "/no/such/file")
+    assert asked_processes(command) is None
+
+
+@pytest.mark.parametrize(("line", "asked"), [("num_processes: 5", 5), ("num_processes: -1", None)])
+def test_asked_for_in_a_file(tmp_path, monkeypatch, line, asked):
+    file = tmp_path / "launch.yaml"
+    file.write_text(f"distributed_type: MULTI_GPU\n{line}\n")
+    launch = [PYTHON, "/venv/bin/accelerate", "launch"]
+    assert asked_processes([*launch, "--config_file", str(file), "train.py"]) == asked
+    monkeypatch.setattr(launch_check, "default_config_file", str(file))
+    assert asked_processes([*launch, "train.py"]) == asked
+    assert asked_processes([*launch, "--cpu", "train.py"]) is None
+
+
+def test_a_parent_that_cannot_be_read(monkeypatch):
+    def vanished(pid):
+        raise launch_check.psutil.NoSuchProcess(pid)
+
+    monkeypatch.setattr(launch_check.psutil, "Process", vanished)
+    assert asked_processes() is None
+
+
+def test_the_parent_is_read():
+    assert asked_processes() is None  # pytest's parent is no launcher

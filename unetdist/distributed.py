@@ -1,0 +1,254 @@
+"""The one place that configures Accelerate and torch.distributed.
+
+Collective functions are called by every process of a run, in the same order; with one process they are free.
+"""
+
+import inspect
+import os
+import platform
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import FrameType
+from typing import Literal, Self, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch.nn.parallel import DistributedDataParallel
+
+from unetdist.errors import ConfigError, LaunchError
+from unetdist.launch_check import asked_processes, check_launch
+from unetdist.logs import logger
+
+T = TypeVar("T")
+MixedPrecision = Literal["no", "fp16", "bf16"]
+
+SECOND_SIGNAL_AFTER_S = 1.0
+"""Signals closer than this to the first are the same request: Ctrl-C reaches a rank from the terminal and
+from the launcher, and SLURM sends SIGTERM twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Which process this is, of how many, and where it computes.
+
+    Attributes:
+        rank: 0 .. world_size - 1 over all machines.
+        world_size: processes of the run.
+        local_rank: 0 .. on this machine.
+        device: where this process keeps its model.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+
+def world_of(accelerator: Accelerator) -> World:
+    """Read the `World` off an accelerator."""
+    device = accelerator.device
+    return World(
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        local_rank=accelerator.local_process_index,
+        # Accelerate numbers the CPU by rank ("cpu:1"), which equals no tensor's device
+        device=torch.device("cpu") if device.type == "cpu" else device,
+    )
+
+
+def make_accelerator(
+    *, mixed_precision: MixedPrecision = "no", timeout_s: float = 1800.0, log_with: str | None = None
+) -> Accelerator:
+    """Collective. Check the launch, connect the processes, return an `Accelerator` that adds nothing itself.
+
+    Accumulation stays at 1 and schedulers untouched, because the loss is a share of the global batch and the
+    learning rate a function of the step. DDP does not broadcast buffers: that would be a collective in every
+    forward pass, and it would keep rank 0's running statistics and drop those of the others.
+
+    Args:
+        mixed_precision: autocast of the forward pass.
+        timeout_s: seconds after which a collective that some rank does not join fails.
+        log_with: tracker for Accelerate, such as "wandb".
+
+    Raises:
+        LaunchError: the processes are not those that were asked for.
+        ConfigError: fp16 without a GPU.
+    """
+    has_gpu = torch.cuda.is_available()
+    check_launch(
+        mixed_precision=mixed_precision,
+        asked_processes=asked_processes(),
+        num_gpus=torch.cuda.device_count() if has_gpu else 0,
+    )
+    if not has_gpu:
+        _check_cpu_precision(mixed_precision)
+    accelerator = Accelerator(
+        # without this, processes on a machine that has no GPU stay unconnected and each is rank 0
+        cpu=not has_gpu,
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=1,
+        step_scheduler_with_optimizer=False,
+        log_with=log_with,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+            _ddp_options(),
+        ],
+    )
+    expected = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != expected:
+        raise LaunchError(
+            f"WORLD_SIZE is {expected}, but Accelerate connected {accelerator.num_processes} process(es); "
+            "call make_accelerator() before anything else creates an Accelerator or a PartialState."
+        )
+    return accelerator
+
+
+def _ddp_options() -> DistributedDataParallelKwargs:
+    """No broadcast of buffers in the forward pass, under the name that this torch has for it."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    handler = DistributedDataParallelKwargs()
+    # Accelerate knows only the older name, finds handlers by exact class, and passes on what this returns
+    handler.to_kwargs = lambda: {switch: False, "gradient_as_bucket_view": True}
+    return handler
+
+
+def _check_cpu_precision(mixed_precision: MixedPrecision) -> None:
+    if mixed_precision == "fp16":
+        raise ConfigError(
+            "mixed_precision (fp16) must be no or bf16 on a CPU: Accelerate would silently train in float32; "
+            "use mixed_precision: no."
+        )
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if mixed_precision == "bf16" and is_x86 and not torch.cpu._is_avx512_bf16_supported():
+        logger.warning(
+            "mixed_precision: bf16 on a CPU without bf16 units (avx512_bf16) is 2 to 7 times slower than "
+            "float32; use mixed_precision: no"
+        )
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Collective. Sum `tensor` over all ranks in place; int64 and float64 stay exact in kind."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+    return tensor
+
+
+def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """Collective. Whether `flag` is true on at least one rank; `device` is where the backend computes."""
+    if not dist.is_initialized():
+        return flag
+    count = torch.tensor([int(flag)], dtype=torch.int32, device=device)
+    dist.all_reduce(count, op=dist.ReduceOp.MAX)
+    return bool(count.item())
+
+
+def broadcast_object(value: T) -> T:
+    """Collective. What rank 0 passed, on every rank; must be picklable."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Collective. Wait until every rank is here."""
+    if dist.is_initialized():
+        on_gpu = dist.get_backend() == "nccl"
+        dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch, the same on every rank: initial weights and dropout come from here."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class StopSignal:
+    """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once.
+
+    A thread is told of signals by the C handler, so that a second one works even while the main thread waits
+    in a collective. Forked children (loader workers) ignore these signals: their parent decides when they go.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self, on_second: Callable[[int], object] = os._exit) -> None:
+        self.received: int | None = None
+        self._since = 0.0
+        self._on_second = on_second
+        self._reading, self._writing = socket.socketpair()
+        self._writing.setblocking(False)
+        self._former = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self._former_fd = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="stop-signal", daemon=True).start()
+        os.register_at_fork(after_in_child=self._leave_to_parent)
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self.received is not None
+
+    def agreed(self, world: World) -> bool:
+        """Collective. Whether any rank was asked to stop."""
+        return any_rank(self.requested, world.device)
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them."""
+        if self._former:
+            signal.set_wakeup_fd(self._former_fd)
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
+            self._former = {}
+            self._writing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Do nothing: without a Python handler the wake-up byte would not be written."""
+
+    def _watch(self) -> None:
+        with self._reading:
+            while data := self._reading.recv(64):
+                for number in data:
+                    self._note(number)
+
+    def _note(self, number: int) -> None:
+        if number not in self.SIGNALS:
+            return
+        if self.received is None:
+            self.received, self._since = number, time.monotonic()
+            logger.warning(
+                "%s: stopping after this step with a checkpoint; a second signal exits at once",
+                signal.Signals(number).name,
+            )
+        elif time.monotonic() - self._since >= SECOND_SIGNAL_AFTER_S:
+            sys.stderr.write(f"{signal.Signals(number).name} again: exiting at once\n")
+            self._on_second(128 + number)
+
+    def _leave_to_parent(self) -> None:
+        if self._former:
+            signal.set_wakeup_fd(-1)
+            for number in self.SIGNALS:
+                signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,184 @@
+"""Refuses launches that would run fewer, unconnected or other processes than the user asked for.
+
+`accelerate launch` starts fewer processes than asked for in several silent ways, and its environment
+variables override what a script sets. Each is told apart here by the environment and the launcher's command
+line, before any process group exists.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+
+from unetdist.errors import LaunchError
+
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a distributed launcher gives to each process: all of it or none."""
+
+TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Set by srun and mpirun, which start several processes without connecting them."""
+
+OTHER_ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP (`--use_fsdp`, `distributed_type: FSDP`)",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (`--use_deepspeed`, `distributed_type: DEEPSPEED`)",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (`--use_megatron_lm`, `distributed_type: MEGATRON_LM`)",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration (`--use_parallelism_config`)",
+    "ACCELERATE_USE_SAGEMAKER": "the SageMaker launcher",
+}
+
+OVERRIDES = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+        ("1",),
+        "Accelerate would divide the loss by it a second time; set data.global_batch_size and "
+        "data.micro_batch_size in the YAML, from which accumulation follows, and",
+    ),
+    "ACCELERATE_DYNAMO_BACKEND": (
+        ("no", ""),
+        "Accelerate would compile the model behind the settings' back; leave `--dynamo_backend` out (or pass "
+        "`--dynamo_backend no`) and",
+    ),
+    "ACCELERATE_TORCH_DEVICE": (
+        ("",),
+        "it would put every process on that one device; choose devices with CUDA_VISIBLE_DEVICES and",
+    ),
+}
+"""Variable -> (harmless values in lower case, why it is refused and what to do instead)."""
+
+
+def check_launch(
+    env: Mapping[str, str] = os.environ,
+    *,
+    mixed_precision: str = "no",
+    asked_processes: int | None = None,
+    num_gpus: int = 0,
+) -> None:
+    """Refuse an environment in which training would silently not be what was asked for.
+
+    Args:
+        env: environment variables of this process.
+        mixed_precision: what the settings say: no, fp16 or bf16.
+        asked_processes: what was passed to `accelerate launch`, where known; the total over all machines.
+        num_gpus: GPUs that this process sees; 0 trains on the CPU.
+
+    Raises:
+        LaunchError: says what is wrong and what to type instead.
+    """
+    _check_engine(env)
+    _check_connected(env, asked_processes)
+    _check_counts(env, asked_processes, num_gpus)
+    _check_overrides(env, mixed_precision)
+
+
+def asked_processes(command: Sequence[str] | None = None) -> int | None:
+    """How many processes `accelerate launch` was asked for; None where it was not said, or not the launcher.
+
+    The environment of a rank does not hold this number, so it is read as Accelerate reads it: from the
+    command line, else from the configuration file.
+
+    Args:
+        command: words of the launcher's command line; by default those of the parent process.
+    """
+    if command is None:
+        try:
+            command = psutil.Process(os.getppid()).cmdline()
+        except psutil.Error:
+            return None
+    words = _launch_arguments(command)
+    if words is None:
+        return None
+    args = launch_command_parser().parse_args(words)
+    if args.num_processes is not None:
+        return int(args.num_processes)
+    if args.config_file is None and (args.cpu or not Path(default_config_file).is_file()):
+        return None
+    from_file = int(load_config_from_file(args.config_file or default_config_file).num_processes)
+    return from_file if from_file > 0 else None
+
+
+def _launch_arguments(command: Sequence[str]) -> list[str] | None:
+    """The words after `accelerate launch`, `accelerate-launch` or `-m accelerate.commands.launch`."""
+    for index, word in enumerate(command[:6]):
+        if word == "accelerate.commands.launch" or Path(word).name == "accelerate-launch":
+            return list(command[index + 1 :])
+        if Path(word).name == "accelerate" and list(command[index + 1 : index + 2]) == ["launch"]:
+            return list(command[index + 2 :])
+    return None
+
+
+def _is_true(value: str) -> bool:
+    return value.lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def _check_engine(env: Mapping[str, str]) -> None:
+    for name, engine in OTHER_ENGINES.items():
+        if _is_true(env.get(name, "")):
+            raise LaunchError(
+                f"{name} ({env[name]}) asks for {engine}, which would change or drop the exact loss and "
+                "metric; launch without it, for example with a file from configs/accelerate/, and "
+                f"`unset {name}`."
+            )
+
+
+def _check_connected(env: Mapping[str, str], asked: int | None) -> None:
+    if "RANK" not in env:
+        count = asked or 2
+        if "MASTER_ADDR" in env:
+            raise LaunchError(
+                "accelerate launch started one process only (MASTER_ADDR is set, RANK is not). `--cpu`, a "
+                "MULTI_CPU configuration, and `--num_processes` above the number of GPUs do this. Type "
+                f"`accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes {count} "
+                "launch/train.py ...` for CPU processes, or leave `--num_processes` out for a single one. "
+                "If your shell exports MASTER_ADDR, `unset MASTER_ADDR`."
+            )
+        for name in TASK_COUNTS:
+            if int(env.get(name) or 1) > 1:
+                raise LaunchError(
+                    f"{name} ({env[name]}) says that several processes were started, but RANK is not set, so "
+                    "each would train alone and overwrite the others. Start one `accelerate launch` per "
+                    "machine: `srun --ntasks-per-node=1 accelerate launch --config_file "
+                    "configs/accelerate/several_nodes.yaml ... launch/train.py ...`."
+                )
+    present = [name for name in RENDEZVOUS if name in env]
+    missing = [name for name in RENDEZVOUS if name not in env]
+    if present and missing and present != ["MASTER_PORT"]:
+        raise LaunchError(
+            f"{', '.join(present)} set but not {', '.join(missing)}: left over in the shell, or set by a "
+            "launcher that does not connect its processes. Start with `accelerate launch`, or "
+            f"`unset {' '.join(present)}`."
+        )
+
+
+def _check_counts(env: Mapping[str, str], asked: int | None, num_gpus: int) -> None:
+    world_size, local_size = int(env.get("WORLD_SIZE", 1)), int(env.get("LOCAL_WORLD_SIZE", 1))
+    if asked is not None and world_size < asked:
+        machines = max(world_size // local_size, 1)
+        below, above = asked // machines * machines, -(-asked // machines) * machines
+        choice = f"{below} or {above}" if 0 < below < above else f"{above}"
+        raise LaunchError(
+            f"accelerate launch was asked for {asked} processes and started {world_size}. `--num_processes` "
+            f"is the total over all machines and must be a multiple of `--num_machines` ({machines}); "
+            f"use `--num_processes {choice}`."
+        )
+    if num_gpus and local_size > num_gpus:
+        raise LaunchError(
+            f"{local_size} processes on this machine would share {num_gpus} GPU(s), which NCCL cannot do; "
+            f"type `accelerate launch --num_processes {num_gpus} ...` (the total over all machines), or hide "
+            "the GPUs with `--config_file configs/accelerate/cpu.yaml`."
+        )
+
+
+def _check_overrides(env: Mapping[str, str], mixed_precision: str) -> None:
+    for name, (harmless, reason) in OVERRIDES.items():
+        if name in env and env[name].lower() not in harmless:
+            raise LaunchError(f"{name} ({env[name]}): {reason} `unset {name}`.")
+    # "no" is what `accelerate launch` writes when nothing was asked for, so it contradicts no setting
+    launched = env.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in ("no", mixed_precision):
+        raise LaunchError(
+            f"ACCELERATE_MIXED_PRECISION ({launched}) is not the mixed_precision of the settings "
+            f"({mixed_precision}); leave `--mixed_precision` out of `accelerate launch` and of its "
+            f"configuration file, and set it in the YAML, or pass `--mixed_precision {mixed_precision}`."
+        )
