@@ -25,7 +25,7 @@ def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: s
     """
     parser = _parser(cls, prog=prog, description=description)
     for file in _config_files(argv):
-        _check_keys(_read_yaml(file), cls, where=str(file))
+        _check_keys(read_yaml(file), cls, where=str(file))
     _check_flags(argv, cls)
     try:
         namespace = parser.parse_args(list(argv))
@@ -122,7 +122,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(file: Path) -> Mapping[str, Any]:
+def read_yaml(file: Path) -> Mapping[str, Any]:
+    """The mapping in a YAML file; `ConfigError` where it is absent, not YAML, or has a key twice."""
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:

@@ -1,0 +1,133 @@
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from unetdist import checkpoint, storage
+from unetdist.checkpoint import CheckpointConfig, Checkpoints, RunState
+from unetdist.ema import Ema
+from unetdist.errors import CheckpointError, ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep_last=2))
+
+
+def test_what_was_saved_last_is_loaded(checkpoints):
+    assert checkpoints.load_latest(CPU) is None
+    for step in (5, 10):
+        checkpoints.save(step, {"a": torch.arange(step)}, {"step": step})
+    tensors, facts = checkpoints.load_latest(CPU)
+    assert facts == {"step": 10}
+    assert tensors["a"].equal(torch.arange(10))
+
+
+def test_only_the_last_ones_are_kept(checkpoints):
+    for step in (5, 10, 15):
+        checkpoints.save(step, {"a": torch.zeros(1)}, {})
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == [
+        "latest",
+        "step_00000010",
+        "step_00000015",
+    ]
+
+
+@pytest.mark.parametrize("write", ["write_atomic", "write_json", "write_text", "sync_folder"])
+def test_a_crash_at_any_write_leaves_the_former_checkpoint(checkpoints, monkeypatch, write):
+    checkpoints.save(5, {"a": torch.zeros(1)}, {"step": 5})
+
+    def crash(*_, **__):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(storage, write, crash)
+        checkpoints.save(10, {"a": torch.ones(1)}, {"step": 10})
+    assert checkpoints.load_latest(CPU)[1] == {"step": 5}
+    checkpoints.save(10, {"a": torch.ones(1)}, {"step": 10})
+    assert checkpoints.load_latest(CPU)[1] == {"step": 10}
+
+
+def test_saving_a_step_again_keeps_what_is_there(checkpoints):
+    checkpoints.save(5, {"a": torch.zeros(1)}, {"first": True})
+    checkpoints.save(5, {"a": torch.ones(1)}, {"first": False})
+    assert checkpoints.load_latest(CPU)[1] == {"first": True}
+
+
+def test_a_damaged_checkpoint_says_which_and_what_to_use_instead(checkpoints):
+    checkpoints.save(5, {"a": torch.zeros(1)}, {})
+    newest = checkpoints.folder / "step_00000005" / checkpoint.TENSORS_FILE
+    newest.write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match="step_00000005 is damaged .*; start under another name"):
+        checkpoints.load_latest(CPU)
+    checkpoints.save(10, {"a": torch.zeros(1)}, {})
+    (checkpoints.folder / "step_00000010" / checkpoint.FACTS_FILE).unlink()
+    with pytest.raises(CheckpointError, match="write step_00000005 into .*latest to use that one"):
+        checkpoints.load_latest(CPU)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"keep_last": 0}, r"checkpoint.keep_last \(0\) must be at least 1; use 2"),
+        ({"save_every": 0}, r"checkpoint.save_every \(0\) must be at least 1 step, or null"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        CheckpointConfig(**values)
+
+
+def optimizers(model):
+    yield torch.optim.Adam(model.parameters(), lr=0.1)
+    yield torch.optim.AdamW(model.parameters(), lr=0.1, amsgrad=True)
+    yield torch.optim.SGD(model.parameters(), lr=0.1)
+    yield torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_a_run_continues_bit_by_bit_from_its_packed_state(kind, tmp_path):
+    def make():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+        return model, list(optimizers(model))[kind], Ema(model, 0.9)
+
+    def steps(model, optimizer, ema, count):
+        for index in range(count):
+            torch.manual_seed(index)
+            optimizer.zero_grad()
+            model(torch.randn(4, 3)).square().mean().backward()
+            optimizer.step()
+            ema.update(model)
+
+    parts = make()
+    steps(*parts, 3)
+    tensors, facts = RunState(*parts).pack()
+    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "x.safetensors")
+    tensors, facts = copy.deepcopy(tensors), json.loads(json.dumps(facts))
+    steps(*parts, 2)
+
+    others = make()
+    steps(*others, 1)
+    RunState(*others).unpack(tensors, facts)
+    steps(*others, 2)
+    for part, other in ((parts[0], others[0]), (parts[2].module, others[2].module)):
+        for name, value in part.state_dict().items():
+            assert value.equal(other.state_dict()[name]), name
+    assert parts[2].num_updates == others[2].num_updates
+
+
+def test_the_loss_scaler_is_part_of_the_state():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))  # the scale exists once it was used
+    tensors, facts = RunState(model, optimizer, scaler=scaler).pack()
+    other = torch.amp.GradScaler("cpu", init_scale=2.0)
+    RunState(model, optimizer, scaler=other).unpack(tensors, facts)
+    assert other.state_dict()["scale"] == 8.0

@@ -1,0 +1,37 @@
+import pytest
+
+from unetdist.errors import ConfigError
+from unetdist.schedule import Schedule, TrainerConfig
+
+
+def test_epochs_become_steps():
+    cfg = TrainerConfig(max_epochs=15, global_batch_size=8)
+    assert Schedule.of(cfg, num_samples=367, save_every=None) == Schedule(688, 46, 46, 10)
+
+
+def test_explicit_steps_win():
+    cfg = TrainerConfig(max_steps=7, eval_every=3, log_every=2)
+    assert Schedule.of(cfg, num_samples=1, save_every=5) == Schedule(7, 3, 5, 2)
+
+
+def test_a_batch_larger_than_the_data_set_is_one_step_per_epoch():
+    assert Schedule.of(TrainerConfig(max_epochs=0.1), num_samples=2, save_every=None) == Schedule(1, 1, 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "give exactly one; for instance --trainer.max_epochs 50"),
+        ({"max_steps": 1, "max_epochs": 1}, "give exactly one"),
+        ({"max_steps": 0}, r"trainer.max_steps \(0\) must be above 0"),
+        ({"max_steps": 1, "global_batch_size": 0}, r"trainer.global_batch_size \(0\) must be above 0"),
+        ({"max_steps": 1, "micro_batch_size": -1}, r"trainer.micro_batch_size \(-1\) must be above 0"),
+        (
+            {"max_steps": 1, "ema_decay": 1.0},
+            r"trainer.ema_decay \(1.0\) must be at least 0 and below 1; use 0.999",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainerConfig(**values)

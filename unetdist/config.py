@@ -1,0 +1,64 @@
+"""The settings of a run: a table of contents. Each section lives above the code that it sets."""
+
+import re
+from dataclasses import dataclass, field
+
+from unetdist.checkpoint import CheckpointConfig
+from unetdist.data.augment import AugmentConfig
+from unetdist.data.loader import DataConfig
+from unetdist.errors import ConfigError
+from unetdist.evaluate import ValidationConfig
+from unetdist.losses import LossConfig
+from unetdist.model.unet import UNetConfig
+from unetdist.optim import OptimConfig
+from unetdist.schedule import TrainerConfig
+from unetdist.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that `launch/train.py` can be told."""
+
+    name: str
+    """Of the run; its results lie in `runs_dir/name`."""
+
+    data: DataConfig
+    """Where the shards are and how they are read."""
+
+    runs_dir: str = "runs"
+    """Folder of all runs."""
+
+    seed: int = 0
+    """Fixes weights, order, augmentation and dropout."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes to the training images."""
+
+    model: UNetConfig = field(default_factory=UNetConfig)
+    """The network."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What is minimised."""
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """How it is minimised."""
+
+    trainer: TrainerConfig
+    """How long and in what portions."""
+
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """How the validation set is scored."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When the state is saved."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the curves go."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
+            raise ConfigError(
+                f"name ({self.name}) becomes a folder; use letters, digits, '-', '_' and '.' only."
+            )
+        if self.seed < 0:
+            raise ConfigError(f"seed ({self.seed}) must not be negative; use 0.")

@@ -1,0 +1,216 @@
+"""An exact score of a whole data set: each sample once, counted in integers, summed over ranks once, proven complete."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unetdist.distributed import all_reduce_sum
+from unetdist.errors import ConfigError, DataError
+from unetdist.losses import Loss
+from unetdist.metrics import PoissonBootstrap, Scores, confusion_matrix
+
+Predict = Callable[[Tensor], Tensor]
+"""Image (B, C, H, W) uint8 -> logits (B, num_classes, H, W) at the same height and width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """How the validation set is scored."""
+
+    batch_size: int = 1
+    """Images per forward pass and rank. A partial batch is filled up, so that every image meets the same kernels."""
+
+    bootstrap_replicates: int = 1000
+    """Replicates of the bootstrap over images behind the 95 % interval of mIoU."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "bootstrap_replicates"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"validation.{name} ({getattr(self, name)}) must be at least 1; use the default."
+                )
+
+
+class Samples(Protocol):
+    """What a batch must offer to be scored: see `unetdist.data.batch.Batch`."""
+
+    image: Tensor
+    mask: Tensor
+    ids: Tensor
+    class_pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the manifest says the data set holds; the score is refused unless exactly this was counted."""
+
+    source: str
+    num_samples: int
+    class_pixels: np.ndarray
+    """(num_classes,) int64: pixels of each class over all masks."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of `evaluate`: equal on every rank, and for every number of ranks."""
+
+    confusion: np.ndarray
+    """(num_classes, num_classes) int64; rows target, columns prediction."""
+
+    scores: Scores
+    interval: tuple[float, float]
+    """95 % bootstrap interval of mIoU over images."""
+
+    loss: float
+    num_samples: int
+    examples: tuple["Example", ...] = field(default=(), compare=False)
+    """This rank's first images with their prediction."""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The report as JSON types; NaN, the score of an absent class, becomes None."""
+        scores, names = self.scores, self.scores.class_names
+        per_class = {
+            kind: dict(zip(names, map(_number, getattr(scores, kind)), strict=True))
+            for kind in ("iou", "dice", "precision", "recall")
+        }
+        return {
+            "miou": _number(scores.miou),
+            "miou_interval_95": [_number(bound) for bound in self.interval],
+            "pixel_accuracy": _number(scores.pixel_accuracy),
+            "fw_iou": _number(scores.fw_iou),
+            "loss": _number(self.loss),
+            "num_samples": self.num_samples,
+            "absent_classes": list(scores.absent),
+            **per_class,
+            "confusion": self.confusion.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Example:
+    """One scored image, for the eye: image (C, H, W) uint8, mask and pred (H, W) class indices."""
+
+    id: int
+    image: Tensor
+    mask: Tensor
+    pred: Tensor
+
+
+def evaluate(
+    predict: Predict,
+    batches: Iterable[Samples],
+    *,
+    expected: Expected,
+    class_names: tuple[str, ...],
+    loss: Loss,
+    cfg: ValidationConfig,
+    device: torch.device,
+    num_examples: int = 0,
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Collective. Score `batches`, this rank's part of the data set, and sum over ranks.
+
+    Args:
+        predict: the network, unwrapped, in evaluation mode.
+        batches: every sample of the data set once, spread over the ranks in any way.
+        expected: counts of the manifest.
+        class_names: by class index.
+        loss: criterion to report beside the scores; its share form is summed over the whole data set.
+        cfg: settings.
+        device: where `predict` runs.
+        num_examples: how many of this rank's first images to keep in the report.
+        on_batch: called with the number of images after each batch.
+
+    Raises:
+        DataError: samples or pixels that were counted differ from `expected`.
+    """
+    num_classes = len(class_names)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    bootstrap = PoissonBootstrap(num_classes, replicates=cfg.bootstrap_replicates)
+    loss_parts = torch.zeros(4, dtype=torch.float64, device=device)  # two sums, two units
+    seen = torch.zeros(2, dtype=torch.int64)
+    examples: list[Example] = []
+    for batch in batches:
+        mask = batch.mask.to(device)
+        logits = predict_fixed(predict, batch.image.to(device), cfg.batch_size)
+        preds = logits.argmax(1)
+        class_pixels = batch.class_pixels.to(device)
+        for index, sample_id in enumerate(batch.ids.tolist()):
+            one = slice(index, index + 1)  # image by image: the sums of a batch round by its company
+            loss_parts += torch.cat(
+                [loss.sums(logits[one], mask[one]).double(), loss.units(class_pixels[one])]
+            )
+            of_image = confusion_matrix(preds[index], mask[index], num_classes).cpu()
+            confusion += of_image
+            bootstrap.add(sample_id, of_image.numpy())
+            seen += torch.tensor([1, _fingerprint(sample_id)])
+            if len(examples) < num_examples:
+                examples.append(Example(sample_id, batch.image[index], batch.mask[index], preds[index].cpu()))
+        on_batch(len(batch.ids))
+
+    sums = torch.as_tensor(bootstrap.sums)
+    counts = torch.cat([confusion.flatten(), sums.flatten(), seen]).to(device)
+    counts, loss_parts = all_reduce_sum(counts).cpu(), all_reduce_sum(loss_parts).cpu()
+    confusion_size = num_classes * num_classes
+    total = counts[:confusion_size].reshape(num_classes, num_classes).numpy()
+    bootstrap.sums = counts[confusion_size:-2].reshape(sums.shape).numpy()
+    _prove_complete(total, counts[-2:].tolist(), expected, class_names)
+    per_unit = torch.where(loss_parts[2:] > 0, loss_parts[:2] / loss_parts[2:], 0.0)
+    return Report(
+        confusion=total,
+        scores=Scores.from_confusion(total, class_names),
+        interval=bootstrap.interval(0.95),
+        loss=float(per_unit.sum()),
+        num_samples=int(counts[-2]),
+        examples=tuple(examples),
+    )
+
+
+@torch.inference_mode()
+def predict_fixed(predict: Predict, image: Tensor, batch_size: int) -> Tensor:
+    """Logits of `image`, computed in a batch of exactly `batch_size`.
+
+    Kernels are chosen by shape, and another kernel rounds differently: with a batch that is partly empty on one
+    count of ranks and full on another, pixels near a tie would flip. So the batch is filled with its last image.
+    """
+    missing = batch_size - len(image)
+    if missing > 0:
+        image = torch.cat([image, image[-1:].expand(missing, -1, -1, -1)])
+    return predict(image)[: batch_size - missing]
+
+
+def _prove_complete(
+    confusion: np.ndarray, seen: list[int], expected: Expected, class_names: tuple[str, ...]
+) -> None:
+    num_samples, fingerprint = seen
+    remedy = "the score would be wrong, so it is refused; run launch/shard_dataset.py again on this folder"
+    if num_samples != expected.num_samples:
+        raise DataError(
+            f"{num_samples} samples were scored, the manifest lists {expected.num_samples}; {remedy}",
+            source=expected.source,
+        )
+    if (fingerprint - sum(map(_fingerprint, range(expected.num_samples)))) % 2**63:
+        raise DataError(
+            f"{num_samples} samples were scored, but some of them twice and others never; {remedy}",
+            source=expected.source,
+        )
+    counted = confusion.sum(1)
+    for name, pixels, listed in zip(class_names, counted, expected.class_pixels, strict=True):
+        if pixels != listed:
+            raise DataError(
+                f"{pixels} pixels of class {name} were scored, the manifest lists {listed}; {remedy}",
+                source=expected.source,
+            )
+
+
+def _fingerprint(sample_id: int) -> int:
+    """A number whose sum tells sets of samples apart (Knuth's multiplicative hash of the squared id)."""
+    return ((sample_id + 1) * (sample_id + 1) * 2654435761) % 2**40
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

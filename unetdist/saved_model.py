@@ -1,0 +1,115 @@
+"""A folder to predict with: weights, architecture, classes and how good it is; no pickle."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from unetdist import __version__, settings, storage
+from unetdist.data.labels import Palette
+from unetdist.errors import CheckpointError
+from unetdist.model.unet import UNet, UNetConfig
+
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+MODEL_FORMAT = "unetdist-model-1"
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A trained model with all that is needed to predict with it."""
+
+    model: UNet
+    palette: Palette
+    resize: tuple[int, int] | None
+    """(width, height) that the training images were resized to, None for their own size."""
+
+    config: dict[str, Any]
+    """What `save_model` was given, and the architecture."""
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    *,
+    model: UNetConfig,
+    palette: Palette,
+    resize: tuple[int, int] | None,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write `model.safetensors` and its readable twin `config.json` to `folder`.
+
+    Args:
+        folder: made if absent; a model in it is replaced in one atomic step.
+        state: `state_dict` of an unwrapped UNet; mean and std are among its buffers.
+        model: the architecture.
+        palette: classes and colours.
+        resize: (width, height) the shards were made with.
+        facts: metric, confusion, step: kept as they are; JSON types.
+    """
+    if wrapped := [name for name in state if name.startswith(("module.", "_orig_mod."))]:
+        raise CheckpointError(
+            f"'{wrapped[0]}' belongs to a wrapped model; save the state_dict of the module inside."
+        )
+    config = {
+        "format": MODEL_FORMAT,
+        "unetdist_version": __version__,
+        "model": settings.to_mapping(model),
+        "classes": palette.to_records(),
+        "mean": state["mean"].flatten().tolist(),
+        "std": state["std"].flatten().tolist(),
+        "resize": None if resize is None else list(resize),
+        **facts,
+    }
+    # The config travels inside the weights' header, so that a crash between the two files cannot part them.
+    metadata = {"format": "pt", "unetdist": json.dumps(config, allow_nan=False)}
+    with storage.write_atomic(Path(folder) / MODEL_FILE) as file:
+        file.write(tensors_to_bytes({name: value.contiguous() for name, value in state.items()}, metadata))
+    storage.write_json(Path(folder) / CONFIG_FILE, config)
+
+
+def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> SavedModel:
+    """Read what `save_model` wrote, in evaluation mode on `device`.
+
+    Raises:
+        CheckpointError: no weights there, damaged, or not made by this framework.
+    """
+    path = Path(folder) / MODEL_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist; give --model the folder of a trained model, runs/NAME/best."
+        )
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            config = json.loads((file.metadata() or {}).get("unetdist", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); use another checkpoint or train again."
+        ) from None
+    if config.get("format") != MODEL_FORMAT:
+        raise CheckpointError(
+            f"{path} has format {config.get('format')!r}, this version reads {MODEL_FORMAT!r}; "
+            "use weights that launch/train.py saved, or the version that saved these."
+        )
+    palette = Palette.from_records(config["classes"])
+    unet = UNet(
+        settings.from_mapping(UNetConfig, config["model"], where=str(path)),
+        num_classes=palette.num_classes,
+        mean=config["mean"],
+        std=config["std"],
+    )
+    unet = unet.to(device=device, dtype=state["mean"].dtype)
+    try:
+        unet.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit its own configuration: {error}") from None
+    resize = config["resize"]
+    return SavedModel(unet.eval(), palette, None if resize is None else (resize[0], resize[1]), config)

@@ -1,0 +1,84 @@
+"""How long to train and in what portions, as settings and as steps."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from unetdist.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long and in what portions to train."""
+
+    global_batch_size: int = 16
+    """Samples per optimizer step, over all processes."""
+
+    micro_batch_size: int | None = None
+    """Samples per forward pass and process; smaller ones need less memory. None: the whole share of a process."""
+
+    max_epochs: float | None = None
+    """Length of the training in passes over the data; give this or `max_steps`."""
+
+    max_steps: int | None = None
+    """Length of the training in optimizer steps."""
+
+    eval_every: int | None = None
+    """Steps between validations; None: once per epoch."""
+
+    log_every: int = 10
+    """Steps between log lines; only here does the host wait for the device."""
+
+    ema_decay: float = 0.0
+    """Decay per step of the averaged weights that are validated and saved, 0..1; 0: no averaging."""
+
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Number format of the forward pass."""
+
+    timeout_s: int = 1800
+    """Seconds after which a collective that a process does not join is an error."""
+
+    def __post_init__(self) -> None:
+        if (self.max_epochs is None) == (self.max_steps is None):
+            raise ConfigError(
+                f"trainer.max_epochs ({self.max_epochs}) and trainer.max_steps ({self.max_steps}): give exactly one; "
+                "for instance --trainer.max_epochs 50 --trainer.max_steps null"
+            )
+        for name in (
+            "global_batch_size",
+            "micro_batch_size",
+            "max_epochs",
+            "max_steps",
+            "eval_every",
+            "log_every",
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"trainer.{name} ({value}) must be above 0.")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(
+                f"trainer.ema_decay ({self.ema_decay}) must be at least 0 and below 1; use 0.999."
+            )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run in optimizer steps."""
+
+    max_steps: int
+    eval_every: int
+    save_every: int
+    log_every: int
+
+    @classmethod
+    def of(cls, cfg: TrainerConfig, *, num_samples: int, save_every: int | None) -> Self:
+        """Epochs as steps; an epoch's last step may hold the next epoch's first samples.
+
+        Args:
+            cfg: settings.
+            num_samples: in the training set.
+            save_every: steps between checkpoints; None: at each validation.
+        """
+        steps_per_epoch = num_samples / cfg.global_batch_size
+        max_steps = cfg.max_steps or max(1, round((cfg.max_epochs or 1) * steps_per_epoch))
+        eval_every = cfg.eval_every or max(1, round(steps_per_epoch))
+        return cls(max_steps, eval_every, save_every or eval_every, cfg.log_every)
