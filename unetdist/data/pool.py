@@ -1,0 +1,66 @@
+"""Jobs in worker processes that neither outlive their parent nor print its interruptions."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import cv2
+
+from unetdist.errors import DataError
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container or a batch job are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(work: Callable[[J], R], jobs: Sequence[J], *, workers: int, done: Callable[[R], None]) -> None:
+    """Call `done(work(job))` for each job as they end; `work` runs in `workers` processes.
+
+    On an error or an interruption the jobs that run are waited for and the others are dropped.
+
+    Raises:
+        DataError: A worker was killed.
+        BaseException: What `work` raised, the first of it.
+    """
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        for job in jobs:
+            done(work(job))
+        return
+    methods = multiprocessing.get_all_start_methods()
+    # Not fork: the parent may hold threads (progress bar, OpenCV, a test's) whose locks a fork would freeze.
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        for future in as_completed([pool.submit(work, job) for job in jobs]):
+            done(future.result())
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker process was killed, as the system does when memory runs out; run the same command "
+            f"again with fewer than {workers} --workers (finished shards are kept)."
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    cv2.setNumThreads(1)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
