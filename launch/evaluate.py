@@ -1,9 +1,16 @@
-"""Score a trained model exactly: `accelerate launch launch/evaluate.py --model runs/x/best --data shards/val`."""
+"""Score a trained model exactly: `accelerate launch launch/evaluate.py --model runs/x/best --data shards/val`.
+
+Each sample is scored once, at its own size, on any number of processes with the same result. Prints a table of the
+classes and the mIoU with its 95 % bootstrap interval over images.
+"""
 
 import argparse
 
-from unetdist.build import evaluate_saved_model
-from unetdist.logs import run_script
+from unetdist.score_table import scores_table
+
+from unetdist.build import evaluation
+from unetdist.logs import console, logger, run_script
+from unetdist.storage import write_json
 
 
 def main() -> None:
@@ -12,9 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a trained model, such as runs/NAME/best"
     )
-    parser.add_argument(
-        "--data", required=True, metavar="DIR", help="shards with manifest.json to score it on"
-    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="shards to score it on")
     parser.add_argument(
         "--json", metavar="FILE", help="write all numbers, the confusion matrix too, to this file"
     )
@@ -26,14 +31,22 @@ def main() -> None:
         "--mixed-precision", choices=("no", "fp16", "bf16"), default="no", help="number format (default: no)"
     )
     args = parser.parse_args()
-    evaluate_saved_model(
+    with evaluation(
         args.model,
         args.data,
-        json_file=args.json,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         mixed_precision=args.mixed_precision,
-    )
+    ) as (validator, saved, world):
+        report = validator.score(saved.model)
+        if not world.is_main:
+            return
+        console.print(
+            scores_table(report.scores, report.confusion, report.loss, report.interval, title=args.data)
+        )
+        if args.json is not None:
+            write_json(args.json, {"model": args.model, "data": args.data, **report.to_mapping()})
+            logger.info("all numbers are in %s", args.json)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,42 @@
 """From settings to a wired run: the only place that knows all parts."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from unetdist import settings, storage
+from unetdist import settings
 from unetdist.checkpoint import Checkpoints
 from unetdist.config import Config
 from unetdist.data.labels import Palette
-from unetdist.data.loader import train_loader, val_loader
+from unetdist.data.loader import DataConfig, train_loader, val_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
-from unetdist.distributed import StopSignal, World, barrier, make_accelerator, seed_everything, world_of
+from unetdist.distributed import (
+    MixedPrecision,
+    StopSignal,
+    World,
+    make_accelerator,
+    seed_everything,
+    world_of,
+)
 from unetdist.ema import Ema
 from unetdist.errors import ConfigError
-from unetdist.evaluate import Expected, Report
+from unetdist.evaluate import Expected, Report, ValidationConfig
 from unetdist.logs import logger, set_up_logging
-from unetdist.losses import Loss, build_loss
-from unetdist.model.unet import UNet
+from unetdist.losses import Loss, LossConfig, build_loss
+from unetdist.model.unet import UNet, UNetConfig, check_norm
 from unetdist.optim import build_optimizer
-from unetdist.saved_model import save_model
-from unetdist.tracking import Tracker
+from unetdist.run_folder import claim_run_folder
+from unetdist.saved_model import SavedModel, load_model, save_model
 from unetdist.schedule import Schedule
+from unetdist.tracking import Tracker
 from unetdist.trainer import Trainer, TrainState
 from unetdist.validation import Validator
-
-CONFIG_FILE = "config.yaml"
-
-RESULT_NEUTRAL = (
-    "name", "runs_dir", "data.num_workers", "data.train", "data.val", "trainer.micro_batch_size", "trainer.log_every",
-    "trainer.timeout_s", "checkpoint.", "tracking.", "validation.",
-)  # fmt: skip
-"""Settings (or sections) that may differ when a run is continued: they do not change its weights."""
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -44,7 +47,7 @@ def build_trainer(config: Config) -> Trainer:
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
     run_dir = Path(config.runs_dir) / config.name
-    check_run_dir(run_dir, config, world)
+    claim_run_folder(run_dir, settings.to_mapping(config), resume=config.checkpoint.resume, world=world)
     logger.info("run %s: %d process(es), %s", run_dir, world.world_size, world.device)
 
     manifest = Manifest.load(config.data.train)
@@ -55,11 +58,26 @@ def build_trainer(config: Config) -> Trainer:
         class_pixels=manifest.class_pixels,
         presence_pixels=manifest.presence_pixels,
     ).to(world.device)
+    check_norm(config.model, device_type=world.device.type, world_size=world.world_size)
     seed_everything(config.seed)
     model = build_model(config, manifest, palette).to(world.device)
     optimizer = build_optimizer(model, config.optim)
     ema = Ema(model, config.trainer.ema_decay) if config.trainer.ema_decay else None
-    validator = build_validator(config, manifest, palette, loss, world, accelerator.autocast)
+    validator = None
+    if config.data.val is not None:
+        validator = build_validator(
+            config.data.val,
+            Manifest.load(config.data.val),
+            model_config=config.model,
+            palette=palette,
+            resize=manifest.resize,
+            loss=loss,
+            cfg=config.validation,
+            data_cfg=config.data,
+            num_pictures=config.tracking.num_pictures,
+            world=world,
+            autocast=accelerator.autocast,
+        )
     tracker = Tracker(
         config.tracking,
         accelerator,
@@ -145,62 +163,77 @@ def channel_statistics(manifest: Manifest, channels: int) -> tuple[list[float], 
 
 
 def build_validator(
-    config: Config, train: Manifest, palette: Palette, loss: Loss, world: World, autocast: Any
-) -> Validator | None:
-    """The validation set, or None where the settings name none."""
-    if config.data.val is None:
-        return None
-    manifest = Manifest.load(config.data.val)
-    if manifest.palette_records != train.palette_records:
+    folder: str,
+    manifest: Manifest,
+    *,
+    model_config: UNetConfig,
+    palette: Palette,
+    resize: tuple[int, int] | None,
+    loss: Loss,
+    cfg: ValidationConfig,
+    data_cfg: DataConfig,
+    num_pictures: int,
+    world: World,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Validator:
+    """The shards in `folder`, ready to score models trained on the classes of `palette` at the size `resize`."""
+    if manifest.palette_records != tuple(palette.to_records()):
         raise ConfigError(
-            f"data.val ({config.data.val}) and data.train ({config.data.train}) have different classes; "
-            "shard both with the same Labels.txt and the same --ignore."
+            f"{folder} has other classes than the training shards; shard both with the same Labels.txt and the "
+            "same --ignore."
         )
     if not sum(manifest.class_pixels):
-        raise ConfigError(
-            f"data.val ({config.data.val}) has only ignored pixels, so it has no mIoU; use another."
-        )
-    resize = train.resize if manifest.resize != train.resize else None
-    reader = ShardReader(config.data.val, manifest)
+        raise ConfigError(f"{folder} has only ignored pixels, so it has no mIoU; use other shards.")
     return Validator(
         batches=val_loader(
-            config.data,
+            data_cfg,
             manifest,
-            config.data.val,
-            channels=config.model.in_channels,
+            folder,
+            channels=model_config.in_channels,
             num_classes=palette.num_classes,
-            batch_size=config.validation.batch_size,
+            batch_size=cfg.batch_size,
             rank=world.rank,
             world_size=world.world_size,
+            pin_memory=world.device.type == "cuda",
         ),
-        expected=Expected(config.data.val, manifest.num_samples, manifest.class_pixels),
+        expected=Expected(folder, manifest.num_samples, np.array(manifest.class_pixels)),
         palette=palette,
         loss=loss,
-        cfg=config.validation,
+        cfg=cfg,
         world=world,
         autocast=autocast,
-        resize=resize,
-        key_of=reader.key,
-        num_pictures=config.tracking.num_pictures if world.is_main else 0,
+        resize=resize if manifest.resize != resize else None,
+        key_of=ShardReader(folder, manifest).key,
+        num_pictures=num_pictures if world.is_main else 0,
     )
 
 
-def check_run_dir(run_dir: Path, config: Config, world: World) -> None:
-    """Collective. Refuse to continue a run under other settings; then save the resolved settings in its folder."""
-    saved = run_dir / CONFIG_FILE
-    if (run_dir / "checkpoints" / "latest").exists() and saved.exists():
-        if config.checkpoint.resume == "never":
-            raise ConfigError(
-                f"{run_dir} holds a run, and checkpoint.resume is never; choose another --name, "
-                "or continue it with --checkpoint.resume auto."
-            )
-        changed = settings.differences(settings.read_yaml(saved), settings.to_mapping(config))
-        for key, (before, after) in changed.items():
-            if not key.startswith(RESULT_NEUTRAL):
-                raise ConfigError(
-                    f"{run_dir} was begun with {key} = {before}, now it is {after}; continuing would mix two "
-                    f"runs. Choose another --name, or keep {key}."
-                )
-    barrier()  # nobody writes before everybody has read
-    if world.is_main:
-        storage.write_text(saved, settings.to_yaml(config))
+@contextmanager
+def evaluation(
+    model_folder: str,
+    data_folder: str,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 2,
+    mixed_precision: MixedPrecision = "no",
+) -> Iterator[tuple[Validator, SavedModel, World]]:
+    """Collective. A saved model, the shards in `data_folder` to score it on, this process among the others."""
+    accelerator = make_accelerator(mixed_precision=mixed_precision)
+    world = world_of(accelerator)
+    set_up_logging(rank=world.rank, world_size=world.world_size)
+    saved = load_model(model_folder, world.device)
+    validator = build_validator(
+        data_folder,
+        Manifest.load(data_folder),
+        model_config=saved.model.config,
+        palette=saved.palette,
+        resize=saved.resize,
+        loss=build_loss(LossConfig(), num_classes=saved.palette.num_classes).to(world.device),
+        cfg=ValidationConfig(batch_size=batch_size),
+        data_cfg=DataConfig(train=data_folder, num_workers=num_workers),
+        num_pictures=0,
+        world=world,
+        autocast=accelerator.autocast,
+    )
+    yield validator, saved, world
+    accelerator.end_training()

@@ -79,7 +79,7 @@ class Checkpoints:
             return None
         try:
             with safe_open(path / TENSORS_FILE, framework="pt", device=str(device)) as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             facts: dict[str, Any] = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
         except (SafetensorError, OSError, ValueError) as error:
             others = [other.name for other in self._complete() if other != path]

@@ -1,13 +1,14 @@
-"""An exact score of a whole data set: each sample once, counted in integers, summed over ranks once, proven complete."""
+"""An exact score of a data set: each sample once, counted in integers, summed over ranks, proven complete."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unetdist.data.batch import Batch
 from unetdist.distributed import all_reduce_sum
 from unetdist.errors import ConfigError, DataError
 from unetdist.losses import Loss
@@ -33,15 +34,6 @@ class ValidationConfig:
                 raise ConfigError(
                     f"validation.{name} ({getattr(self, name)}) must be at least 1; use the default."
                 )
-
-
-class Samples(Protocol):
-    """What a batch must offer to be scored: see `unetdist.data.batch.Batch`."""
-
-    image: Tensor
-    mask: Tensor
-    ids: Tensor
-    class_pixels: Tensor
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ class Example:
 
 def evaluate(
     predict: Predict,
-    batches: Iterable[Samples],
+    batches: Iterable[Batch],
     *,
     expected: Expected,
     class_names: tuple[str, ...],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             config = json.loads((file.metadata() or {}).get("unetdist", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); use another checkpoint or train again."
@@ -110,6 +111,7 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
     try:
         unet.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its own configuration: {error}") from None
+        why = textwrap.shorten(str(error), 300)
+        raise CheckpointError(f"{path} does not fit its own configuration: {why}; save the model again.") from None
     resize = config["resize"]
     return SavedModel(unet.eval(), palette, None if resize is None else (resize[0], resize[1]), config)

@@ -52,7 +52,7 @@ def to_mapping(settings: Any) -> dict[str, Any]:
 
 def to_yaml(settings: Any) -> str:
     """The resolved settings as a YAML file that `--config` reads back to an equal object."""
-    return yaml.safe_dump(to_mapping(settings), sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(to_mapping(settings), sort_keys=False, allow_unicode=True))
 
 
 def differences(

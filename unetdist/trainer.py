@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -272,7 +273,7 @@ class Trainer:
             self.run_state.unpack(tensors, facts)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{self.checkpoints.folder} was made by another model: {error}; "
+                f"{self.checkpoints.folder} was made by another model ({textwrap.shorten(str(error), 300)}); "
                 "use that run's settings or another --name."
             ) from None
         self.state = TrainState(**facts["train_state"])

@@ -125,3 +125,20 @@ def test_the_score_is_equal_integer_by_integer_on_any_number_of_processes(tmp_pa
         assert report["miou_interval_95"] == reports[0]["miou_interval_95"]
         assert np.isclose(report["loss"], reports[0]["loss"], rtol=1e-12)
     assert reports[0]["num_samples"] == 11
+
+
+def test_with_batch_norm_all_ranks_score_and_save_the_same_weights(reference):
+    """Each rank saw other pixels; the statistics that are kept are the mean over ranks."""
+    folder, _ = reference
+    values = values_of(folder, "batch_norm", ema_decay=0.9)
+    values["model"] = {"widths": [4, 8], "norm": "batch"}
+    first, second = run_ranks(train_averaged, 2, values)
+    assert difference(first, second) == 0
+    assert any("running_mean" in name for name in first)
+
+
+def train_averaged(values: dict[str, Any]) -> dict[str, Any]:
+    torch.set_default_dtype(torch.float64)
+    with build_trainer(settings.from_mapping(Config, values)) as trainer:
+        trainer.fit()
+        return {**trainer.model.state_dict(), **{f"ema.{k}": v for k, v in trainer.ema.module.state_dict().items()}}

@@ -1,0 +1,48 @@
+"""Every YAML in configs/ is complete, and trains."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.synthetic import write_shards
+from unetdist import settings
+from unetdist.build import build_trainer
+from unetdist.config import Config
+
+FILES = sorted(Path("configs").glob("*.yaml"))
+SMALL = ["--trainer.global_batch_size", "2", "--augment.crop_size", "[32,32]", "--data.num_workers", "0",
+         "--tracking.tracker", "none", "--optim.warmup_steps", "0"]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_recipe_trains_two_steps(file, tmp_path):
+    write_shards(tmp_path / "train", 5)
+    write_shards(tmp_path / "val", 2)
+    paths = {"data.train": tmp_path / "train", "data.val": tmp_path / "val", "runs_dir": tmp_path / "runs"}
+    argv = [
+        "--config",
+        str(file),
+        *SMALL,
+        *(word for key, path in paths.items() for word in (f"--{key}", str(path))),
+    ]
+    config = settings.parse(Config, argv, prog="train.py", description="")
+    length = {"max_epochs": None, "max_steps": 2, "eval_every": 1}
+    values = settings.to_mapping(config)
+    values["trainer"] |= length
+    with build_trainer(settings.from_mapping(Config, values)) as trainer:
+        assert trainer.fit()
+    run = tmp_path / "runs" / config.name
+    assert (run / "best" / "model.safetensors").exists()
+    assert (run / "last" / "model.safetensors").exists()
+    assert (
+        settings.parse(Config, ["--config", str(run / "config.yaml")], prog="", description="").name
+        == config.name
+    )
+
+
+def test_a_name_that_is_no_folder_is_refused(tmp_path):
+    values = {"data": {"train": "x"}, "trainer": {"max_steps": 1}}
+    with pytest.raises(ValueError, match="becomes a folder; use letters, digits"):
+        settings.from_mapping(Config, {**values, "name": "a/b"})
+    with pytest.raises(ValueError, match=r"seed \(-1\) must not be negative; use 0"):
+        settings.from_mapping(Config, {**values, "name": "a", "seed": -1})

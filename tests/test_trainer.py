@@ -1,0 +1,160 @@
+"""The loop in one process; what holds over several is in tests/distributed/test_equivalence.py."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from tests.synthetic import settings_of, write_shards
+from unetdist import settings
+from unetdist.build import build_trainer
+from unetdist.config import Config
+from unetdist.errors import CheckpointError, TrainingError
+from unetdist.saved_model import load_model
+
+
+@pytest.fixture
+def build(tmp_path):
+    write_shards(tmp_path / "train", 9)
+    write_shards(tmp_path / "val", 3)
+    trainers = []
+
+    def build(**sections):
+        values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs", **sections)
+        trainers.append(build_trainer(settings.from_mapping(Config, values)))
+        return trainers[-1]
+
+    yield build
+    for trainer in reversed(trainers):
+        trainer.__exit__()
+
+
+def lines(tmp_path):
+    return [
+        json.loads(line) for line in (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def test_a_run_leaves_what_is_promised(build, tmp_path):
+    assert build(trainer={"max_steps": 4, "eval_every": 2}).fit()
+    run = tmp_path / "runs" / "tiny"
+    assert {path.name for path in run.iterdir()} == {
+        "best",
+        "last",
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+    }
+    best = load_model(run / "best").config
+    validations = [line for line in lines(tmp_path) if "val/miou" in line]
+    assert [line["step"] for line in validations] == [2, 4]
+    assert best["metric"]["value"] == max(line["val/miou"] for line in validations)
+    assert best["report"]["miou"] == best["metric"]["value"]
+    assert [line["step"] for line in lines(tmp_path) if "train/loss" in line] == [2, 4]
+
+
+def test_only_a_better_score_replaces_the_best_weights(build, monkeypatch):
+    trainer = build(trainer={"max_steps": 3, "eval_every": 1})
+    saved, scores = [], iter([0.5, 0.4, 0.6])
+    score = trainer.validator.score
+
+    def pretend(model):
+        report = score(model)
+        object.__setattr__(report.scores, "miou", next(scores))
+        return report
+
+    monkeypatch.setattr(trainer.validator, "score", pretend)
+    trainer.save_model = lambda model, state, name, report: saved.append(
+        (name, state.step, report.scores.miou)
+    )
+    trainer.fit()
+    assert saved == [("best", 1, 0.5), ("best", 3, 0.6), ("last", 3, 0.6)]
+
+
+def test_the_averaged_weights_are_scored_and_saved(build, tmp_path):
+    trainer = build(trainer={"max_steps": 4, "ema_decay": 0.9})
+    trainer.fit()
+    last = load_model(tmp_path / "runs" / "tiny" / "last").model
+    assert last.head.weight.equal(trainer.ema.module.head.weight)
+    assert not last.head.weight.equal(trainer.model.head.weight)
+
+
+def test_the_rehearsal_leaves_no_trace(build):
+    trainer = build()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    steps = list(zip(range(2), trainer.train_batches(0), strict=False))
+    rehearsed = trainer.rehearsed(step for _, step in steps)
+    assert [batch.ids.tolist() for step in rehearsed for batch in step] == [
+        batch.ids.tolist() for _, step in steps for batch in step
+    ]
+    for name, value in trainer.model.state_dict().items():
+        assert value.equal(before[name]), name
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(build):
+    trainer = build()
+    with torch.no_grad():
+        trainer.model.head.weight.fill_(math.nan)
+    with pytest.raises(
+        TrainingError, match=r"the loss is nan at step 2; the checkpoints in .* are kept. Lower --optim.lr"
+    ):
+        trainer.fit()
+
+
+def test_data_that_ends_is_named(build):
+    trainer = build()
+    first = next(iter(trainer.train_batches(0)))
+    trainer.train_batches = lambda from_sample: [first]
+    with pytest.raises(
+        TrainingError, match="the training data ended before the training did; give an endless loader"
+    ):
+        trainer.fit()
+
+
+def test_a_finished_run_is_left_as_it_is(build, tmp_path):
+    build().fit()
+    before = lines(tmp_path)
+    assert build().fit()
+    assert lines(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_model_says_so(build, tmp_path):
+    build().fit()
+    state = tmp_path / "runs" / "tiny" / "config.yaml"
+    state.unlink()  # else the settings are refused before the weights are looked at
+    with pytest.raises(
+        CheckpointError, match="was made by another model .*; use that run's settings or another --name"
+    ):
+        build(model={"widths": [4, 8, 16]}).fit()
+
+
+def test_clipping_limits_the_gradient_and_reports_its_norm_before(build):
+    trainer = build(
+        optim={"clip_norm": 1e-3, "kind": "sgd", "lr": 1.0, "momentum": 0, "schedule": "constant"}
+    )
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    norm = trainer.train_step(next(iter(trainer.train_batches(0))))
+    after = [parameter.detach() for parameter in trainer.model.parameters()]
+    moved = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)])
+    assert norm > 1e-2
+    assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_dropout_is_the_same_when_a_step_is_repeated(build):
+    trainer = build(model={"widths": [4, 8], "dropout": 0.5})
+    step = next(iter(trainer.train_batches(0)))
+    losses = []
+    for _ in range(2):
+        trainer.wrapped.train()
+        trainer.seed_dropout()
+        losses.append(
+            float(
+                trainer.loss(
+                    trainer.wrapped(step[0].image), step[0].mask, trainer.global_units(step)
+                ).detach()
+            )
+        )
+        torch.rand(3)
+    assert losses[0] == losses[1]
