@@ -1,0 +1,139 @@
+"""The pieces of a U-Net: convolution blocks, the step up, norms by name, He initialisation."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["batch", "sync_batch", "group", "instance", "none"]
+Upsample = Literal["transpose", "bilinear"]
+
+MAX_GROUPS = 8
+"""Group norm uses the most groups up to this that divide the channels (width 64: 8 groups of 8 channels)."""
+
+
+def build_norm(norm: Norm, channels: int) -> nn.Module:
+    """A normalisation layer over `channels` maps, with a learned scale and shift.
+
+    `batch` is Ioffe & Szegedy 2015, `sync_batch` the same with statistics over all processes (CUDA only),
+    `group` is Wu & He 2018, `instance` is Ulyanov 2016; `none` is the identity.
+    """
+    match norm:
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "sync_batch":
+            return nn.SyncBatchNorm(channels)
+        case "group":
+            return nn.GroupNorm(math.gcd(channels, MAX_GROUPS), channels)
+        case "instance":
+            return nn.InstanceNorm2d(channels, affine=True)
+        case "none":
+            return nn.Identity()
+
+
+class ConvNorm(nn.Module):
+    """A convolution that keeps height and width, and its norm; a bias only where no norm would cancel it."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm == "none"
+        )
+        self.norm = build_norm(norm, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+
+class ConvBlock(nn.Module):
+    """`num_convs` times 3x3 convolution, norm, ReLU: one level of the U-Net.
+
+    With `residual` the block's input, through a 1x1 convolution where the widths differ, is added before
+    the last ReLU (He et al. 2015, arXiv 1512.03385).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, num_convs: int, norm: Norm, residual: bool
+    ) -> None:
+        super().__init__()
+        inputs = [in_channels] + [out_channels] * (num_convs - 1)
+        self.layers = nn.ModuleList(
+            ConvNorm(channels, out_channels, kernel_size=3, norm=norm) for channels in inputs
+        )
+        self.shortcut: nn.Module | None = None
+        if residual and in_channels == out_channels:
+            self.shortcut = nn.Identity()
+        elif residual:
+            self.shortcut = ConvNorm(in_channels, out_channels, kernel_size=1, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        *inner, last = self.layers
+        out = x
+        for layer in inner:
+            out = F.relu(layer(out), inplace=True)
+        out = last(out)
+        if self.shortcut is not None:
+            out = out + self.shortcut(x)
+        return F.relu(out, inplace=True)
+
+
+class UpBlock(nn.Module):
+    """One level of the way up: double height and width, put the skip beside it, convolve.
+
+    `transpose` doubles with a 2x2 transposed convolution of stride 2, as in the paper; `bilinear` with a 1x1
+    convolution, then interpolation (the two commute, and before doubling the convolution costs a quarter).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_convs: int,
+        norm: Norm,
+        residual: bool,
+        upsample: Upsample,
+    ) -> None:
+        super().__init__()
+        self.up: nn.ConvTranspose2d | nn.Conv2d
+        match upsample:
+            case "transpose":
+                self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
+            case "bilinear":
+                self.up = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        self.is_bilinear = upsample == "bilinear"
+        self.block = ConvBlock(
+            2 * out_channels, out_channels, num_convs=num_convs, norm=norm, residual=residual
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, in_channels, H, W) and skip (B, out_channels, 2H, 2W) -> (B, out_channels, 2H, 2W)."""
+        x = self.up(x)
+        if self.is_bilinear:
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        out: Tensor = self.block(torch.cat([skip, x], dim=1))
+        return out
+
+
+def initialise(model: nn.Module) -> None:
+    """Draw the convolutions' weights as He et al. 2015 (arXiv 1502.01852) and set their biases to zero.
+
+    The standard deviation is sqrt(2 / N), N being the inputs of one output (fan in), as in Ronneberger's
+    section 3; for the way up, which no ReLU follows, sqrt(1 / N). Norms keep scale 1 and shift 0, heads
+    the weights that torch gives them.
+    """
+    for module in model.modules():
+        if isinstance(module, ConvBlock):
+            for conv in (part for part in module.modules() if isinstance(part, nn.Conv2d)):
+                nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
+        elif isinstance(module, UpBlock):
+            # Windows of a 2x2 kernel with stride 2 do not overlap: an output sees each input channel once.
+            nn.init.normal_(module.up.weight, std=module.up.in_channels**-0.5)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
