@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from unetdist.errors import ConfigError
+from unetdist.model.unet import UNet, UNetConfig
+from unetdist.optim import OptimConfig, build_optimizer, lr_factor
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({}, torch.optim.Adam),
+        ({"kind": "adamw"}, torch.optim.AdamW),
+        ({"kind": "sgd"}, torch.optim.SGD),
+    ],
+)
+def test_kinds(settings, kind):
+    assert type(build_optimizer(nn.Linear(2, 2), OptimConfig(**settings))) is kind
+
+
+def test_settings_reach_the_optimizer():
+    adam = build_optimizer(nn.Linear(2, 2), OptimConfig(lr=0.25, betas=(0.8, 0.9)))
+    assert (adam.defaults["lr"], adam.defaults["betas"]) == (0.25, (0.8, 0.9))
+    sgd = build_optimizer(nn.Linear(2, 2), OptimConfig(kind="sgd", momentum=0.7, nesterov=True))
+    assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.7, True)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_only_weights_of_convolutions_decay(norm):
+    model = UNet(UNetConfig(widths=(4, 6), norm=norm, deep_supervision=True), 2, [0] * 3, [1] * 3)
+    decayed, spared = build_optimizer(model, OptimConfig(weight_decay=0.01)).param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decays = {names[parameter] for parameter in decayed["params"]}
+    stays = {names[parameter] for parameter in spared["params"]}
+    assert decays | stays == set(names.values())
+    assert all(name.endswith(("conv.weight", "up.weight", "head.weight")) for name in decays)
+    assert all(name.endswith(".bias") or ".norm." in name for name in stays)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_decay_shrinks_weights_and_leaves_biases(kind):
+    layer = nn.Linear(3, 3)
+    nn.init.ones_(layer.weight)
+    nn.init.ones_(layer.bias)
+    optimizer = build_optimizer(layer, OptimConfig(kind=kind, lr=0.1, weight_decay=0.5))
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert (layer.weight < 1).all()
+    assert torch.equal(layer.bias, torch.ones(3))
+
+
+def test_frozen_parameters_and_empty_groups_are_left_out():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    model[0].requires_grad_(False)
+    (group,) = build_optimizer(model, OptimConfig()).param_groups
+    assert [id(parameter) for parameter in group["params"]] == [id(model[1].weight)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"schedule": "constant"}, [1, 1, 1, 1]),
+        ({"schedule": "constant", "warmup_steps": 3}, [0.25, 0.5, 0.75, 1]),
+        ({"schedule": "poly", "poly_power": 1.0}, [1, 0.75, 0.5, 0.25]),
+        ({"schedule": "poly"}, [1, 0.75**0.9, 0.5**0.9, 0.25**0.9]),
+        ({"schedule": "poly", "poly_power": 1.0, "min_lr_factor": 0.2}, [1, 0.8, 0.6, 0.4]),
+        ({"schedule": "cosine"}, [1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+        ({"schedule": "cosine", "warmup_steps": 2}, [1 / 3, 2 / 3, 1, 0.5]),
+        ({"schedule": "cosine", "min_lr_factor": 0.5}, [1, 0.75 + math.sqrt(0.125) / 2, 0.75, None]),
+    ],
+)
+def test_learning_rate_of_four_steps(settings, expected):
+    factors = [lr_factor(step, 4, OptimConfig(**settings)) for step in range(4)]
+    for factor, value in zip(factors, expected, strict=True):
+        assert value is None or factor == pytest.approx(value, rel=1e-12)
+
+
+@given(
+    schedule=st.sampled_from(["constant", "poly", "cosine"]),
+    warmup_steps=st.integers(0, 20),
+    more_steps=st.integers(1, 50),
+    min_lr_factor=st.floats(0, 1),
+)
+def test_learning_rate_rises_then_falls_and_ends_at_its_minimum(
+    schedule, warmup_steps, more_steps, min_lr_factor
+):
+    config = OptimConfig(schedule=schedule, warmup_steps=warmup_steps, min_lr_factor=min_lr_factor)
+    max_steps = warmup_steps + more_steps
+    factors = [lr_factor(step, max_steps, config) for step in range(max_steps + 2)]
+    rising, falling = factors[: warmup_steps + 1], factors[warmup_steps:]
+    assert factors[0] > 0
+    assert rising == sorted(set(rising))
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] == 1
+    assert factors[-1] == pytest.approx(1 if schedule == "constant" else min_lr_factor)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": 0.0}, r"lr \(0.0\) must be above 0; use 0.001"),
+        ({"weight_decay": -0.1}, r"weight_decay \(-0.1\) must be at least 0; use 0 for none"),
+        ({"momentum": 1.0}, r"momentum \(1.0\) must be at least 0 and below 1; use 0.9"),
+        (
+            {"nesterov": True, "momentum": 0.0},
+            r"nesterov \(True\) must be false without momentum; use momentum: 0.9",
+        ),
+        ({"betas": (0.9, 1.0)}, r"betas \(\(0.9, 1.0\)\) must be at least 0 and below 1; use \[0.9, 0.999\]"),
+        ({"warmup_steps": -1}, r"warmup_steps \(-1\) must be at least 0; use 0 for none"),
+        ({"poly_power": 0.0}, r"poly_power \(0.0\) must be above 0; use 0.9"),
+        ({"min_lr_factor": 1.5}, r"min_lr_factor \(1.5\) must be between 0 and 1; use 0"),
+        ({"clip_norm": float("nan")}, r"clip_norm \(nan\) must be at least 0; use 0 for no clipping"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        OptimConfig(**settings)
+
+
+def test_a_warmup_as_long_as_the_run_is_refused():
+    with pytest.raises(ConfigError, match=r"warmup_steps \(10\) must be below the 10 steps .* at most 9"):
+        lr_factor(0, 10, OptimConfig(warmup_steps=10))
