@@ -1,0 +1,142 @@
+"""Mask files of every kind -> which values occur, and each as a number and as a colour."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from unetdist.errors import DataError
+
+_WHITE_OF_RAWMODE = {"L;2": 3, "L;2I": 3, "L;4": 15, "L;4I": 15}
+"""Pillow stretches 2- and 4-bit grey to 0..255, which would lose the ids."""
+
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A decoded mask as codes, and what each of the K codes that occur stands for.
+
+    Attributes:
+        codes: Integers 0..num_codes-1, (H, W); packed RGB is `red | green << 8 | blue << 16`.
+        num_codes: One more than the largest code this kind of file may have.
+        used: The codes that occur, ascending, int64 (K,).
+        numbers: Each as a number, int64 (K,); -1 for what is a colour only.
+        colors: Each as a colour, int64 (K, 3), the nearest if there is none.
+        is_color: Whether that colour is exact, bool (K,); no 8-bit grey is exactly 16-bit 1000.
+        kind: Whether the file has colours, grey values, or numbers that point into a table of colours.
+    """
+
+    codes: NDArray[Any]
+    num_codes: int
+    used: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    colors: NDArray[np.int64]
+    is_color: NDArray[np.bool_]
+    kind: Literal["color", "grey", "table"]
+
+    @property
+    def is_number(self) -> NDArray[np.bool_]:
+        """Whether each value can be an id, bool (K,)."""
+        return (self.numbers >= 0) | (self.kind != "color")
+
+
+def decode(data: bytes) -> Pixels:
+    """Decode a whole PNG, TIFF, GIF, BMP or JPEG file (or another that Pillow opens); alpha is dropped.
+
+    Raises `DataError` if it is no picture, is truncated or damaged, holds several pictures or fractions.
+    """
+    image, rawmode = _load(data)
+    if image.mode in ("1", "L", "LA"):
+        return _grey(image, white=1 if image.mode == "1" else _WHITE_OF_RAWMODE.get(rawmode, 255))
+    if image.mode in ("P", "PA"):
+        return _table(image)
+    if image.mode[0] in "IF":
+        return _deep_grey(image)
+    return _rgb(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _load(data: bytes) -> tuple[Image.Image, str]:
+    """The loaded picture, and its raw mode: how the file packs its pixels."""
+    try:
+        with warnings.catch_warnings():  # Pillow's and libtiff's: what matters is raised as well
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+            if image.format == "PNG":
+                Image.open(io.BytesIO(data)).verify()  # load() overlooks checksums
+                if _PNG_END not in data:  # and both overlook a file cut between two chunks
+                    raise OSError("the end is missing")
+            num_pictures = getattr(image, "n_frames", 1)
+            packing = image.tile[0][3] if image.tile else ""
+            image.load()
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
+        raise DataError(f"the mask is damaged or no picture ({error}); export it again") from None
+    if num_pictures > 1:
+        raise DataError(f"the mask file holds {num_pictures} pictures; save each as a file of its own")
+    return image, str(packing[0] if isinstance(packing, tuple) else packing)
+
+
+def _grey(image: Image.Image, white: int) -> Pixels:
+    """Grey of up to 8 bits; `white` is the largest number of the file's bit depth."""
+    codes = np.asarray(image.getchannel(0)).astype(np.uint8)
+    if 1 < white < 255:
+        codes //= 255 // white
+    used = _occurring(codes, white + 1)
+    grey = np.repeat(used[:, None] * (255 // white), 3, axis=1)
+    return Pixels(codes, white + 1, used, used, grey, np.ones(len(used), bool), kind="grey")
+
+
+def _deep_grey(image: Image.Image) -> Pixels:
+    """Grey of 16 or 32 bits, and floats that are whole numbers; 65535 is white."""
+    values = np.asarray(image)
+    if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values)):
+        raise DataError("the mask holds fractions; save its classes as whole numbers")
+    if values.dtype == np.uint16:
+        codes, num_codes = values, 1 << 16
+        used = numbers = _occurring(codes, num_codes)
+    else:
+        numbers, inverse = np.unique(values, return_inverse=True)
+        numbers, num_codes = numbers.astype(np.int64), len(numbers)
+        codes, used = inverse.reshape(values.shape), np.arange(num_codes)
+    grey = np.where(numbers <= 255, numbers, numbers // 257)
+    is_color = (numbers >= 0) & (numbers <= 65535) & ((numbers <= 255) | (numbers % 257 == 0))
+    colors = np.repeat(np.clip(grey, 0, 255)[:, None], 3, axis=1)
+    return Pixels(codes, num_codes, used, numbers, colors, is_color, kind="grey")
+
+
+def _table(image: Image.Image) -> Pixels:
+    """Numbers that point into the file's own table of colours, 8 bits."""
+    codes = np.asarray(image.getchannel(0))
+    used = _occurring(codes, 256)
+    table = np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3)
+    is_color = used < len(table)
+    colors = table[np.minimum(used, len(table) - 1)]
+    is_renumbered = image.format == "GIF" and _is_grey(colors).all() and (colors[:, 0] != used).any()
+    if is_renumbered:  # writers pack the greys that occur to 0, 1, 2 ...: the ids may be either
+        return Pixels(codes, 256, used, np.full(len(used), -1), colors, is_color, kind="color")
+    return Pixels(codes, 256, used, used, colors, is_color, kind="table")
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """Packed colours; those with r = g = b are numbers too."""
+    packed = np.frombuffer(image.tobytes("raw", "RGBX"), "<u4") & 0xFFFFFF
+    used = _occurring(packed, 1 << 24)
+    colors = np.stack([used & 255, used >> 8 & 255, used >> 16], axis=1)
+    numbers = np.where(_is_grey(colors), colors[:, 0], -1)
+    codes = packed.reshape(image.height, image.width)
+    return Pixels(codes, 1 << 24, used, numbers, colors, np.ones(len(used), bool), kind="color")
+
+
+def _is_grey(colors: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return np.asarray((colors == colors[:, :1]).all(axis=1))
+
+
+def _occurring(codes: NDArray[Any], num_codes: int) -> NDArray[np.int64]:
+    """The codes that occur, ascending: a flag for each code is faster than sorting the pixels."""
+    flags = np.zeros(num_codes, bool)
+    flags[codes] = True
+    return np.flatnonzero(flags)
