@@ -1,0 +1,172 @@
+"""Holds the house to its drawing: what imports what, how large a file may be, what is loaded when."""
+
+import ast
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "unetdist"
+MAX_LINES = 260
+
+FLOORS = (
+    {"errors", "settings", "storage", "logs", "launch_check", "distributed"},
+    {"class_weights", "meter", "pictures", "schedule"},
+    {"data", "model", "losses", "metrics", "optim", "ema"},
+    {"inference", "evaluate", "checkpoint", "saved_model", "tracking", "score_table", "export"},
+    {"trainer", "validation", "predict", "run_folder"},
+    {"config"},
+    {"build"},
+)
+"""Lowest first. A part (file or package) imports from lower floors and from itself; on the ground floor also from
+its neighbours."""
+
+FRAMEWORK_PARTS = {
+    "accelerate": {"distributed", "launch_check", "tracking", "trainer"},
+    "torch.distributed": {"distributed"},
+}
+"""Who may touch what is kept in few hands."""
+
+FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "misc.py"}
+
+LAZY = ("datasets", "wandb", "webdataset", "pandas", "pyarrow")
+"""Heavy or optional: imported inside the function that needs them, never by `import unetdist.anything`."""
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def part_of(path: Path) -> str:
+    """`losses` for unetdist/losses.py, `data` for unetdist/data/order.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor_of(part: str) -> int:
+    for floor, parts in enumerate(FLOORS):
+        if part in parts:
+            return floor
+    raise AssertionError(f"unetdist/{part} has no floor; add it to FLOORS in {Path(__file__).name}")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it; `from a import b` counts as a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import unetdist by its full name"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def parts_imported(path: Path) -> set[str]:
+    names = {name.split(".")[1] for name in imports_of(path) if name.startswith("unetdist.")}
+    return {name for name in names if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
+
+
+def file_id(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=file_id)
+def test_imports_point_down(path):
+    part = part_of(path)
+    for target in parts_imported(path) - {part}:
+        above = (
+            f"unetdist/{file_id(path)} (floor {floor_of(part)}) imports {target} (floor {floor_of(target)})"
+        )
+        if floor_of(part) == 0:
+            assert floor_of(target) == 0, above
+        else:
+            assert floor_of(target) < floor_of(part), above
+
+
+def test_no_import_goes_round():
+    graph = {file_id(path): imports_of(path) for path in FILES}
+    names = {f"unetdist.{name.removesuffix('.py').replace('/', '.')}": name for name in graph}
+    edges = {
+        name: {names[module] for module in modules if module in names} for name, modules in graph.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join([*way, name])
+        if name not in done:
+            for target in sorted(edges[name]):
+                visit(target, (*way, name))
+            done.add(name)
+
+    for name in sorted(edges):
+        visit(name, ())
+
+
+def test_no_part_has_two_floors():
+    for lower, higher in pairwise(FLOORS):
+        assert not lower & higher
+
+
+@pytest.mark.parametrize("path", FILES, ids=file_id)
+@pytest.mark.parametrize("framework", FRAMEWORK_PARTS)
+def test_framework_stays_in_few_hands(path, framework):
+    touched = any(name == framework or name.startswith(f"{framework}.") for name in imports_of(path))
+    assert not touched or part_of(path) in FRAMEWORK_PARTS[framework], f"{file_id(path)} imports {framework}"
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, *sorted((ROOT / "launch").glob("*.py"))], ids=lambda path: path.name
+)
+def test_files_stay_small_and_well_named(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{path.relative_to(ROOT)} has {lines} lines: it does two things"
+    assert path.name not in FORBIDDEN_NAMES, f"{path.name} says nothing of what is inside"
+
+
+@pytest.mark.parametrize("path", FILES, ids=file_id)
+def test_every_module_has_its_tests(path):
+    wanted = f"test_{path.name}"
+    assert list((ROOT / "tests").rglob(wanted)), f"unetdist/{file_id(path)} has no {wanted}"
+
+
+def test_every_test_file_has_its_own_name_where_it_mirrors_a_module():
+    modules = {file_id(path) for path in FILES}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests").as_posix()
+        if folder in ("data", "model"):
+            assert f"{folder}/{path.name.removeprefix('test_')}" in modules, f"{path.name} mirrors no module"
+
+
+def test_docstring_of_every_collective_begins_with_the_word():
+    """A function that calls a collective from `distributed` is one itself, and must say so."""
+    collectives = {"all_reduce_sum", "any_rank", "broadcast_object", "barrier"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                called = {
+                    call.func.id
+                    for call in ast.walk(node)
+                    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+                }
+                if called & collectives:
+                    text = ast.get_docstring(node) or ""
+                    assert text.startswith("Collective."), f"{file_id(path)}: {node.name} is a collective"
+
+
+BLOCKED = """
+import importlib, pkgutil, sys
+for name in {lazy!r}:
+    sys.modules[name] = None
+import unetdist
+for module in pkgutil.walk_packages(unetdist.__path__, "unetdist."):
+    importlib.import_module(module.name)
+print("imported", len([name for name in sys.modules if name.startswith("unetdist")]))
+"""
+
+
+def test_importing_needs_neither_wandb_nor_datasets():
+    code = BLOCKED.format(lazy=LAZY)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[1]) > len(FILES)
