@@ -114,11 +114,13 @@ def quickstart(python: Path) -> None:
     )
 
     miou = json.loads((ROOT / metrics).read_text(encoding="utf-8"))["miou"]
-    print(
-        SUMMARY.format(
-            miou=miou, seconds=time.monotonic() - began, python=python.relative_to(ROOT, walk_up=True)
-        )
+    launch = shlex.join(launch_arguments(python))
+    activate = (
+        ""
+        if python == Path(sys.executable)
+        else f"  source {python.with_name('activate').relative_to(ROOT)}\n"
     )
+    print(SUMMARY.format(miou=miou, seconds=time.monotonic() - began, launch=launch, activate=activate))
 
 
 SUMMARY = """
@@ -133,8 +135,7 @@ Done in {seconds:.0f} s: mIoU {miou:.3f} on the validation pictures.
 
 Next, with pictures of your own (images, masks in colours, and a Labels.txt that names the colours):
 
-  {activate}
-  python launch/shard_dataset.py --images DIR --masks DIR --labels Labels.txt --out shards --val-fraction 0.2
+{activate}  python launch/shard_dataset.py --images DIR --masks DIR --labels Labels.txt --out shards --val-fraction 0.2
   cp configs/shapes.yaml configs/mine.yaml      # then set name, data.train: shards/train, data.val: shards/val
   accelerate launch {launch} launch/train.py --config configs/mine.yaml
 """

@@ -109,7 +109,9 @@ def choose_torch(offered: list[str], *, has_gpu: bool, system: str, tested: str)
 
 def run_pip(python: Path, arguments: list[str]) -> None:
     """Run pip, and turn its failure into advice."""
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
+    # in a terminal the long wait shows its progress; in a log only errors are of use
+    quiet = [] if sys.stdout.isatty() else ["-qq"]
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", *quiet, *arguments]
     say("$ " + " ".join(command).replace(f"{ROOT}{os.sep}", ""))
     if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
         free = shutil.disk_usage(ROOT).free / 2**30
@@ -144,7 +146,7 @@ def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bo
     if not active and not is_sound(python):
         create_venv()
     if version_of(pip_version(python)) < MIN_PIP:
-        run_pip(python, ["install", "--quiet", "--no-compile", "--upgrade", "pip>=26"])
+        run_pip(python, ["install", "--no-compile", "--upgrade", "pip>=26"])
     packages(python, here, groups, torch_index=torch_index, unpinned=unpinned)
     stamp.write_text(
         " ".join([wanted, *sorted({*groups, *(done[1:] if done[:1] == [wanted] else [])})]), "utf-8"
@@ -215,6 +217,4 @@ def packages(python: Path, here: Path, groups: list[str], *, torch_index: str | 
     constraints = here / "unetdist-constraints.txt"
     constraints.write_text("\n".join([*([] if unpinned else pins), torch]) + "\n", encoding="utf-8")
     chosen = [word for group in groups for word in ("--group", group)]
-    run_pip(
-        python, ["install", "--quiet", "--no-compile", *index, "-c", str(constraints), "-e", ".", *chosen]
-    )
+    run_pip(python, ["install", "--no-compile", *index, "-c", str(constraints), "-e", ".", *chosen])
