@@ -255,42 +255,6 @@ def test_the_rarest_of_very_many_colours_are_one_entry():
     assert sum(unknown.num_colors for unknown in unknowns) == 801
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "BMP", "JPEG"])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9])
-def test_truncated_files_are_refused(kind, share):
-    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
-    data = encode(pixels, kind)
-    assert read_mask(data, STREET, mask_format="color")[0].shape == (64, 64)
-    with pytest.raises(DataError, match=r"the mask is damaged or no picture \(.*\); export it again"):
-        read_mask(data[: int(share * len(data))], STREET)
-
-
-@given(st.data())
-def test_a_cut_png_is_never_read_as_whole(data):
-    whole = encode(COLORS)
-    with pytest.raises(DataError, match="damaged or no picture"):
-        read_mask(whole[: data.draw(st.integers(0, len(whole) - 1))], STREET)
-
-
-def test_a_flipped_bit_in_a_png_is_seen():
-    data = bytearray(encode(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)))
-    data[len(data) // 2] ^= 1
-    with pytest.raises(DataError, match="damaged or no picture"):
-        read_mask(bytes(data), STREET)
-
-
-def test_other_unusable_files_are_refused():
-    frames = [Image.fromarray(IDS), Image.fromarray(IDS[::-1].copy())]
-    for kind in ("TIFF", "GIF", "PNG"):
-        stack = encode(frames[0], kind, save_all=True, append_images=frames[1:])
-        with pytest.raises(DataError, match="the mask file holds 2 pictures; save each as a file of its own"):
-            read_mask(stack, STREET)
-    with pytest.raises(DataError, match="the mask holds fractions; save its classes as whole numbers"):
-        read_mask(encode(np.array([[0.5, 1]], np.float32), "TIFF"), STREET)
-    with pytest.raises(DataError, match="the mask has colours, not ids; use --mask-format color"):
-        read_mask(encode(COLORS), STREET, mask_format="ids")
-
-
 @given(st.data())
 def test_colour_masks_agree_with_the_plain_definition(data):
     """Every pixel by itself: its label's index, or the nearest label's."""

@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from unetdist.data.label_columns import INTEGER, SEPARATORS, cut_cells, delimiter_of, read_header
 from unetdist.errors import DataError
 
 FORMS = (
@@ -33,12 +34,6 @@ FORMS = (
 """Orders of columns that are known without a header; `a` is a constant alpha, `_` is not looked at."""
 
 REMEDY = "write 'R G B name' with whole numbers 0..255, or put # before a comment"
-_NAMES = {"name", "names", "classname", "labelname", "categoryname"}
-_NAMES_OR_IDS = {"class", "classes", "label", "labels", "category", "type"}
-_IDS = {"id", "ids", "idx", "index", "value", "number", "classid", "labelid", "classindex", "trainid"}
-_CHANNELS = {"r": "r", "red": "r", "g": "g", "green": "g", "b": "b", "blue": "b", "a": "a", "alpha": "a"}
-_SEPARATORS = r"[\s,;:()\[\]]+"
-_INTEGER = r"[-+]?\d+"
 _COMMENT = re.compile(r"(^|\s)(#|//)(\s.*|$)|^(#|//).*")
 _CVAT = re.compile(r"^([^:]+:\s*\d+,\s*\d+,\s*\d+):[^:]*:[^:]*$")
 
@@ -82,7 +77,7 @@ def readings(path: Path) -> list[Reading]:
         text = _COMMENT.sub("", line).strip()
         is_comment = bool(line.strip()) and not text
         if not content and not header and (is_comment or text):
-            header = _header(line.strip().lstrip("#/ "), path, number, is_strict=not is_comment)
+            header = read_header(line.strip().lstrip("#/ "), path, number, is_strict=not is_comment)
             text = "" if header else text
         if text:
             content.append((number, text))
@@ -108,37 +103,13 @@ def _text(path: Path) -> str:
         return data.decode("latin-1")
 
 
-def _header(text: str, path: Path, line: int, *, is_strict: bool) -> list[str] | None:
-    """Role of each column ("id", "name", "r", "g", "b", "a" or "_"), or None if the line is no header."""
-    cells = next(csv.reader([text], delimiter=_delimiter(text) or " ", skipinitialspace=True), [])
-    if len(cells) < 4:
-        cells = [cell for cell in re.split(_SEPARATORS, text) if cell]
-    words = [re.sub(r"[\s_\-]", "", cell).lower() for cell in cells]
-    roles = ["name" if w in _NAMES else "id" if w in _IDS else _CHANNELS.get(w, "_") for w in words]
-    for index, word in enumerate(words):
-        if word in _NAMES_OR_IDS and not {"name", "id"} <= set(roles):
-            roles[index] = "name" if "name" not in roles else "id"
-    if any(re.fullmatch(_INTEGER, word) for word in words) or len({*roles} & {*"rgb", "name"}) < 2:
-        return None
-    missing = [role for role in ("r", "g", "b", "name") if roles.count(role) != 1]
-    if not missing and roles.count("id") < 2:
-        return roles
-    if is_strict:
-        raise DataError(
-            f"the header '{text}' must have each of r, g, b, name once and id at most once; "
-            "use 'id,name,r,g,b'",
-            source=f"{path}, line {line}",
-        )
-    return None
-
-
 def _with_header(content: list[tuple[int, str]], roles: list[str], path: Path) -> Reading:
     """One reading: each line cut into the header's columns."""
     rows = []
     for line, text in content:
-        values = {role: cell.strip() for role, cell in zip(roles, _cells(text, roles), strict=False)}
+        values = {role: cell.strip() for role, cell in zip(roles, cut_cells(text, roles), strict=False)}
         numbers = [values.get(role, "") for role in roles if role in ("r", "g", "b", "id")]
-        if not values.get("name") or not all(re.fullmatch(_INTEGER, number) for number in numbers):
+        if not values.get("name") or not all(re.fullmatch(INTEGER, number) for number in numbers):
             raise DataError(
                 f"'{text}' does not fit the header '{' '.join(roles)}'; give each line these columns with "
                 "whole numbers, and quote a name that begins or ends with a number",
@@ -146,26 +117,6 @@ def _with_header(content: list[tuple[int, str]], roles: list[str], path: Path) -
             )
         rows.append(_row(line, values))
     return Reading(" ".join(roles), tuple(rows), 0)
-
-
-def _cells(text: str, roles: list[str]) -> list[str]:
-    """The cells of a line under a header; none if they are too many.
-
-    Between spaces the name takes the cells that are too many, unless these may be a column without one.
-    """
-    delimiter = _delimiter(text)
-    cells = next(csv.reader([text], delimiter=delimiter or " ", skipinitialspace=True))
-    if delimiter and len(cells) >= len(roles):
-        return [] if any(cells[len(roles) :]) else cells
-    if delimiter:
-        cells = [cell for cell in re.split(_SEPARATORS, text) if cell]
-    start = roles.index("name")
-    end = start + 1 + max(0, len(cells) - len(roles))
-    name = cells[start:end]
-    borders = [*name[:1] * (start > 0), *name[-1:] * (start + 1 < len(roles))]
-    if len(name) > 1 and any(re.fullmatch(_INTEGER, cell) for cell in borders):
-        return []
-    return [*cells[:start], " ".join(name), *cells[end:]]
 
 
 def _without_header(content: list[tuple[int, str]], path: Path) -> list[Reading]:
@@ -229,34 +180,30 @@ def _row(line: int, values: dict[str, str]) -> Row:
     return Row(line, " ".join(values["name"].split()), color, int(values["id"]) if "id" in values else None)
 
 
-def _delimiter(text: str) -> str | None:
-    return next((delimiter for delimiter in "\t;," if delimiter in text), None)
-
-
 def _split(line: int, text: str) -> _Fields:
     """Numbers before the name, name, numbers after; an empty name if there are only numbers."""
     bare = _CVAT.sub(r"\1", text)
-    if (delimiter := _delimiter(bare)) and (fields := _split_cells(line, bare, delimiter)):
+    if (delimiter := delimiter_of(bare)) and (fields := _split_cells(line, bare, delimiter)):
         return fields
     match = re.fullmatch(
-        rf"[\s(\[]*(?P<before>(?:{_INTEGER}[.)]?(?:{_SEPARATORS}|$))*)(?P<name>.*?)"
-        rf"(?P<after>(?:{_SEPARATORS}{_INTEGER})*)[\s,;:)\]]*",
+        rf"[\s(\[]*(?P<before>(?:{INTEGER}[.)]?(?:{SEPARATORS}|$))*)(?P<name>.*?)"
+        rf"(?P<after>(?:{SEPARATORS}{INTEGER})*)[\s,;:)\]]*",
         bare,
     )
     assert match is not None, bare  # every part may be empty and the name takes what is left
-    before, after = (tuple(re.findall(_INTEGER, match[part])) for part in ("before", "after"))
+    before, after = (tuple(re.findall(INTEGER, match[part])) for part in ("before", "after"))
     return _Fields(line, text, before, match["name"].strip("\"' \t,;:"), after, is_name_sure=False)
 
 
 def _split_cells(line: int, text: str, delimiter: str) -> _Fields | None:
     """The fields if each cell is either numbers or the name, and the name is in one place; else None."""
     cells = [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))]
-    numbers = [re.fullmatch(rf"[\s(\[]*{_INTEGER}({_SEPARATORS}{_INTEGER})*[\s)\]]*", cell) for cell in cells]
+    numbers = [re.fullmatch(rf"[\s(\[]*{INTEGER}({SEPARATORS}{INTEGER})*[\s)\]]*", cell) for cell in cells]
     words = [i for i, cell in enumerate(cells) if cell and not numbers[i]]
     if not words or words[-1] - words[0] != len(words) - 1:
         return None
     before, after = (
-        tuple(re.findall(_INTEGER, " ".join(part))) for part in (cells[: words[0]], cells[words[-1] + 1 :])
+        tuple(re.findall(INTEGER, " ".join(part))) for part in (cells[: words[0]], cells[words[-1] + 1 :])
     )
     if len(before) + len(after) < 3:
         return None
