@@ -1,0 +1,86 @@
+"""Behaviour of wandb, and of Accelerate's tracker for it, that the framework leans on. A change fails here first."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import LoggerType
+
+from tests.tracking.samples import wandb_records
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_trackers_can_be_chosen_after_the_accelerator_was_made(tmp_path, accelerator):
+    """Why `make_accelerator` need not know of tracking (tracking/wandb_run.py)."""
+    accelerator.log_with = [LoggerType.WANDB]
+    options = {"mode": "offline", "dir": str(tmp_path), "settings": wandb.Settings(silent=True)}
+    accelerator.init_trackers("p", {"lr": 0.1}, init_kwargs={"wandb": options})
+    run = accelerator.get_tracker("wandb", unwrap=True)
+    assert run.offline
+    assert run.project == "p"
+    assert run.config["lr"] == 0.1
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def test_values_of_one_step_become_one_row_and_steps_must_not_fall(tmp_path):
+    """Why training and validation are logged with the step, and why a continued run may repeat steps online."""
+    with wandb.init(project="p", mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True)) as run:
+        run.log({"a": 1}, step=10)
+        run.log({"b": 2}, step=10)
+        run.log({"a": 3}, step=5)
+        run.log({"a": 4}, step=20)
+    rows = [record["history"]["item"] for record in wandb_records(tmp_path) if record["type"] == "history"]
+    assert [(row["_step"], row.get("a"), row.get("b")) for row in rows] == [(10, 1, 2), (20, 4, None)]
+
+
+def test_without_account_and_terminal_wandb_raises(tmp_path):
+    """Why the mode is offline where there is no account."""
+    with pytest.raises(wandb.errors.UsageError):
+        wandb.init(project="p", dir=tmp_path, settings=wandb.Settings(silent=True))
+
+
+def test_settings_know_the_account_without_starting_a_run(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://example.org")
+    settings = wandb.setup().settings
+    assert settings.api_key == "0" * 40
+    assert settings.base_url == "https://example.org"
+    assert settings.mode == "online"
+    assert settings.identity_token_file is None
+    assert wandb.Settings().base_url != settings.base_url  # the plain class knows only the defaults
+
+
+def test_end_of_a_run_can_be_limited(monkeypatch):
+    """Why a dead network does not hold the end of a run forever."""
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "7")
+    assert wandb.setup().settings.finish_timeout == 7
+    assert wandb.Settings().finish_timeout == 0
+
+
+@pytest.mark.parametrize("command", ["leet", "sync", "login"])
+def test_commands_that_we_tell_the_user_exist(command):
+    script = Path(sys.executable).with_name("wandb")
+    done = subprocess.run([script, command, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"wandb {command}" in done.stdout

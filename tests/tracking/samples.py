@@ -1,0 +1,49 @@
+"""What a run would hand to its tracker."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from unetdist.data.labels import Palette
+from unetdist.meter import TrainStats
+from unetdist.metrics import Scores
+from unetdist.tracking import Picture
+
+NAMES = ("sky", "road", "tree")
+PALETTE = Palette.from_records(
+    [
+        *({"index": i, "id": i, "name": name, "color": [80 * i, 10, 20]} for i, name in enumerate(NAMES)),
+        {"index": None, "id": 9, "name": "void", "color": [0, 0, 0]},
+    ]
+)
+CONFUSION = np.array([[90, 10, 0], [25, 75, 0], [0, 0, 0]])
+"""No tree anywhere."""
+
+SCORES = Scores.from_confusion(CONFUSION, NAMES)
+
+
+def stats(**changes: float) -> TrainStats:
+    values = {"loss": 0.5, "lr": 0.01, "grad_norm": 2.0, "images_per_s": 12.5, "data_s": 0.1, "step_s": 0.4}
+    return TrainStats(**{**values, "epoch": 1.5, "num_bad": 0, **changes})
+
+
+def picture(key: str, height: int = 20, width: int = 30, channels: int = 3) -> Picture:
+    rng = np.random.default_rng(0)
+    mask = rng.choice([0, 1, 255], (height, width)).astype(np.uint8)
+    image = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Picture(key, image, mask, np.minimum(mask, 1).astype(np.int64))
+
+
+def wandb_records(run_dir: Path) -> list[dict]:
+    """The records of all offline runs in a run's folder, oldest first."""
+    wandb = str(Path(sys.executable).with_name("wandb"))
+    records = []
+    for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
+        done = subprocess.run(
+            [wandb, "leet", "inspect", "--json", str(file)], capture_output=True, text=True, check=True
+        )
+        records += [json.loads(line) for line in done.stdout.splitlines()]
+    return records

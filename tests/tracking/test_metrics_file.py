@@ -1,0 +1,32 @@
+import json
+
+from unetdist.tracking.metrics_file import MetricsFile
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_object_per_line_with_null_for_what_is_no_number(tmp_path):
+    file = MetricsFile(tmp_path / "run/metrics.jsonl")
+    file.write({"train/loss": 0.5}, 10)
+    assert lines(file.path) == [{"step": 10, "train/loss": 0.5}]  # there at once, not at the end
+    file.write({"val/miou": float("nan"), "val/loss": float("inf"), "val/iou/Bäume": 1.0}, 10)
+    assert lines(file.path)[1] == {"step": 10, "val/miou": None, "val/loss": None, "val/iou/Bäume": 1.0}
+
+
+def test_a_continued_run_repeats_no_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    killed = MetricsFile(path)
+    for step in (10, 20, 20, 30):
+        killed.write({"train/loss": 1.0}, step)
+    path.write_text(path.read_text() + '{"step": 40, "train/lo')
+    continued = MetricsFile(path)
+    for step in (20, 30, 40):
+        continued.write({"train/loss": 2.0}, step)
+    assert [(line["step"], line["train/loss"]) for line in lines(path)] == [
+        (10, 1.0),
+        (20, 2.0),
+        (30, 2.0),
+        (40, 2.0),
+    ]

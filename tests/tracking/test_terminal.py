@@ -1,0 +1,43 @@
+import numpy as np
+from rich.console import Console
+
+from tests.tracking.samples import CONFUSION, NAMES, SCORES, stats
+from unetdist.metrics import Scores
+from unetdist.tracking.terminal import scores_table, train_note
+
+
+def text_of(scores, confusion, is_best):
+    console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(scores_table(scores, confusion, 0.25, (0.6, 0.71), step=30, is_best=is_best))
+        return console.export_text()
+
+
+def test_a_line_per_class_in_percent():
+    text = text_of(SCORES, CONFUSION, is_best=True)
+    assert "step 30: mIoU 70.1 % (95 % interval 60.0 .. 71.0), best so far" in text
+    assert "loss 0.2500, pixel accuracy 82.5 %; absent, not in mIoU: tree" in text
+    rows = [line.replace("│", " ").split() for line in text.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["sky", "72.0", "83.7", "78.3", "90.0", "50.0"],
+        ["road", "68.2", "81.1", "88.2", "75.0", "50.0"],
+        ["tree", "-", "-", "-", "-", "0.0"],
+    ]
+
+
+def test_nothing_absent_and_not_the_best():
+    confusion = np.eye(3, dtype=np.int64)
+    text = text_of(Scores.from_confusion(confusion, NAMES), confusion, is_best=False)
+    assert "best" not in text
+    assert "absent" not in text
+
+
+def test_class_names_are_no_markup():
+    confusion = np.eye(2, dtype=np.int64)
+    assert "[red]" in text_of(Scores.from_confusion(confusion, ("[red]", "a")), confusion, is_best=False)
+
+
+def test_note_is_short_and_says_what_is_slow():
+    assert train_note(stats()) == "loss 0.5000  12.5 img/s  data wait 25 %"
+    assert train_note(stats(num_bad=3)).endswith("3 bad samples")
+    assert "wait 0 %" in train_note(stats(step_s=0.0))

@@ -1,0 +1,171 @@
+"""Class ids, and overlays for the eye, of image files."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+
+from unetdist import pictures, storage
+from unetdist.data.decode import decode_image
+from unetdist.errors import ConfigError, DataError
+from unetdist.inference import predict_logits
+from unetdist.logs import logger, progress
+from unetdist.saved_model import SavedModel
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: np.rot90(image),
+}
+"""By EXIF orientation: from the stored pixels to what a viewer shows."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image file and where its results go: `<target>_ids.png`, `<target>_overlay.png`."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image file that gave no result, and why."""
+
+    source: Path
+    reason: str
+
+
+def find_jobs(source: Path, out: Path) -> list[Job]:
+    """The images of `source`, a file or a folder with folders in it, by name.
+
+    Folders below `source` are kept below `out`. Hidden files are skipped, and so is `out` inside `source`.
+
+    Raises:
+        DataError: nothing there, no images, `source` lies in `out`, or two files would have one result.
+    """
+    if source.is_file():
+        return [Job(source, out / source.stem)]
+    if not source.is_dir():
+        raise DataError("does not exist; give --input an image or a folder of images.", source=source)
+    if source.resolve().is_relative_to(out.resolve()):
+        raise DataError(
+            f"lies in the output folder {out}, and results would mix with images; give --out another folder.",
+            source=source,
+        )
+    jobs: dict[Path, Job] = {}
+    for path in sorted(source.rglob("*")):
+        inner = path.relative_to(source)
+        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in inner.parts):
+            continue
+        if not path.is_file() or path.resolve().is_relative_to(out.resolve()):
+            continue
+        job = Job(path, out / inner.with_suffix(""))
+        if (other := jobs.setdefault(job.target, job)) is not job:
+            raise DataError(
+                f"this and {other.source} would both write {job.target}_ids.png; rename one of them.",
+                source=path,
+            )
+    if not jobs:
+        raise DataError(f"no images in it; looked for {', '.join(SUFFIXES)}.", source=source)
+    return list(jobs.values())
+
+
+def predict_files(
+    saved: SavedModel, source: Path, out: Path, *, overlay: bool = False, device: torch.device | str = "cpu"
+) -> list[Failure]:
+    """Write the class ids of every image of `source` below `out`; the files that cannot be read are returned.
+
+    Results have the size and the orientation in which a viewer shows the image.
+
+    Args:
+        saved: the model, on `device`.
+        source: an image or a folder.
+        out: folder; files of earlier runs are replaced.
+        overlay: also write the image under its classes' colours, with a legend.
+        device: where to compute.
+
+    Raises:
+        DataError: see `find_jobs` and `write_png`.
+    """
+    jobs = find_jobs(source, out)
+    failures = []
+    with progress("predicting", len(jobs)) as bar:
+        for job in jobs:
+            try:
+                image = read_upright(job.source, saved.model.config.in_channels)
+            except DataError as error:
+                failures.append(Failure(job.source, str(error)))
+            else:
+                pred = predict_image(saved, image, device=device)
+                write_png(Path(f"{job.target}_ids.png"), saved.palette.to_ids(pred))
+                if overlay:
+                    picture = pictures.overlay(image, pred, saved.palette.colors, saved.palette.class_names)
+                    write_png(Path(f"{job.target}_overlay.png"), picture)
+            bar.advance(1, job.source.name)
+    logger.info("%d of %d images predicted, results in %s", len(jobs) - len(failures), len(jobs), out)
+    for failure in failures:
+        logger.error("%s: %s", failure.source, failure.reason)
+    return failures
+
+
+def predict_image(saved: SavedModel, image: np.ndarray, *, device: torch.device | str = "cpu") -> np.ndarray:
+    """Class indices (H, W) uint8 of an image (H, W, C) uint8 with the channels of the model."""
+    # One image per forward pass: its result must not depend on the files beside it.
+    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(device)
+    logits = predict_logits(saved.model, batch, resize=saved.resize)
+    return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def read_upright(path: Path, channels: int) -> np.ndarray:
+    """Pixels (H, W, channels) uint8 of an image file, turned as its EXIF orientation asks.
+
+    Raises:
+        DataError: not an image that can be read.
+    """
+    try:
+        data = path.read_bytes()
+        image = decode_image(data, channels)
+        with Image.open(io.BytesIO(data)) as opened:
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot be read ({error}); replace the file, or cut it into parts.") from None
+    return _UPRIGHT[orientation](image) if orientation in _UPRIGHT else image
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 pixels, (H, W) grey or (H, W, 3) RGB; the file is there whole or not at all.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        with storage.write_atomic(path) as file:
+            Image.fromarray(pixels).save(file, format="PNG")
+    except OSError as error:
+        raise DataError(
+            f"cannot be written ({error}); make room or give --out another folder.", source=path
+        ) from None
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: this machine, or this build of torch, has none.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device ({name}) cannot be used here: {reason}; use --device cpu.") from None
