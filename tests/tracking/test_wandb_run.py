@@ -108,23 +108,33 @@ def test_offline_run_is_complete_and_continues_as_the_same_run(tmp_path, no_acco
         assert of_layer == {"0": "sky", "1": "road", "2": "tree", "255": "ignored"}
 
 
+@pytest.mark.slow
 def test_unreachable_server_means_offline(tmp_path, no_account, accelerator, said, monkeypatch):
-    init_trackers, modes = accelerator.init_trackers, []
-
-    def refused_online(project, config, init_kwargs):
-        modes.append(init_kwargs["wandb"]["mode"])
-        if modes[-1] == "online":
-            raise wandb.errors.CommError("connection refused")
-        init_trackers(project, config, init_kwargs)
-
-    monkeypatch.setattr(accelerator, "init_trackers", refused_online)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: connection refused
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     opened = WandbRun(
-        accelerator, project="p", mode="online", run_dir=tmp_path / "run", run_name="r", config={}
+        accelerator, project="p", mode="auto", run_dir=tmp_path / "run", run_name="r", config={}
     )
+    opened.log({"train/loss": 0.5}, step=10)
     opened.close()
-    assert modes == ["online", "offline"]
-    assert said[0] == "wandb cannot be reached (connection refused); this run is logged offline"
-    assert list(tmp_path.glob("run/wandb/offline-run-*"))
+    assert said[0].startswith("wandb cannot be reached (")
+    assert said[0].endswith("); this run is logged offline")
+    rows = [r["history"]["item"] for r in wandb_records(tmp_path / "run") if r["type"] == "history"]
+    assert [row["train/loss"] for row in rows] == [0.5]
+
+
+def test_a_failure_offline_is_no_reason_to_try_again(tmp_path, no_account, accelerator, monkeypatch):
+    calls = []
+
+    def fail(*_, **__):
+        calls.append("init")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(accelerator, "init_trackers", fail)
+    with pytest.raises(OSError, match="no space left"):
+        WandbRun(accelerator, project="p", mode="auto", run_dir=tmp_path / "run", run_name="r", config={})
+    assert calls == ["init"]
 
 
 def test_mode_without_account(no_account):

@@ -51,6 +51,8 @@ class WandbRun:
         run_name: str,
         config: Mapping[str, Any],
     ) -> None:
+        import wandb
+
         run_dir = run_dir.resolve()
         run_dir.mkdir(parents=True, exist_ok=True)
         # By default tables lie in the home folder, and a dead network holds the end of a run forever.
@@ -65,7 +67,9 @@ class WandbRun:
         except Exception as error:
             if chosen == "offline":
                 raise
-            logger.warning("wandb cannot be reached (%s); this run is logged offline", error)
+            reason = str(error).splitlines()[0]
+            logger.warning("wandb cannot be reached (%s); this run is logged offline", reason)
+            wandb.teardown()  # else the id is still held by the run that could not start
             self._start(project, config, {**options, "mode": "offline"})
 
     def log(self, values: Mapping[str, float], step: int) -> None:
