@@ -1,6 +1,7 @@
 """Turn pictures and masks into shards: `python launch/shard_dataset.py --images DIR --masks DIR ... --out DIR`."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,8 +112,10 @@ def index(args: argparse.Namespace) -> int:
 
 def size(text: str) -> tuple[int, int]:
     """WxH, as in 480x360."""
-    width, _, height = text.partition("x")
-    return int(width), int(height)
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"invalid WxH value: {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def write_parser() -> argparse.ArgumentParser:

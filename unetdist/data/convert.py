@@ -19,7 +19,6 @@ from unetdist.data.shards import (
     Shard,
     ShardWriter,
     encode_mask,
-    index_path,
     load_index,
     open_shard,
     save_index,
@@ -140,7 +139,11 @@ def _keep(job: Job) -> Finished | None:
     except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: written anew
         return None
     index = index_tar(job.path)
-    if not index_path(job.path).is_file() or not np.array_equal(load_index(job.path), index):
+    try:
+        is_indexed = np.array_equal(load_index(job.path), index)
+    except (OSError, ValueError):
+        is_indexed = False
+    if not is_indexed:
         save_index(job.path, index)
     return finished
 

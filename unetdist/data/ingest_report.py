@@ -53,7 +53,7 @@ def describe(outcome: Outcome, palette: Palette) -> str:
     kept = f", {outcome.num_kept} of them kept from before" if outcome.num_kept else ""
     images = outcome.statistics.kept
     lines = [
-        f"{outcome.folder}: {manifest.num_samples} samples in {len(manifest.shards)} shards{kept}, {megabytes:.1f} MB",
+        f"{outcome.folder}: {_count(manifest.num_samples, 'sample')} in {_count(len(manifest.shards), 'shard')}{kept}, {megabytes:.1f} MB",
         f"  images  {_sizes(manifest)}, {_channels(manifest)}; {_bytes(images, manifest.num_samples)}",
     ]
     width = max(map(len, ("ignored", *palette.class_names)))
@@ -81,6 +81,10 @@ def next_command(folders: Sequence[Path]) -> str:
     else:
         first = "next:"
     return f"{first} accelerate launch launch/train.py --data.train {train} --data.val {val}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _sizes(manifest: Manifest) -> str:

@@ -65,8 +65,7 @@ def store_image(
         pixels = decode_image(data, 3)
         return Picture(data, EXTENSIONS[str(image.format)], pixels, _channels(image.mode), True)
     stored = _eight_bit(image, data, image_range)
-    # PIL turns a TIFF upright while it loads it, and then drops the tag.
-    orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    orientation = _orientation(image)
     if orientation != 1 and mask_size == _shown_size(raw, orientation):
         stored = _upright(stored, orientation)
     if stored.shape[:2] != mask_size:
@@ -109,9 +108,20 @@ def _is_kept(image: Image.Image, data: bytes, wanted: ImageFormat | None) -> boo
 
 
 def _stays(image: Image.Image, mask_size: tuple[int, int]) -> bool:
-    orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    orientation = _orientation(image)
     raw = (image.height, image.width)
     return mask_size == raw and (orientation == 1 or mask_size != _shown_size(raw, orientation))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8. PIL turns a TIFF upright while it loads it, and then drops the tag."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # getexif would decode the whole file to look for EXIF behind the pixels
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # PIL's parser raises what it likes; an image with damaged EXIF is a good image
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _shown_size(raw: tuple[int, int], orientation: int) -> tuple[int, int]:

@@ -61,8 +61,11 @@ def settle(folder: Path, jobs: Sequence[Job], layout: dict[str, Any], *, overwri
     plan = _plan(jobs, layout)
     if overwrite:
         _forget(folder, from_number=0)
-    with suppress(FileNotFoundError, ValueError):
-        _compare(json.loads(path.read_text(encoding="utf-8")), plan, folder)
+    old = None
+    with suppress(FileNotFoundError, json.JSONDecodeError):
+        old = json.loads(path.read_text(encoding="utf-8"))
+    if old is not None:
+        _compare(old, plan, folder)
     _forget(folder, from_number=len(jobs))
     write_json(path, plan)
 
@@ -70,6 +73,9 @@ def settle(folder: Path, jobs: Sequence[Job], layout: dict[str, Any], *, overwri
 def drop(folder: Path) -> None:
     """Let the next run have another plan: the user is to mend the data. Finished shards it may still keep."""
     (folder / RECORDS / PLAN_NAME).unlink()
+    with suppress(OSError):  # not empty: something was finished
+        (folder / RECORDS).rmdir()
+        folder.rmdir()
 
 
 def num_finished(folder: Path) -> int:

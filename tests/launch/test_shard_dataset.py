@@ -1,0 +1,174 @@
+"""launch/shard_dataset.py as a user types it."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import shared_data
+from tests.data.picture_folders import write_folders
+from tests.data.test_foreign import pack
+from unetdist.data.manifest import Manifest
+from unetdist.errors import ConfigError, DataError
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "shard_dataset.py"
+
+spec = importlib.util.spec_from_file_location("launch_shard_dataset", SCRIPT)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+def run(*arguments) -> int:
+    return script.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return write_folders(tmp_path / "data")
+
+
+def pairs(root: Path) -> list:
+    folders = ["--images", root / "images", "--masks", root / "masks"]
+    return [*folders, "--labels", root / "Labels.txt", "--ignore", "void", "--workers", 1]
+
+
+def test_a_user_runs_it_and_reads_what_was_written(root, tmp_path):
+    command = [
+        sys.executable,
+        SCRIPT,
+        *pairs(root)[:-1],
+        2,
+        "--out",
+        tmp_path / "out",
+        "--samples-per-shard",
+        5,
+    ]
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "20 samples in 4 shards" in result.stdout
+    for name in ("ground", "tree", "sky", "ignored"):
+        assert name in result.stdout
+    assert "accelerate launch launch/train.py --data.train" in result.stdout.splitlines()[-1]
+    assert "20/20" in result.stderr
+    assert Manifest.load(tmp_path / "out").num_samples == 20
+
+
+def test_a_problem_ends_it_with_1_and_no_traceback(root, tmp_path):
+    (root / "masks/day0/00.png").unlink()
+    command = [sys.executable, SCRIPT, *pairs(root), "--out", tmp_path / "out"]
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert (
+        result.stderr.startswith("error: 1 problem in 19 samples")
+        or "\nerror: 1 problem in 19" in result.stderr
+    )
+    assert "day0/00.jpg" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_names_every_option(capsys):
+    for arguments in (["--help"], ["write", "--help"], ["index", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            run(*arguments)
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        assert ("--mask-ext" if "index" in arguments else "--val-fraction") in text
+
+
+def test_a_fraction_and_a_list_make_two_folders(root, tmp_path):
+    run(*pairs(root), "--out", tmp_path / "out", "--val-fraction", 0.3)
+    sizes = [Manifest.load(tmp_path / "out" / part).num_samples for part in ("train", "val")]
+    assert sum(sizes) == 20
+    (tmp_path / "val.txt").write_text("day0/00\nday1/01.jpg\n")
+    run("write", *pairs(root), "--out", tmp_path / "list", "--val-list", tmp_path / "val.txt")
+    assert Manifest.load(tmp_path / "list" / "val").num_samples == 2
+
+
+def test_a_list_of_pairs(root, tmp_path):
+    (root / "list.txt").write_text("images/day0/00.jpg masks/day0/00.png\n")
+    run("--list", root / "list.txt", *pairs(root)[4:], "--out", tmp_path / "out")
+    assert Manifest.load(tmp_path / "out").num_samples == 1
+
+
+def test_a_dataset(root, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    cells = {
+        name: [{"bytes": next((root / name).rglob(f"0{n}.*")).read_bytes(), "path": None} for n in range(3)]
+        for name in ("images", "masks")
+    }
+    features = datasets.Features({name: datasets.Image() for name in cells})
+    datasets.Dataset.from_dict(cells, features=features).save_to_disk(tmp_path / "saved")
+    columns = ["--image-column", "images", "--mask-column", "masks"]
+    run("--dataset", tmp_path / "saved", *columns, *pairs(root)[4:], "--out", tmp_path / "out")
+    assert Manifest.load(tmp_path / "out").num_samples == 3
+
+
+def test_the_built_in_shapes_need_nothing(tmp_path, capsys):
+    run("--shapes", 20, "--seed", 3, "--out", tmp_path / "out", "--workers", 1)
+    manifest = Manifest.load(tmp_path / "out")
+    assert manifest.num_samples == 20
+    assert [record["name"] for record in manifest.palette_records] == [
+        "background",
+        "circle",
+        "square",
+        "triangle",
+    ]
+    assert min(manifest.class_pixels) > 0
+    assert "triangle" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"shapes \(0\) must be 1 or more; use 400"):
+        run("--shapes", 0, "--out", tmp_path / "out")
+
+
+def test_options_reach_the_shards(root, tmp_path):
+    options = ["--resize", "8x6", "--image-format", "jpg", "--image-range", 0, 255, "--mask-format", "color"]
+    run(*pairs(root), *options, "--keep-order", "--out", tmp_path / "out")
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.resize, manifest.min_size) == ((8, 6), (6, 8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--labels", "LABELS"],
+            "no source; give --images DIR --masks DIR, --list FILE, --dataset NAME or --shapes N",
+        ),
+        (["--images", "x", "--masks", "y"], r"--labels is missing; .*--labels Labels\.txt"),
+    ],
+)
+def test_a_command_that_lacks_something_is_told(root, tmp_path, arguments, message):
+    arguments = [root / "Labels.txt" if word == "LABELS" else word for word in arguments]
+    with pytest.raises(ConfigError, match=message):
+        run(*arguments, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["480", "x360", "4.5x3", "480x360x3"])
+def test_a_size_that_is_none_is_refused(root, tmp_path, text, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*pairs(root), "--resize", text, "--out", tmp_path / "out")
+    assert caught.value.code == 2
+    assert f"--resize: invalid WxH value: '{text}'" in capsys.readouterr().err
+
+
+def test_index_makes_a_data_set_of_foreign_tars(tmp_path, capsys):
+    (tmp_path / "Labels.txt").write_text("0 0 0 ground\n9 9 9 tree\n")
+    pack(tmp_path / "tars" / "a.tar", ["a", "b"])
+    arguments = ["index", tmp_path / "tars", "--labels", tmp_path / "Labels.txt", "--workers", 1]
+    with pytest.raises(DataError, match=r"no manifest is written\.\nbad tar \(1\)\n.*has no \.mask\.png"):
+        run(*arguments)
+    run(*arguments, "--mask-ext", "seg.png")
+    assert Manifest.load(tmp_path / "tars").num_samples == 2
+    assert "2 samples in 1 shard," in capsys.readouterr().out
+
+
+def test_isbi_goes_in_with_only_its_labels(tmp_path):
+    isbi = shared_data.isbi()
+    arguments = ["--images", isbi / "images", "--masks", isbi / "masks", "--labels", isbi / "Labels.txt"]
+    run(*arguments, "--out", tmp_path / "out", "--val-fraction", 0.2, "--resize", "64x64")
+    train = Manifest.load(tmp_path / "out" / "train")
+    assert (train.channels, train.num_classes, train.ignored_pixels) == (1, 2, 0)
+    assert min(train.class_pixels) > 0
