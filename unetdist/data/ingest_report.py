@@ -53,7 +53,8 @@ def describe(outcome: Outcome, palette: Palette) -> str:
     kept = f", {outcome.num_kept} of them kept from before" if outcome.num_kept else ""
     images = outcome.statistics.kept
     lines = [
-        f"{outcome.folder}: {_count(manifest.num_samples, 'sample')} in {_count(len(manifest.shards), 'shard')}{kept}, {megabytes:.1f} MB",
+        f"{outcome.folder}: {_count(manifest.num_samples, 'sample')} in "
+        f"{_count(len(manifest.shards), 'shard')}{kept}, {megabytes:.1f} MB",
         f"  images  {_sizes(manifest)}, {_channels(manifest)}; {_bytes(images, manifest.num_samples)}",
     ]
     width = max(map(len, ("ignored", *palette.class_names)))

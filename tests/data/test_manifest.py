@@ -1,0 +1,70 @@
+"""A manifest comes back as it was, or is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from unetdist.data.manifest import MANIFEST_NAME, Manifest, Shard
+from unetdist.errors import DataError
+
+MANIFEST = Manifest(
+    shards=(Shard("000000.tar", 3, 10240, "ab"), Shard("000001.tar", 2, 512, "cd")),
+    palette_records=({"index": 0, "id": 3, "name": "road", "color": [1, 2, 3]},),
+    class_pixels=(5,),
+    class_images=(2,),
+    presence_pixels=(7,),
+    ignored_pixels=1,
+    num_samples=5,
+    num_pixels=8,
+    channels=3,
+    mean=(0.25, 1.0, 2.0),
+    std=(1.0, 2.0, 3.0),
+    min_size=(3, 4),
+    max_size=(5, 6),
+    sizes=((3, 4, 5),),
+    resize=(4, 3),
+)
+
+
+@pytest.mark.parametrize("resize", [None, (4, 3)])
+def test_a_manifest_comes_back_as_it_was_saved(tmp_path, resize):
+    manifest = dataclasses.replace(MANIFEST, resize=resize)
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+    assert manifest.shard_sizes.tolist() == [3, 2]
+    assert manifest.num_classes == 1
+
+
+def test_a_folder_without_manifest_is_no_data_set(tmp_path):
+    with pytest.raises(DataError, match=r"no manifest\.json here.*launch/shard_dataset\.py"):
+        Manifest.load(tmp_path)
+
+
+def change_manifest(folder: Path, **changes) -> None:
+    path = folder / MANIFEST_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 99}, "version 99, this program reads version 1"),
+        ({"num_samples": 6}, "damaged.*num_samples is not the sum"),
+        ({"colour": 1}, "damaged.*colour"),
+        ({"sizes": 3}, "damaged"),
+    ],
+)
+def test_a_manifest_that_is_not_ours_is_refused(tmp_path, changes, message):
+    MANIFEST.save(tmp_path)
+    change_manifest(tmp_path, **changes)
+    with pytest.raises(DataError, match=rf"manifest\.json: {message}"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "damaged, not JSON"), ("[1]", "not a manifest")])
+def test_a_manifest_that_is_damaged_is_refused(tmp_path, text, message):
+    (tmp_path / MANIFEST_NAME).write_text(text)
+    with pytest.raises(DataError, match=message):
+        Manifest.load(tmp_path)

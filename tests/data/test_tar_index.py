@@ -1,0 +1,119 @@
+"""Offsets as tarfile finds them; nothing cut off goes unnoticed."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.test_shards import KEYS, write_shard
+from unetdist.data.shards import load_index
+from unetdist.data.tar_index import index_tar, read_key
+from unetdist.errors import DataError
+
+
+@pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_foreign_tars_are_indexed_as_tarfile_reads_them(tmp_path, format_):
+    keys = [
+        "a",
+        "d" * 90 + "/" + "e" * 60,
+        *(["f" * 200, "é" * 80] if format_ != tarfile.USTAR_FORMAT else []),
+    ]
+    path = tmp_path / "foreign.tar"
+    with tarfile.open(path, "w", format=format_) as tar:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for number, key in enumerate(keys):
+            for ext in ("cls", "JPG", "seg.png"):
+                member = tarfile.TarInfo(f"{key}.{ext}")
+                member.size, member.uname = 1000 * number + 1, "someone"
+                member.mtime = 0.5 if format_ == tarfile.PAX_FORMAT else 7
+                tar.addfile(member, io.BytesIO(bytes(member.size)))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname, link.size = tarfile.SYMTYPE, "x" * 200, 0
+        tar.addfile(link) if format_ != tarfile.USTAR_FORMAT else None
+    index = index_tar(path, mask_ext="seg.png")
+    with tarfile.open(path) as tar:
+        members = {member.name: member for member in tar.getmembers()}
+    for row, key in zip(index, keys, strict=True):
+        image, mask = members[f"{key}.JPG"], members[f"{key}.seg.png"]
+        assert row.tolist()[1:] == [image.offset_data, image.size, mask.offset_data, mask.size]
+        assert read_key(path, int(row[0])) == key
+
+
+def test_our_own_index_is_what_the_indexer_finds(tmp_path):
+    keys = [key for key in KEYS if not key.startswith("__")]
+    write_shard(tmp_path / "0.tar", keys)
+    assert np.array_equal(load_index(tmp_path / "0.tar"), index_tar(tmp_path / "0.tar"))
+    write_shard(tmp_path / "1.tar")
+    assert len(index_tar(tmp_path / "1.tar")) == len(KEYS)
+
+
+def foreign(path: Path, names) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"abc"))
+    return path
+
+
+@pytest.mark.parametrize("cut", [512, 1024, 1025, 1536, 2600])
+def test_a_tar_that_is_cut_off_is_refused(tmp_path, cut):
+    path = tmp_path / "0.tar"
+    write_shard(path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(DataError, match=r"0\.tar: cut off.*write this tar again"):
+        index_tar(path)
+
+
+def test_a_damaged_header_is_refused(tmp_path):
+    path = tmp_path / "0.tar"
+    write_shard(path)
+    data = bytearray(path.read_bytes())
+    data[1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="the header at byte 0 is wrong"):
+        index_tar(path)
+    path.write_bytes(b"\xff" * 4096)
+    with pytest.raises(DataError, match="or no tar"):
+        index_tar(path)
+
+
+def test_a_damaged_pax_header_is_refused(tmp_path):
+    path = tmp_path / "0.tar"
+    write_shard(path, ["x" * 150])
+    data = bytearray(path.read_bytes())
+    data[512] = ord("?")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"damaged or sparse \(PAX header\); pack the tar anew"):
+        index_tar(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.jpg", "b.jpg", "b.mask.png"], r"key a has no \.mask\.png \(it has \.jpg\).*--mask-ext"),
+        (["a.jpg", "a.mask.png", "b.mask.png"], "key b has 0 images besides its mask"),
+        (["a.jpg", "a.png", "a.mask.png"], "key a has 2 images besides its mask"),
+        (["a.jpg", "a.mask.png", "a.JPG"], r"key a has two members \.jpg"),
+        (
+            ["a.jpg", "a.mask.png", "b.jpg", "b.mask.png", "a.json"],
+            "members of key a do not lie side by side.*sort=name",
+        ),
+    ],
+)
+def test_samples_that_are_not_whole_are_refused(tmp_path, names, message):
+    with pytest.raises(DataError, match=r"foreign\.tar: .*" + message):
+        index_tar(foreign(tmp_path / "foreign.tar", names))
+
+
+def test_an_unknown_kind_of_member_is_refused(tmp_path):
+    path = tmp_path / "0.tar"
+    sparse = tarfile.TarInfo("a.jpg")
+    sparse.type = tarfile.GNUTYPE_SPARSE
+    path.write_bytes(sparse.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match="byte 0 is of type b'S'"):
+        index_tar(path)
