@@ -6,11 +6,10 @@ classes and the mIoU with its 95 % bootstrap interval over images.
 
 import argparse
 
-from unetdist.score_table import scores_table
-
 from unetdist.build import evaluation
 from unetdist.logs import console, logger, run_script
 from unetdist.storage import write_json
+from unetdist.tracking.terminal import scores_table
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
         if not world.is_main:
             return
         console.print(
-            scores_table(report.scores, report.confusion, report.loss, report.interval, title=args.data)
+            scores_table(report.scores, report.confusion, report.loss, report.interval, of=args.data)
         )
         if args.json is not None:
             write_json(args.json, {"model": args.model, "data": args.data, **report.to_mapping()})

@@ -1,11 +1,13 @@
 """Train a U-Net: `accelerate launch launch/train.py --config configs/camvid.yaml [--section.field value ...]`."""
 
 import sys
+from pathlib import Path
 
 from unetdist import settings
 from unetdist.build import build_trainer
 from unetdist.config import Config
 from unetdist.logs import run_script
+from unetdist.trainer import TrainState
 
 DESCRIPTION = """Train a U-Net on shards that launch/shard_dataset.py wrote. Settings come from the YAML file of
 --config; any of them can be changed on the command line as --section.field value. The weights of the best
@@ -20,7 +22,21 @@ def main() -> int:
     config = settings.parse(Config, sys.argv[1:], prog="launch/train.py", description=DESCRIPTION)
     with build_trainer(config) as trainer:
         finished = trainer.fit()
+        if trainer.world.is_main:
+            print(describe_end(Path(config.runs_dir) / config.name, trainer.state, finished), flush=True)
     return 0 if finished else STOPPED_EARLY
+
+
+def describe_end(run_dir: Path, state: TrainState, finished: bool) -> str:
+    """Where the result lies and what to do with it."""
+    if not finished:
+        return f"stopped at step {state.step}; the same command continues there (exit code {STOPPED_EARLY})"
+    if state.best_miou < 0:
+        return f"done, without validation: the last weights are in {run_dir / 'last'}"
+    return (
+        f"done: best validation mIoU {100 * state.best_miou:.1f} % at step {state.best_step}, weights in "
+        f"{run_dir / 'best'}\nnext: python launch/predict.py --model {run_dir / 'best'} --input IMAGES --out DIR --overlay"
+    )
 
 
 if __name__ == "__main__":

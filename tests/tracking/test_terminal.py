@@ -9,7 +9,7 @@ from unetdist.tracking.terminal import scores_table, train_note
 def text_of(scores, confusion, is_best):
     console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(scores_table(scores, confusion, 0.25, (0.6, 0.71), step=30, is_best=is_best))
+        console.print(scores_table(scores, confusion, 0.25, (0.6, 0.71), of="step 30", is_best=is_best))
         return console.export_text()
 
 

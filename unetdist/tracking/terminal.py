@@ -16,14 +16,14 @@ def scores_table(
     loss: float,
     interval: tuple[float, float],
     *,
-    step: int,
-    is_best: bool,
+    of: str,
+    is_best: bool = False,
 ) -> Table:
-    """A validation as a table for the terminal, in percent."""
+    """A validation as a table for the terminal, in percent; `of` says what was scored."""
     low, high = interval
     best = ", [green]best so far[/green]" if is_best else ""
     bounds = f"95 % interval {_percent(low)} .. {_percent(high)}"
-    title = f"step {step}: mIoU {_percent(scores.miou)} % ({bounds}){best}"
+    title = f"{of}: mIoU {_percent(scores.miou)} % ({bounds}){best}"
     absent = "; absent, not in mIoU: " + escape(", ".join(scores.absent)) if scores.absent else ""
     caption = f"loss {loss:.4f}, pixel accuracy {_percent(scores.pixel_accuracy)} %{absent}"
     table = Table("class", title=title, caption=caption, title_justify="left", caption_justify="left")

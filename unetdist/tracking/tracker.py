@@ -141,7 +141,7 @@ class Tracker:
         """
         if not self.is_main:
             return
-        console.print(scores_table(scores, confusion, loss, interval, step=step, is_best=is_best))
+        console.print(scores_table(scores, confusion, loss, interval, of=f"step {step}", is_best=is_best))
         self._log(validation_metrics(scores, loss=loss, interval=interval), step)
         if (run := self._wandb) is not None:
             shown = pictures[: self.cfg.num_pictures]
