@@ -26,18 +26,18 @@ PALETTE = Palette(
 """Classes of the shapes; a shape's class is its number of `_CORNERS` alone."""
 
 _CORNERS = {1: 0, 2: 4, 3: 3}
-_NUM_SHAPES = (4, 7)
-_RADIUS = (0.12, 0.19)  # of the circle of the same area, by the smaller side of the picture
+_NUM_SHAPES = (4, 8)
+_RADIUS = (0.11, 0.17)  # of the circle of the same area, by the smaller side of the picture
 _MAX_TURN = 0.15  # radians from upright
 _APART = 1.05  # of two radii between two centres: corners overlap, but no shape is hidden beyond recognition
 _MIN_CONTRAST = 100.0  # Euclidean distance in RGB of a shape to the background
-_NOISE = 5.0  # standard deviation, 0..255
+_NOISE = 4.0  # standard deviation, 0..255
 
 
 def draw(
     index: int, *, seed: int, size: tuple[int, int] = (96, 96)
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One picture of up to seven shapes.
+    """One picture of up to eight shapes.
 
     Args:
         index: Number of the picture; the same (index, seed, size) always draws the same.
