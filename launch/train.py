@@ -7,7 +7,7 @@ from unetdist import settings
 from unetdist.build import build_trainer
 from unetdist.config import Config
 from unetdist.logs import run_script
-from unetdist.trainer import TrainState
+from unetdist.schedule import TrainState
 
 DESCRIPTION = """Train a U-Net on shards that launch/shard_dataset.py wrote. Settings come from the YAML file of
 --config; any of them can be changed on the command line as --section.field value. The weights of the best
@@ -35,7 +35,8 @@ def describe_end(run_dir: Path, state: TrainState, finished: bool) -> str:
         return f"done, without validation: the last weights are in {run_dir / 'last'}"
     return (
         f"done: best validation mIoU {100 * state.best_miou:.1f} % at step {state.best_step}, weights in "
-        f"{run_dir / 'best'}\nnext: python launch/predict.py --model {run_dir / 'best'} --input IMAGES --out DIR --overlay"
+        f"{run_dir / 'best'}\n"
+        f"next: python launch/predict.py --model {run_dir / 'best'} --input IMAGES --out DIR --overlay"
     )
 
 

@@ -114,7 +114,7 @@ def test_a_run_continues_bit_by_bit_from_its_packed_state(kind, tmp_path):
 
     others = make()
     steps(*others, 1)
-    RunState(*others).unpack(tensors, facts)
+    RunState(*others).unpack(tensors, facts, source="x")
     steps(*others, 2)
     for part, other in ((parts[0], others[0]), (parts[2].module, others[2].module)):
         for name, value in part.state_dict().items():
@@ -129,5 +129,15 @@ def test_the_loss_scaler_is_part_of_the_state():
     scaler.scale(torch.ones(()))  # the scale exists once it was used
     tensors, facts = RunState(model, optimizer, scaler=scaler).pack()
     other = torch.amp.GradScaler("cpu", init_scale=2.0)
-    RunState(model, optimizer, scaler=other).unpack(tensors, facts)
+    RunState(model, optimizer, scaler=other).unpack(tensors, facts, source="x")
     assert other.state_dict()["scale"] == 8.0
+
+
+def test_the_state_of_another_model_says_so():
+    model = nn.Linear(1, 1)
+    tensors, facts = RunState(model, torch.optim.SGD(model.parameters(), lr=0.1)).pack()
+    other = nn.Linear(2, 1)
+    with pytest.raises(
+        CheckpointError, match="runs/x was made by another model .*size mismatch.*; use that run's settings"
+    ):
+        RunState(other, torch.optim.SGD(other.parameters(), lr=0.1)).unpack(tensors, facts, source="runs/x")

@@ -38,11 +38,3 @@ def test_every_recipe_trains_two_steps(file, tmp_path):
         settings.parse(Config, ["--config", str(run / "config.yaml")], prog="", description="").name
         == config.name
     )
-
-
-def test_a_name_that_is_no_folder_is_refused(tmp_path):
-    values = {"data": {"train": "x"}, "trainer": {"max_steps": 1}}
-    with pytest.raises(ValueError, match="becomes a folder; use letters, digits"):
-        settings.from_mapping(Config, {**values, "name": "a/b"})
-    with pytest.raises(ValueError, match=r"seed \(-1\) must not be negative; use 0"):
-        settings.from_mapping(Config, {**values, "name": "a", "seed": -1})

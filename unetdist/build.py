@@ -33,9 +33,9 @@ from unetdist.model.unet import UNet, UNetConfig, check_norm
 from unetdist.optim import build_optimizer
 from unetdist.run_folder import claim_run_folder
 from unetdist.saved_model import SavedModel, load_model, save_model
-from unetdist.schedule import Schedule
+from unetdist.schedule import Schedule, TrainState
 from unetdist.tracking import Tracker
-from unetdist.trainer import Trainer, TrainState
+from unetdist.trainer import Trainer
 from unetdist.validation import Validator
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,18 +132,25 @@ class RunState:
         }
         return tensors, facts
 
-    def unpack(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Put back what `pack` gave; RuntimeError, ValueError or KeyError where the parts do not fit."""
-        self.model.load_state_dict(_under("model.", tensors))
-        if self.ema is not None:
-            self.ema.load_state_dict({"module": _under("ema.", tensors), "num_updates": facts["ema_updates"]})
-        state: dict[int, dict[str, Tensor]] = {}
+    def unpack(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, source: object) -> None:
+        """Put back what `pack` gave; `CheckpointError`, naming `source`, where it belongs to other parts."""
+        optimizer: dict[int, dict[str, Tensor]] = {}
         for key, value in _under("optimizer.", tensors).items():
             index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": facts["param_groups"]})
-        if self.scaler is not None and facts["scaler"] is not None:
-            self.scaler.load_state_dict(facts["scaler"])
+            optimizer.setdefault(int(index), {})[name] = value
+        try:
+            self.model.load_state_dict(_under("model.", tensors))
+            if self.ema is not None:
+                averaged = _under("ema.", tensors)
+                self.ema.load_state_dict({"module": averaged, "num_updates": facts["ema_updates"]})
+            self.optimizer.load_state_dict({"state": optimizer, "param_groups": facts["param_groups"]})
+            if self.scaler is not None and facts["scaler"] is not None:
+                self.scaler.load_state_dict(facts["scaler"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{source} was made by another model ({textwrap.shorten(str(error), 300)}); "
+                "use that run's settings or another --name."
+            ) from None
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -64,20 +64,12 @@ class Report:
 
     def to_mapping(self) -> dict[str, Any]:
         """The report as JSON types; NaN, the score of an absent class, becomes None."""
-        scores, names = self.scores, self.scores.class_names
-        per_class = {
-            kind: dict(zip(names, map(_number, getattr(scores, kind)), strict=True))
-            for kind in ("iou", "dice", "precision", "recall")
-        }
+        low, high = self.interval
         return {
-            "miou": _number(scores.miou),
-            "miou_interval_95": [_number(bound) for bound in self.interval],
-            "pixel_accuracy": _number(scores.pixel_accuracy),
-            "fw_iou": _number(scores.fw_iou),
-            "loss": _number(self.loss),
+            **self.scores.to_record(),
+            "miou_interval_95": None if np.isnan(low) else [low, high],
+            "loss": self.loss,
             "num_samples": self.num_samples,
-            "absent_classes": list(scores.absent),
-            **per_class,
             "confusion": self.confusion.tolist(),
         }
 
@@ -202,7 +194,3 @@ def _prove_complete(
 def _fingerprint(sample_id: int) -> int:
     """A number whose sum tells sets of samples apart (Knuth's multiplicative hash of the squared id)."""
     return ((sample_id + 1) * (sample_id + 1) * 2654435761) % 2**40
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

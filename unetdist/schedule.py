@@ -1,4 +1,4 @@
-"""How long to train and in what portions, as settings and as steps."""
+"""How long to train and in what portions, as settings and as steps; and where a run stands."""
 
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -82,3 +82,20 @@ class Schedule:
         max_steps = cfg.max_steps or max(1, round((cfg.max_epochs or 1) * steps_per_epoch))
         eval_every = cfg.eval_every or max(1, round(steps_per_epoch))
         return cls(max_steps, eval_every, save_every or eval_every, cfg.log_every)
+
+
+@dataclass
+class TrainState:
+    """Where a run stands: with the weights, all that is needed to continue it."""
+
+    step: int = 0
+    samples_seen: int = 0
+    best_miou: float = -1.0
+    """Below 0 before the first validation."""
+
+    best_step: int = 0
+
+    def advance(self, samples: int) -> None:
+        """Count one optimizer step."""
+        self.step += 1
+        self.samples_seen += samples

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -16,13 +15,13 @@ from unetdist.checkpoint import Checkpoints, RunState
 from unetdist.data.batch import Batch
 from unetdist.distributed import StopSignal, World, all_reduce_sum, barrier
 from unetdist.ema import Ema
-from unetdist.errors import CheckpointError, TrainingError
+from unetdist.errors import TrainingError
 from unetdist.evaluate import Report
 from unetdist.logs import logger
 from unetdist.losses import Loss
 from unetdist.meter import Meter
 from unetdist.optim import OptimConfig, lr_factor
-from unetdist.schedule import Schedule
+from unetdist.schedule import Schedule, TrainState
 from unetdist.tracking import Picture, Tracker
 
 
@@ -37,23 +36,6 @@ class Scorer(Protocol):
 
     def pictures(self, report: Report) -> list[Picture]:
         """What the tracker may show."""
-
-
-@dataclass
-class TrainState:
-    """Where a run stands: with the weights, all that is needed to continue it."""
-
-    step: int = 0
-    samples_seen: int = 0
-    best_miou: float = -1.0
-    """Below 0 before the first validation."""
-
-    best_step: int = 0
-
-    def advance(self, samples: int) -> None:
-        """Count one optimizer step."""
-        self.step += 1
-        self.samples_seen += samples
 
 
 @dataclass(kw_only=True)
@@ -269,12 +251,6 @@ class Trainer:
         if found is None:
             return
         tensors, facts = found
-        try:
-            self.run_state.unpack(tensors, facts)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{self.checkpoints.folder} was made by another model ({textwrap.shorten(str(error), 300)}); "
-                "use that run's settings or another --name."
-            ) from None
+        self.run_state.unpack(tensors, facts, source=self.checkpoints.folder)
         self.state = TrainState(**facts["train_state"])
         logger.info("continuing at step %d of %d", self.state.step, self.schedule.max_steps)

@@ -141,4 +141,7 @@ def train_averaged(values: dict[str, Any]) -> dict[str, Any]:
     torch.set_default_dtype(torch.float64)
     with build_trainer(settings.from_mapping(Config, values)) as trainer:
         trainer.fit()
-        return {**trainer.model.state_dict(), **{f"ema.{k}": v for k, v in trainer.ema.module.state_dict().items()}}
+        return {
+            **trainer.model.state_dict(),
+            **{f"ema.{k}": v for k, v in trainer.ema.module.state_dict().items()},
+        }
