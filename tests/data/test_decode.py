@@ -1,0 +1,202 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.shared_data import camvid
+from unetdist.data import decode
+from unetdist.data.decode import decode_image, decode_mask
+from unetdist.data.shards import encode_mask
+from unetdist.errors import DataError
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (20, 31, 3), dtype=np.uint8)
+GREY = np.ascontiguousarray(RGB[..., 0])
+SMOOTH = cv2.resize(RGB, (80, 64), interpolation=cv2.INTER_CUBIC)
+RGBA = RNG.integers(0, 256, (20, 31, 4), dtype=np.uint8)
+
+
+def encode(image, kind="PNG", mode=None, **options) -> bytes:
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def luma(image):
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
+@pytest.mark.parametrize(
+    ("channels", "expected"), [(1, luma(RGB)), (3, RGB), (4, np.dstack([RGB, GREY | 255]))]
+)
+def test_lossless_rgb(kind, channels, expected):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    pixels = decode_image(encode(RGB, kind, **options), channels)
+    if (
+        channels == 1
+    ):  # OpenCV and PIL round luma differently; ours is OpenCV's, whatever decoded the colours.
+        assert abs(pixels.astype(int) - expected).max() <= 1
+        expected = cv2.cvtColor(RGB, cv2.COLOR_RGB2GRAY)[..., None]
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_grey_becomes_equal_channels(kind):
+    data = encode(GREY, kind)
+    np.testing.assert_array_equal(decode_image(data, 1), GREY[..., None])
+    np.testing.assert_array_equal(decode_image(data, 3), np.dstack([GREY] * 3))
+    np.testing.assert_array_equal(decode_image(data, 4), np.dstack([GREY] * 3 + [GREY | 255]))
+
+
+def test_alpha_is_dropped_not_blended():
+    data = encode(RGBA)
+    np.testing.assert_array_equal(decode_image(data, 4), RGBA)
+    np.testing.assert_array_equal(decode_image(data, 3), RGBA[..., :3])
+    grey_alpha = encode(np.ascontiguousarray(RGBA[..., :2]))
+    np.testing.assert_array_equal(decode_image(grey_alpha, 1)[..., 0], RGBA[..., 0])
+    np.testing.assert_array_equal(decode_image(grey_alpha, 4)[..., 3], RGBA[..., 1])
+
+
+def test_a_transparent_colour_of_png_is_alpha_only_where_asked():
+    data = encode(RGB, transparency=tuple(RGB[3, 4].tolist()))
+    np.testing.assert_array_equal(decode_image(data, 3), RGB)
+    assert decode_image(data, 4)[3, 4].tolist() == [*RGB[3, 4], 0]
+    assert decode_image(data, 4)[0, 0].tolist() == [*RGB[0, 0], 255]
+
+
+def test_palette_becomes_its_colours():
+    palette = Image.fromarray(RGB).quantize(50)
+    np.testing.assert_array_equal(decode_image(encode(palette), 3), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_keep_the_high_byte(kind):
+    values = RNG.integers(0, 65536, (9, 14), dtype=np.uint16)
+    data = encode(values, kind)
+    np.testing.assert_array_equal(decode_image(data, 1)[..., 0], values >> 8)
+    np.testing.assert_array_equal(decode_image(data, 3)[..., 2], values >> 8)
+
+
+def test_one_bit_is_black_and_white():
+    np.testing.assert_array_equal(decode_image(encode(GREY > 99), 1)[..., 0], np.where(GREY > 99, 255, 0))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_jpeg_as_pil_decodes_it(mode, options, channels):
+    data = encode(SMOOTH, "JPEG", mode, **options)
+    by_pil = decode._decode_with_pil(data, channels)
+    # libjpeg leaves the last bit open; the builds in OpenCV's and PIL's wheels agree in practice.
+    assert abs(decode_image(data, channels).astype(int) - by_pil).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_both_decoders_agree_on_real_pictures(channels):
+    for path in sorted((camvid() / "train/images").iterdir())[::60]:
+        data = path.read_bytes()
+        fast = decode._decode_with_opencv(data, channels)
+        assert fast is not None
+        assert abs(fast.astype(int) - decode._decode_with_pil(data, channels)).max() <= 1
+
+
+def test_exif_orientation_is_ignored_by_both_decoders():
+    """The mask was drawn on the stored pixels; a turned image would no longer fit."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encode(SMOOTH, kind, exif=exif)
+        for channels in (1, 3, 4):
+            assert decode_image(data, channels).shape == (*SMOOTH.shape[:2], channels)
+            assert decode._decode_with_pil(data, channels).shape == (*SMOOTH.shape[:2], channels)
+
+
+def test_zeros_after_a_jpeg_are_padding():
+    data = encode(SMOOTH, "JPEG")
+    np.testing.assert_array_equal(decode_image(data + bytes(100), 3), decode_image(data, 3))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "GIF"])
+@pytest.mark.parametrize("keep", [0, 3, 0.5, 0.95])
+def test_truncated_image(kind, keep):
+    """OpenCV fills up what is missing of a JPEG with grey, and says nothing."""
+    data = encode(SMOOTH, kind)
+    with pytest.raises(DataError, match=r"image cannot be read \(.+\); replace the file"):
+        decode_image(data[: keep if isinstance(keep, int) else int(len(data) * keep)], 3)
+
+
+def test_damaged_png():
+    data = bytearray(encode(RGB))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(DataError, match="image cannot be read"):
+        decode_image(bytes(data), 3)
+
+
+VALUES = RNG.choice(np.array([0, 1, 2, 11, 254, 255], np.uint8), (13, 22))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_grey_mask(kind):
+    np.testing.assert_array_equal(decode_mask(encode(VALUES, kind)), VALUES)
+
+
+def test_mask_of_our_own_shards():
+    np.testing.assert_array_equal(decode_mask(encode_mask(VALUES)), VALUES)
+
+
+def test_palette_mask_gives_the_indices():
+    image = Image.fromarray(VALUES)
+    image.putpalette(RNG.integers(0, 256, 768, dtype=np.uint8).tobytes())
+    assert image.mode == "P"
+    np.testing.assert_array_equal(decode_mask(encode(image)), VALUES)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_mask_of_few_bits_gives_the_stored_values(bits):
+    values = RNG.integers(0, 2**bits, (5, 9), dtype=np.uint8)
+    encoded = cv2.imencode(".png", values)[1].tobytes()
+    np.testing.assert_array_equal(decode_mask(encoded), values)
+    packed = _few_bit_png(values, bits)
+    np.testing.assert_array_equal(decode_mask(packed), values)
+
+
+def _few_bit_png(values, bits):
+    import struct
+    import zlib
+
+    height, width = values.shape
+    rows = b""
+    for row in values:
+        text = "".join(f"{value:0{bits}b}" for value in row)
+        text += "0" * (-len(text) % 8)
+        rows += b"\0" + int(text, 2).to_bytes(len(text) // 8, "big")
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+def test_sixteen_bit_mask():
+    np.testing.assert_array_equal(decode_mask(encode(VALUES.astype(np.uint16))), VALUES)
+    with pytest.raises(DataError, match=r"mask holds the value 300; class indices end at 255"):
+        decode_mask(encode(np.full((3, 3), 300, np.uint16)))
+
+
+def test_colour_mask():
+    with pytest.raises(DataError, match=r"mask is RGB, not one value per pixel; write the shards with"):
+        decode_mask(encode(RGB))
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", encode_mask(VALUES)[:100], encode_mask(VALUES)[:50]])
+def test_unreadable_mask(data):
+    with pytest.raises(DataError, match=r"mask cannot be read \(.+\); replace the file"):
+        decode_mask(data)

@@ -1,0 +1,202 @@
+"""Random changes of a training sample: one geometric map for image and mask, one colour map for the image.
+
+Every number drawn is a function of (seed, epoch, sample id) and its place in `Draw`, so the pixels do not
+depend on rank, worker or on which other options are in use.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from unetdist.data.color import LUMA, ColorJitter
+from unetdist.data.geometry import Window
+from unetdist.data.keyed_random import Stream, keyed_uniform
+from unetdist.data.labels import IGNORE_INDEX
+from unetdist.errors import ConfigError
+
+Pixels = npt.NDArray[np.uint8]
+Draws = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Settings of the section `augment`; each option is one number, 0 (or scale 1) switches it off."""
+
+    crop_size: tuple[int, int] | None = None
+    """(height, width) in pixels of what is trained on; None: whole images, which then must be of one size."""
+    scale_min: float = 1.0
+    """Smallest random scale, over 0; scales are log-uniform between scale_min and scale_max."""
+    scale_max: float = 1.0
+    """Largest random scale; 2 shows things at twice their size."""
+    flip_horizontal: float = 0.0
+    """Probability of exchanging left and right."""
+    flip_vertical: float = 0.0
+    """Probability of exchanging top and bottom."""
+    quarter_turns: float = 0.0
+    """Probability of a turn by 90, 180 or 270 degrees, equally likely; 0.75: all four equally likely."""
+    rare_class_crop: float = 0.0
+    """Probability of placing the crop at a class drawn among those in the mask, rare classes preferred: the
+    weights are the inverse of the classes' pixels in the data set."""
+    brightness: float = 0.0
+    """Strength 0..1: colours are multiplied by 1 - strength .. 1 + strength."""
+    contrast: float = 0.0
+    """Strength 0..1: as brightness, about the mean grey of the data set."""
+    saturation: float = 0.0
+    """Strength 0..1: as brightness, about the grey of each pixel; nothing on grey images."""
+    hue: float = 0.0
+    """Largest change of hue either way, in turns of the colour circle, 0..0.5; nothing on grey images."""
+
+    def __post_init__(self) -> None:
+        if self.crop_size is not None and min(self.crop_size) < 1:
+            raise ConfigError(
+                f"augment.crop_size ({list(self.crop_size)}) must be a height and a width over 0; "
+                "use [256, 256]."
+            )
+        for name in ("flip_horizontal", "flip_vertical", "quarter_turns", "rare_class_crop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"augment.{name} ({getattr(self, name)}) must be a probability from 0 to 1; use 0.5."
+                )
+        for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ConfigError(
+                    f"augment.{name} ({getattr(self, name)}) must be a strength from 0 to {most:g}; use 0.1."
+                )
+        if not 0 < self.scale_min <= self.scale_max < float("inf"):
+            raise ConfigError(
+                f"augment.scale_min ({self.scale_min}) must be over 0 and at most augment.scale_max "
+                f"({self.scale_max}); use 0.5 and 2."
+            )
+        if self.crop_size is None:
+            for name in ("quarter_turns", "rare_class_crop"):
+                if getattr(self, name) > 0:
+                    raise ConfigError(
+                        f"augment.{name} ({getattr(self, name)}) must be 0 without augment.crop_size; "
+                        "set augment.crop_size, such as [256, 256]."
+                    )
+            if self.scale_min != 1 or self.scale_max != 1:
+                raise ConfigError(
+                    f"augment.scale_min ({self.scale_min}) and augment.scale_max ({self.scale_max}) must be "
+                    "1 without augment.crop_size; set augment.crop_size, such as [256, 256]."
+                )
+
+
+class Draw(IntEnum):
+    """Number of each random draw of a sample, the last part of its key; new ones go to the end."""
+
+    SCALE = 0
+    CROP_TOP = 1
+    CROP_LEFT = 2
+    FLIP_HORIZONTAL = 3
+    FLIP_VERTICAL = 4
+    TURN = 5
+    RARE = 6
+    RARE_CLASS = 7
+    RARE_PIXEL = 8
+    BRIGHTNESS = 9
+    CONTRAST = 10
+    SATURATION = 11
+    HUE = 12
+
+
+_ALL_DRAWS = np.arange(len(Draw))
+
+
+class Augmenter:
+    """Applies the options of `config`; a pure function of pixels, epoch and sample id."""
+
+    def __init__(
+        self, config: AugmentConfig, *, seed: int, class_pixels: Sequence[int], mean: Sequence[float]
+    ) -> None:
+        """`class_pixels`: (C,) of the data set; `mean`: its mean red, green, blue, 0..255, for padding."""
+        self.config = config
+        self.seed = seed
+        self._rarity = 1 / np.maximum(np.asarray(class_pixels, np.float64), 1)
+        self._mean = tuple(float(value) for value in mean)
+        self._color = ColorJitter(
+            brightness=config.brightness,
+            contrast=config.contrast,
+            saturation=config.saturation,
+            hue=config.hue,
+            mean=self._mean,
+        )
+
+    def __call__(self, image: Pixels, mask: Pixels, *, epoch: int, sample_id: int) -> tuple[Pixels, Pixels]:
+        """The changed image (h, w, C) and mask (h, w) of uint8 (H, W, C) and (H, W); may be views of them.
+
+        Outside of the picture the image is the mean colour of the data set (alpha 255), the mask ignored.
+        """
+        draws = keyed_uniform(Stream.AUGMENT, self.seed, epoch, sample_id, _ALL_DRAWS)
+        window = self._window(mask, draws)
+        channels = image.shape[2]
+        image = window.apply(image, fill=self._fill(channels), interpolation=cv2.INTER_LINEAR)
+        mask = window.apply(mask, fill=(IGNORE_INDEX,), interpolation=cv2.INTER_NEAREST)
+        jitter = draws[[Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE]]
+        return self._color.apply(image, jitter), mask
+
+    def _fill(self, channels: int) -> tuple[int, ...]:
+        red, green, blue = self._mean
+        if channels == 1:
+            return (round(float(np.dot(LUMA, self._mean))),)
+        return (round(red), round(green), round(blue), 255)[:channels]
+
+    def _window(self, mask: Pixels, draws: Draws) -> Window:
+        """Draw what part of the picture is taken, and how it is laid."""
+        cfg = self.config
+        height, width = cfg.crop_size or mask.shape
+        scale = cfg.scale_min * (cfg.scale_max / cfg.scale_min) ** float(draws[Draw.SCALE])
+        turns = 0
+        if draws[Draw.TURN] < cfg.quarter_turns:
+            turns = 1 + int(3 * draws[Draw.TURN] / cfg.quarter_turns)
+        if turns % 2 == 1:
+            height, width = width, height  # Of the window; the turn exchanges them again.
+        if draws[Draw.RARE] < cfg.rare_class_crop and (pixel := self._rare_pixel(mask, draws)) is not None:
+            y, x = pixel
+            # The pixel comes to lie anywhere in the middle half of the crop.
+            top = int((y + 0.5) * scale - (0.25 + 0.5 * draws[Draw.CROP_TOP]) * height)
+            left = int((x + 0.5) * scale - (0.25 + 0.5 * draws[Draw.CROP_LEFT]) * width)
+            top_range, left_range = (
+                _offsets(mask.shape[0], scale, height),
+                _offsets(mask.shape[1], scale, width),
+            )
+            top = min(max(top, top_range[0]), top_range[1])
+            left = min(max(left, left_range[0]), left_range[1])
+        else:
+            top = _pick(_offsets(mask.shape[0], scale, height), draws[Draw.CROP_TOP])
+            left = _pick(_offsets(mask.shape[1], scale, width), draws[Draw.CROP_LEFT])
+        return Window(
+            top=top,
+            left=left,
+            height=height,
+            width=width,
+            scale=scale,
+            flip_horizontal=bool(draws[Draw.FLIP_HORIZONTAL] < cfg.flip_horizontal),
+            flip_vertical=bool(draws[Draw.FLIP_VERTICAL] < cfg.flip_vertical),
+            quarter_turns=turns,
+        )
+
+    def _rare_pixel(self, mask: Pixels, draws: Draws) -> tuple[int, int] | None:
+        """(y, x) of a pixel of a class that the mask holds; None where all is ignored."""
+        counts = np.bincount(mask.ravel(), minlength=256)[: len(self._rarity)]
+        weights = np.cumsum(np.where(counts > 0, self._rarity, 0.0))
+        if weights[-1] == 0:
+            return None
+        index = int(np.searchsorted(weights, draws[Draw.RARE_CLASS] * weights[-1], side="right"))
+        places = np.flatnonzero(mask == index)
+        y, x = divmod(int(places[int(draws[Draw.RARE_PIXEL] * len(places))]), mask.shape[1])
+        return y, x
+
+
+def _offsets(size: int, scale: float, crop: int) -> tuple[int, int]:
+    """Least and greatest begin of a crop in a scaled picture: inside it, or the picture inside the crop."""
+    room = int(size * scale) - crop
+    return min(room, 0), max(room, 0)
+
+
+def _pick(limits: tuple[int, int], draw: float) -> int:
+    low, high = limits
+    return low + int(draw * (high - low + 1))

@@ -1,0 +1,254 @@
+"""The data path as loaders: training without end from any sample number, validation with each sample once."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from unetdist.data.augment import AugmentConfig, Augmenter
+from unetdist.data.batch import Batch
+from unetdist.data.order import Order
+from unetdist.data.reader import ShardReader
+from unetdist.data.samples import Samples, TrainDataset, ValDataset
+from unetdist.data.shards import Manifest
+from unetdist.errors import ConfigError, DataError, UnetdistError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Settings of the section `data`."""
+
+    train: str
+    """Folder of the training shards."""
+    val: str | None = None
+    """Folder of the validation shards; None: no validation."""
+    num_workers: int = 2
+    """Processes per rank that read, decode and augment; 0: the training process does it."""
+    prefetch: int = 4
+    """Micro-batches that each worker prepares ahead."""
+    lanes: int = 64
+    """Parts of an epoch that are read side by side; fixed for the life of a run, best a multiple of the
+    number of processes."""
+    window: int = 4096
+    """Samples of a lane that are shuffled together; data sets up to this size are shuffled as a whole."""
+    on_bad_sample: Literal["raise", "blank"] = "raise"
+    """A training sample that cannot be used stops the run, or becomes a blank image, wholly ignored."""
+    max_bad_samples: int = 100
+    """Blank samples (per process, since its start) after which the run stops nevertheless."""
+
+    def __post_init__(self) -> None:
+        for name, least, advice in (
+            ("num_workers", 0, 2),
+            ("prefetch", 1, 4),
+            ("lanes", 1, 64),
+            ("window", 1, 4096),
+            ("max_bad_samples", 0, 100),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"data.{name} ({getattr(self, name)}) must be {least} or more; use {advice}."
+                )
+
+
+def train_loader(
+    cfg: DataConfig,
+    augment_cfg: AugmentConfig,
+    manifest: Manifest,
+    folder: str | Path,
+    *,
+    seed: int,
+    channels: int,
+    num_classes: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    from_sample: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[list[Batch]]:
+    """Endless steps of this rank, each the list of its micro-batches, beginning at sample `from_sample`.
+
+    The samples of a step and their pixels are the same for any world size, number of workers and micro-batch
+    size: they depend on `seed` and the position alone. `channels` is what the model takes (1, 3 or 4).
+    `ConfigError` and `DataError` come at once where they can be known, else from the iterator.
+    """
+    check_batch_sizes(global_batch_size, micro_batch_size, world_size)
+    blank_size = augment_cfg.crop_size or manifest.max_size
+    if augment_cfg.crop_size is None and manifest.min_size != manifest.max_size:
+        (low_h, low_w), (high_h, high_w) = manifest.min_size, manifest.max_size
+        raise ConfigError(
+            f"augment.crop_size (None) must be set, because the images in {folder} differ in size "
+            f"({low_h}..{high_h} high, {low_w}..{high_w} wide); use [256, 256], or write the shards with "
+            "--resize."
+        )
+    order = Order(manifest.shard_sizes, seed=seed, lanes=cfg.lanes, window=cfg.window)
+    reader = ShardReader(folder, manifest)
+    reader.check(rank=rank, world_size=world_size)
+    dataset = TrainDataset(
+        Samples(reader, channels=channels, num_classes=num_classes),
+        Augmenter(augment_cfg, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean),
+        on_bad_sample=cfg.on_bad_sample,
+        blank_size=blank_size,
+    )
+    sampler = _MicroBatches(order, global_batch_size, micro_batch_size, rank, world_size, from_sample)
+    batches = _data_loader(dataset, sampler, cfg, pin_memory=pin_memory)
+    accumulation = global_batch_size // (world_size * micro_batch_size)
+    return _steps(batches, accumulation, cfg.max_bad_samples, folder)
+
+
+def val_loader(
+    cfg: DataConfig,
+    manifest: Manifest,
+    folder: str | Path,
+    *,
+    channels: int,
+    num_classes: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> "ValLoader":
+    """Whole images of this rank, samples rank, rank + world_size, ...: each once, unchanged, none padded."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size ({batch_size}) must be 1 or more; use 8.")
+    reader = ShardReader(folder, manifest)
+    reader.check(rank=rank, world_size=world_size)
+    ids = range(rank, manifest.num_samples, world_size)
+    dataset = ValDataset(Samples(reader, channels=channels, num_classes=num_classes))
+    chunks = [ids[at : at + batch_size] for at in range(0, len(ids), batch_size)]
+    return ValLoader(_data_loader(dataset, chunks, cfg, pin_memory=pin_memory), num_samples=len(ids))
+
+
+class ValLoader:
+    """Batches of at most `batch_size` consecutive samples of equal size; can be iterated again and again."""
+
+    def __init__(self, batches: "DataLoader[Any]", *, num_samples: int) -> None:
+        self._batches = batches
+        self.num_samples = num_samples
+        """Of this rank."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Every sample of this rank once; a bad sample always raises, for the metric is exact."""
+        for batches in self._batches:
+            yield from _unless_error(batches)
+
+
+def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
+    """`ConfigError` unless the global batch falls into equal micro-batches on all ranks."""
+    unit = world_size * micro_batch_size
+    if micro_batch_size < 1 or global_batch_size < 1:
+        raise ConfigError(
+            f"global_batch_size ({global_batch_size}) and micro_batch_size ({micro_batch_size}) must be 1 or "
+            "more; use 32 and 8."
+        )
+    if global_batch_size % unit:
+        below = global_batch_size // unit * unit
+        advice = f"{below} or {below + unit}" if below else f"{unit}"
+        raise ConfigError(
+            f"global_batch_size ({global_batch_size}) must be divisible by world_size ({world_size}) times "
+            f"micro_batch_size ({micro_batch_size}); use {advice}."
+        )
+
+
+class _MicroBatches(Sampler[list[tuple[int, int]]]):
+    """Endless lists of (epoch, sample id), the micro-batches of a rank."""
+
+    def __init__(
+        self,
+        order: Order,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        from_sample: int,
+    ) -> None:
+        self._order = order
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._from_sample = from_sample
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in count(self._from_sample, self._global_batch_size):
+            epoch, sample_id = self._order.rank_slice(
+                first, self._global_batch_size, self._rank, self._world_size
+            )
+            keys = list(zip(epoch.tolist(), sample_id.tolist(), strict=True))
+            for at in range(0, len(keys), self._micro_batch_size):
+                yield keys[at : at + self._micro_batch_size]
+
+
+def _data_loader(
+    dataset: Dataset[Any], keys: Sampler[Any] | Sequence[Any], cfg: DataConfig, *, pin_memory: bool
+) -> "DataLoader[Any]":
+    """One item of `dataset` per entry of `keys`, prepared by workers that live as long as the loader."""
+    is_closing = multiprocessing.RawValue("b", 0)  # No lock, for it is read in a signal handler.
+    if cfg.num_workers:
+        # Runs before multiprocessing's own exit function, which was registered earlier.
+        atexit.register(setattr, is_closing, "value", 1)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=keys,
+        num_workers=cfg.num_workers,
+        prefetch_factor=cfg.prefetch if cfg.num_workers else None,
+        persistent_workers=cfg.num_workers > 0,
+        pin_memory=pin_memory,
+        collate_fn=_as_it_is,
+        worker_init_fn=partial(_set_up_worker, is_closing),
+        # A generator of its own: the loader would else draw from the global one, and change what follows.
+        generator=torch.Generator(),
+    )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _set_up_worker(is_closing: Any, _: int) -> None:
+    """One thread per worker; a signal to all processes (SLURM, Ctrl-C) is for the trainer to act on.
+
+    SIGTERM is obeyed only at the trainer's exit (`is_closing`), when multiprocessing sends it and waits.
+    """
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if is_closing.value else None)
+
+
+def _steps(
+    batches: "DataLoader[Any]", accumulation: int, max_bad_samples: int, folder: str | Path
+) -> Iterator[list[Batch]]:
+    num_bad = 0
+    step: list[Batch] = []
+    for item in batches:
+        batch: Batch = _unless_error(item)
+        num_bad += batch.num_bad
+        if num_bad > max_bad_samples:
+            raise DataError(
+                f"{num_bad} samples could not be used, more than data.max_bad_samples ({max_bad_samples}); "
+                "the log names them: write their shards again, or raise the limit.",
+                source=folder,
+            )
+        step.append(batch)
+        if len(step) == accumulation:
+            yield step
+            step = []
+
+
+def _unless_error(item: Any) -> Any:
+    if isinstance(item, UnetdistError):
+        raise item
+    return item
