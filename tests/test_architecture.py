@@ -13,7 +13,7 @@ PACKAGE = ROOT / "unetdist"
 MAX_LINES = 260
 
 FLOORS = (
-    {"errors", "settings", "storage", "logs", "launch_check", "distributed"},
+    {"errors", "settings", "storage", "logs", "signals", "launch_check", "distributed"},
     {"class_weights", "meter", "pictures", "schedule"},
     {"data", "model", "losses", "metrics", "optim", "ema"},
     {"inference", "evaluate", "checkpoint", "saved_model", "tracking", "score_table", "export"},

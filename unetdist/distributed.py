@@ -7,16 +7,9 @@ import inspect
 import os
 import platform
 import random
-import signal
-import socket
-import sys
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import FrameType
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,13 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from unetdist.errors import ConfigError, LaunchError
 from unetdist.launch_check import asked_processes, check_launch
 from unetdist.logs import logger
+from unetdist.signals import SignalWatch
 
 T = TypeVar("T")
 MixedPrecision = Literal["no", "fp16", "bf16"]
-
-SECOND_SIGNAL_AFTER_S = 1.0
-"""Signals closer than this to the first are the same request: Ctrl-C reaches a rank from the terminal and
-from the launcher, and SLURM sends SIGTERM twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,74 +171,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class StopSignal:
-    """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once.
-
-    A thread is told of signals by the C handler, so that a second one works even while the main thread waits
-    in a collective. Forked children (loader workers) ignore these signals: their parent decides when they go.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-    def __init__(self, on_second: Callable[[int], object] = os._exit) -> None:
-        self.received: int | None = None
-        self._since = 0.0
-        self._on_second = on_second
-        self._reading, self._writing = socket.socketpair()
-        self._writing.setblocking(False)
-        self._former = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-        self._former_fd = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, name="stop-signal", daemon=True).start()
-        os.register_at_fork(after_in_child=self._leave_to_parent)
-
-    @property
-    def requested(self) -> bool:
-        """Whether this rank was asked to stop."""
-        return self.received is not None
+class StopSignal(SignalWatch):
+    """A request to stop, by signal to any rank, on which all ranks agree."""
 
     def agreed(self, world: World) -> bool:
         """Collective. Whether any rank was asked to stop."""
         return any_rank(self.requested, world.device)
-
-    def close(self) -> None:
-        """Give the signals back to whoever had them."""
-        if self._former:
-            signal.set_wakeup_fd(self._former_fd)
-            for number, handler in self._former.items():
-                signal.signal(number, handler)
-            self._former = {}
-            self._writing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Do nothing: without a Python handler the wake-up byte would not be written."""
-
-    def _watch(self) -> None:
-        with self._reading:
-            while data := self._reading.recv(64):
-                for number in data:
-                    self._note(number)
-
-    def _note(self, number: int) -> None:
-        if number not in self.SIGNALS:
-            return
-        if self.received is None:
-            self.received, self._since = number, time.monotonic()
-            logger.warning(
-                "%s: stopping after this step with a checkpoint; a second signal exits at once",
-                signal.Signals(number).name,
-            )
-        elif time.monotonic() - self._since >= SECOND_SIGNAL_AFTER_S:
-            sys.stderr.write(f"{signal.Signals(number).name} again: exiting at once\n")
-            self._on_second(128 + number)
-
-    def _leave_to_parent(self) -> None:
-        if self._former:
-            signal.set_wakeup_fd(-1)
-            for number in self.SIGNALS:
-                signal.signal(number, signal.SIG_IGN)

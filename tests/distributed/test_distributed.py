@@ -2,8 +2,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -121,48 +119,11 @@ def test_seed_fixes_every_generator():
     assert draw() == draw()
 
 
-@pytest.fixture
-def stop():
-    seconds = []
-    with StopSignal(on_second=seconds.append) as stop:
-        stop.seconds = seconds
-        yield stop
-
-
 def wait_until(condition) -> None:
     end = time.monotonic() + 5
     while not condition():
         assert time.monotonic() < end, "did not happen within 5 s"
         time.sleep(0.005)
-
-
-@pytest.mark.parametrize("number", StopSignal.SIGNALS)
-def test_a_signal_is_a_request(stop, number):
-    assert not stop.requested
-    os.kill(os.getpid(), number)
-    wait_until(lambda: stop.requested)
-    assert stop.received == number
-
-
-def test_signals_in_quick_succession_are_one_request_a_later_one_exits(stop, monkeypatch):
-    monkeypatch.setattr(distributed, "SECOND_SIGNAL_AFTER_S", 0.2)
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)
-    wait_until(lambda: stop.requested)
-    time.sleep(0.05)
-    assert stop.seconds == []
-    time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGINT)
-    wait_until(lambda: stop.seconds)
-    assert stop.seconds == [128 + signal.SIGINT]
-
-
-def test_closing_gives_the_signals_back():
-    former = [signal.getsignal(number) for number in StopSignal.SIGNALS]
-    with StopSignal() as stop:
-        assert [signal.getsignal(number) for number in StopSignal.SIGNALS] != former
-    stop.close()
-    assert [signal.getsignal(number) for number in StopSignal.SIGNALS] == former
 
 
 def agree_on_rank_one() -> tuple[bool, bool]:
@@ -178,42 +139,3 @@ def agree_on_rank_one() -> tuple[bool, bool]:
 
 def test_a_signal_on_one_rank_stops_all():
     assert run_ranks(agree_on_rank_one, 3) == [(False, True)] * 3
-
-
-def test_forked_children_ignore_the_signals_and_do_not_report_them(stop):
-    child = os.fork()
-    if child == 0:
-        for number in StopSignal.SIGNALS:
-            os.kill(os.getpid(), number)
-        os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    time.sleep(0.05)
-    assert not stop.requested
-
-
-HUNG = """
-import ctypes
-from unetdist import distributed
-distributed.SECOND_SIGNAL_AFTER_S = 0.1
-stop = distributed.StopSignal()
-print("ready", flush=True)
-libc = ctypes.CDLL(None)
-while True:
-    libc.usleep(60_000_000)  # in C, without a look at Python's pending signals, as in a collective
-"""
-
-
-def test_a_second_signal_exits_while_the_main_thread_hangs():
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", HUNG], stdout=pipe, stderr=pipe, text=True)
-    try:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.4)
-        process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=10)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + signal.SIGTERM, told
-    assert "SIGTERM again: exiting at once" in told

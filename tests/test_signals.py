@@ -1,0 +1,119 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+
+import unetdist.signals as signals
+from unetdist.signals import SignalWatch
+
+
+@pytest.fixture
+def stop():
+    seconds = []
+    with SignalWatch(on_second=seconds.append) as stop:
+        stop.seconds = seconds
+        yield stop
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end, "did not happen within 5 s"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", SignalWatch.SIGNALS)
+def test_a_signal_is_a_request(stop, number):
+    assert not stop.requested
+    os.kill(os.getpid(), number)
+    wait_until(lambda: stop.requested)
+    assert stop.received == number
+
+
+def test_signals_in_quick_succession_are_one_request_a_later_one_exits(stop, monkeypatch):
+    monkeypatch.setattr(signals, "SECOND_SIGNAL_AFTER_S", 0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    wait_until(lambda: stop.requested)
+    time.sleep(0.05)
+    assert stop.seconds == []
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
+    wait_until(lambda: stop.seconds)
+    assert stop.seconds == [128 + signal.SIGINT]
+
+
+def test_closing_gives_the_signals_back():
+    former = [signal.getsignal(number) for number in SignalWatch.SIGNALS]
+    with SignalWatch() as stop:
+        assert [signal.getsignal(number) for number in SignalWatch.SIGNALS] != former
+    stop.close()
+    assert [signal.getsignal(number) for number in SignalWatch.SIGNALS] == former
+
+
+def test_forked_children_ignore_the_signals_and_do_not_report_them(stop):
+    child = os.fork()
+    if child == 0:
+        for number in SignalWatch.SIGNALS:
+            os.kill(os.getpid(), number)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    time.sleep(0.05)
+    assert not stop.requested
+
+
+def take_a_worker(connection) -> None:
+    connection.send("ready")
+    while True:
+        time.sleep(0.01)
+
+
+def test_forked_children_obey_their_parent_once_the_watch_is_over():
+    """As a loader's workers must: Python ends them by SIGTERM at exit, and waits."""
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork beside the watching thread
+        with SignalWatch():
+            worker = context.Process(target=take_a_worker, args=(sending,), daemon=True)
+            worker.start()
+            assert receiving.recv() == "ready"
+            worker.terminate()
+            worker.join(timeout=0.2)
+            assert worker.is_alive()
+        worker.terminate()
+        worker.join(timeout=5)
+    assert worker.exitcode == 128 + signal.SIGTERM
+
+
+HUNG = """
+import ctypes
+from unetdist import signals
+signals.SECOND_SIGNAL_AFTER_S = 0.1
+stop = signals.SignalWatch()
+print("ready", flush=True)
+libc = ctypes.CDLL(None)
+while True:
+    libc.usleep(60_000_000)  # in C, without a look at Python's pending signals, as in a collective
+"""
+
+
+def test_a_second_signal_exits_while_the_main_thread_hangs():
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", HUNG], stdout=pipe, stderr=pipe, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.4)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, told
+    assert "SIGTERM again: exiting at once" in told

@@ -1,0 +1,100 @@
+"""Signals as requests that the program looks at when it is ready to."""
+
+import atexit
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
+
+from unetdist.logs import logger
+
+SECOND_SIGNAL_AFTER_S = 1.0
+"""Signals closer than this to the first are the same request: Ctrl-C reaches a rank from the terminal and
+from the launcher, and SLURM sends SIGTERM twice."""
+
+
+class SignalWatch:
+    """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once.
+
+    A thread is told of signals by the C handler, so that a second one works even while the main thread waits
+    in a collective. Launchers signal whole process groups, so forked children (loader workers) ignore these
+    signals as long as the watch lasts: a loader that dies would spoil the last step. After it, SIGTERM ends
+    them, for at exit Python waits for its daemonic children to obey it.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self, on_second: Callable[[int], object] = os._exit) -> None:
+        self.received: int | None = None
+        self._since = 0.0
+        self._on_second = on_second
+        self._over = mmap.mmap(-1, 1)  # shared with forked children; 1 once the watch is over
+        self._reading, self._writing = socket.socketpair()
+        self._writing.setblocking(False)
+        self._former = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self._former_fd = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="signal-watch", daemon=True).start()
+        os.register_at_fork(after_in_child=self._become_child)
+        atexit.register(self.close)  # runs before multiprocessing's own, which joins the children
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.received is not None
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them."""
+        if self._former:
+            signal.set_wakeup_fd(self._former_fd)
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
+            self._former = {}
+            self._over[0] = 1
+            self._writing.close()
+            atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Do nothing: without a Python handler the wake-up byte would not be written."""
+
+    def _watch(self) -> None:
+        with self._reading:
+            while data := self._reading.recv(64):
+                for number in data:
+                    self._note(number)
+
+    def _note(self, number: int) -> None:
+        if number not in self.SIGNALS:
+            return
+        if self.received is None:
+            self.received, self._since = number, time.monotonic()
+            logger.warning(
+                "%s: stopping after this step with a checkpoint; a second signal exits at once",
+                signal.Signals(number).name,
+            )
+        elif time.monotonic() - self._since >= SECOND_SIGNAL_AFTER_S:
+            sys.stderr.write(f"{signal.Signals(number).name} again: exiting at once\n")
+            self._on_second(128 + number)
+
+    def _become_child(self) -> None:
+        if self._former:
+            self._former = {}
+            signal.set_wakeup_fd(-1)
+            for number in self.SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, self._end_child)
+
+    def _end_child(self, number: int, frame: FrameType | None) -> None:
+        if self._over[0]:
+            os._exit(128 + number)
