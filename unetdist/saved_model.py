@@ -112,6 +112,8 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
         unet.load_state_dict(state)
     except RuntimeError as error:
         why = textwrap.shorten(str(error), 300)
-        raise CheckpointError(f"{path} does not fit its own configuration: {why}; save the model again.") from None
+        raise CheckpointError(
+            f"{path} does not fit its own configuration: {why}; save the model again."
+        ) from None
     resize = config["resize"]
     return SavedModel(unet.eval(), palette, None if resize is None else (resize[0], resize[1]), config)
