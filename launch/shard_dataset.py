@@ -6,14 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdist.data import dataset_source, shapes, shapes_source, sources, split
-from unetdist.data.convert import ConvertOptions
-from unetdist.data.dataset_writer import write_dataset
-from unetdist.data.foreign import index_folder
-from unetdist.data.ingest import LayoutOptions
-from unetdist.data.ingest_report import describe, describe_problems, next_command
+from unetdist.data import shapes
+from unetdist.data.ingest import dataset_source, shapes_source, sources, split
+from unetdist.data.ingest.convert import ConvertOptions
+from unetdist.data.ingest.folder import LayoutOptions
+from unetdist.data.ingest.foreign import index_folder
+from unetdist.data.ingest.pool import available_cores
+from unetdist.data.ingest.report import describe, describe_problems, next_command
+from unetdist.data.ingest.writer import write_dataset
 from unetdist.data.labels import Palette
-from unetdist.data.pool import available_cores
 from unetdist.errors import ConfigError, DataError
 from unetdist.logs import run_script, set_up_logging
 

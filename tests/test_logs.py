@@ -8,15 +8,6 @@ from unetdist import logs
 from unetdist.errors import ConfigError
 
 
-@pytest.fixture(autouse=True)
-def restore_logger():
-    handlers, level, propagate = logs.logger.handlers[:], logs.logger.level, logs.logger.propagate
-    yield
-    logs.logger.handlers[:] = handlers
-    logs.logger.setLevel(level)
-    logs.logger.propagate = propagate
-
-
 def test_only_rank_0_speaks_of_progress_and_every_rank_of_trouble(capsys):
     logs.set_up_logging(rank=0, world_size=2)
     logs.logger.info("hello")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetdist import metrics
-from unetdist.data import labels
+from unetdist.data.labels import palette as labels
 from unetdist.errors import ConfigError
 from unetdist.losses import IGNORE_INDEX, LossConfig, build_loss, dice_sum, focal_sum, lovasz_sum
 

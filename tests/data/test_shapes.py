@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from unetdist.data.labels import Palette
-from unetdist.data.masks import read_mask
+from unetdist.data.labels.masks import read_mask
 from unetdist.data.shapes import PALETTE, draw, write_shapes
 from unetdist.errors import ConfigError
 

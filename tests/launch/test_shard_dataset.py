@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import shared_data
-from tests.data.picture_folders import write_folders
-from tests.data.test_foreign import pack
+from tests.data.ingest.picture_folders import write_folders
+from tests.data.ingest.test_foreign import pack
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 

@@ -1,0 +1,108 @@
+import pickle
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unetdist.data.labels import census as census_module
+from unetdist.data.labels.census import Census, UnknownColor
+
+PINK = UnknownColor((255, 0, 255), 1200, (3, 4), "sky", 81.4)
+GREEN = UnknownColor((0, 255, 0), 5, (7, 0), "tree", 127.0)
+
+
+def test_nothing_unknown_is_false_and_empty():
+    census = Census()
+    census.add("a.png", [])
+    assert not census
+    assert census.report() == ""
+
+
+def test_the_report_is_a_table_with_the_first_place_and_a_remedy():
+    census = Census()
+    census.add("b.png", [PINK, GREEN])
+    census.add("a.png", [PINK])
+    census.add("c.png", [])
+    assert census
+    assert census.report() == (
+        "Labels.txt does not list 2 colours of the masks: 2,405 pixels in 2 files.\n"
+        "  colour     pixels  files  nearest label  distance  first pixel\n"
+        "  255 0 255   2,400      2  sky                  81  x 3, y 4 in a.png\n"
+        "  0 255 0         5      1  tree                127  x 7, y 0 in b.png\n"
+        "Add a line for each class that is missing to Labels.txt, such as '255 0 255 NAME'; "
+        "use --unknown-colors ignore to leave the pixels out, or nearest if they are only noise."
+    )
+
+
+def test_only_the_commonest_are_rows():
+    census = Census()
+    census.add("a.png", [UnknownColor((i, 0, 200), 100 - i, (0, 0), "sky", 100.0) for i in range(50)])
+    census.add("b.png", [UnknownColor(None, 7, (0, 0), "", 100.0, num_colors=4)])
+    lines = census.report(max_rows=10).splitlines()
+    assert len(lines) == 1 + 1 + 10 + 1 + 1
+    assert lines[0].startswith("Labels.txt does not list 54 colours of the masks: 3,782 pixels in 2 files.")
+    assert lines[-2] == "  and 44 rarer ones: 2,827 pixels"
+
+
+def test_a_mask_of_another_format_gets_that_remedy():
+    census = Census()
+    census.add("a.png", [UnknownColor((1, 1, 1), 10, (0, 0), "cell", 1.7, fits="ids")])
+    assert census.report().endswith("Read as ids, these values are listed: use --mask-format ids.")
+    census = Census()
+    census.add("a.png", [UnknownColor(9, 10, (0, 0), "cell", 1.0, fits="color")])
+    assert census.report().endswith("Read as color, these values are listed: use --mask-format color.")
+    census.add("b.png", [UnknownColor(12, 10, (0, 0), "cell", 1.0)])
+    assert "  value 12      10" in census.report()
+    assert "Add a line with this id for each class that is missing to Labels.txt" in census.report()
+
+
+def test_many_colours_near_listed_ones_are_compression_or_smoothing():
+    noise = [UnknownColor((i, 128, 0), 3, (0, 0), "tree", float(i)) for i in range(1, 40)]
+    census = Census()
+    census.add("a.JPG", noise)
+    assert census.report().endswith(
+        "JPEG changes colours like these: use --unknown-colors nearest, or export the masks as PNG, not smoothed."
+    )
+    census = Census()
+    census.add("a.png", noise)
+    assert "Smoothed or compressed edges make colours like these" in census.report()
+
+
+unknowns = st.builds(
+    UnknownColor,
+    color=st.one_of(st.tuples(st.integers(0, 2), st.just(0), st.just(0)), st.integers(0, 2)),
+    count=st.integers(1, 5),
+    first_pixel=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    nearest=st.just("sky"),
+    distance=st.floats(0, 400),
+)
+rest = UnknownColor(None, 3, (1, 1), "", 50.0, num_colors=2)
+found = st.lists(unknowns, max_size=4, unique_by=lambda unknown: unknown.color)
+files = st.lists(
+    st.tuples(found, st.booleans()).map(lambda x: x[0] + [rest] * (x[1] and x[0] != [])), max_size=8
+)
+
+
+@given(files, st.permutations(range(8)), st.integers(1, 4))
+def test_the_report_does_not_depend_on_who_saw_which_file_when(seen, order, workers):
+    alone = Census()
+    for number, found in enumerate(seen):
+        alone.add(f"{number}.png", found)
+    parts = [Census() for _ in range(workers)]
+    for place, number in enumerate(i for i in order if i < len(seen)):
+        parts[place % workers].add(f"{number}.png", seen[number])
+    merged = Census()
+    for part in parts:
+        merged.merge(pickle.loads(pickle.dumps(part)))
+    assert merged.report() == alone.report()
+    assert merged.num_pixels == alone.num_pixels
+
+
+def test_memory_is_bounded_and_no_pixel_is_lost(monkeypatch):
+    monkeypatch.setattr(census_module, "_MAX_COLORS", 10)
+    census = Census()
+    for i in range(30):
+        census.add(f"{i:02d}.png", [UnknownColor((i, 0, 0), 100 - i, (0, 0), "sky", 99.0)])
+    assert len(census._entries) <= 10
+    first, *_, rest, _ = census.report(max_rows=2).splitlines()
+    assert first == "Labels.txt does not list 30 colours of the masks: 2,565 pixels in 30 files."
+    assert rest == "  and 28 rarer ones: 2,366 pixels"

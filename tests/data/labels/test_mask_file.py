@@ -1,0 +1,83 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from unetdist.data.labels.mask_file import decode
+from unetdist.errors import DataError
+
+GREY = np.array([[0, 7, 7], [20, 0, 255]], np.uint8)
+
+
+def encode(pixels, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "numbers", "colors"),
+    [
+        (encode(GREY), "grey", [0, 7, 20, 255], [0, 7, 20, 255]),
+        (encode(GREY > 0), "grey", [0, 1], [0, 255]),
+        (encode(GREY * np.uint16(257)), "grey", [0, 1799, 5140, 65535], [0, 7, 20, 255]),
+        (encode(GREY.astype(np.float32), "TIFF"), "grey", [0, 7, 20, 255], [0, 7, 20, 255]),
+        (encode(np.dstack([GREY] * 3)), "color", [0, 7, 20, 255], [0, 7, 20, 255]),
+        (encode(Image.fromarray(GREY).convert("P")), "table", [0, 7, 20, 255], [0, 7, 20, 255]),
+        (encode(GREY, "GIF"), "color", [-1] * 4, [0, 7, 20, 255]),
+    ],
+)
+def test_what_occurs_is_told_as_numbers_and_as_colours(data, kind, numbers, colors):
+    pixels = decode(data)
+    assert pixels.kind == kind
+    assert pixels.numbers.tolist() == numbers
+    assert pixels.colors.tolist() == [[grey] * 3 for grey in colors]
+    assert pixels.is_color.all()
+    assert pixels.is_number.all() == (numbers[0] >= 0)
+    places = np.searchsorted(pixels.used, pixels.codes)
+    expected = GREY if len(colors) == 4 else (GREY > 0) * 255
+    assert np.array_equal(pixels.colors[places, 0], expected)
+
+
+def test_deep_grey_between_two_colours_is_none():
+    pixels = decode(encode(np.array([[0, 1000]], np.uint16)))
+    assert pixels.is_color.tolist() == [True, False]
+    assert pixels.colors.tolist() == [[0, 0, 0], [3, 3, 3]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "BMP", "JPEG"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9])
+def test_truncated_files_are_refused(kind, share):
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
+    data = encode(pixels, kind)
+    assert decode(data).codes.shape == (64, 64)
+    with pytest.raises(DataError, match=r"the mask is damaged or no picture \(.*\); export it again"):
+        decode(data[: int(share * len(data))])
+
+
+@given(st.data())
+def test_a_cut_png_is_never_read_as_whole(data):
+    whole = encode(GREY)
+    with pytest.raises(DataError, match="damaged or no picture"):
+        decode(whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+def test_a_flipped_bit_in_a_png_is_seen():
+    data = bytearray(encode(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(DataError, match="damaged or no picture"):
+        decode(bytes(data))
+
+
+def test_other_unusable_files_are_refused():
+    frames = [Image.fromarray(GREY), Image.fromarray(GREY[::-1].copy())]
+    for kind in ("TIFF", "GIF", "PNG"):
+        stack = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+        with pytest.raises(DataError, match="the mask file holds 2 pictures; save each as a file of its own"):
+            decode(stack)
+    with pytest.raises(DataError, match="the mask holds fractions; save its classes as whole numbers"):
+        decode(encode(np.array([[0.5, 1]], np.float32), "TIFF"))

@@ -1,0 +1,1 @@
+"""From pictures and masks, wherever they are, to a folder of shards."""

@@ -1,0 +1,53 @@
+"""Training and validation samples, told apart by a list or by a hash."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from unetdist.data.ingest.sources import Sample, read_lines
+from unetdist.errors import ConfigError, DataError
+
+
+def hash_key(key: str) -> int:
+    """64 bits that depend on the key alone, on every machine."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+
+
+def split_by_hash(samples: Sequence[Sample], val_fraction: float) -> tuple[list[Sample], list[Sample]]:
+    """(train, val): a sample's side depends on its key and the fraction alone, so it never moves."""
+    if not 0 < val_fraction < 1:
+        raise ConfigError(f"val_fraction ({val_fraction:g}) must be between 0 and 1; use for example 0.2.")
+    limit = val_fraction * 2.0**64
+    train, val = list[Sample](), list[Sample]()
+    for sample in samples:
+        (val if hash_key(f"val {sample.key}") < limit else train).append(sample)
+    for name, side in (("training", train), ("validation", val)):
+        if samples and not side:
+            raise DataError(
+                f"none of {len(samples)} samples falls to {name} with --val-fraction {val_fraction:g}; choose "
+                "another fraction, or name the samples with --val-list."
+            )
+    return train, val
+
+
+def split_by_list(samples: Sequence[Sample], path: str | Path) -> tuple[list[Sample], list[Sample]]:
+    """(train, val): val is what the lines of the file at `path` name, by key or by the image's file name."""
+    lines = [line.strip() for line in read_lines(Path(path))]
+    wanted = {line for line in lines if line and not line.startswith("#")}
+    val = [sample for sample in samples if wanted & {sample.key, sample.image}]
+    unknown = sorted(wanted - {name for sample in val for name in (sample.key, sample.image)})
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(wanted)} lines name no sample, the first is {unknown[0]!r}; write one "
+            f"key a line, such as {samples[0].key if samples else 'folder/stem'}.",
+            source=path,
+        )
+    chosen = {sample.key for sample in val}
+    train = [sample for sample in samples if sample.key not in chosen]
+    if samples and not (train and val):
+        raise DataError(
+            f"names {len(val)} of {len(samples)} samples, which leaves none for {'training' if val else 'validation'}; "
+            "write the keys of the validation samples, one a line.",
+            source=path,
+        )
+    return train, val

@@ -1,0 +1,222 @@
+"""The grammar of Labels.txt: text in any of the forms found in the wild -> rows of name, colour and id.
+
+A line holds a name and three to five whole numbers around it; spaces, tabs, commas, semicolons, colons and
+brackets all separate. Which number is which is decided once for the whole file:
+
+1. A header (`id,name,r,g,b`; it may stand in a comment, other columns are skipped) says it.
+2. Otherwise the count of numbers before and after the name leaves the forms of `FORMS` that fit.
+3. Of these, a form stays if the whole file is sound under it (colours 0..255, no colour, name or id twice).
+4. Of these, one whose ids count 0, 1, 2 ... or 1, 2, 3 ... wins, then one whose ids only rise (three lines or
+   more). If several still fit, the file is ambiguous and is refused: a guess would train on wrong classes.
+
+A number at the end of a name with spaces (`0 0 0 Lane 1`) belongs to the name if the names repeat without it.
+"""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from unetdist.data.labels.label_columns import INTEGER, SEPARATORS, cut_cells, delimiter_of, read_header
+from unetdist.errors import DataError
+
+FORMS = (
+    *("r g b name", "name r g b"),
+    *("id r g b name", "r g b id name", "r g b a name", "id name r g b", "r g b name id"),
+    *("name id r g b", "name r g b id", "name r g b a"),
+    *("id r g b a name", "id name r g b a", "name id r g b a"),
+    "id r g b _ _ _ name",  # ITK-SNAP: opacity, visibility, mesh
+)
+"""Orders of columns that are known without a header; `a` is a constant alpha, `_` is not looked at."""
+
+REMEDY = "write 'R G B name' with whole numbers 0..255, or put # before a comment"
+_COMMENT = re.compile(r"(^|\s)(#|//)(\s.*|$)|^(#|//).*")
+_CVAT = re.compile(r"^([^:]+:\s*\d+,\s*\d+,\s*\d+):[^:]*:[^:]*$")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class as the file has it; `line` counts from 1, `id` is None if the file gives none."""
+
+    line: int
+    name: str
+    color: tuple[int, int, int]
+    id: int | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The rows of a file under one order of columns; `order` is how well its ids are in order, 0..2."""
+
+    form: str
+    rows: tuple[Row, ...]
+    order: int
+
+
+class _Fields(NamedTuple):
+    line: int
+    text: str
+    before: tuple[str, ...]
+    name: str
+    after: tuple[str, ...]
+    is_name_sure: bool  # set apart from the numbers by a comma or the like, not by spaces alone
+
+
+def readings(path: Path) -> list[Reading]:
+    """All ways to read the file at `path`, the most usual first; there is at least one.
+
+    Raises `DataError` with file and line for what is not text, has no classes, or fits no form.
+    """
+    content: list[tuple[int, str]] = []
+    header: list[str] | None = None
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", _text(path)), start=1):
+        text = _COMMENT.sub("", line).strip()
+        is_comment = bool(line.strip()) and not text
+        if not content and not header and (is_comment or text):
+            header = read_header(line.strip().lstrip("#/ "), path, number, is_strict=not is_comment)
+            text = "" if header else text
+        if text:
+            content.append((number, text))
+    if not content:
+        raise DataError(f"no classes; {REMEDY} (lines that begin with # or // are comments)", source=path)
+    if header:
+        return [_with_header(content, header, path)]
+    return _without_header(content, path)
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{error.strerror}; give --labels the path of a Labels.txt", source=path) from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    if b"\0" in data:
+        raise DataError("is not a text file; give --labels the path of a Labels.txt", source=path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _with_header(content: list[tuple[int, str]], roles: list[str], path: Path) -> Reading:
+    """One reading: each line cut into the header's columns."""
+    rows = []
+    for line, text in content:
+        values = {role: cell.strip() for role, cell in zip(roles, cut_cells(text, roles), strict=False)}
+        numbers = [values.get(role, "") for role in roles if role in ("r", "g", "b", "id")]
+        if not values.get("name") or not all(re.fullmatch(INTEGER, number) for number in numbers):
+            raise DataError(
+                f"'{text}' does not fit the header '{' '.join(roles)}'; give each line these columns with "
+                "whole numbers, and quote a name that begins or ends with a number",
+                source=f"{path}, line {line}",
+            )
+        rows.append(_row(line, values))
+    return Reading(" ".join(roles), tuple(rows), 0)
+
+
+def _without_header(content: list[tuple[int, str]], path: Path) -> list[Reading]:
+    fields = _numbers_of_names([_split(line, text) for line, text in content])
+    shapes = Counter((len(row.before), len(row.after)) for row in fields)
+    usual = max(shapes, key=lambda shape: (_forms(shape) != [], shapes[shape]))
+    for row in fields:
+        if not row.name:
+            raise DataError(
+                f"'{row.text}' has no name, only numbers; {REMEDY}; "
+                "names that are numbers need a header such as 'R,G,B,name'",
+                source=f"{path}, line {row.line}",
+            )
+        if not (forms := _forms((len(row.before), len(row.after)))):
+            raise DataError(
+                f"'{row.text}' is not three colour values and a name; {REMEDY}",
+                source=f"{path}, line {row.line}",
+            )
+        if (len(row.before), len(row.after)) != usual:
+            raise DataError(
+                f"'{row.text}' has the form '{forms[0]}', most lines have '{_forms(usual)[0]}'; "
+                "write all lines in one form, or add a header such as 'id,name,r,g,b'",
+                source=f"{path}, line {row.line}",
+            )
+    return list(_sound_readings(fields, _forms(usual)))
+
+
+def _sound_readings(fields: list[_Fields], forms: list[str]) -> Iterator[Reading]:
+    """Each form that fits, without those whose alpha is none."""
+    for form in forms:
+        roles = form.replace("name ", "").replace(" name", "").split()
+        columns = [dict(zip(roles, (*row.before, *row.after), strict=True)) for row in fields]
+        if "a" in roles and {row["a"] for row in columns} not in ({"255"}, {"0"}) and len(forms) > 1:
+            continue
+        rows = tuple(
+            _row(row.line, values | {"name": row.name}) for row, values in zip(fields, columns, strict=True)
+        )
+        yield Reading(form, rows, _order([row.id for row in rows if row.id is not None]))
+
+
+def _forms(shape: tuple[int, int]) -> list[str]:
+    """The forms with that many numbers before and after the name."""
+    split = {form: form.split() for form in FORMS}
+    return [
+        f
+        for f, roles in split.items()
+        if (i := roles.index("name")) == shape[0] and len(roles) - 1 - i == shape[1]
+    ]
+
+
+def _order(ids: Sequence[int]) -> int:
+    """2: counts up from 0 or 1 (or the ids are those of the lines), 1: rises over three lines or more."""
+    counted = [id for id in ids if 0 <= id < 255]
+    if counted == list(range(len(counted))) or counted == list(range(1, len(counted) + 1)):
+        return 2
+    return 1 if len(ids) >= 3 and all(a < b for a, b in pairwise(ids)) else 0
+
+
+def _row(line: int, values: dict[str, str]) -> Row:
+    color = (int(values["r"]), int(values["g"]), int(values["b"]))
+    return Row(line, " ".join(values["name"].split()), color, int(values["id"]) if "id" in values else None)
+
+
+def _split(line: int, text: str) -> _Fields:
+    """Numbers before the name, name, numbers after; an empty name if there are only numbers."""
+    bare = _CVAT.sub(r"\1", text)
+    if (delimiter := delimiter_of(bare)) and (fields := _split_cells(line, bare, delimiter)):
+        return fields
+    match = re.fullmatch(
+        rf"[\s(\[]*(?P<before>(?:{INTEGER}[.)]?(?:{SEPARATORS}|$))*)(?P<name>.*?)"
+        rf"(?P<after>(?:{SEPARATORS}{INTEGER})*)[\s,;:)\]]*",
+        bare,
+    )
+    assert match is not None, bare  # every part may be empty and the name takes what is left
+    before, after = (tuple(re.findall(INTEGER, match[part])) for part in ("before", "after"))
+    return _Fields(line, text, before, match["name"].strip("\"' \t,;:"), after, is_name_sure=False)
+
+
+def _split_cells(line: int, text: str, delimiter: str) -> _Fields | None:
+    """The fields if each cell is either numbers or the name, and the name is in one place; else None."""
+    cells = [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))]
+    numbers = [re.fullmatch(rf"[\s(\[]*{INTEGER}({SEPARATORS}{INTEGER})*[\s)\]]*", cell) for cell in cells]
+    words = [i for i, cell in enumerate(cells) if cell and not numbers[i]]
+    if not words or words[-1] - words[0] != len(words) - 1:
+        return None
+    before, after = (
+        tuple(re.findall(INTEGER, " ".join(part))) for part in (cells[: words[0]], cells[words[-1] + 1 :])
+    )
+    if len(before) + len(after) < 3:
+        return None
+    name = f"{delimiter} ".join(cells[i] for i in words).strip("\"' :")
+    return _Fields(line, text, before, name, after, is_name_sure=True)
+
+
+def _numbers_of_names(fields: list[_Fields]) -> list[_Fields]:
+    """Give `Lane` its `1` back where three numbers are the colour and the names repeat without their own."""
+    if len({row.name for row in fields}) == len(fields) or any(row.is_name_sure for row in fields):
+        return fields
+    if all(len(row.before) == 3 for row in fields):
+        return [row._replace(name=" ".join((row.name, *row.after)), after=()) for row in fields]
+    if all(len(row.after) == 3 for row in fields):
+        return [row._replace(name=" ".join((*row.before, row.name)), before=()) for row in fields]
+    return fields

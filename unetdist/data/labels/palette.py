@@ -1,0 +1,219 @@
+"""Labels.txt as a `Palette`: colours, names, the file's own ids, and the indices that the model learns.
+
+Three numbers for one class must not be mixed up: the **id** is the Labels.txt's own (it may have gaps, and is
+what predictions are written with), the **index** 0..C-1 is what shards and the model hold (ascending by id,
+ignored labels left out), the **colour** is what colour masks hold.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetdist.data.labels import label_file
+from unetdist.data.labels.label_file import Reading, Row
+from unetdist.errors import DataError
+
+IGNORE_INDEX = 255
+"""Value of pixels, in masks of class indices and of ids alike, that train and score nothing."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """One line of Labels.txt.
+
+    Attributes:
+        id: The file's own number, or the count of lines before it; 0..254, any up to 255 if ignored.
+        name: As in the file.
+        color: Red, green, blue, 0..255.
+        index: Class 0..C-1 of the model; None if the label is ignored.
+    """
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+    index: int | None
+
+
+@dataclass(frozen=True)
+class Palette:
+    """The labels of a data set in the order of their file."""
+
+    labels: tuple[Label, ...]
+
+    @classmethod
+    def read(cls, path: str | PathLike[str], *, ignore: Sequence[str] = ()) -> "Palette":
+        """Read a Labels.txt in any of the forms of `unetdist.data.labels.label_file`.
+
+        Args:
+            path: The file.
+            ignore: Names of labels that are not trained; their pixels become `IGNORE_INDEX`. Ignored labels
+                may share a colour or an id with each other, as the void labels of Cityscapes do.
+
+        Raises:
+            DataError: What is wrong, with file and line, and how to mend it.
+        """
+        path = Path(path)
+        return _choose(label_file.readings(path), frozenset(ignore), path)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of trained classes C."""
+        return len(self._trained)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each trained class, by index."""
+        return tuple(label.name for label in self._trained)
+
+    @cached_property
+    def colors(self) -> NDArray[np.uint8]:
+        """Colour of each trained class, uint8 (C, 3), by index."""
+        return np.array([label.color for label in self._trained], np.uint8).reshape(-1, 3)
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """Id of each trained class, int64 (C,), by index."""
+        return np.array([label.id for label in self._trained], np.int64)
+
+    def to_ids(self, mask: NDArray[Any]) -> NDArray[np.uint8]:
+        """Class indices (any shape, integers 0..255) -> the file's ids, uint8; `IGNORE_INDEX` stays 255."""
+        table = np.full(256, IGNORE_INDEX, np.uint8)
+        table[: self.num_classes] = self.ids
+        return np.take(table, mask)
+
+    def colorize(self, mask: NDArray[Any]) -> NDArray[np.uint8]:
+        """Class indices (H, W) -> colours, uint8 (H, W, 3).
+
+        Ignored pixels get the colour of the first ignored label, black if there is none.
+        """
+        ignored = next((label.color for label in self.labels if label.index is None), (0, 0, 0))
+        table = np.full((256, 3), ignored, np.uint8)
+        table[: self.num_classes] = self.colors
+        return np.take(table, mask, axis=0)
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """The labels as plain JSON types."""
+        return [
+            {"index": label.index, "id": label.id, "name": label.name, "color": list(label.color)}
+            for label in self.labels
+        ]
+
+    @classmethod
+    def from_records(cls, records: Iterable[Mapping[str, Any]]) -> "Palette":
+        """The inverse of `to_records`; raises `DataError` for anything else."""
+        try:
+            palette = cls(
+                tuple(
+                    Label(
+                        id=int(record["id"]),
+                        name=str(record["name"]),
+                        color=_rgb(record["color"]),
+                        index=None if record["index"] is None else int(record["index"]),
+                    )
+                    for record in records
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"damaged labels ({error!r}); write the shards or the model again") from None
+        if [label.index for label in palette._trained] != list(range(palette.num_classes)):
+            raise DataError("damaged labels (indices have gaps); write the shards or the model again")
+        return palette
+
+    @cached_property
+    def _trained(self) -> list[Label]:
+        return sorted(
+            (label for label in self.labels if label.index is not None), key=lambda label: label.index or 0
+        )
+
+
+def _rgb(values: Sequence[Any]) -> tuple[int, int, int]:
+    red, green, blue = (int(value) for value in values)
+    return red, green, blue
+
+
+def _choose(readings: list[Reading], ignore: frozenset[str], path: Path) -> Palette:
+    """The palette of the one reading that fits; see `unetdist.data.labels.label_file` for the rule."""
+    sound: list[tuple[Reading, Palette]] = []
+    unsound: list[tuple[Reading, DataError]] = []
+    for reading in readings:
+        try:
+            sound.append((reading, _palette(reading.rows, ignore, path)))
+        except DataError as error:
+            unsound.append((reading, error))
+    if not sound:
+        raise max(unsound, key=lambda item: item[0].order)[1]
+    best = max(reading.order for reading, _ in sound)
+    fitting = [(reading, palette) for reading, palette in sound if reading.order == best]
+    if len(fitting) > 1:
+        forms = " and as ".join(f"'{reading.form}'" for reading, _ in fitting)
+        raise DataError(
+            f"its numbers can be read as {forms}; add the right one of these as the first line",
+            source=f"{path}, line {fitting[0][0].rows[0].line}",
+        )
+    return fitting[0][1]
+
+
+def _palette(rows: Sequence[Row], ignore: frozenset[str], path: Path) -> Palette:
+    """Check everything that a palette must hold and number the trained classes by ascending id."""
+    for unknown in sorted(ignore - {row.name for row in rows}):
+        raise DataError(f"--ignore '{unknown}' is no label{_suggestion(unknown, rows)}", source=path)
+    ids = {row.line: position if row.id is None else row.id for position, row in enumerate(rows)}
+    for row in rows:
+        source = f"{path}, line {row.line}"
+        if any(not 0 <= value <= 255 for value in row.color):
+            raise DataError(
+                f"colour {row.color} of '{row.name}' must be 0..255; correct the line", source=source
+            )
+        if ids[row.line] > 255:
+            raise DataError(
+                f"id {ids[row.line]} of '{row.name}' must be 0..254; number the classes anew, "
+                "or leave the ids out to number them by line",
+                source=source,
+            )
+        if row.name not in ignore and not 0 <= ids[row.line] <= 254:
+            raise DataError(
+                f"id {ids[row.line]} of '{row.name}' must be 0..254, for 255 and negative ids mean pixels "
+                f"to ignore; add --ignore '{row.name}' or change the id",
+                source=source,
+            )
+    _refuse_twice("name", rows, lambda row: row.name, frozenset(), path)
+    _refuse_twice("colour", rows, lambda row: row.color, ignore, path)
+    _refuse_twice("id", rows, lambda row: ids[row.line], ignore, path)
+    trained = sorted(ids[row.line] for row in rows if row.name not in ignore)
+    if not trained:
+        raise DataError("every label is ignored; leave at least one class to train", source=path)
+    index = {id: position for position, id in enumerate(trained)}
+    return Palette(
+        tuple(
+            Label(ids[row.line], row.name, row.color, None if row.name in ignore else index[ids[row.line]])
+            for row in rows
+        )
+    )
+
+
+def _refuse_twice(
+    what: str, rows: Sequence[Row], key: Callable[[Row], object], ignore: frozenset[str], path: Path
+) -> None:
+    """Raise for the first two rows with one key, unless both are ignored."""
+    first: dict[object, Row] = {}
+    for row in rows:
+        other = first.setdefault(key(row), row)
+        if other is not row and not (row.name in ignore and other.name in ignore):
+            raise DataError(
+                f"'{row.name}' has the {what} {key(row)!r} of '{other.name}' (line {other.line}); "
+                "remove or change one of the two lines",
+                source=f"{path}, line {row.line}",
+            )
+
+
+def _suggestion(name: str, rows: Sequence[Row]) -> str:
+    known = {row.name.casefold(): row.name for row in rows}
+    close = difflib.get_close_matches(name.casefold(), known, n=1)
+    return f"; did you mean '{known[close[0]]}'?" if close else f"; use one of {', '.join(known.values())}"
