@@ -9,12 +9,12 @@ from unetdist import settings
 from unetdist.config import Config
 from unetdist.errors import ConfigError
 
-REQUIRED = {"name": "x", "data": {"train": "shards"}, "trainer": {"max_steps": 1}}
+REQUIRED = {"data": {"train": "shards"}}
 
 
 def test_little_has_to_be_said():
     config = settings.from_mapping(Config, REQUIRED)
-    assert (config.seed, config.runs_dir, config.model.preset) == (0, "runs", "student")
+    assert (config.name, config.seed, config.model.preset) == ("run", 0, "student")
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,6 @@ def test_little_has_to_be_said():
         ({"name": ".."}, "becomes a folder"),
         ({"seed": -1}, r"seed \(-1\) must not be negative; use 0"),
         ({"data": {}}, r"missing setting: data.train; give it in the --config file or as --data.train VALUE"),
-        ({"trainer": {}}, "give exactly one; for instance --trainer.max_epochs 50"),
     ],
 )
 def test_what_cannot_work_is_refused(values, message):

@@ -11,7 +11,8 @@ from unetdist.config import Config
 
 FILES = sorted(Path("configs").glob("*.yaml"))
 SMALL = ["--trainer.global_batch_size", "2", "--augment.crop_size", "[32,32]", "--data.num_workers", "0",
-         "--tracking.tracker", "none", "--optim.warmup_steps", "0"]  # fmt: skip
+         "--tracking.tracker", "none", "--optim.warmup_steps", "0",
+         "--trainer.max_steps", "2", "--trainer.eval_every", "1"]  # fmt: skip
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -26,10 +27,7 @@ def test_every_recipe_trains_two_steps(file, tmp_path):
         *(word for key, path in paths.items() for word in (f"--{key}", str(path))),
     ]
     config = settings.parse(Config, argv, prog="train.py", description="")
-    length = {"max_epochs": None, "max_steps": 2, "eval_every": 1}
-    values = settings.to_mapping(config)
-    values["trainer"] |= length
-    with build_trainer(settings.from_mapping(Config, values)) as trainer:
+    with build_trainer(config) as trainer:
         assert trainer.fit()
     run = tmp_path / "runs" / config.name
     assert (run / "best" / "model.safetensors").exists()

@@ -19,11 +19,11 @@ from unetdist.tracking import TrackingConfig
 class Config:
     """Everything that `launch/train.py` can be told."""
 
-    name: str
-    """Of the run; its results lie in `runs_dir/name`."""
-
     data: DataConfig
     """Where the shards are and how they are read."""
+
+    name: str = "run"
+    """Of the run; its results lie in `runs_dir/name`."""
 
     runs_dir: str = "runs"
     """Folder of all runs."""
@@ -43,7 +43,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """How it is minimised."""
 
-    trainer: TrainerConfig
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """How long and in what portions."""
 
     validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -16,11 +16,11 @@ class TrainerConfig:
     micro_batch_size: int | None = None
     """Samples per forward pass and process; smaller ones need less memory. None: the whole share of a process."""
 
-    max_epochs: float | None = None
-    """Length of the training in passes over the data; give this or `max_steps`."""
+    max_epochs: float = 50.0
+    """Length of the training in passes over the data."""
 
     max_steps: int | None = None
-    """Length of the training in optimizer steps."""
+    """Length of the training in optimizer steps, in place of `max_epochs`; None: `max_epochs` counts."""
 
     eval_every: int | None = None
     """Steps between validations; None: once per epoch."""
@@ -38,11 +38,6 @@ class TrainerConfig:
     """Seconds after which a collective that a process does not join is an error."""
 
     def __post_init__(self) -> None:
-        if (self.max_epochs is None) == (self.max_steps is None):
-            raise ConfigError(
-                f"trainer.max_epochs ({self.max_epochs}) and trainer.max_steps ({self.max_steps}): give exactly one; "
-                "for instance --trainer.max_epochs 50 --trainer.max_steps null"
-            )
         for name in (
             "global_batch_size",
             "micro_batch_size",
@@ -79,7 +74,7 @@ class Schedule:
             save_every: steps between checkpoints; None: at each validation.
         """
         steps_per_epoch = num_samples / cfg.global_batch_size
-        max_steps = cfg.max_steps or max(1, round((cfg.max_epochs or 1) * steps_per_epoch))
+        max_steps = cfg.max_steps or max(1, round(cfg.max_epochs * steps_per_epoch))
         eval_every = cfg.eval_every or max(1, round(steps_per_epoch))
         return cls(max_steps, eval_every, save_every or eval_every, cfg.log_every)
 
