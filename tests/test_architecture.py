@@ -16,7 +16,7 @@ FLOORS = (
     {"errors", "settings", "storage", "logs", "signals", "launch_check", "distributed"},
     {"class_weights", "meter", "pictures", "schedule"},
     {"data", "model", "losses", "metrics", "optim", "ema"},
-    {"inference", "evaluate", "checkpoint", "saved_model", "tracking", "score_table", "export"},
+    {"inference", "evaluate", "checkpoint", "saved_model", "tracking", "export"},
     {"trainer", "validation", "predict", "run_folder"},
     {"config"},
     {"build"},

@@ -1,0 +1,79 @@
+"""The README is a promise: its commands run as they stand, its map shows what is there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_architecture import FLOORS
+from unetdist.data.shapes import write_shapes
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = "--trainer.max_steps 2 --trainer.global_batch_size 2 --augment.crop_size [64,64] --model.preset student " \
+        "--optim.warmup_steps 0 --tracking.tracker none --data.num_workers 0"  # fmt: skip
+
+
+def commands(heading):
+    """The lines of the first shell block below a heading, without comments."""
+    block = re.search(rf"## {heading}\n.*?```bash\n(.*?)```", README, re.S)
+    return [line.split("#")[0].strip() for line in block[1].splitlines()]
+
+
+@pytest.mark.slow
+def test_the_commands_for_ones_own_data_run_as_they_stand(tmp_path):
+    for name in ("launch", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    write_shapes(tmp_path / "mine", count=6, seed=0, size=(64, 64))
+    shard, train, evaluate, predict = commands("Your own data")
+    shard = shard.replace("--images DIR", "--images mine/images").replace("--masks DIR", "--masks mine/masks")
+    shard = shard.replace("Labels.txt", "mine/Labels.txt")
+    predict = predict.replace("FILE_OR_DIR", "mine/images").replace("DIR", "predictions")
+    python = f"{shlex.quote(sys.executable)} "
+    accelerate = python + "-m accelerate.commands.accelerate_cli "
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for command in (
+        shard,
+        shard.replace("shards/train", "shards/val"),
+        f"{train} {SHORT}",
+        evaluate,
+        predict,
+    ):
+        line = re.sub("^python ", python, re.sub("^accelerate ", accelerate, command))
+        done = subprocess.run(
+            shlex.split(line), cwd=tmp_path, capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert (tmp_path / "metrics.json").exists()
+    ids = np.asarray(Image.open(next((tmp_path / "predictions").glob("*_ids.png"))))
+    assert ids.shape == (64, 64)
+    assert len(list((tmp_path / "predictions").glob("*_overlay.png"))) == 6
+
+
+def test_the_map_names_every_part_on_its_floor():
+    floor = None
+    listed = {}
+    for line in re.search(r"## The map\n.*?```\n(.*?)```", README, re.S)[1].splitlines():
+        if match := re.match(r"floor (\d)", line):
+            floor = int(match[1])
+        words = re.findall(r"\b(\w+)(?:\.py|/)", line) if floor is not None else []
+        listed |= {word: floor for word in words if word not in listed}
+        if line.startswith("floor 6"):
+            floor = None
+    for number, parts in enumerate(FLOORS):
+        for part in parts:
+            is_there = any((ROOT / "unetdist" / name).exists() for name in (part, f"{part}.py"))
+            assert not is_there or listed.get(part) == number, (
+                f"{part} is on floor {number}, not {listed.get(part)}"
+            )
+
+
+def test_every_path_that_is_named_exists():
+    for path in set(re.findall(r"`((?:launch|configs|tests|unetdist)/[\w./]+)`", README)):
+        assert (ROOT / path).exists(), path
