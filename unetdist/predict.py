@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import ExifTags, Image
 
 from unetdist import pictures, storage
@@ -122,7 +123,7 @@ def predict_files(
 def predict_image(saved: SavedModel, image: np.ndarray, *, device: torch.device | str = "cpu") -> np.ndarray:
     """Class indices (H, W) uint8 of an image (H, W, C) uint8 with the channels of the model."""
     # One image per forward pass: its result must not depend on the files beside it.
-    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(device)
+    batch = rearrange(torch.from_numpy(np.ascontiguousarray(image)), "h w c -> 1 c h w").to(device)
     logits = predict_logits(saved.model, batch, resize=saved.resize)
     return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
 

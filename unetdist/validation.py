@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from unetdist.data.batch import Batch
@@ -83,7 +84,7 @@ class Validator:
             return predict_logits(model, image, resize=self.resize).float()
 
     def _picture(self, example: Example) -> Picture:
-        image = example.image.permute(1, 2, 0).numpy()
+        image = rearrange(example.image, "c h w -> h w c").numpy()
         return Picture(
             self.key_of(example.id), image, example.mask.numpy(), example.pred.to(torch.uint8).numpy()
         )

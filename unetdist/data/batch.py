@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from einops import rearrange
 
 from unetdist.data.labels import IGNORE_INDEX
 
@@ -74,7 +75,7 @@ def collate(samples: Sequence[Sample], num_classes: int) -> Batch:
         images.numpy()[number] = sample.image
         masks.numpy()[number] = sample.mask
     return Batch(
-        image=images.permute(0, 3, 1, 2),
+        image=rearrange(images, "b h w c -> b c h w"),
         mask=masks,
         ids=torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64),
         class_pixels=torch.from_numpy(np.stack([sample.counts[:num_classes] for sample in samples])),
