@@ -122,6 +122,30 @@ def test_a_run_continues_bit_by_bit_from_its_packed_state(kind, tmp_path):
     assert parts[2].num_updates == others[2].num_updates
 
 
+def test_the_state_of_the_optimizer_keeps_the_strides_of_its_parameter():
+    """Files hold no strides; a fused step with other strides mixes up weights on a CPU, and fails on CUDA."""
+
+    def make():
+        torch.manual_seed(0)
+        model = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        return model, torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+
+    def step(model, optimizer):
+        torch.manual_seed(1)
+        model(torch.randn(2, 4, 5, 5)).square().mean().backward()
+        optimizer.step()
+
+    (model, optimizer), (other, other_optimizer) = make(), make()
+    step(model, optimizer)
+    tensors, facts = RunState(model, optimizer).pack()
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    RunState(other, other_optimizer).unpack(tensors, facts, source="x")
+    for parts in ((model, optimizer), (other, other_optimizer)):
+        parts[1].zero_grad()
+        step(*parts)
+    assert model.weight.equal(other.weight)
+
+
 def test_the_loss_scaler_is_part_of_the_state():
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

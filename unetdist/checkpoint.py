@@ -138,6 +138,11 @@ class RunState:
         for key, value in _under("optimizer.", tensors).items():
             index, name = key.split(".", 1)
             optimizer.setdefault(int(index), {})[name] = value
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for position, parameter in enumerate(parameters):
+            for name, value in optimizer.get(position, {}).items():
+                if value.shape == parameter.shape:  # fused optimizers want the strides of the parameter
+                    optimizer[position][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         try:
             self.model.load_state_dict(_under("model.", tensors))
             if self.ema is not None:
