@@ -136,6 +136,18 @@ def test_damaged_png():
         decode_image(bytes(data), 3)
 
 
+def test_damage_that_only_a_checksum_tells():
+    """PIL overlooks checksums, so it would pass on what OpenCV has refused."""
+    data = bytearray(encode_mask(np.arange(100, dtype=np.uint8).reshape(10, 10)))
+    data[-13] ^= 1  # The last byte of the IDAT chunk's checksum.
+    with pytest.raises(DataError, match="mask cannot be read .*; replace the file"):
+        decode_mask(bytes(data))
+    palette = bytearray(encode(RGB, mode="P"))
+    palette[-13] ^= 1
+    with pytest.raises(DataError, match="image cannot be read .*; replace the file"):
+        decode_image(bytes(palette), 3)
+
+
 VALUES = RNG.choice(np.array([0, 1, 2, 11, 254, 255], np.uint8), (13, 22))
 
 

@@ -101,6 +101,8 @@ def _decode_with_pil(data: bytes, channels: int) -> Pixels:
 def _open(data: bytes, what: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
+        if image.format == "PNG":
+            Image.open(io.BytesIO(data)).verify()  # load() overlooks checksums
         image.load()
     except Exception as error:  # PIL's plug-ins raise what they like: OSError, SyntaxError, struct.error ...
         raise DataError(
