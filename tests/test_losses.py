@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.no_copies import NoCopies
 from unetdist import metrics
 from unetdist.data.labels import palette as labels
 from unetdist.errors import ConfigError
@@ -41,6 +42,17 @@ def count(mask, num_classes=NUM_CLASSES):
 
 def make_loss(**settings):
     return build_loss(LossConfig(**{"class_weights": WEIGHTS} | settings), num_classes=NUM_CLASSES)
+
+
+@pytest.mark.parametrize("settings_", TERMS.values(), ids=TERMS)
+def test_nothing_moves_between_host_and_device(settings_):
+    """On CUDA such a copy waits for the device; the meta device stands in for it, where a read-back raises."""
+    logits, mask = batch(3)
+    class_pixels = count(mask).to("meta")
+    logits, mask = logits.to("meta").requires_grad_(), mask.to("meta")
+    loss = make_loss(**settings_).to("meta")
+    with NoCopies():
+        loss(logits, mask, loss.units(class_pixels)).backward()
 
 
 @settings(max_examples=25, deadline=None)

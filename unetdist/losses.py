@@ -70,7 +70,7 @@ class Loss(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("class_weights", weights.double(), persistent=False)
-        # Units are counted where the masks are decoded: reading the buffer back would wait for the device.
+        # Units may be counted on the host; copying the weights, either way, would wait for the device.
         self._host_weights = weights.double()
 
     def units(self, class_pixels: Tensor) -> Tensor:
@@ -82,7 +82,8 @@ class Loss(nn.Module):
         Returns:
             (2,) float64 on the same device: pixels weighted by class, and images that have a valid pixel.
         """
-        pixels = class_pixels.sum(dim=0).double() @ self._host_weights.to(class_pixels.device)
+        weights = self._host_weights if class_pixels.is_cpu else self.class_weights
+        pixels = class_pixels.sum(dim=0).double() @ weights
         images = (class_pixels.sum(dim=1) > 0).sum().double()
         return torch.stack([pixels, images])
 
