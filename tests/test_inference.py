@@ -37,6 +37,23 @@ def test_resized_for_the_model_and_back():
     torch.testing.assert_close(logits, image.float())
 
 
+def test_half_precision_is_for_the_network_alone():
+    """bf16 has 8 bits: resized in it, a pixel of 255 comes out as 256, and logits that differ by 1 % are equal."""
+    seen = []
+
+    def model(image):
+        seen.append(image)
+        return torch.stack([image[:, 0].float(), image[:, 0] * 1.01], dim=1).bfloat16()
+
+    image = torch.randint(200, 256, (1, 3, 20, 30), dtype=torch.uint8)
+    predict_logits(model, image, resize=(15, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = predict_logits(model, image, resize=(15, 8))
+    assert torch.equal(*seen)
+    assert logits.dtype == torch.float32
+    assert logits.unique().numel() > 255
+
+
 def test_no_graph_is_kept(conv):
     assert not predict_logits(lambda image: conv(image.float()), torch.zeros(1, 3, 8, 8)).requires_grad
 

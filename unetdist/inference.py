@@ -31,7 +31,10 @@ def predict_logits(model: Predict, image: Tensor, *, resize: tuple[int, int] | N
     width, height = resize
     # Rounded, because the shards that the model learned from hold whole numbers.
     resized = resize_area(image, height=height, width=width).round().to(image.dtype)
-    return F.interpolate(model(resized), image.shape[-2:], mode="bilinear", align_corners=False)
+    logits = model(resized)
+    # Between logits of 8 bits, as bf16 has, interpolation would make classes tie.
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def resize_area(image: Tensor, *, height: int, width: int) -> Tensor:
@@ -42,7 +45,8 @@ def resize_area(image: Tensor, *, height: int, width: int) -> Tensor:
     """
     rows = _area_weights(image.shape[-2], height, image.device)
     columns = _area_weights(image.shape[-1], width, image.device)
-    return rows @ image.float() @ columns.T
+    with torch.autocast(image.device.type, enabled=False):  # bf16 cannot tell 254 from 255
+        return rows @ image.float() @ columns.T
 
 
 def _area_weights(old: int, new: int, device: torch.device) -> Tensor:
