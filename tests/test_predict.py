@@ -149,7 +149,8 @@ def test_files_that_cannot_be_read_are_gathered_and_the_rest_is_done(tmp_path, s
     save(tmp_path / "in/d.png", bright_corner())
     failures = predict_files(saved, tmp_path / "in", tmp_path / "out")
     assert [failure.source.name for failure in failures] == ["b.png", "c.png"]
-    assert all("cannot be read" in failure.reason for failure in failures)
+    assert failures[0].reason == "image cannot be read (no known image format); replace the file."
+    assert "cannot be read" in failures[1].reason
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_ids.png", "d_ids.png"]
 
 

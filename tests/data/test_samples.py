@@ -20,8 +20,8 @@ BAD = {
     "unknown class": (encode_png(IMAGE), encode_mask(np.full_like(MASK, 3))),
 }
 MESSAGES = {
-    "truncated image": r"image cannot be read \(.+\); replace the file and write its shard again",
-    "truncated mask": r"mask cannot be read \(.+\); replace the file and write its shard again",
+    "truncated image": r"image cannot be read \(.+\); replace the file. Then write its shard again.",
+    "truncated mask": r"mask cannot be read \(.+\); replace the file. Then write its shard again.",
     "other size": r"mask is 15x12, image is 16x12; export the mask again and write the shard again",
     "unknown class": r"mask holds class index 3, but there are 3 classes \(0..2, 255 is ignored\); write the",
 }

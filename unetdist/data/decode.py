@@ -6,7 +6,7 @@ import struct
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from unetdist.errors import DataError
 
@@ -105,10 +105,13 @@ def _open(data: bytes, what: str) -> Image.Image:
             Image.open(io.BytesIO(data)).verify()  # load() overlooks checksums
         image.load()
     except Exception as error:  # PIL's plug-ins raise what they like: OSError, SyntaxError, struct.error ...
-        raise DataError(
-            f"{what} cannot be read ({error}); replace the file and write its shard again."
-        ) from None
+        raise DataError(f"{what} cannot be read ({reason_of(error)}); replace the file.") from None
     return image
+
+
+def reason_of(error: Exception) -> str:
+    """Why PIL did not read a picture; its own words for an unknown format are the address of a buffer."""
+    return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _as_pixels(array: npt.NDArray[np.generic]) -> Pixels:

@@ -34,7 +34,9 @@ class Samples:
             image = decode_image(image_bytes, self.channels)
             mask = decode_mask(mask_bytes)
         except DataError as error:
-            raise DataError(str(error), source=self.reader.source(sample_id)) from None
+            raise DataError(
+                f"{error} Then write its shard again.", source=self.reader.source(sample_id)
+            ) from None
         if image.shape[:2] != mask.shape:
             raise DataError(
                 f"mask is {mask.shape[1]}x{mask.shape[0]}, image is {image.shape[1]}x{image.shape[0]}; "

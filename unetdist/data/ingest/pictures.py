@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from unetdist.data.decode import CHANNEL_MODES, decode_image
+from unetdist.data.decode import CHANNEL_MODES, decode_image, reason_of
 from unetdist.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -91,7 +91,7 @@ def _open(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         frames = getattr(image, "n_frames", 1)
     except Exception as error:  # PIL's plug-ins raise what they like
-        raise DataError(f"image cannot be read ({error}); replace the file.") from None
+        raise DataError(f"image cannot be read ({reason_of(error)}); replace the file.") from None
     if frames > 1 and image.format != "MPO":
         raise DataError(f"image holds {frames} frames or pages; save each as a file of its own.")
     return image
@@ -145,7 +145,7 @@ def _eight_bit(image: Image.Image, data: bytes, image_range: tuple[float, float]
     try:
         image.load()
     except Exception as error:  # PIL's plug-ins raise what they like
-        raise DataError(f"image cannot be read ({error}); replace the file.") from None
+        raise DataError(f"image cannot be read ({reason_of(error)}); replace the file.") from None
     if (deep is None and image.mode in ("I", "F")) or image.mode.startswith("I;16"):
         deep = np.asarray(image)[..., None]
         if image.format == "PNG" or image.mode.startswith("I;16"):
