@@ -125,5 +125,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 
 def test_a_warmup_as_long_as_the_run_is_refused():
-    with pytest.raises(ConfigError, match=r"warmup_steps \(10\) must be below the 10 steps .* at most 9"):
+    with pytest.raises(
+        ConfigError, match=r"^optim.warmup_steps \(10\) must be below the 10 steps .* at most 9"
+    ):
         lr_factor(0, 10, OptimConfig(warmup_steps=10))

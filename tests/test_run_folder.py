@@ -60,6 +60,10 @@ def test_settings_that_do_not_change_the_weights_may_change(begun, tmp_path, cha
         ),
         ({"optim": {"lr": 0.5}}, "begun with optim.lr: 0.001, now it is 0.5"),
         ({"data": {"train": "t", "lanes": 8}}, "begun with data.lanes: 64, now it is 8"),
+        (
+            {"seed": 7, "optim": {"lr": 0.5}},
+            "begun with optim.lr: 0.001, now it is 0.5, and seed: 0, now it is 7; .* keep optim.lr, seed",
+        ),
     ],
 )
 def test_settings_that_change_the_weights_are_refused(begun, tmp_path, changed, message):
@@ -78,3 +82,9 @@ def test_never_resume_refuses_a_run_but_not_an_empty_folder(begun, tmp_path):
 def test_without_a_checkpoint_a_run_may_begin_anew(tmp_path):
     claim(tmp_path / "run", values(tmp_path))
     claim(tmp_path / "run", values(tmp_path, seed=3))
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(ConfigError, match=r"config.yaml cannot be written \(.+\); give --runs_dir a folder"):
+        claim(tmp_path / "runs" / "run", values(tmp_path))

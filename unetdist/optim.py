@@ -60,7 +60,7 @@ class OptimConfig:
             ("clip_norm", 0 <= self.clip_norm < math.inf, "at least 0; use 0 for no clipping"),
         ):
             if not holds:
-                raise ConfigError(f"{name} ({getattr(self, name)}) must be {demand}")
+                raise ConfigError(f"optim.{name} ({getattr(self, name)}) must be {demand}.")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -99,8 +99,8 @@ def lr_factor(step: int, max_steps: int, config: OptimConfig) -> float:
     """
     if config.warmup_steps >= max_steps:
         raise ConfigError(
-            f"warmup_steps ({config.warmup_steps}) must be below the {max_steps} steps of the run; "
-            f"use at most {max_steps - 1}"
+            f"optim.warmup_steps ({config.warmup_steps}) must be below the {max_steps} steps of the run; "
+            f"use at most {max_steps - 1}."
         )
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)

@@ -52,14 +52,23 @@ def claim_run_folder(
                 f"{folder} holds a run, and checkpoint.resume is never; choose another --name, "
                 "or continue it with --checkpoint.resume auto."
             )
-        for key, (before, after) in settings.differences(settings.read_yaml(saved), values).items():
+        changed = {
+            key: f"{key}: {before}, now it is {after}"
+            for key, (before, after) in settings.differences(settings.read_yaml(saved), values).items()
             if not any(
                 key == name or (name.endswith(".") and key.startswith(name)) for name in RESULT_NEUTRAL
-            ):
-                raise ConfigError(
-                    f"{folder} was begun with {key}: {before}, now it is {after}; continuing would mix two runs. "
-                    f"Choose another --name, or keep {key}."
-                )
+            )
+        }
+        if changed:
+            raise ConfigError(
+                f"{folder} was begun with {', and '.join(changed.values())}; continuing would mix two runs. "
+                f"Choose another --name, or keep {', '.join(changed)}."
+            )
     barrier()  # nobody writes before everybody has read
     if world.is_main:
-        storage.write_text(saved, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+        try:
+            storage.write_text(saved, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise ConfigError(
+                f"{saved} cannot be written ({error.strerror}); give --runs_dir a folder that you may write to."
+            ) from None

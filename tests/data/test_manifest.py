@@ -42,6 +42,14 @@ def test_a_folder_without_manifest_is_no_data_set(tmp_path):
         Manifest.load(tmp_path)
 
 
+def test_the_folder_above_data_sets_names_them(tmp_path):
+    for split in ("val", "train"):
+        (tmp_path / split).mkdir()
+        MANIFEST.save(tmp_path / split)
+    with pytest.raises(DataError, match="give one of the data sets in it: [^ ]+/train, [^ ]+/val.$"):
+        Manifest.load(tmp_path)
+
+
 def change_manifest(folder: Path, **changes) -> None:
     path = folder / MANIFEST_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

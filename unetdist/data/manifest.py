@@ -85,9 +85,14 @@ class Manifest:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
+            below = sorted(str(inner.parent) for inner in Path(folder).glob(f"*/{MANIFEST_NAME}"))
+            remedy = (
+                f"give one of the data sets in it: {', '.join(below)}."
+                if below
+                else "write one with launch/shard_dataset.py, or run its command again if it was interrupted."
+            )
             raise DataError(
-                f"no {MANIFEST_NAME} here, so this is no (finished) data set; write one with "
-                "launch/shard_dataset.py, or run its command again if it was interrupted.",
+                f"no {MANIFEST_NAME} here, so this is no (finished) data set; {remedy}",
                 source=folder,
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
