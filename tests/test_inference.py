@@ -38,7 +38,7 @@ def test_resized_for_the_model_and_back():
 
 
 def test_half_precision_is_for_the_network_alone():
-    """bf16 has 8 bits: resized in it, a pixel of 255 comes out as 256, and logits that differ by 1 % are equal."""
+    """bf16 has 8 bits: a third of the pixels resized in it are off by one, and interpolated logits tie."""
     seen = []
 
     def model(image):

@@ -45,7 +45,7 @@ def resize_area(image: Tensor, *, height: int, width: int) -> Tensor:
     """
     rows = _area_weights(image.shape[-2], height, image.device)
     columns = _area_weights(image.shape[-1], width, image.device)
-    with torch.autocast(image.device.type, enabled=False):  # bf16 cannot tell 254 from 255
+    with torch.autocast(image.device.type, enabled=False):  # in bf16 a third of the pixels would be off by 1
         return rows @ image.float() @ columns.T
 
 
