@@ -103,6 +103,50 @@ def test_a_loss_that_is_not_finite_stops_the_run(build):
         trainer.fit()
 
 
+def test_weights_that_are_not_finite_are_not_saved(build, tmp_path):
+    """They may become so between two log lines, and all checkpoints would be spoilt before the next."""
+    trainer = build(
+        trainer={"max_steps": 8, "log_every": 8, "eval_every": 8},
+        checkpoint={"save_every": 1, "keep_last": 1},
+    )
+    train_step = trainer.train_step
+
+    def spoil(micro_batches):
+        norm = train_step(micro_batches)
+        if trainer.state.step == 2:
+            with torch.no_grad():
+                trainer.model.head.weight.fill_(math.inf)
+        return norm
+
+    trainer.train_step = spoil
+    with pytest.raises(
+        TrainingError, match=r"head.weight is not finite at step 3; the checkpoints in .* are kept"
+    ):
+        trainer.fit()
+    assert (tmp_path / "runs" / "tiny" / "checkpoints" / "latest").read_text() == "step_00000002"
+
+
+@pytest.mark.parametrize(("eval_every", "stopped_at"), [(100, 10), (7, 7)])
+def test_a_signal_is_obeyed_soon_however_seldom_is_logged(build, eval_every, stopped_at):
+    trainer = build(trainer={"max_steps": 40, "log_every": 40, "eval_every": eval_every})
+    trainer.stop.received = 15
+    assert not trainer.fit()
+    assert trainer.state.step == stopped_at
+
+
+def test_a_run_killed_in_its_last_checkpoint_has_its_last_weights(build, tmp_path, monkeypatch):
+    """Continued from a checkpoint of the last step there would be nothing left to do, and nobody to write them."""
+    trainer = build(trainer={"eval_every": 4})
+    monkeypatch.setattr(trainer.checkpoints, "save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit()
+    assert load_model(tmp_path / "runs" / "tiny" / "last").config["step"] == 4
+
+
+def test_a_large_seed_trains(build):
+    assert build(seed=2**62).fit()
+
+
 def test_data_that_ends_is_named(build):
     trainer = build()
     first = next(iter(trainer.train_batches(0)))

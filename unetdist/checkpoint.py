@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unetdist import storage
 from unetdist.ema import Ema
-from unetdist.errors import CheckpointError, ConfigError
+from unetdist.errors import CheckpointError, ConfigError, TrainingError
 
 TENSORS_FILE = "state.safetensors"
 FACTS_FILE = "state.json"
@@ -93,6 +93,13 @@ class Checkpoints:
                 )
             ) from None
         return tensors, facts
+
+    def diverged(self, what: str) -> TrainingError:
+        """The error that ends a run before its checkpoints are spoilt."""
+        return TrainingError(
+            f"{what}; the checkpoints in {self.folder} are kept. Lower --optim.lr, set --optim.clip_norm 1, "
+            "or use --trainer.mixed_precision no."
+        )
 
     def _pointed(self) -> Path | None:
         pointer = self.folder / POINTER_FILE

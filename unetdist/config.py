@@ -62,3 +62,5 @@ class Config:
             )
         if self.seed < 0:
             raise ConfigError(f"seed ({self.seed}) must not be negative; use 0.")
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed ({self.seed}) must be below 2^63; use 0.")

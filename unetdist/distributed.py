@@ -174,6 +174,9 @@ def seed_everything(seed: int) -> None:
 class StopSignal(SignalWatch):
     """A request to stop, by signal to any rank, on which all ranks agree."""
 
+    AGREE_EVERY = 10
+    """Steps after which a request is obeyed at the latest; to agree at each would be to wait for the device."""
+
     def agreed(self, world: World) -> bool:
         """Collective. Whether any rank was asked to stop."""
         return any_rank(self.requested, world.device)

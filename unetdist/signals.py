@@ -80,7 +80,7 @@ class SignalWatch:
         if self.received is None:
             self.received, self._since = number, time.monotonic()
             logger.warning(
-                "%s: stopping after this step with a checkpoint; a second signal exits at once",
+                "%s: stopping within a few steps, with a checkpoint; a second signal exits at once",
                 signal.Signals(number).name,
             )
         elif time.monotonic() - self._since >= SECOND_SIGNAL_AFTER_S:

@@ -110,15 +110,17 @@ class Trainer:
             self.state.advance(self.global_batch_size)
             finished = self.state.step >= self.schedule.max_steps
             logging = self.every(self.schedule.log_every) or finished
-            stopping = logging and self.stop.agreed(self.world)  # Collective: a signal on one rank stops all
+            validating = self.every(self.schedule.eval_every) or finished
             if logging:
-                self.log(grad_norm)  # the only place that waits for the device
-            if self.every(self.schedule.eval_every) or finished:
+                self.log(grad_norm)  # waits for the device, as does all that follows
+            if validating:
                 report = self.validate()
-            if self.every(self.schedule.save_every) or finished or stopping:
-                self.checkpoint()
             if finished and self.world.is_main:
                 self.save_model(self.evaluated_model, self.state, "last", report)
+            agreeing = logging or validating or self.every(StopSignal.AGREE_EVERY)
+            stopping = agreeing and self.stop.agreed(self.world)  # Collective: a signal on one rank stops all
+            if self.every(self.schedule.save_every) or finished or stopping:
+                self.checkpoint()
             if finished or stopping:
                 return finished
         raise TrainingError("the training data ended before the training did; give an endless loader.")
@@ -162,7 +164,7 @@ class Trainer:
 
     def seed_dropout(self) -> None:
         """Dropout draws from (seed, step, rank), so that no generator state has to be saved."""
-        torch.manual_seed((self.seed * 1_000_003 + self.state.step) * 65_536 + self.world.rank)
+        torch.manual_seed(((self.seed * 1_000_003 + self.state.step) * 65_536 + self.world.rank) % 2**63)
 
     def rehearsed(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
         """Collective. Try one step and one validation image, undone: too little memory or a bad label shows now."""
@@ -194,10 +196,7 @@ class Trainer:
             epoch=self.state.samples_seen / self.num_samples,
         )
         if not math.isfinite(stats.loss):
-            raise TrainingError(
-                f"the loss is {stats.loss} at step {self.state.step}; the checkpoints in {self.checkpoints.folder} "
-                "are kept. Lower --optim.lr, set --optim.clip_norm 1, or use --trainer.mixed_precision no."
-            )
+            raise self.checkpoints.diverged(f"the loss is {stats.loss} at step {self.state.step}")
         self.tracker.log_train(stats, step=self.state.step, samples_seen=self.state.samples_seen)
 
     @property
@@ -207,7 +206,7 @@ class Trainer:
 
     def validate(self) -> Report | None:
         """Collective. Score the weights, keep them if they are the best so far."""
-        self.average_statistics()
+        self.settle()
         if self.validator is None:
             return None
         report = self.validator.score(self.evaluated_model)
@@ -228,18 +227,19 @@ class Trainer:
         self.meter.restart()  # the time of a validation is no step time
         return report
 
-    def average_statistics(self) -> None:
-        """Collective. Make the running statistics of batch norm the mean over ranks, each of which saw its own part."""
-        if self.world.world_size == 1:
-            return
+    def settle(self) -> None:
+        """Collective. Batch norm's running statistics become the mean over ranks, each of which saw its own part."""
         for module in (self.model, *([self.ema.module] if self.ema is not None else [])):
             for name, buffer in module.named_buffers():
                 if "running_" in name:
                     all_reduce_sum(buffer).div_(self.world.world_size)
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                raise self.checkpoints.diverged(f"{name} is not finite at step {self.state.step}")
 
     def checkpoint(self) -> None:
         """Collective. Save all that is needed to continue."""
-        self.average_statistics()
+        self.settle()
         if self.world.is_main:
             tensors, facts = self.run_state.pack()
             self.checkpoints.save(self.state.step, tensors, {**facts, "train_state": asdict(self.state)})
