@@ -174,6 +174,18 @@ def test_a_checkpoint_of_another_model_says_so(build, tmp_path):
         build(model={"widths": [4, 8, 16]}).fit()
 
 
+def test_a_run_is_not_continued_on_other_shards(build, tmp_path):
+    """The path may change, or be the same: the manifest tells."""
+    build().fit()
+    (tmp_path / "train").rename(tmp_path / "moved")
+    assert build(data={"train": str(tmp_path / "moved")}).fit()
+    write_shards(tmp_path / "train", 8)
+    with pytest.raises(
+        CheckpointError, match="was trained on other shards .*; continuing would mix two runs"
+    ):
+        build().fit()
+
+
 def test_clipping_limits_the_gradient_and_reports_its_norm_before(build):
     trainer = build(
         optim={"clip_norm": 1e-3, "kind": "sgd", "lr": 1.0, "momentum": 0, "schedule": "constant"}

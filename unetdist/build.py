@@ -139,7 +139,7 @@ def build_trainer(config: Config) -> Trainer:
         train_batches=train_batches,
         validator=validator,
         save_model=save,
-        checkpoints=Checkpoints(run_dir / "checkpoints", config.checkpoint),
+        checkpoints=Checkpoints(run_dir / "checkpoints", config.checkpoint, data=manifest.fingerprint),
         tracker=tracker,
         stop=StopSignal(),
     )

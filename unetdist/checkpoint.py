@@ -50,9 +50,11 @@ class Checkpoints:
     process dies, the pointer names a complete one.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], cfg: CheckpointConfig) -> None:
+    def __init__(self, folder: str | os.PathLike[str], cfg: CheckpointConfig, *, data: str = "") -> None:
+        """Open the folder of a run that trains on the data set with the fingerprint `data`."""
         self.folder = Path(folder)
         self.cfg = cfg
+        self.data = data
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write one checkpoint; call on rank 0 only. Older ones than `keep_last` are removed afterwards."""
@@ -66,7 +68,7 @@ class Checkpoints:
         on_host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         with storage.write_atomic(partial / TENSORS_FILE) as file:
             file.write(tensors_to_bytes(on_host))
-        storage.write_json(partial / FACTS_FILE, facts)
+        storage.write_json(partial / FACTS_FILE, {"data": self.data, **facts})
         partial.rename(final)
         storage.sync_folder(self.folder)
         storage.write_text(self.folder / POINTER_FILE, final.name)
@@ -92,6 +94,11 @@ class Checkpoints:
                     else "start under another name."
                 )
             ) from None
+        if facts.pop("data", self.data) != self.data:
+            raise CheckpointError(
+                f"{path} was trained on other shards than those of data.train now; continuing would mix two runs. "
+                "Choose another --name, or give the former shards."
+            )
         return tensors, facts
 
     def diverged(self, what: str) -> TrainingError:

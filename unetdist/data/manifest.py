@@ -1,6 +1,7 @@
 """`manifest.json`: what a folder of shards holds; written last: a folder without it is no data set."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,6 +74,12 @@ class Manifest:
     def shard_sizes(self) -> np.ndarray:
         """Samples of each shard, int64."""
         return np.array([shard.samples for shard in self.shards], dtype=np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the samples, their order and their classes; the same wherever the shards lie."""
+        shards = [[shard.samples, shard.sha256] for shard in self.shards]
+        return hashlib.sha256(json.dumps([shards, self.palette_records]).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Write `folder/manifest.json` atomically."""
