@@ -7,6 +7,7 @@ classes and the mIoU with its 95 % bootstrap interval over images.
 import argparse
 
 from unetdist.build import evaluation
+from unetdist.errors import ConfigError
 from unetdist.logs import console, logger, run_script
 from unetdist.storage import write_json
 from unetdist.tracking.terminal import scores_table
@@ -41,10 +42,22 @@ def main() -> None:
         if not world.is_main:
             return
         console.print(
-            scores_table(report.scores, report.confusion, report.loss, report.interval, of=args.data)
+            scores_table(
+                report.scores,
+                report.confusion,
+                report.loss,
+                report.interval,
+                of=args.data,
+                loss_name="cross entropy",  # a run's own loss may be another, with weights
+            )
         )
         if args.json is not None:
-            write_json(args.json, {"model": args.model, "data": args.data, **report.to_mapping()})
+            try:
+                write_json(args.json, {"model": args.model, "data": args.data, **report.to_mapping()})
+            except OSError as error:
+                raise ConfigError(
+                    f"--json ({args.json}) cannot be written ({error.strerror}); give another file."
+                ) from None
             logger.info("all numbers are in %s", args.json)
 
 

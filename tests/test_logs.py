@@ -3,6 +3,7 @@ import logging
 
 import pytest
 from rich.console import Console
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from unetdist import logs
 from unetdist.errors import ConfigError
@@ -70,6 +71,16 @@ def test_the_rank_is_named_in_front_of_an_error(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         logs.run_script(_refuse)
     assert capsys.readouterr().err.startswith("[rank 3] error: lr")
+
+
+def test_torchrun_shows_an_error_as_the_cause(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit):
+        logs.run_script(_refuse)
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
+    assert "traceback : error: lr (-1) must be above 0; use 0.001." in str(
+        ChildFailedError("train.py", {0: failure})
+    )
 
 
 def test_our_own_bugs_keep_their_traceback():

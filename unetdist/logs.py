@@ -1,11 +1,13 @@
 """What a person sees in the terminal: log lines with the rank, progress bars, errors without tracebacks."""
 
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
@@ -107,8 +109,17 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UnetdistError as error:
         prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
         print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
+        _tell_launcher(f"error: {error}")
         code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         code = 130
     sys.exit(code)
+
+
+def _tell_launcher(text: str) -> None:
+    """Let torchrun end its report, forty lines after ours, with the cause: in the file that it gives each process."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")

@@ -191,7 +191,7 @@ def test_a_lost_shard_is_found_before_the_first_step(folder):
     [
         (
             (30, 1, 4),
-            r"global_batch_size \(30\) must be divisible by world_size \(4\) times micro_batch_size \(1\)",
+            r"global_batch_size \(30\) must be divisible by the processes \(4\) times trainer.micro_batch_size \(1\)",
         ),
         ((30, 2, 4), r"micro_batch_size \(2\); use 24 or 32\."),
         ((3, 2, 4), r"micro_batch_size \(2\); use 8\."),

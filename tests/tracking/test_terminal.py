@@ -32,6 +32,11 @@ def test_nothing_absent_and_not_the_best():
     assert "absent" not in text
 
 
+def test_the_loss_is_called_what_it_is():
+    table = scores_table(SCORES, CONFUSION, 0.25, (0.6, 0.71), of="val", loss_name="cross entropy")
+    assert str(table.caption).startswith("cross entropy 0.2500, pixel accuracy")
+
+
 def test_class_names_are_no_markup():
     confusion = np.eye(2, dtype=np.int64)
     assert "[red]" in text_of(Scores.from_confusion(confusion, ("[red]", "a")), confusion, is_best=False)

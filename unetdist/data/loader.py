@@ -155,8 +155,8 @@ def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size:
         below = global_batch_size // unit * unit
         advice = f"{below} or {below + unit}" if below else f"{unit}"
         raise ConfigError(
-            f"global_batch_size ({global_batch_size}) must be divisible by world_size ({world_size}) times "
-            f"micro_batch_size ({micro_batch_size}); use {advice}."
+            f"trainer.global_batch_size ({global_batch_size}) must be divisible by the processes ({world_size}) times "
+            f"trainer.micro_batch_size ({micro_batch_size}); use {advice}."
         )
 
 

@@ -18,6 +18,7 @@ def scores_table(
     *,
     of: str,
     is_best: bool = False,
+    loss_name: str = "loss",
 ) -> Table:
     """A validation as a table for the terminal, in percent; `of` says what was scored."""
     low, high = interval
@@ -25,7 +26,7 @@ def scores_table(
     bounds = f"95 % interval {_percent(low)} .. {_percent(high)}"
     title = f"{of}: mIoU {_percent(scores.miou)} % ({bounds}){best}"
     absent = "; absent, not in mIoU: " + escape(", ".join(scores.absent)) if scores.absent else ""
-    caption = f"loss {loss:.4f}, pixel accuracy {_percent(scores.pixel_accuracy)} %{absent}"
+    caption = f"{loss_name} {loss:.4f}, pixel accuracy {_percent(scores.pixel_accuracy)} %{absent}"
     table = Table("class", title=title, caption=caption, title_justify="left", caption_justify="left")
     for heading in ("IoU %", "Dice %", "precision %", "recall %", "pixels %"):
         table.add_column(heading, justify="right")
