@@ -146,6 +146,17 @@ def test_the_state_of_the_optimizer_keeps_the_strides_of_its_parameter():
     assert model.weight.equal(other.weight)
 
 
+@pytest.mark.parametrize(("saved_fused", "own_fused"), [(True, None), (None, True)])
+def test_a_run_that_moves_to_another_machine_steps_as_is_best_there(saved_fused, own_fused):
+    """On CUDA a step that is not fused waits for the device at each parameter, and fails under fp16's scaler."""
+    model = nn.Linear(1, 1)
+    tensors, facts = RunState(model, torch.optim.Adam(model.parameters(), fused=saved_fused)).pack()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.5, fused=own_fused)
+    RunState(model, optimizer).unpack(tensors, facts, source="x")
+    assert optimizer.param_groups[0]["fused"] is own_fused
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
 def test_the_loss_scaler_is_part_of_the_state():
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

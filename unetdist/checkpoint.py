@@ -162,7 +162,12 @@ class RunState:
             if self.ema is not None:
                 averaged = _under("ema.", tensors)
                 self.ema.load_state_dict({"module": averaged, "num_updates": facts["ema_updates"]})
-            self.optimizer.load_state_dict({"state": optimizer, "param_groups": facts["param_groups"]})
+            # Which kernel makes the step is a matter of this machine, not of the one that saved.
+            groups = [
+                {**saved, "fused": own.get("fused")}
+                for saved, own in zip(facts["param_groups"], self.optimizer.param_groups, strict=True)
+            ]
+            self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
             if self.scaler is not None and facts["scaler"] is not None:
                 self.scaler.load_state_dict(facts["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
