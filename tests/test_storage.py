@@ -34,3 +34,9 @@ def test_json_is_readable_and_holds_no_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         storage.write_json(tmp_path / "a.json", {"value": float("nan")})
     assert "Gebäude" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_json_holds_file_names_that_are_not_utf8(tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    storage.write_json(tmp_path / "a.json", {"file": name})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"file": name}

@@ -15,13 +15,14 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     """Open a file beside `path` for writing; it takes the name `path` only once it is complete and on disk.
 
     If the body raises, nothing is left behind and a former file at `path` stays as it was.
-    `mode` is "wb" or "w" (UTF-8).
+    `mode` is "wb" or "w" (UTF-8; half characters, which names that are not UTF-8 hold, as JSON escapes them).
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+        encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
+        with open(partial, mode, encoding=encoding, errors=errors) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -18,7 +18,7 @@ from unetdist.data.manifest import Shard
 from unetdist.data.shards import encode_mask, escape_key, index_path, load_index, open_shard, unescape_key
 from unetdist.data.tar_index import index_tar, read_key
 
-KEYS = ("a", "city/b.c", "ümlaut%2E/" + "long" * 60, "__skipped__/x")
+KEYS = ("a", "city/b.c", "ümlaut%2E/" + "long" * 60, "__skipped__/x", "not-utf8-\udce9")
 
 
 MASK = encode_mask(np.arange(12, dtype=np.uint8).reshape(3, 4))

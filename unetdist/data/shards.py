@@ -87,7 +87,9 @@ class ShardWriter:
         header_offset = self._offset
         image_offset = self._member(f"{member}.{image_ext}", image)
         mask_offset = self._member(f"{member}.mask.png", mask)
-        self._member(f"{member}.json", json.dumps(dict(record), ensure_ascii=False).encode())
+        # File names that are not UTF-8 hold half characters, which JSON can only escape.
+        text = json.dumps(dict(record), ensure_ascii=False).encode("utf-8", "backslashreplace")
+        self._member(f"{member}.json", text)
         self._rows.append((header_offset, image_offset, len(image), mask_offset, len(mask)))
 
     def finish(self) -> None:
