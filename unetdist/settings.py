@@ -103,7 +103,23 @@ def _plain(error: Exception) -> str:
         r"--config file or as --\1 VALUE",
         text,
     )
-    return text.replace("typing.", "")
+    return _plain_type_error(text.replace("typing.", ""))
+
+
+def _plain_type_error(text: str) -> str:
+    """`augment.crop_size (32) must be one of: [int, int], null` instead of the types and errors of a Union."""
+    found = re.fullmatch(
+        r"(?P<key>[\w.]+): (?:Does not validate against any of the Union subtypes Subtypes: \[(?P<union>.*)\] Errors: "
+        r".* Given value|Expected an? (?P<one>.*)\. Got value): ?(?P<value>.*)",
+        text,
+    )
+    if found is None:
+        return text
+    kinds = (found["union"] or found["one"]).replace("<class 'NoneType'>", "null")
+    kinds = re.sub(r"<class '(\w+)'>", r"\1", kinds).replace("tuple[", "[")
+    choices = re.sub(r"Literal\[([^]]*)\]", r"\1", kinds)
+    several = found["union"] or "Literal" in kinds
+    return f"{found['key']} ({found['value']}) must be {'one of: ' if several else ''}{choices}."
 
 
 class _StrictLoader(yaml.SafeLoader):
