@@ -42,6 +42,14 @@ def test_grey_statistics_are_the_luma_of_the_colours(tmp_path):
     assert [len(values) for values in channel_statistics(manifest, 4)] == [4, 4]
 
 
+def test_two_channels_are_no_image(tmp_path):
+    write_shards(tmp_path / "train", 4)
+    with pytest.raises(
+        ConfigError, match=r"model.in_channels \(2\) must be 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\)"
+    ):
+        build(tmp_path, model={"in_channels": 2})
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_grey_and_rgba_models_train(tmp_path, channels):
     write_shards(tmp_path / "train", 4)

@@ -12,6 +12,7 @@ from torch import nn
 from unetdist import settings
 from unetdist.checkpoint import Checkpoints
 from unetdist.config import Config
+from unetdist.data.decode import CHANNEL_MODES
 from unetdist.data.labels import Palette
 from unetdist.data.loader import DataConfig, train_loader, val_loader
 from unetdist.data.manifest import Manifest
@@ -153,6 +154,8 @@ def build_model(config: Config, manifest: Manifest, palette: Palette) -> UNet:
 
 def channel_statistics(manifest: Manifest, channels: int) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, 0..255, of the channels that the decoder will deliver."""
+    if channels not in CHANNEL_MODES:
+        raise ConfigError(f"model.in_channels ({channels}) must be 1 (grey), 3 (RGB) or 4 (RGBA); use 3.")
     if channels == 3:
         return list(manifest.mean), list(manifest.std)
     luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # Rec. 601, as the decoder's grey

@@ -48,7 +48,7 @@ def class_weights(
             or not weights.any()
         ):
             raise ConfigError(
-                f"class_weights ({list(rule)}) must be {num_classes} numbers of at least 0 (one per class), "
+                f"loss.class_weights ({list(rule)}) must be {num_classes} numbers of at least 0 (one per class), "
                 "not all of them 0; use such a list, or a rule such as median_frequency"
             )
         return weights
@@ -58,7 +58,7 @@ def class_weights(
     presence = torch.as_tensor([] if presence_pixels is None else presence_pixels, dtype=torch.float64)
     if len(pixels) != num_classes or len(presence) != num_classes or not pixels.any():
         raise ConfigError(
-            f"class_weights ({rule}) must have pixel counts of {num_classes} classes, not all 0, to go by; "
+            f"loss.class_weights ({rule}) must have pixel counts of {num_classes} classes, not all 0, to go by; "
             "use those of the training manifest, or class_weights: none"
         )
     occurs = pixels > 0

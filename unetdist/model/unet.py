@@ -58,7 +58,7 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if not self.level_widths or min(self.level_widths) < 1:
             raise ConfigError(
-                f"widths ({list(self.level_widths)}) must be one or more channel counts of at least 1; "
+                f"model.widths ({list(self.level_widths)}) must be one or more channel counts of at least 1; "
                 "use a list such as [16, 32, 64]"
             )
         for name, num_levels in (("encoder_convs", self.depth + 1), ("decoder_convs", self.depth)):
@@ -66,13 +66,15 @@ class UNetConfig:
             convs = [value] if isinstance(value, int) else list(value)
             if (not isinstance(value, int) and len(convs) != num_levels) or min(convs, default=1) < 1:
                 raise ConfigError(
-                    f"{name} ({value}) must be at least 1, for {len(self.level_widths)} widths; "
+                    f"model.{name} ({value}) must be at least 1, for {len(self.level_widths)} widths; "
                     f"use one number or a list of {num_levels}"
                 )
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout ({self.dropout}) must be at least 0 and below 1; use 0 for none")
+            raise ConfigError(
+                f"model.dropout ({self.dropout}) must be at least 0 and below 1; use 0 for none"
+            )
         if self.in_channels < 1:
-            raise ConfigError(f"in_channels ({self.in_channels}) must be at least 1; use 3 for RGB")
+            raise ConfigError(f"model.in_channels ({self.in_channels}) must be at least 1; use 3 for RGB")
 
     @property
     def level_widths(self) -> tuple[int, ...]:
