@@ -1,4 +1,4 @@
-"""What every test is spared: the traces of the one before it."""
+"""What every test is spared: the traces of the one before it, and a GPU that it does not ask for."""
 
 import pytest
 import torch
@@ -16,3 +16,11 @@ def leave_no_trace():
     logger.setLevel(level)
     logger.propagate = propagate
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def only_gpu_tests_see_a_gpu(request, monkeypatch):
+    """The other tests do the same on every machine, in this process and in those that they start."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# What a machine with a GPU must show: the tests that need one pass, and the built-in shapes, sharded, are learnt in
+# float32 and in bf16 and scored. Prints a summary with times; a few minutes. Without a GPU: says so, exit code 2.
+#   launch/gpu_check.sh [FOLDER]      # logs, shards and runs go there (default: a new one); PYTHON=... chooses the python
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+facts='import torch; print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuda", torch.version.cuda)'
+if ! machine=$("$python" -c "$facts" 2>/dev/null); then
+  echo "gpu_check: $python has no torch that sees a GPU; nothing was checked" >&2
+  exit 2
+fi
+out=$(realpath -m "${1:-$(mktemp -d)}")
+mkdir -p "$out"
+summary=()
+failed=0
+
+# Run a command with its output in a log; its time goes to the summary, and a failure does not end the check.
+step() {
+  local name=$1 began=$SECONDS result=ok
+  shift
+  echo "$name: $*"
+  "$@" >"$out/$name.log" 2>&1 || { result="FAILED ($?), see $out/$name.log"; failed=1; tail -n 20 "$out/$name.log"; }
+  summary+=("$(printf '%-14s %4d s  %s' "$name" $((SECONDS - began)) "$result")")
+}
+
+# Median speed after the first half, and the score, of a run.
+numbers='
+import json, statistics, sys
+lines = [json.loads(line) for line in open(f"{sys.argv[1]}/metrics.jsonl")]
+speed = [line["time/images_per_s"] for line in lines if "time/images_per_s" in line]
+miou = json.load(open(f"{sys.argv[1]}/scores.json"))["miou"]
+print(f"{statistics.median(speed[len(speed) // 2 :]):.0f} images/s, mIoU {miou:.3f}")
+'
+launch=("$python" -m accelerate.commands.launch --config_file configs/accelerate/one_gpu.yaml)
+
+step tests "$python" -m pytest -m gpu
+step shards "$python" launch/shard_dataset.py --shapes 400 --val-fraction 0.2 --out "$out/shards"
+for precision in no bf16; do
+  run="$out/runs/$precision"
+  step "train_$precision" "${launch[@]}" launch/train.py --config configs/shapes.yaml --name "$precision" \
+    --runs_dir "$out/runs" --data.train "$out/shards/train" --data.val "$out/shards/val" \
+    --trainer.mixed_precision "$precision" --tracking.tracker none
+  step "evaluate_$precision" "${launch[@]}" launch/evaluate.py --model "$run/best" --data "$out/shards/val" \
+    --mixed-precision "$precision" --json "$run/scores.json"
+  summary+=("$("$python" -c "$numbers" "$run" 2>/dev/null || echo "no numbers of $run")")
+done
+
+printf '%s\n' "" "$machine, commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "${summary[@]}" "all files: $out"
+exit "$failed"
