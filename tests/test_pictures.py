@@ -26,8 +26,17 @@ def halves(height, width, left, right):
 def test_overlay_mixes_the_image_with_its_classes():
     image, mask = random_image(300, 280), halves(300, 280, 1, 2)
     drawn = pictures.overlay(image, mask, COLORS, NAMES, opacity=0.25)
-    expected = 0.75 * image + 0.25 * COLORS[mask]
-    np.testing.assert_allclose(drawn[:300, :280], expected, atol=1)
+    grey = (image @ [0.299, 0.587, 0.114])[..., None]
+    expected = 0.75 * (0.5 * image + 0.5 * grey) + 0.25 * COLORS[mask]
+    np.testing.assert_allclose(drawn[:300, :280], expected, atol=2)
+
+
+def test_at_half_opacity_only_the_classes_have_colour():
+    image, mask = random_image(300, 280), np.full((300, 280), 3)
+    drawn = pictures.overlay(image, mask, COLORS, NAMES)[:300, :280].astype(int)
+    red, green, blue = np.moveaxis(drawn, 2, 0)
+    assert (abs(red - green) <= 1).all()
+    assert (abs(blue - red - (200 - 10) / 2) <= 1).all()
 
 
 def test_overlay_of_opacity_zero_is_the_image():

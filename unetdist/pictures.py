@@ -24,6 +24,9 @@ _LONGEST_NAME = 40
 def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str], *, opacity: float = 0.5) -> Array:
     """The image with its classes in their colours on top, and a legend of the classes present below.
 
+    The image's own colours fade as the classes' come, and are gone at half: a blue class on a yellow wall would look
+    green, like another one of the legend.
+
     Args:
         image: (H, W, C) uint8; grey and alpha are understood.
         mask: (H, W) class indices of the image.
@@ -32,7 +35,9 @@ def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str], *, o
         opacity: weight of the class colours, 0..1.
     """
     base, labels = _enlarged(_as_rgb(image), mask)
-    mixed = Image.blend(Image.fromarray(base), Image.fromarray(paint(labels, colors)), opacity)
+    picture = Image.fromarray(base)
+    faded = Image.blend(picture, picture.convert("L").convert("RGB"), min(1.0, 2 * opacity))
+    mixed = Image.blend(faded, Image.fromarray(paint(labels, colors)), opacity)
     return _with_legend(np.asarray(mixed), _present(mask), colors, names)
 
 
