@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -124,6 +125,11 @@ def test_the_report_is_json_with_none_for_what_is_not_defined():
     assert [classes[name]["iou"] for name in CLASSES] == [1.0, None, None]
     assert report["absent"] == ["road", "tree"]
     assert report["miou"] == 1.0
+
+
+def test_a_loss_that_is_not_finite_does_not_keep_the_score_from_being_written():
+    report = dataclasses.replace(run([batch(*range(7))], batch_size=7), loss=float("inf"))
+    assert json.loads(json.dumps(report.to_mapping(), allow_nan=False))["loss"] is None
 
 
 @pytest.mark.parametrize("name", ["batch_size", "bootstrap_replicates"])

@@ -68,7 +68,7 @@ class Report:
         return {
             **self.scores.to_record(),
             "miou_interval_95": None if np.isnan(low) else [low, high],
-            "loss": self.loss,
+            "loss": self.loss if np.isfinite(self.loss) else None,
             "num_samples": self.num_samples,
             "confusion": self.confusion.tolist(),
         }

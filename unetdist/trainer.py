@@ -83,10 +83,11 @@ class Trainer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
         self.tracker.close()
         self.stop.close()
-        self.accelerator.end_training()
+        if error is None:  # else this rank would wait for ranks that wait for it
+            self.accelerator.end_training()
 
     def __post_init__(self) -> None:
         self.state = TrainState()
