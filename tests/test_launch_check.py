@@ -101,7 +101,7 @@ def test_other_engines(name):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "divide the loss by it a second time"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "a second time; set trainer.global_batch_size and"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "compile the model behind the settings' back"),
         ("ACCELERATE_TORCH_DEVICE", "cuda:0", "every process on that one device"),
     ],

@@ -32,8 +32,8 @@ OTHER_ENGINES = {
 OVERRIDES = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
         ("1",),
-        "Accelerate would divide the loss by it a second time; set data.global_batch_size and "
-        "data.micro_batch_size in the YAML, from which accumulation follows, and",
+        "Accelerate would divide the loss by it a second time; set trainer.global_batch_size and "
+        "trainer.micro_batch_size in the YAML, from which accumulation follows, and",
     ),
     "ACCELERATE_DYNAMO_BACKEND": (
         ("no", ""),
