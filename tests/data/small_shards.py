@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unetdist.data.shards import Manifest, encode_mask, open_shard
+from unetdist.data.manifest import Manifest
+from unetdist.data.shards import encode_mask, open_shard
 
 NUM_CLASSES = 3
 

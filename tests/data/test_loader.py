@@ -13,7 +13,8 @@ import torch
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
 from unetdist.data.augment import AugmentConfig
 from unetdist.data.loader import DataConfig, check_batch_sizes, train_loader, val_loader
-from unetdist.data.shards import Manifest, encode_mask
+from unetdist.data.manifest import Manifest
+from unetdist.data.shards import encode_mask
 from unetdist.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,9 @@ import pytest
 from tests.data.small_shards import numbered_sample, write_small_shards
 from unetdist.data import reader as reader_module
 from unetdist.data.decode import decode_image, decode_mask
+from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
-from unetdist.data.shards import Manifest, index_path, open_shard, save_index
+from unetdist.data.shards import index_path, open_shard, save_index
 from unetdist.errors import DataError
 
 SIZES = [3, 0, 4, 1]

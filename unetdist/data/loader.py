@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.batch import Batch
+from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
 from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
-from unetdist.data.shards import Manifest
 from unetdist.errors import ConfigError, DataError, UnetdistError
 
 

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from unetdist.data.shards import INDEX_COLUMNS, Manifest, Shard, index_path, load_index, unescape_key
+from unetdist.data.manifest import Manifest, Shard
+from unetdist.data.shards import INDEX_COLUMNS, index_path, load_index, unescape_key
 from unetdist.errors import DataError
 
 MAX_OPEN_SHARDS = 128

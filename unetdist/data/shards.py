@@ -17,23 +17,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from unetdist.data.manifest import MANIFEST_NAME, Manifest, Shard
+from unetdist.data.manifest import Shard
 from unetdist.storage import write_atomic
-
-__all__ = [
-    "INDEX_COLUMNS",
-    "MANIFEST_NAME",
-    "Manifest",
-    "Shard",
-    "ShardWriter",
-    "encode_mask",
-    "escape_key",
-    "index_path",
-    "load_index",
-    "open_shard",
-    "save_index",
-    "unescape_key",
-]
 
 INDEX_COLUMNS = ("header_offset", "image_offset", "image_size", "mask_offset", "mask_size")
 """Of an index; header_offset is where the sample's first tar header begins (its key is read there)."""

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.shared_data import camvid, isbi
 from unetdist.data.labels import IGNORE_INDEX, Label, Palette
-from unetdist.data.labels.masks import MAX_LISTED, UnknownColor, read_mask
+from unetdist.data.labels.census import UnknownColor
+from unetdist.data.labels.masks import MAX_LISTED, read_mask
 from unetdist.errors import DataError
 
 VOID = Label(255, "void", (9, 9, 9), None)

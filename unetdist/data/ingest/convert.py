@@ -17,14 +17,8 @@ from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import UnknownColor
 from unetdist.data.labels.masks import MaskFormat, UnknownColors, read_mask
-from unetdist.data.shards import (
-    Shard,
-    ShardWriter,
-    encode_mask,
-    load_index,
-    open_shard,
-    save_index,
-)
+from unetdist.data.manifest import Shard
+from unetdist.data.shards import ShardWriter, encode_mask, load_index, open_shard, save_index
 from unetdist.data.tar_index import index_tar
 from unetdist.errors import ConfigError, DataError
 from unetdist.storage import write_json

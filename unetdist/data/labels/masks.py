@@ -5,12 +5,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist.data.labels.census import Census, UnknownColor
+from unetdist.data.labels.census import UnknownColor
 from unetdist.data.labels.mask_file import Pixels, decode
 from unetdist.data.labels.palette import IGNORE_INDEX, Palette
 from unetdist.errors import DataError
-
-__all__ = ["MAX_LISTED", "Census", "MaskFormat", "UnknownColor", "UnknownColors", "read_mask"]
 
 MaskFormat = Literal["auto", "color", "ids"]
 """What the pixels of a mask are; `auto` goes by the kind of file, as `read_mask` says."""
