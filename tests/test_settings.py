@@ -55,7 +55,7 @@ def test_the_command_line_wins_over_the_file_over_the_default(write):
 
 def test_the_resolved_file_reads_back_to_an_equal_object(write):
     config = Root(name="x", model=Model(widths=(3,), crop=(1, 2)), loss=Loss(smoothing=0.25))
-    assert parse("--config", write(settings.to_yaml(config))) == config
+    assert parse("--config", write(settings.to_yaml(settings.to_mapping(config)))) == config
     assert settings.from_mapping(Root, settings.to_mapping(config)) == config
 
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from unetdist import settings, storage
 from unetdist.checkpoint import POINTER_FILE
 from unetdist.distributed import World, barrier
@@ -67,7 +65,7 @@ def claim_run_folder(
     barrier()  # nobody writes before everybody has read
     if world.is_main:
         try:
-            storage.write_text(saved, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+            storage.write_text(saved, settings.to_yaml(values))
         except OSError as error:
             raise ConfigError(
                 f"{saved} cannot be written ({error.strerror}); give --runs_dir a folder that you may write to."

@@ -50,9 +50,9 @@ def to_mapping(settings: Any) -> dict[str, Any]:
     return {key: _to_plain(value) for key, value in dataclasses.asdict(settings).items()}
 
 
-def to_yaml(settings: Any) -> str:
-    """The resolved settings as a YAML file that `--config` reads back to an equal object."""
-    return str(yaml.safe_dump(to_mapping(settings), sort_keys=False, allow_unicode=True))
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """What `to_mapping` gave as a YAML file, which `--config` reads back to equal settings."""
+    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def differences(
