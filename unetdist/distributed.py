@@ -9,7 +9,7 @@ import platform
 import random
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from unetdist.launch_check import asked_processes, check_launch
 from unetdist.logs import logger
 from unetdist.signals import SignalWatch
 
-T = TypeVar("T")
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
 
@@ -146,15 +145,6 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     count = torch.tensor([int(flag)], dtype=torch.int32, device=device)
     dist.all_reduce(count, op=dist.ReduceOp.MAX)
     return bool(count.item())
-
-
-def broadcast_object(value: T) -> T:
-    """Collective. What rank 0 passed, on every rank; must be picklable."""
-    if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def barrier() -> None:

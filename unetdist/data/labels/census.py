@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 _MAX_COLORS = 20_000
@@ -56,7 +56,7 @@ class _Entry:
 
 @dataclass
 class Census:
-    """Unlisted colours of many masks; true if there are any. Workers return theirs, to be merged.
+    """Unlisted colours of many masks; true if there are any.
 
     Attributes:
         num_files: Masks that have any.
@@ -88,17 +88,6 @@ class Census:
                 self._rare.update(colors=unknown.num_colors, pixels=unknown.count)
             else:
                 self._note(unknown.color, _Entry(unknown, file, 1, unknown.count))
-        self._forget_rarest()
-
-    def merge(self, other: "Census") -> None:
-        """Take in what another census has seen in other files."""
-        self.num_files += other.num_files
-        self.num_pixels += other.num_pixels
-        self.num_jpegs += other.num_jpegs
-        self._rare.update(other._rare)
-        self._pixels_that.update(other._pixels_that)
-        for color, entry in other._entries.items():
-            self._note(color, replace(entry))
         self._forget_rarest()
 
     def report(self, max_rows: int = 20) -> str:
