@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from unetdist import settings
 from unetdist.checkpoint import Checkpoints
 from unetdist.config import Config
+from unetdist.data.batch import Batch
 from unetdist.data.decode import CHANNEL_MODES
 from unetdist.data.labels import Palette
 from unetdist.data.loader import DataConfig, train_loader, val_loader
@@ -32,7 +32,7 @@ from unetdist.logs import logger, set_up_logging
 from unetdist.losses import Loss, LossConfig, build_loss
 from unetdist.model.unet import UNet, UNetConfig, check_norm
 from unetdist.optim import build_optimizer
-from unetdist.run_folder import claim_run_folder
+from unetdist.run_folder import CHECKPOINTS_FOLDER, claim_run_folder
 from unetdist.saved_model import SavedModel, load_model, save_model
 from unetdist.schedule import Schedule, TrainState
 from unetdist.tracking import Tracker
@@ -88,7 +88,7 @@ def build_trainer(config: Config) -> Trainer:
         palette=palette,
     )
 
-    def train_batches(from_sample: int) -> Any:
+    def train_batches(from_sample: int) -> Iterator[list[Batch]]:
         return train_loader(
             config.data,
             config.augment,
@@ -140,7 +140,7 @@ def build_trainer(config: Config) -> Trainer:
         train_batches=train_batches,
         validator=validator,
         save_model=save,
-        checkpoints=Checkpoints(run_dir / "checkpoints", config.checkpoint, data=manifest.fingerprint),
+        checkpoints=Checkpoints(run_dir / CHECKPOINTS_FOLDER, config.checkpoint, data=manifest.fingerprint),
         tracker=tracker,
         stop=StopSignal(),
     )
@@ -161,6 +161,7 @@ def channel_statistics(manifest: Manifest, channels: int) -> tuple[list[float], 
     luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # Rec. 601, as the decoder's grey
     mean, std = torch.tensor(manifest.mean), torch.tensor(manifest.std)
     if channels == 1:
+        # The spread is exact for grey images; of colours it is the upper bound that their channels allow.
         return [float(luma @ mean.double())], [float(luma @ std.double())]
     return [*mean.tolist(), 0.0], [*std.tolist(), 255.0]
 

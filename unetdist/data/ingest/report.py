@@ -51,11 +51,11 @@ def describe(outcome: Outcome, palette: Palette) -> str:
     assert manifest is not None
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
     kept = f", {outcome.num_kept} of them kept from before" if outcome.num_kept else ""
-    images = outcome.statistics.kept
+    encoding = _encoding(outcome.statistics.kept, manifest.num_samples)
     lines = [
         f"{outcome.folder}: {_count(manifest.num_samples, 'sample')} in "
         f"{_count(len(manifest.shards), 'shard')}{kept}, {megabytes:.1f} MB",
-        f"  images  {_sizes(manifest)}, {_channels(manifest)}; {_bytes(images, manifest.num_samples)}",
+        f"  images  {_sizes(manifest)}, {_channels(manifest)}; {encoding}",
     ]
     width = max(map(len, ("ignored", *palette.class_names)))
     lines.append(f"  index  {'class':{width}}   pixels  images")
@@ -99,7 +99,7 @@ def _channels(manifest: Manifest) -> str:
     return {1: "grey", 3: "RGB", 4: "RGBA"}[manifest.channels]
 
 
-def _bytes(kept: int, total: int) -> str:
+def _encoding(kept: int, total: int) -> str:
     if kept == total:
         return "bytes as they came"
     return "re-encoded" if kept == 0 else f"{total - kept} re-encoded"

@@ -1,4 +1,4 @@
-"""Where samples come from: folders or a list file (datasets: `dataset_source.py`).
+"""Where samples come from: folders or a list file (`dataset_source.py` and `shapes_source.py` are the others).
 
 A source is listed once, in the main process; its `reader` is small, goes to every worker, and fetches bytes.
 """

@@ -73,9 +73,7 @@ class Statistics:
 
     def to_record(self) -> dict[str, Any]:
         """As plain JSON types."""
-        arrays = {
-            name: getattr(self, name).tolist() for name in ("pixels", "images", "presence", "sums", "squares")
-        }
+        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
         return {
             **arrays,
             "channels": sorted(self.channels.items()),
