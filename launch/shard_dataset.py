@@ -150,10 +150,17 @@ def write_parser() -> argparse.ArgumentParser:
         "--labels", type=Path, metavar="FILE", help="colours and names of the classes: Labels.txt"
     )
     group.add_argument(
-        "--ignore", action="append", default=[], metavar="NAME", help="no class; may be given again"
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a label whose pixels do not count; may be given again",
     )
     group.add_argument(
-        "--mask-format", choices=("auto", "color", "ids"), default="auto", help="(%(default)s)"
+        "--mask-format",
+        choices=("auto", "color", "ids"),
+        default="auto",
+        help="what the pixels of masks are (%(default)s)",
     )
     group.add_argument(
         "--unknown-colors",
@@ -188,7 +195,7 @@ def write_parser() -> argparse.ArgumentParser:
         "--val-fraction",
         type=float,
         metavar="F",
-        help="so many by a hash of the key to OUT/val, the others OUT/train",
+        help="share for OUT/val, 0..1, chosen by a hash of the key; the others go to OUT/train",
     )
     group.add_argument("--samples-per-shard", type=int, metavar="N", help="at most; default: by size")
     group.add_argument("--shard-size-mb", type=float, default=256.0, metavar="MB", help="about (%(default)g)")
