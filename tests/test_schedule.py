@@ -22,6 +22,9 @@ def test_a_batch_larger_than_the_data_set_is_one_step_per_epoch():
     ("values", "message"),
     [
         ({"max_epochs": 0}, r"trainer.max_epochs \(0\) must be above 0"),
+        ({"max_epochs": float("inf")}, r"trainer.max_epochs \(inf\) must be above 0 and finite"),
+        ({"max_epochs": float("nan")}, r"trainer.max_epochs \(nan\) must be above 0 and finite"),
+        ({"timeout_s": 0}, r"trainer.timeout_s \(0\) must be above 0"),
         ({"max_steps": 0}, r"trainer.max_steps \(0\) must be above 0"),
         ({"max_steps": 1, "global_batch_size": 0}, r"trainer.global_batch_size \(0\) must be above 0"),
         ({"max_steps": 1, "micro_batch_size": -1}, r"trainer.micro_batch_size \(-1\) must be above 0"),

@@ -45,10 +45,11 @@ class TrainerConfig:
             "max_steps",
             "eval_every",
             "log_every",
+            "timeout_s",
         ):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"trainer.{name} ({value}) must be above 0.")
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"trainer.{name} ({value}) must be above 0 and finite.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(
                 f"trainer.ema_decay ({self.ema_decay}) must be at least 0 and below 1; use 0.999."
