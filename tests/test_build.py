@@ -78,3 +78,18 @@ def test_a_run_without_validation_keeps_its_last_weights(tmp_path):
         trainer.fit()
     assert (tmp_path / "runs" / "tiny" / "last" / "model.safetensors").exists()
     assert not (tmp_path / "runs" / "tiny" / "best").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"optim": {"warmup_steps": 4}}, r"optim.warmup_steps \(4\) must be below the 4 steps of the run"),
+        ({"trainer": {"micro_batch_size": 3}}, r"global_batch_size \(4\) must be divisible by"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_tracker_begins(tmp_path, changed, message):
+    write_shards(tmp_path / "train", 4)
+    write_shards(tmp_path / "val", 2)
+    with pytest.raises(ConfigError, match=message):
+        build(tmp_path, tracking={"tracker": "wandb", "mode": "offline"}, **changed)
+    assert not (tmp_path / "runs" / "tiny" / "wandb").exists()

@@ -45,6 +45,7 @@ def test_the_same_settings_continue_a_run(begun, tmp_path):
         {"trainer": {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "micro_batch_size": 1}},
         {"data": {"train": "moved", "num_workers": 3}},
         {"checkpoint": {"keep_last": 5}},
+        {"data": {"train": "t", "on_bad_sample": "blank", "max_bad_samples": 7}},  # as errors advise
     ],
 )
 def test_settings_that_do_not_change_the_weights_may_change(begun, tmp_path, changed):

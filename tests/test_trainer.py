@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(build):
     with torch.no_grad():
         trainer.model.head.weight.fill_(math.nan)
     with pytest.raises(
-        TrainingError, match=r"the loss is nan at step 2; the checkpoints in .* are kept. Lower --optim.lr"
+        TrainingError, match=r"the loss is nan at step 2; what .* holds is kept. Begin again under another --name with a lower --optim.lr"
     ):
         trainer.fit()
 
@@ -120,7 +120,7 @@ def test_weights_that_are_not_finite_are_not_saved(build, tmp_path):
 
     trainer.train_step = spoil
     with pytest.raises(
-        TrainingError, match=r"head.weight is not finite at step 3; the checkpoints in .* are kept"
+        TrainingError, match=r"head.weight is not finite at step 3; what .* holds is kept"
     ):
         trainer.fit()
     assert (tmp_path / "runs" / "tiny" / "checkpoints" / "latest").read_text() == "step_00000002"

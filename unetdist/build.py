@@ -14,7 +14,7 @@ from unetdist.config import Config
 from unetdist.data.batch import Batch
 from unetdist.data.decode import CHANNEL_MODES
 from unetdist.data.labels import Palette
-from unetdist.data.loader import DataConfig, train_loader, val_loader
+from unetdist.data.loader import DataConfig, check_batch_sizes, train_loader, val_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.distributed import (
@@ -31,7 +31,7 @@ from unetdist.evaluate import Expected, Report, ValidationConfig
 from unetdist.logs import logger, set_up_logging
 from unetdist.losses import Loss, LossConfig, build_loss
 from unetdist.model.unet import UNet, UNetConfig, check_norm
-from unetdist.optim import build_optimizer
+from unetdist.optim import build_optimizer, lr_factor
 from unetdist.run_folder import CHECKPOINTS_FOLDER, claim_run_folder
 from unetdist.saved_model import SavedModel, load_model, save_model
 from unetdist.schedule import Schedule, TrainState
@@ -52,6 +52,14 @@ def build_trainer(config: Config) -> Trainer:
     logger.info("run %s: %d process(es), %s", run_dir, world.world_size, world.device)
 
     manifest = Manifest.load(config.data.train)
+    schedule = Schedule.of(
+        config.trainer, num_samples=manifest.num_samples, save_every=config.checkpoint.save_every
+    )
+    lr_factor(0, schedule.max_steps, config.optim)  # refuses a warm-up that is longer than the run
+    micro_batch_size = config.trainer.micro_batch_size or max(
+        1, config.trainer.global_batch_size // world.world_size
+    )
+    check_batch_sizes(config.trainer.global_batch_size, micro_batch_size, world.world_size)
     palette = Palette.from_records(manifest.palette_records)
     loss = build_loss(
         config.loss,
@@ -98,8 +106,7 @@ def build_trainer(config: Config) -> Trainer:
             channels=config.model.in_channels,
             num_classes=palette.num_classes,
             global_batch_size=config.trainer.global_batch_size,
-            micro_batch_size=config.trainer.micro_batch_size
-            or max(1, config.trainer.global_batch_size // world.world_size),
+            micro_batch_size=micro_batch_size,
             rank=world.rank,
             world_size=world.world_size,
             from_sample=from_sample,
@@ -131,9 +138,7 @@ def build_trainer(config: Config) -> Trainer:
         ema=ema,
         loss=loss,
         optim_cfg=config.optim,
-        schedule=Schedule.of(
-            config.trainer, num_samples=manifest.num_samples, save_every=config.checkpoint.save_every
-        ),
+        schedule=schedule,
         global_batch_size=config.trainer.global_batch_size,
         num_samples=manifest.num_samples,
         seed=config.seed,

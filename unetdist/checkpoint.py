@@ -104,8 +104,8 @@ class Checkpoints:
     def diverged(self, what: str) -> TrainingError:
         """The error that ends a run before its checkpoints are spoilt."""
         return TrainingError(
-            f"{what}; the checkpoints in {self.folder} are kept. Lower --optim.lr, set --optim.clip_norm 1, "
-            "or use --trainer.mixed_precision no."
+            f"{what}; what {self.folder} holds is kept. Begin again under another --name with a lower --optim.lr, "
+            "with --optim.clip_norm 1, or with --trainer.mixed_precision no."
         )
 
     def _pointed(self) -> Path | None:

@@ -1,34 +1,23 @@
 """Class ids, and overlays for the eye, of image files."""
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import ExifTags, Image
+from PIL import Image
 
 from unetdist import pictures, storage
 from unetdist.data.decode import decode_image
+from unetdist.data.orientation import orientation_of, upright
 from unetdist.errors import ConfigError, DataError
 from unetdist.inference import predict_logits
 from unetdist.logs import logger, progress
 from unetdist.saved_model import SavedModel
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
-
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda image: image[:, ::-1],
-    3: lambda image: image[::-1, ::-1],
-    4: lambda image: image[::-1],
-    5: lambda image: image.swapaxes(0, 1),
-    6: lambda image: np.rot90(image, -1),
-    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
-    8: lambda image: np.rot90(image),
-}
-"""By EXIF orientation: from the stored pixels to what a viewer shows."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +127,10 @@ def read_upright(path: Path, channels: int) -> np.ndarray:
         data = path.read_bytes()
         image = decode_image(data, channels)
         with Image.open(io.BytesIO(data)) as opened:
-            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+            orientation = orientation_of(opened)
     except (OSError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot be read ({error}); replace the file, or cut it into parts.") from None
-    return _UPRIGHT[orientation](image) if orientation in _UPRIGHT else image
+    return upright(image, orientation)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

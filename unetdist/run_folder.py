@@ -19,6 +19,8 @@ RESULT_NEUTRAL = (
     "data.val",
     "data.num_workers",
     "data.prefetch",
+    "data.on_bad_sample",
+    "data.max_bad_samples",
     "trainer.micro_batch_size",
     "trainer.log_every",
     "trainer.timeout_s",
@@ -26,7 +28,8 @@ RESULT_NEUTRAL = (
     "tracking.",
     "validation.",
 )
-"""Settings (with a dot: whole sections) that may differ when a run is continued: they do not change its weights."""
+"""Settings (with a dot: whole sections) that may differ when a run is continued: how it is run and watched, and the
+remedies that errors of a run advise. What is learnt stays the same up to batch norm's share of the batch."""
 
 
 def claim_run_folder(

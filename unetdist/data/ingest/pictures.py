@@ -10,13 +10,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from unetdist.data.decode import CHANNEL_MODES, decode_image, reason_of
+from unetdist.data.orientation import orientation_of, shown_size, upright
 from unetdist.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 ImageFormat = Literal["png", "jpg"]
 
 JPEG_QUALITY = 95
-ORIENTATION_TAG = 0x0112
 KEPT_MODES = {"JPEG": ("L", "RGB"), "MPO": ("L", "RGB"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
 """What every decoder reads alike. MPO is the JPEG of phones that holds further pictures behind the first."""
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
@@ -65,9 +65,9 @@ def store_image(
         pixels = decode_image(data, 3)
         return Picture(data, EXTENSIONS[str(image.format)], pixels, _channels(image.mode), True)
     stored = _eight_bit(image, data, image_range)
-    orientation = _orientation(image)
-    if orientation != 1 and mask_size == _shown_size(raw, orientation):
-        stored = _upright(stored, orientation)
+    orientation = orientation_of(image)
+    if orientation != 1 and mask_size == shown_size(raw, orientation):
+        stored = upright(stored, orientation)
     if stored.shape[:2] != mask_size:
         raise DataError(
             f"image is {stored.shape[1]}x{stored.shape[0]}, mask is {mask_size[1]}x{mask_size[0]} "
@@ -108,35 +108,9 @@ def _is_kept(image: Image.Image, data: bytes, wanted: ImageFormat | None) -> boo
 
 
 def _stays(image: Image.Image, mask_size: tuple[int, int]) -> bool:
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     raw = (image.height, image.width)
-    return mask_size == raw and (orientation == 1 or mask_size != _shown_size(raw, orientation))
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8. PIL turns a TIFF upright while it loads it, and then drops the tag."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # getexif would decode the whole file to look for EXIF behind the pixels
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # PIL's parser raises what it likes; an image with damaged EXIF is a good image
-        return 1
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _shown_size(raw: tuple[int, int], orientation: int) -> tuple[int, int]:
-    return raw[::-1] if orientation >= 5 else raw
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo EXIF orientations 2..8: mirrored, turned by half, both, and the same of the transposed."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    return mask_size == raw and (orientation == 1 or mask_size != shown_size(raw, orientation))
 
 
 def _eight_bit(image: Image.Image, data: bytes, image_range: tuple[float, float] | None) -> Pixels:
