@@ -117,3 +117,43 @@ def test_a_second_signal_exits_while_the_main_thread_hangs():
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM, told
     assert "SIGTERM again: exiting at once" in told
+
+
+LAUNCHER = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+LAUNCHED = """
+import signal, sys, time
+from unetdist.signals import follow_launcher
+follow_launcher()
+signal.signal(signal.SIGTERM, lambda *_: (print("told", flush=True), sys.exit(0)))
+print("ready", flush=True)
+time.sleep(20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+@pytest.mark.parametrize(("variable", "told"), [("ACCELERATE_MIXED_PRECISION", True), ("HARMLESS", False)])
+def test_a_launcher_that_is_killed_takes_its_training_along(variable, told):
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "TORCH"))
+    }
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, LAUNCHED],
+        env={**environment, variable: "no"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with launcher.stdout as out:
+        child = int(out.readline())
+        assert out.readline() == "ready\n"
+        launcher.kill()
+        launcher.wait()
+        if not told:
+            time.sleep(0.3)
+            os.kill(child, signal.SIGKILL)
+        assert out.read() == ("told\n" if told else "")

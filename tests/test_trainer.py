@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(build):
     with torch.no_grad():
         trainer.model.head.weight.fill_(math.nan)
     with pytest.raises(
-        TrainingError, match=r"the loss is nan at step 2; what .* holds is kept. Begin again under another --name with a lower --optim.lr"
+        TrainingError, match=r"the loss is nan at step 2; what .* is kept. Begin again under another --name"
     ):
         trainer.fit()
 
@@ -119,9 +119,7 @@ def test_weights_that_are_not_finite_are_not_saved(build, tmp_path):
         return norm
 
     trainer.train_step = spoil
-    with pytest.raises(
-        TrainingError, match=r"head.weight is not finite at step 3; what .* holds is kept"
-    ):
+    with pytest.raises(TrainingError, match=r"head.weight is not finite at step 3; what .* holds is kept"):
         trainer.fit()
     assert (tmp_path / "runs" / "tiny" / "checkpoints" / "latest").read_text() == "step_00000002"
 

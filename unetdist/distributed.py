@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from unetdist.errors import ConfigError, LaunchError
 from unetdist.launch_check import asked_processes, check_launch
 from unetdist.logs import logger
-from unetdist.signals import SignalWatch
+from unetdist.signals import SignalWatch, follow_launcher
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
@@ -78,6 +78,7 @@ def make_accelerator(
         LaunchError: the processes are not those that were asked for.
         ConfigError: fp16 without a GPU.
     """
+    follow_launcher()
     has_gpu = torch.cuda.is_available()
     check_launch(
         mixed_precision=mixed_precision,

@@ -1,6 +1,7 @@
 """Signals as requests that the program looks at when it is ready to."""
 
 import atexit
+import ctypes
 import mmap
 import os
 import signal
@@ -17,6 +18,22 @@ from unetdist.logs import logger
 SECOND_SIGNAL_AFTER_S = 1.0
 """Signals closer than this to the first are the same request: Ctrl-C reaches a rank from the terminal and
 from the launcher, and SLURM sends SIGTERM twice."""
+
+
+LAUNCHER_VARIABLES = ("ACCELERATE_", "TORCHELASTIC_")
+"""How the names of variables begin that a launcher gives to the processes it starts."""
+
+PR_SET_PDEATHSIG = 1
+
+
+def follow_launcher() -> None:
+    """Ask the kernel for a SIGTERM when the launcher that started this process ends; on Linux only.
+
+    A launcher of one process hands no signal on, and a killed one none at all: training would go on unseen. A process
+    that a shell started is left alone, for it may be meant to outlive the shell.
+    """
+    if sys.platform == "linux" and any(name.startswith(LAUNCHER_VARIABLES) for name in os.environ):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class SignalWatch:
