@@ -26,6 +26,17 @@ same command is given again. `shard_dataset.py index --help`: for tars that othe
 INDEX = """Write index and manifest for WebDataset tars that others wrote, whose masks hold class indices 0, 1, 2 ...
 and 255 where they are ignored. The tars stay as they are."""
 
+CONFLICTS = (
+    ("--shapes", "--images --masks --list --dataset", "samples come from one source"),
+    ("--dataset", "--images --masks --list", "samples come from one source"),
+    ("--shapes", "--image-name --mask-name", "shapes are no files"),
+    ("--dataset", "--image-name --mask-name", "a dataset has columns, not file names"),
+    ("--list", "--image-name --mask-name", "the list itself names the files"),
+    ("--shapes", "--labels --ignore", "the shapes have their own classes"),
+    ("--val-list", "--val-fraction", "either of them alone decides what goes to OUT/val"),
+)
+"""An option, others that would go unheeded beside it, and why."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, write (or index), say what was done."""
@@ -38,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def write(args: argparse.Namespace) -> int:
     """Sources to shards."""
+    refuse_conflicts(args)
     source, palette = open_source(args)
     parts: dict[Path, Sequence[sources.Sample]] = {args.out: source.samples}
     if args.val_list or args.val_fraction is not None:
@@ -70,6 +82,16 @@ def write(args: argparse.Namespace) -> int:
     print(account)
     print(next_command(list(parts)))
     return 0
+
+
+def refuse_conflicts(args: argparse.Namespace) -> None:
+    """`ConfigError` where an option that was given would go unheeded because of another one."""
+    given = {"--" + name.replace("_", "-") for name, value in vars(args).items() if value not in (None, [])}
+    for option, others, why in CONFLICTS:
+        clash = [other for other in others.split() if {option, other} <= given]
+        if clash:
+            names = " and ".join(clash)
+            raise ConfigError(f"{option} does not go with {names}: {why}; leave out {option} or {names}.")
 
 
 def open_source(args: argparse.Namespace) -> tuple[sources.Source, Palette]:
@@ -115,7 +137,7 @@ def size(text: str) -> tuple[int, int]:
     """WxH, as in 480x360."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"invalid WxH value: {text!r}")
+        raise argparse.ArgumentTypeError(f"invalid WxH value: {text!r}; use 480x360 (width x height)")
     return int(match[1]), int(match[2])
 
 

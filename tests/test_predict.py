@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
+from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError, DataError
 from unetdist.predict import find_device, find_jobs, predict_files, predict_image, read_upright, write_png
@@ -176,6 +177,12 @@ def test_results_of_an_earlier_run_are_no_input(tmp_path, saved):
 def test_missing_input(tmp_path):
     with pytest.raises(DataError, match=r"nothing: does not exist; give --input"):
         find_jobs(tmp_path / "nothing", tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", PICTURE_SUFFIXES)
+def test_every_kind_of_picture_that_can_be_sharded_is_found(tmp_path, suffix):
+    (tmp_path / f"a{suffix.upper()}").touch()
+    assert len(find_jobs(tmp_path, tmp_path / "out")) == 1
 
 
 def test_no_images(tmp_path):

@@ -10,14 +10,12 @@ from einops import rearrange
 from PIL import Image
 
 from unetdist import pictures, storage
-from unetdist.data.decode import decode_image
+from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
 from unetdist.data.orientation import orientation_of, upright
 from unetdist.errors import ConfigError, DataError
 from unetdist.inference import predict_logits
 from unetdist.logs import logger, progress
 from unetdist.saved_model import SavedModel
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def find_jobs(source: Path, out: Path) -> list[Job]:
     jobs: dict[Path, Job] = {}
     for path in sorted(source.rglob("*")):
         inner = path.relative_to(source)
-        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in inner.parts):
+        if path.suffix.lower() not in PICTURE_SUFFIXES or any(part.startswith(".") for part in inner.parts):
             continue
         if not path.is_file() or path.resolve().is_relative_to(out.resolve()):
             continue
@@ -67,7 +65,7 @@ def find_jobs(source: Path, out: Path) -> list[Job]:
                 source=path,
             )
     if not jobs:
-        raise DataError(f"no images in it; looked for {', '.join(SUFFIXES)}.", source=source)
+        raise DataError(f"no images in it; looked for {', '.join(PICTURE_SUFFIXES)}.", source=source)
     return list(jobs.values())
 
 

@@ -37,6 +37,12 @@ def test_a_manifest_comes_back_as_it_was_saved(tmp_path, resize):
     assert manifest.num_classes == 1
 
 
+def test_counts_are_named_as_such(tmp_path):
+    MANIFEST.save(tmp_path)
+    shard = json.loads((tmp_path / MANIFEST_NAME).read_text())["shards"][0]
+    assert shard == {"name": "000000.tar", "num_samples": 3, "num_bytes": 10240, "sha256": "ab"}
+
+
 def test_a_folder_without_manifest_is_no_data_set(tmp_path):
     with pytest.raises(DataError, match=r"no manifest\.json here.*launch/shard_dataset\.py"):
         Manifest.load(tmp_path)

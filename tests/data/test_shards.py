@@ -66,7 +66,7 @@ def test_a_shard_whose_writing_fails_leaves_nothing(tmp_path):
 
 
 def test_an_empty_shard_has_an_empty_index(tmp_path):
-    assert write_shard(tmp_path / "0.tar", keys=()).samples == 0
+    assert write_shard(tmp_path / "0.tar", keys=()).num_samples == 0
     assert load_index(tmp_path / "0.tar").shape == index_tar(tmp_path / "0.tar").shape == (0, 5)
 
 

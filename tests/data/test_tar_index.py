@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.test_shards import KEYS, write_shard
+from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.shards import load_index
 from unetdist.data.tar_index import index_tar, read_key
 from unetdist.errors import DataError
@@ -117,3 +118,8 @@ def test_an_unknown_kind_of_member_is_refused(tmp_path):
     path.write_bytes(sparse.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     with pytest.raises(DataError, match="byte 0 is of type b'S'"):
         index_tar(path)
+
+
+@pytest.mark.parametrize("suffix", PICTURE_SUFFIXES)
+def test_every_kind_of_picture_may_be_the_image(tmp_path, suffix):
+    assert len(index_tar(foreign(tmp_path / "0.tar", [f"a{suffix}", "a.mask.png"]))) == 1

@@ -1,6 +1,7 @@
 """launch/shard_dataset.py as a user types it."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,12 +147,52 @@ def test_a_command_that_lacks_something_is_told(root, tmp_path, arguments, messa
         run(*arguments, "--out", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--shapes 3 --images x",
+            "--shapes does not go with --images: samples come from one source; leave out",
+        ),
+        ("--shapes 3 --dataset x", "--shapes does not go with --dataset: samples come from one source"),
+        ("--shapes 0 --list x", "--shapes does not go with --list: "),
+        ("--dataset x --images x --masks y", "leave out --dataset or --images and --masks."),
+        ("--dataset x --list y", "--dataset does not go with --list: samples come from one source"),
+        ("--shapes 3 --mask-name {stem}.png", "--shapes does not go with --mask-name: shapes are no files"),
+        (
+            "--dataset x --image-name {stem}.png",
+            "--dataset does not go with --image-name: a dataset has columns",
+        ),
+        (
+            "--list x --image-name a --mask-name b",
+            "--image-name and --mask-name: the list itself names the files",
+        ),
+        (
+            "--shapes 3 --labels x",
+            "--labels: the shapes have their own classes; leave out --shapes or --labels.",
+        ),
+        ("--shapes 3 --ignore x", "--shapes does not go with --ignore: "),
+        ("--shapes 3 --val-list x --val-fraction 0", "--val-list does not go with --val-fraction: either"),
+    ],
+)
+def test_an_option_that_would_go_unheeded_is_refused(tmp_path, arguments, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        run(*arguments.split(), "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folders_are_roots_of_a_list(root, tmp_path):
+    (root / "list.txt").write_text("day0/00.jpg day0/00.png\n")
+    run("--list", root / "list.txt", *pairs(root), "--out", tmp_path / "out")
+    assert Manifest.load(tmp_path / "out").num_samples == 1
+
+
 @pytest.mark.parametrize("text", ["480", "x360", "4.5x3", "480x360x3"])
 def test_a_size_that_is_none_is_refused(root, tmp_path, text, capsys):
     with pytest.raises(SystemExit) as caught:
         run(*pairs(root), "--resize", text, "--out", tmp_path / "out")
     assert caught.value.code == 2
-    assert f"--resize: invalid WxH value: '{text}'" in capsys.readouterr().err
+    assert f"--resize: invalid WxH value: '{text}'; use 480x360" in capsys.readouterr().err
 
 
 def test_index_makes_a_data_set_of_foreign_tars(tmp_path, capsys):

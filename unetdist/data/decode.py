@@ -12,6 +12,9 @@ from unetdist.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm")
+"""Of files (and members of tars) that are taken for pictures."""
+
 CHANNEL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Channels of a picture by count, in PIL's words."""
 

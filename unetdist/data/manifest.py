@@ -23,8 +23,8 @@ class Shard:
 
     name: str
     """File name, relative to the folder."""
-    samples: int
-    bytes: int
+    num_samples: int
+    num_bytes: int
     """Size of the tar."""
     sha256: str
     """Of the tar, in hexadecimal."""
@@ -73,12 +73,12 @@ class Manifest:
     @property
     def shard_sizes(self) -> np.ndarray:
         """Samples of each shard, int64."""
-        return np.array([shard.samples for shard in self.shards], dtype=np.int64)
+        return np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
 
     @property
     def fingerprint(self) -> str:
         """Of the samples, their order and their classes; the same wherever the shards lie."""
-        shards = [[shard.samples, shard.sha256] for shard in self.shards]
+        shards = [[shard.num_samples, shard.sha256] for shard in self.shards]
         return hashlib.sha256(json.dumps([shards, self.palette_records]).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
@@ -127,7 +127,7 @@ class Manifest:
             values[name] = tuple(values[name])
         values["resize"] = None if values["resize"] is None else tuple(values["resize"])
         manifest = cls(**values)
-        if manifest.num_samples != sum(shard.samples for shard in manifest.shards):
+        if manifest.num_samples != sum(shard.num_samples for shard in manifest.shards):
             raise ValueError("num_samples is not the sum of the shards")
         return manifest
 

@@ -58,7 +58,7 @@ class ShardReader:
 
     def _locate(self, sample_id: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._ends, sample_id, side="right"))
-        return shard, int(sample_id - self._ends[shard] + self.manifest.shards[shard].samples)
+        return shard, int(sample_id - self._ends[shard] + self.manifest.shards[shard].num_samples)
 
 
 class _OpenShard:
@@ -106,8 +106,8 @@ def _check_size(path: Path, shard: Shard) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise DataError(f"cannot be opened ({error.strerror}); {_REMEDY}", source=path) from None
-    if size != shard.bytes:
-        raise DataError(f"has {size} bytes, the manifest says {shard.bytes}; {_REMEDY}", source=path)
+    if size != shard.num_bytes:
+        raise DataError(f"has {size} bytes, the manifest says {shard.num_bytes}; {_REMEDY}", source=path)
 
 
 def _load_rows(path: Path, shard: Shard) -> npt.NDArray[np.int64]:
@@ -116,9 +116,9 @@ def _load_rows(path: Path, shard: Shard) -> npt.NDArray[np.int64]:
         rows = np.asarray(load_index(path))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot be read ({error}); {_REMEDY}", source=index_path(path)) from None
-    if rows.shape != (shard.samples, len(INDEX_COLUMNS)) or rows.dtype != np.int64:
+    if rows.shape != (shard.num_samples, len(INDEX_COLUMNS)) or rows.dtype != np.int64:
         raise DataError(
-            f"is {rows.dtype} {rows.shape}, expected int64 {(shard.samples, len(INDEX_COLUMNS))}; {_REMEDY}",
+            f"is {rows.dtype} {rows.shape}, expected int64 {(shard.num_samples, len(INDEX_COLUMNS))}; {_REMEDY}",
             source=index_path(path),
         )
     return rows

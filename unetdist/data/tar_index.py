@@ -13,11 +13,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.shards import BLOCK, INDEX_COLUMNS, unescape_key
 from unetdist.errors import DataError
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
-"""Members that may be a sample's image, unless they are its mask."""
 
 DATA_TYPES = b"0\0" + b"7"
 LINK_TYPES = b"123456"
@@ -86,7 +84,7 @@ def read_key(path: str | Path, header_offset: int) -> str:
 
 def _row(members: dict[str, Member], key: str, path: str | Path, mask_ext: str) -> tuple[int, ...]:
     mask = members.get(mask_ext.lower())
-    images = [m for ext, m in members.items() if ext in IMAGE_EXTENSIONS and m is not mask]
+    images = [m for ext, m in members.items() if f".{ext}" in PICTURE_SUFFIXES and m is not mask]
     have = ", ".join(f".{extension}" for extension in members)
     if mask is None:
         raise DataError(
@@ -96,7 +94,7 @@ def _row(members: dict[str, Member], key: str, path: str | Path, mask_ext: str) 
     if len(images) != 1:
         raise DataError(
             f"key {key} has {len(images)} images besides its mask (it has {have}); one of "
-            f".{', .'.join(IMAGE_EXTENSIONS)} is expected.",
+            f"{', '.join(PICTURE_SUFFIXES)} is expected.",
             source=path,
         )
     image = images[0]

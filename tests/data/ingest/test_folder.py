@@ -38,7 +38,7 @@ def test_the_manifest_says_what_the_shards_hold(root, tmp_path):
     assert manifest.palette_records == tuple(palette(root).to_records())
     for shard in manifest.shards:
         data = (tmp_path / "out" / shard.name).read_bytes()
-        assert (shard.bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert (shard.num_bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
 def test_the_bytes_do_not_depend_on_workers_or_place(root, tmp_path):

@@ -1,6 +1,8 @@
 """Tars that others wrote become a data set; the tars stay as they are."""
 
+import errno
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 
 from tests.data.ingest.picture_folders import encoded, image_array
+from unetdist.data.ingest import foreign, report
 from unetdist.data.ingest.foreign import index_folder
+from unetdist.data.ingest.sources import Problem
 from unetdist.data.labels import Label, Palette
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.data.reader import ShardReader
@@ -38,7 +42,7 @@ def test_foreign_tars_become_a_data_set(tmp_path, workers):
     assert outcome.problems == ()
     manifest = Manifest.load(tmp_path)
     assert manifest == outcome.manifest
-    assert [(shard.name, shard.samples) for shard in manifest.shards] == [("a.tar", 2), ("b.tar", 1)]
+    assert [(shard.name, shard.num_samples) for shard in manifest.shards] == [("a.tar", 2), ("b.tar", 1)]
     assert manifest.class_pixels == (6, 9)
     assert manifest.ignored_pixels == 3
     assert ShardReader(tmp_path, manifest).read(1) == (IMAGE, encoded(MASK))
@@ -74,3 +78,47 @@ def test_folders_that_cannot_be_right_are_refused(tmp_path):
     (tmp_path / ".ingest").mkdir()
     with pytest.raises(DataError, match="was written by this program"):
         index_folder(tmp_path, PALETTE)
+
+
+@pytest.mark.parametrize("place", [(foreign, "save_index"), (Manifest, "save")], ids=["index", "manifest"])
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (
+            errno.ENOSPC,
+            "the disk is full: no manifest is written; free some space and run the same command again",
+        ),
+        (
+            errno.EROFS,
+            r"cannot be written \(.*Read-only.*\): no manifest is written; mend that and run the same",
+        ),
+    ],
+)
+def test_a_folder_that_takes_no_files_is_told(tmp_path, monkeypatch, place, number, message):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    pack(tmp_path / "a.tar", ["a"])
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, refuse)
+        with pytest.raises(DataError, match=message):
+            index_folder(tmp_path, PALETTE, mask_ext="seg.png")
+    assert not (tmp_path / MANIFEST_NAME).exists()
+    assert index_folder(tmp_path, PALETTE, mask_ext="seg.png").manifest
+
+
+def test_a_tar_that_cannot_be_read_is_one_of_the_problems(tmp_path):
+    pack(tmp_path / "a.tar", ["a"])
+    (tmp_path / "b.tar").symlink_to("nowhere")
+    outcome = index_folder(tmp_path, PALETTE, mask_ext="seg.png")
+    assert outcome.manifest is None
+    assert [problem.where for problem in outcome.problems] == [str(tmp_path / "b.tar")]
+    assert outcome.problems[0].detail.startswith("cannot be read: ")
+
+
+def test_many_problems_are_told_where_their_list_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    problems = [Problem("bad tar", f"{number}.tar", "x") for number in range(30)]
+    text = report.describe_problems(problems, (), tmp_path / "file")
+    assert "... and 10 more" in text
+    assert f"The whole list cannot be written to {tmp_path / 'file' / report.PROBLEMS_NAME} (" in text

@@ -20,7 +20,7 @@ MASKS[3][:] = 1
 def count(numbers) -> Statistics:
     statistics = Statistics()
     for number in numbers:
-        statistics.add(IMAGES[number], MASKS[number], 1 if number == 3 else 3, kept=number > 0)
+        statistics.add(IMAGES[number], MASKS[number], 1 if number == 3 else 3, is_kept=number > 0)
     return statistics
 
 
@@ -57,5 +57,5 @@ def test_sums_do_not_depend_on_how_samples_are_divided():
 def test_a_flat_colour_has_no_deviation_at_all():
     statistics = Statistics()
     for _ in range(3):
-        statistics.add(np.full((30, 31, 3), 77, np.uint8), np.zeros((30, 31), np.uint8), 3, kept=True)
+        statistics.add(np.full((30, 31, 3), 77, np.uint8), np.zeros((30, 31), np.uint8), 3, is_kept=True)
     assert manifest(statistics).std == (0.0, 0.0, 0.0)

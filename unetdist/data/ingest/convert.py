@@ -72,7 +72,7 @@ class Finished:
     """What a worker tells of its shard; `shard` is None where problems kept it from being written."""
 
     number: int
-    samples: int
+    num_samples: int
     """Of the job, bad ones too."""
     shard: Shard | None
     statistics: Statistics
@@ -231,7 +231,7 @@ def _to_record(job: Job, finished: Finished) -> dict[str, Any]:
 def _from_record(job: Job, record: dict[str, Any]) -> Finished:
     return Finished(
         number=job.number,
-        samples=len(job.samples),
+        num_samples=len(job.samples),
         shard=Shard(**record["shard"]),
         statistics=Statistics.from_record(record["statistics"]),
         problems=tuple(Problem(**problem) for problem in record["problems"]),

@@ -136,7 +136,7 @@ def _finish(jobs: Sequence[Job], workers: int, description: str) -> list[Finishe
         def done(item: Finished) -> None:
             finished.append(item)
             num_problems = sum(len(other.problems) for other in finished)
-            bar.advance(item.samples, note=f"{num_problems} bad" if num_problems else "")
+            bar.advance(item.num_samples, note=f"{num_problems} bad" if num_problems else "")
 
         run_jobs(finish_shard, jobs, workers=workers, done=done)
     return sorted(finished, key=lambda item: item.number)
@@ -171,10 +171,15 @@ def _stopped(folder: Path, num_shards: int) -> Iterator[None]:
         )
         raise
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise DataError(
-            f"{'the disk is full' if is_full else f'cannot be written ({error})'}: "
-            f"{plan.num_finished(folder)} of {num_shards} shards are complete; "
-            f"{'free some space' if is_full else 'mend that'} and run the same command again to go on.",
-            source=folder,
-        ) from error
+        done = f"{plan.num_finished(folder)} of {num_shards} shards are complete"
+        raise refusal(folder, error, done, "run the same command again to go on") from error
+
+
+def refusal(folder: Path, error: OSError, done: str, remedy: str) -> DataError:
+    """What to raise when `folder` cannot be written: why, what is done so far, and the remedy after mending."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return DataError(
+        f"{'the disk is full' if is_full else f'cannot be written ({error})'}: {done}; "
+        f"{'free some space' if is_full else 'mend that'} and {remedy}.",
+        source=folder,
+    )

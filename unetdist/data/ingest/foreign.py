@@ -1,6 +1,8 @@
 """Index and manifest for WebDataset tars that others wrote; the tars stay as they are."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.ingest.convert import BAD_SAMPLE, RECORDS, Finished
-from unetdist.data.ingest.folder import Outcome, gather
+from unetdist.data.ingest.folder import Outcome, gather, refusal
 from unetdist.data.ingest.pictures import channels_of
 from unetdist.data.ingest.pool import run_jobs
 from unetdist.data.ingest.sources import Problem
@@ -41,7 +43,7 @@ def index_folder(
         workers: Processes.
 
     Raises:
-        DataError: No tars, shards of our own, or labels whose ids are no indices.
+        DataError: No tars, shards of our own, labels whose ids are no indices, or a folder that takes no files.
     """
     folder = Path(folder)
     if (folder / RECORDS).is_dir():
@@ -62,7 +64,8 @@ def index_folder(
             finished.append(item)
             bar.advance()
 
-        run_jobs(_index, jobs, workers=workers, done=done)
+        with _written(folder):
+            run_jobs(_index, jobs, workers=workers, done=done)
     finished.sort(key=lambda item: item.number)
     outcome = gather(folder, finished)
     if outcome.problems:
@@ -71,16 +74,33 @@ def index_folder(
         raise DataError("the tars hold no samples.", source=folder)
     shards = [item.shard for item in finished if item.shard]
     manifest = outcome.statistics.to_manifest(shards, palette.to_records(), palette.num_classes, None)
-    manifest.save(folder)
+    with _written(folder):
+        manifest.save(folder)
     return gather(folder, finished, manifest)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a tar that cannot be read is among the problems
+        raise refusal(folder, error, "no manifest is written", "run the same command again") from error
 
 
 def _index(job: _Tar) -> Finished:
     statistics, problems = Statistics(), list[Problem]()
     try:
         index = index_tar(job.path, mask_ext=job.mask_ext)
-    except DataError as error:
-        return Finished(job.number, 0, None, statistics, (Problem("bad tar", str(job.path), str(error)),), ())
+        shard = _read(job, index, statistics, problems)
+    except (DataError, OSError) as error:
+        reason = f"cannot be read: {error}" if isinstance(error, OSError) else str(error)
+        return Finished(job.number, 0, None, Statistics(), (Problem("bad tar", str(job.path), reason),), ())
+    if not problems:
+        save_index(job.path, index)
+    return Finished(job.number, len(index), shard, statistics, tuple(problems), ())
+
+
+def _read(job: _Tar, index: np.ndarray, statistics: Statistics, problems: list[Problem]) -> Shard:
     with open(job.path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         for header_offset, *rest in index.tolist():
@@ -93,10 +113,7 @@ def _index(job: _Tar) -> Finished:
             except DataError as error:
                 where = f"{job.path}, key {read_key(job.path, header_offset)}"
                 problems.append(Problem(BAD_SAMPLE, where, str(error)))
-    if not problems:
-        save_index(job.path, index)
-    shard = Shard(job.path.name, len(index), job.path.stat().st_size, sha256)
-    return Finished(job.number, len(index), shard, statistics, tuple(problems), ())
+    return Shard(job.path.name, len(index), job.path.stat().st_size, sha256)
 
 
 def _count(job: _Tar, image: bytes, mask: bytes, statistics: Statistics) -> None:
@@ -112,4 +129,4 @@ def _count(job: _Tar, image: bytes, mask: bytes, statistics: Statistics) -> None
             f"mask holds {np.unique(wrong).tolist()}, class indices are 0..{job.num_classes - 1} and "
             f"{IGNORE_INDEX} (ignored); complete the labels."
         )
-    statistics.add(pixels, values, channels_of(image), kept=True)
+    statistics.add(pixels, values, channels_of(image), is_kept=True)

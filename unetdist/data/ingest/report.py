@@ -40,8 +40,11 @@ def describe_problems(problems: Sequence[Problem], found: Sequence[Found], folde
     if found:
         short.append(census_of(found).report())
     if any(line.startswith("  ... and ") for line in short):
-        write_text(folder / PROBLEMS_NAME, "\n".join(whole) + "\n")
-        short.append(f"All of them are listed in {folder / PROBLEMS_NAME}")
+        try:
+            write_text(folder / PROBLEMS_NAME, "\n".join(whole) + "\n")
+            short.append(f"All of them are listed in {folder / PROBLEMS_NAME}")
+        except OSError as error:
+            short.append(f"The whole list cannot be written to {folder / PROBLEMS_NAME} ({error}).")
     return "\n".join(short)
 
 
@@ -49,9 +52,9 @@ def describe(outcome: Outcome, palette: Palette) -> str:
     """What was written to one folder: counts, and the classes as a table."""
     manifest = outcome.manifest
     assert manifest is not None
-    megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
+    megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
     kept = f", {outcome.num_kept} of them kept from before" if outcome.num_kept else ""
-    encoding = _encoding(outcome.statistics.kept, manifest.num_samples)
+    encoding = _encoding(outcome.statistics.num_kept, manifest.num_samples)
     lines = [
         f"{outcome.folder}: {_count(manifest.num_samples, 'sample')} in "
         f"{_count(len(manifest.shards), 'shard')}{kept}, {megabytes:.1f} MB",

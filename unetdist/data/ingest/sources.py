@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.errors import ConfigError, DataError
-
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm")
 
 
 @dataclass(frozen=True, kw_only=True)

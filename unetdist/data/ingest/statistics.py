@@ -44,11 +44,11 @@ class Statistics:
     """Images with 1, 3, 4 channels."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Images of each (height, width)."""
-    kept: int = 0
+    num_kept: int = 0
     """Images whose bytes are the source's own."""
 
     def add(
-        self, image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], channels: int, kept: bool
+        self, image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], channels: int, is_kept: bool
     ) -> None:
         """Count one sample: (H, W, 3) RGB as it will be decoded, and (H, W) class indices."""
         counts = np.bincount(mask.ravel(), minlength=256)
@@ -61,7 +61,7 @@ class Statistics:
             self.squares[channel] += histogram @ _VALUES**2
         self.channels[channels] += 1
         self.sizes[image.shape[0], image.shape[1]] += 1
-        self.kept += kept
+        self.num_kept += is_kept
 
     def merge(self, other: "Statistics") -> None:
         """Add what another one has counted."""
@@ -69,7 +69,7 @@ class Statistics:
             getattr(self, name).__iadd__(getattr(other, name))
         self.channels += other.channels
         self.sizes += other.sizes
-        self.kept += other.kept
+        self.num_kept += other.num_kept
 
     def to_record(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -78,7 +78,7 @@ class Statistics:
             **arrays,
             "channels": sorted(self.channels.items()),
             "sizes": sorted([*size, count] for size, count in self.sizes.items()),
-            "kept": self.kept,
+            "num_kept": self.num_kept,
         }
 
     @classmethod
@@ -88,7 +88,7 @@ class Statistics:
             **{name: np.array(record[name], np.int64) for name in _ARRAYS},
             channels=Counter(dict(record["channels"])),
             sizes=Counter({(height, width): count for height, width, count in record["sizes"]}),
-            kept=record["kept"],
+            num_kept=record["num_kept"],
         )
 
     def to_manifest(
