@@ -13,7 +13,17 @@ PACKAGE = ROOT / "unetdist"
 MAX_LINES = 260
 
 FLOORS = (
-    {"errors", "settings", "storage", "logs", "signals", "launch_check", "distributed"},
+    {
+        "errors",
+        "ignore_index",
+        "keyed_random",
+        "settings",
+        "storage",
+        "logs",
+        "signals",
+        "launch_check",
+        "distributed",
+    },
     {"class_weights", "meter", "pictures", "schedule"},
     {"data", "model", "losses", "metrics", "optim", "ema"},
     {"inference", "evaluate", "checkpoint", "saved_model", "tracking", "export"},

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.no_copies import NoCopies
-from unetdist import metrics
-from unetdist.data.labels import palette as labels
 from unetdist.errors import ConfigError
-from unetdist.losses import IGNORE_INDEX, LossConfig, build_loss, dice_sum, focal_sum, lovasz_sum
+from unetdist.ignore_index import IGNORE_INDEX
+from unetdist.losses import LossConfig, build_loss, dice_sum, focal_sum, lovasz_sum
 
 NUM_CLASSES = 4
 WEIGHTS = (0.5, 2.0, 1.0, 0.25)
@@ -206,10 +205,6 @@ def test_compiles_to_one_graph():
     units = loss.units(count(mask))
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(logits, mask, units), loss(logits, mask, units))
-
-
-def test_the_ignored_value_is_the_same_everywhere():
-    assert labels.IGNORE_INDEX == metrics.IGNORE_INDEX == IGNORE_INDEX
 
 
 def test_focal_is_cross_entropy_at_gamma_0_and_the_formula_at_2():

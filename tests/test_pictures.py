@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetdist import pictures
+from unetdist.ignore_index import IGNORE_INDEX
 
 COLORS = np.array([(0, 0, 0), (200, 10, 10), (10, 200, 10), (10, 10, 200)], np.uint8)
 NAMES = ("background", "cell", "membrane", "a name that is far too long to be written out in any legend")
@@ -82,7 +83,7 @@ def test_legend_wraps_where_there_are_many_classes():
 
 
 def test_ignored_pixels_are_stripes_of_no_class_color():
-    painted = pictures.paint(np.full((16, 16), pictures.IGNORED), COLORS)
+    painted = pictures.paint(np.full((16, 16), IGNORE_INDEX), COLORS)
     assert len(np.unique(painted.reshape(-1, 3), axis=0)) == 2
     assert not any(has_color(painted, color) for color in COLORS)
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from unetdist.class_weights import ClassWeighting, class_weights
 from unetdist.errors import ConfigError
-
-IGNORE_INDEX = 255
+from unetdist.ignore_index import IGNORE_INDEX
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unetdist.errors import ConfigError, DataError
-
-IGNORE_INDEX = 255
+from unetdist.ignore_index import IGNORE_INDEX
+from unetdist.keyed_random import Stream, keyed_hash
 
 
 def confusion_matrix(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
@@ -126,14 +126,13 @@ class PoissonBootstrap:
 
     def __init__(self, num_classes: int, replicates: int = 1000, seed: int = 0) -> None:
         self.sums: NDArray[np.int64] = np.zeros((replicates, 3, num_classes), dtype=np.int64)
-        self._keys = _splitmix64(_splitmix64(_uint64(seed)) ^ np.arange(replicates, dtype=np.uint64))
+        self._seed = seed
 
     def add(self, sample_id: int, confusion: NDArray[np.int64]) -> None:
         """Add the (C, C) confusion matrix of one image, whose number is `sample_id`; each image once."""
         columns = np.stack([np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)])
-        draws = np.searchsorted(
-            _POISSON, _splitmix64(self._keys ^ _splitmix64(_uint64(sample_id))), side="right"
-        )
+        hashes = keyed_hash(Stream.BOOTSTRAP, self._seed, sample_id, np.arange(len(self.sums)))
+        draws = np.searchsorted(_POISSON, hashes, side="right")
         self.sums += draws[:, None, None] * columns
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -170,19 +169,6 @@ def _mean_iou(hits: Any, targets: Any, predictions: Any) -> NDArray[np.float64]:
 
 def _json(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def _uint64(value: int) -> NDArray[np.uint64]:
-    # An array of one: on arrays numpy wraps around silently, on scalars it warns.
-    return np.array([value % 2**64], dtype=np.uint64)
-
-
-def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele et al. 2014): a bijection whose output bits look independent."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _poisson_thresholds() -> NDArray[np.uint64]:

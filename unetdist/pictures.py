@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from unetdist.ignore_index import IGNORE_INDEX
+
 Array = np.ndarray
 
-IGNORED = 255
 SMALLEST_PX = 256
 """Pictures whose longer side is shorter than this are enlarged by a whole factor; a legend needs room."""
 
@@ -99,7 +100,7 @@ def paint(mask: Array, colors: Array) -> Array:
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = colors
     painted: Array = table[mask]
-    rows, columns = np.nonzero(mask == IGNORED)
+    rows, columns = np.nonzero(mask == IGNORE_INDEX)
     painted[rows, columns] = _STRIPES[(rows + columns) // 4 % 2]
     return painted
 
@@ -134,7 +135,7 @@ def _with_legend(
 ) -> Array:
     """`picture` on paper with a legend of the class indices `present` below it, in as many columns as fit."""
     font = font or _font(picture)
-    labels = ["ignored" if index == IGNORED else _short(names[index]) for index in present]
+    labels = ["ignored" if index == IGNORE_INDEX else _short(names[index]) for index in present]
     swatch, pad = math.ceil(font.size), max(6, round(font.size / 2))
     line = math.ceil(font.size * 1.5)
     column = swatch + 2 * pad + math.ceil(max(map(font.getlength, labels), default=0))

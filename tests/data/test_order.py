@@ -55,7 +55,7 @@ def test_every_world_size_has_the_same_steps(sizes, seed, lanes, window, world_s
 
 def _draw_by_hand(sizes, seed, epoch, lanes, window):
     """The drawing, spelt out with lists: shards end to end, cut into lanes, windows shuffled, lanes dealt."""
-    from unetdist.data.keyed_random import Stream, keyed_permutation
+    from unetdist.keyed_random import Stream, keyed_permutation
 
     first = np.cumsum([0, *sizes])
     row = []

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from unetdist.data.color import LUMA, ColorJitter
 from unetdist.data.geometry import Window
-from unetdist.data.keyed_random import Stream, keyed_uniform
-from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError
+from unetdist.ignore_index import IGNORE_INDEX
+from unetdist.keyed_random import Stream, keyed_uniform
 
 Pixels = npt.NDArray[np.uint8]
 Draws = npt.NDArray[np.float64]

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 from unetdist.data.augment import Augmenter
 from unetdist.data.batch import Batch, Sample, blank_sample, collate, count_values
 from unetdist.data.decode import decode_image, decode_mask
-from unetdist.data.labels import IGNORE_INDEX
 from unetdist.data.reader import ShardReader
 from unetdist.errors import DataError, UnetdistError
+from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import logger
 
 Pixels = npt.NDArray[np.uint8]

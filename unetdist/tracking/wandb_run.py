@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
 from unetdist import pictures as draw
-from unetdist.data.labels import IGNORE_INDEX, Palette
+from unetdist.data.labels import Palette
+from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import logger
 from unetdist.metrics import Scores
 from unetdist.storage import write_text

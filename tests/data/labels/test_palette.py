@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.shared_data import camvid, isbi
-from unetdist.data.labels import IGNORE_INDEX, Palette
+from unetdist.data.labels import Palette
 from unetdist.errors import DataError
+from unetdist.ignore_index import IGNORE_INDEX
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ from unetdist.data.ingest.pictures import channels_of
 from unetdist.data.ingest.pool import run_jobs
 from unetdist.data.ingest.sources import Problem
 from unetdist.data.ingest.statistics import Statistics
-from unetdist.data.labels import IGNORE_INDEX, Palette
+from unetdist.data.labels import Palette
 from unetdist.data.manifest import Shard
 from unetdist.data.shards import save_index
 from unetdist.data.tar_index import index_tar, read_key
 from unetdist.errors import DataError
+from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import progress
 
 

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from unetdist.data.labels.census import UnknownColor
 from unetdist.data.labels.mask_file import Pixels, decode
-from unetdist.data.labels.palette import IGNORE_INDEX, Palette
+from unetdist.data.labels.palette import Palette
 from unetdist.errors import DataError
+from unetdist.ignore_index import IGNORE_INDEX
 
 MaskFormat = Literal["auto", "color", "ids"]
 """What the pixels of a mask are; `auto` goes by the kind of file, as `read_mask` says."""

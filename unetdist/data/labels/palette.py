@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from unetdist.data.labels import label_file
 from unetdist.data.labels.label_file import Reading, Row
 from unetdist.errors import DataError
-
-IGNORE_INDEX = 255
-"""Value of pixels, in masks of class indices and of ids alike, that train and score nothing."""
+from unetdist.ignore_index import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetdist.data.keyed_random import keyed_hash, keyed_permutation, keyed_uniform
+from unetdist.keyed_random import keyed_hash, keyed_permutation, keyed_uniform
 
 
 def test_hash_of_one_number_is_splitmix64():

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     SHARDS = 1
     WINDOWS = 2
     AUGMENT = 3
+    BOOTSTRAP = 4
 
 
 def keyed_hash(*key: KeyPart) -> npt.NDArray[np.uint64]:
