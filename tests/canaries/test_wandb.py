@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import wandb
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import LoggerType
 
 from tests.tracking.samples import wandb_records
@@ -22,12 +20,6 @@ def no_account(tmp_path, monkeypatch):
     wandb.teardown()
     yield
     wandb.teardown()
-
-
-@pytest.fixture
-def accelerator():
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_trackers_can_be_chosen_after_the_accelerator_was_made(tmp_path, accelerator):

@@ -4,8 +4,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import wandb
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from tests.tracking.samples import CONFUSION, PALETTE, SCORES, picture, stats, wandb_records
 from unetdist.logs import logger
@@ -32,12 +30,6 @@ def no_account(tmp_path, monkeypatch):
     wandb.teardown()
     yield
     wandb.teardown()
-
-
-@pytest.fixture
-def accelerator():
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -9,16 +9,6 @@ from unetdist.data.labels.label_file import FORMS, readings
 from unetdist.errors import DataError
 
 
-@pytest.fixture
-def read(tmp_path):
-    def read(text, ignore=()):
-        path = tmp_path / "Labels.txt"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return Palette.read(path, ignore=ignore)
-
-    return read
-
-
 def rows(palette):
     return [(label.id, label.name, label.color) for label in palette.labels]
 

@@ -9,16 +9,6 @@ from unetdist.errors import DataError
 from unetdist.ignore_index import IGNORE_INDEX
 
 
-@pytest.fixture
-def read(tmp_path):
-    def read(text, ignore=()):
-        path = tmp_path / "Labels.txt"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return Palette.read(path, ignore=ignore)
-
-    return read
-
-
 def test_indices_rise_with_ids_and_skip_ignored_labels(read):
     text = "id,name,r,g,b\n9,a,0,0,0\n2,b,1,1,1\n255,void,2,2,2\n-1,plate,3,3,3\n4,c,4,4,4"
     palette = read(text, ignore=("void", "plate"))
