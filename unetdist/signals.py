@@ -36,6 +36,27 @@ def follow_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What asks a run to stop."""
+
+
+def leave_to_parent(is_over: Callable[[], object], exit_code: int) -> None:
+    """In a child: ignore the signals that a launcher or a terminal sends to the whole group, for the parent acts.
+
+    SIGTERM ends the child with `exit_code` once `is_over` says so: at exit Python sends it to daemonic children, and
+    waits for them to obey.
+    """
+
+    def end(*_: object) -> None:
+        if is_over():
+            os._exit(exit_code)
+
+    signal.set_wakeup_fd(-1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
+
+
 class SignalWatch:
     """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once.
 
@@ -45,7 +66,7 @@ class SignalWatch:
     them, for at exit Python waits for its daemonic children to obey it.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    SIGNALS = STOP_SIGNALS
 
     def __init__(self, on_second: Callable[[int], object] = os._exit) -> None:
         self.received: int | None = None
@@ -107,11 +128,4 @@ class SignalWatch:
     def _become_child(self) -> None:
         if self._former:
             self._former = {}
-            signal.set_wakeup_fd(-1)
-            for number in self.SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, self._end_child)
-
-    def _end_child(self, number: int, frame: FrameType | None) -> None:
-        if self._over[0]:
-            os._exit(128 + number)
+            leave_to_parent(lambda: self._over[0], 128 + signal.SIGTERM)

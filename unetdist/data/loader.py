@@ -2,8 +2,6 @@
 
 import atexit
 import multiprocessing
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +20,7 @@ from unetdist.data.order import Order
 from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
 from unetdist.errors import ConfigError, DataError, UnetdistError
+from unetdist.signals import leave_to_parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,15 +216,10 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _set_up_worker(is_closing: Any, _: int) -> None:
-    """One thread per worker; a signal to all processes (SLURM, Ctrl-C) is for the trainer to act on.
-
-    SIGTERM is obeyed only at the trainer's exit (`is_closing`), when multiprocessing sends it and waits.
-    """
+    """One thread per worker; signals are the trainer's until it exits (`is_closing`)."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if is_closing.value else None)
+    leave_to_parent(lambda: is_closing.value, 0)
 
 
 def _steps(
