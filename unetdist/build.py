@@ -12,6 +12,7 @@ from unetdist import settings
 from unetdist.checkpoint import Checkpoints
 from unetdist.config import Config
 from unetdist.data.batch import Batch
+from unetdist.data.color import LUMA
 from unetdist.data.decode import CHANNEL_MODES
 from unetdist.data.labels import Palette
 from unetdist.data.loader import DataConfig, check_batch_sizes, train_loader, val_loader
@@ -48,7 +49,8 @@ def build_trainer(config: Config) -> Trainer:
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
     run_dir = Path(config.runs_dir) / config.name
-    claim_run_folder(run_dir, settings.to_mapping(config), resume=config.checkpoint.resume, world=world)
+    values = settings.to_mapping(config)
+    claim_run_folder(run_dir, values, resume=config.checkpoint.resume, world=world)
     logger.info("run %s: %d process(es), %s", run_dir, world.world_size, world.device)
 
     manifest = Manifest.load(config.data.train)
@@ -92,7 +94,7 @@ def build_trainer(config: Config) -> Trainer:
         accelerator,
         run_dir=run_dir,
         run_name=config.name,
-        config=settings.to_mapping(config),
+        config=values,
         palette=palette,
     )
 
@@ -163,7 +165,7 @@ def channel_statistics(manifest: Manifest, channels: int) -> tuple[list[float], 
         raise ConfigError(f"model.in_channels ({channels}) must be 1 (grey), 3 (RGB) or 4 (RGBA); use 3.")
     if channels == 3:
         return list(manifest.mean), list(manifest.std)
-    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # Rec. 601, as the decoder's grey
+    luma = torch.tensor(LUMA, dtype=torch.float64)  # as the decoder's grey
     mean, std = torch.tensor(manifest.mean), torch.tensor(manifest.std)
     if channels == 1:
         # The spread is exact for grey images; of colours it is the upper bound that their channels allow.

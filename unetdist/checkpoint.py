@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
@@ -81,8 +82,7 @@ class Checkpoints:
         if path is None:
             return None
         try:
-            with safe_open(path / TENSORS_FILE, framework="pt", device=str(device)) as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            tensors = load_file(path / TENSORS_FILE, device=str(device))
             facts: dict[str, Any] = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
         except (SafetensorError, OSError, ValueError) as error:
             others = [other.name for other in self._complete() if other != path]

@@ -11,6 +11,7 @@ from torch import Tensor
 from unetdist.data.batch import Batch
 from unetdist.distributed import all_reduce_sum
 from unetdist.errors import ConfigError, DataError
+from unetdist.keyed_random import Stream, keyed_hash
 from unetdist.losses import Loss
 from unetdist.metrics import PoissonBootstrap, Scores, confusion_matrix
 
@@ -131,9 +132,9 @@ def evaluate(
             of_image = confusion_matrix(preds[index], mask[index], num_classes).cpu()
             confusion += of_image
             bootstrap.add(sample_id, of_image.numpy())
-            seen += torch.tensor([1, _fingerprint(sample_id)])
             if len(examples) < num_examples:
                 examples.append(Example(sample_id, batch.image[index], batch.mask[index], preds[index].cpu()))
+        seen += torch.tensor([len(batch.ids), _fingerprint(batch.ids.numpy())])
         on_batch(len(batch.ids))
 
     sums = torch.as_tensor(bootstrap.sums)
@@ -177,7 +178,7 @@ def _prove_complete(
             f"{num_samples} samples were scored, the manifest lists {expected.num_samples}; {remedy}",
             source=expected.source,
         )
-    if (fingerprint - sum(map(_fingerprint, range(expected.num_samples)))) % 2**63:
+    if fingerprint != _fingerprint(np.arange(expected.num_samples)):
         raise DataError(
             f"{num_samples} samples were scored, but some of them twice and others never; {remedy}",
             source=expected.source,
@@ -191,6 +192,6 @@ def _prove_complete(
             )
 
 
-def _fingerprint(sample_id: int) -> int:
-    """A number whose sum tells sets of samples apart (Knuth's multiplicative hash of the squared id)."""
-    return ((sample_id + 1) * (sample_id + 1) * 2654435761) % 2**40
+def _fingerprint(sample_ids: np.ndarray) -> int:
+    """A sum of hashes that tells sets of samples apart; it wraps at 64 bits, as the sum over ranks does."""
+    return int(keyed_hash(Stream.SCORED, sample_ids).view(np.int64).sum())

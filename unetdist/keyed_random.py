@@ -23,6 +23,7 @@ class Stream(IntEnum):
     WINDOWS = 2
     AUGMENT = 3
     BOOTSTRAP = 4
+    SCORED = 5
 
 
 def keyed_hash(*key: KeyPart) -> npt.NDArray[np.uint64]:

@@ -1,8 +1,9 @@
 """How long to train and in what portions, as settings and as steps; and where a run stands."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
+from unetdist.distributed import MixedPrecision
 from unetdist.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ class TrainerConfig:
     ema_decay: float = 0.0
     """Decay per step of the averaged weights that are validated and saved, 0..1; 0: no averaging."""
 
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: MixedPrecision = "no"
     """Number format of the forward pass."""
 
     timeout_s: int = 1800
