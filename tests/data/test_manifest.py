@@ -64,7 +64,7 @@ def change_manifest(folder: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 99}, "version 99, this program reads version 1"),
+        ({"version": 99}, "version 99, this program reads version 2"),
         ({"num_samples": 6}, "damaged.*num_samples is not the sum"),
         ({"colour": 1}, "damaged.*colour"),
         ({"sizes": 3}, "damaged"),

@@ -36,7 +36,7 @@ def test_a_row_of_the_index_finds_the_sample(tmp_path):
     write_shard(path)
     data, index = path.read_bytes(), load_index(path)
     assert index.dtype == np.int64
-    assert index.shape == (len(KEYS), 5)
+    assert index.shape == (len(KEYS), 6)
     for number, (header, image, image_size, mask, mask_size) in enumerate(index):
         assert data[image : image + image_size] == bytes([number]) * (1 + 700 * number)
         assert data[mask : mask + mask_size] == MASK
@@ -67,7 +67,7 @@ def test_a_shard_whose_writing_fails_leaves_nothing(tmp_path):
 
 def test_an_empty_shard_has_an_empty_index(tmp_path):
     assert write_shard(tmp_path / "0.tar", keys=()).num_samples == 0
-    assert load_index(tmp_path / "0.tar").shape == index_tar(tmp_path / "0.tar").shape == (0, 5)
+    assert load_index(tmp_path / "0.tar").shape == index_tar(tmp_path / "0.tar").shape == (0, 6)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))

@@ -14,7 +14,7 @@ from unetdist.errors import DataError
 from unetdist.storage import write_json
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 
 @dataclass(frozen=True)

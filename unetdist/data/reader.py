@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetdist.data.manifest import Manifest, Shard
-from unetdist.data.shards import INDEX_COLUMNS, index_path, load_index, unescape_key
+from unetdist.data.shards import INDEX_COLUMNS, checksum, index_path, load_index, unescape_key
 from unetdist.errors import DataError
 
 MAX_OPEN_SHARDS = 128
@@ -34,8 +34,14 @@ class ShardReader:
         """Encoded image and mask; `DataError` where the shard is not the one that the manifest lists."""
         shard, row = self._locate(sample_id)
         opened = self._open(shard)
-        _, image_offset, image_size, mask_offset, mask_size = opened.rows[row].tolist()
-        return opened.read(image_offset, image_size), opened.read(mask_offset, mask_size)
+        _, image_offset, image_size, mask_offset, mask_size, crc32 = opened.rows[row].tolist()
+        image, mask = opened.read(image_offset, image_size), opened.read(mask_offset, mask_size)
+        if checksum(image, mask) != crc32:
+            raise DataError(
+                f"damaged: its bytes are not those that were written; {_REMEDY}",
+                source=self.source(sample_id),
+            )
+        return image, mask
 
     def key(self, sample_id: int) -> str:
         """The sample's key (its relative path without suffix), from its tar header: slow, for messages."""

@@ -1,7 +1,7 @@
 """Shards: plain WebDataset tars, and beside each an index of where the bytes of every sample lie.
 
 A sample is three members in a row, `key.jpg` (or another image type), `key.mask.png`, `key.json`. The index
-`NAME.tar.idx` is a .npy file of int64 (n, 5); column names are in `INDEX_COLUMNS`.
+`NAME.tar.idx` is a .npy file of int64 (n, 6); column names are in `INDEX_COLUMNS`.
 """
 
 import hashlib
@@ -16,12 +16,14 @@ from typing import IO, Any
 from urllib.parse import unquote
 
 import numpy as np
+from isal import isal_zlib
 
 from unetdist.data.manifest import Shard
 from unetdist.storage import write_atomic
 
-INDEX_COLUMNS = ("header_offset", "image_offset", "image_size", "mask_offset", "mask_size")
-"""Of an index; header_offset is where the sample's first tar header begins (its key is read there)."""
+INDEX_COLUMNS = ("header_offset", "image_offset", "image_size", "mask_offset", "mask_size", "crc32")
+"""Of an index; header_offset is where the sample's first tar header begins (its key is read there), crc32 is
+`checksum` of its image and mask: damage that leaves a picture decodable would else go unnoticed."""
 
 BLOCK = 512
 
@@ -56,6 +58,11 @@ def encode_mask(mask: np.ndarray) -> bytes:
     )
 
 
+def checksum(image: bytes, mask: bytes) -> int:
+    """CRC-32 of an encoded image followed by its encoded mask, 0..2**32 - 1."""
+    return isal_zlib.crc32(mask, isal_zlib.crc32(image))
+
+
 class ShardWriter:
     """Writes samples to an open file as tar: the same samples give the same bytes at any time."""
 
@@ -75,7 +82,9 @@ class ShardWriter:
         # File names that are not UTF-8 hold half characters, which JSON can only escape.
         text = json.dumps(dict(record), ensure_ascii=False).encode("utf-8", "backslashreplace")
         self._member(f"{member}.json", text)
-        self._rows.append((header_offset, image_offset, len(image), mask_offset, len(mask)))
+        self._rows.append(
+            (header_offset, image_offset, len(image), mask_offset, len(mask), checksum(image, mask))
+        )
 
     def finish(self) -> None:
         """Write the end-of-archive blocks, by which a reader knows that nothing was cut off."""
@@ -83,7 +92,7 @@ class ShardWriter:
 
     @property
     def index(self) -> np.ndarray:
-        """Rows written so far, int64 (n, 5)."""
+        """Rows written so far, int64 (n, 6)."""
         return np.array(self._rows, dtype=np.int64).reshape(-1, len(INDEX_COLUMNS))
 
     @property
@@ -130,5 +139,5 @@ def save_index(tar: str | Path, index: np.ndarray) -> None:
 
 
 def load_index(tar: str | Path) -> np.ndarray:
-    """The index of a tar, int64 (n, 5), memory-mapped: nothing is read until it is used."""
+    """The index of a tar, int64 (n, 6), memory-mapped: nothing is read until it is used."""
     return np.load(index_path(tar), mmap_mode="r")  # type: ignore[no-any-return]

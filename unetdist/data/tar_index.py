@@ -1,4 +1,4 @@
-"""Where the bytes of every sample of a tar lie: headers are hopped over, contents are not read.
+"""Where the bytes of every sample of a tar lie, and their checksums: headers are hopped over.
 
 Reads what ustar, GNU and PAX writers leave; agrees with `tarfile` and is five times faster. Unlike the stock
 readers it notices a tar that was cut at a member's end, whose lost samples would otherwise go unmissed.
@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from unetdist.data.decode import PICTURE_SUFFIXES
-from unetdist.data.shards import BLOCK, INDEX_COLUMNS, unescape_key
+from unetdist.data.shards import BLOCK, INDEX_COLUMNS, checksum, unescape_key
 from unetdist.errors import DataError
 
 DATA_TYPES = b"0\0" + b"7"
@@ -36,7 +36,7 @@ class Member:
 
 
 def index_tar(path: str | Path, *, mask_ext: str = "mask.png") -> np.ndarray:
-    """The index of a tar, int64 (n, 5), columns as in `INDEX_COLUMNS`.
+    """The index of a tar, int64 (n, 6), columns as in `INDEX_COLUMNS`.
 
     Args:
         path: A tar of members `key.EXT` in which a sample's members lie side by side.
@@ -55,7 +55,7 @@ def index_tar(path: str | Path, *, mask_ext: str = "mask.png") -> np.ndarray:
             if match is None or re.match(r"__[^/]*__($|/)", member.name):
                 continue
             if match[1] != key and members:
-                rows.append(_row(members, key, path, mask_ext))
+                rows.append(_row(file, members, key, path, mask_ext))
                 members = {}
             if not members and match[1] in seen:
                 raise DataError(
@@ -68,8 +68,8 @@ def index_tar(path: str | Path, *, mask_ext: str = "mask.png") -> np.ndarray:
             if extension in members:
                 raise DataError(f"key {key} has two members .{extension}; remove one.", source=path)
             members[extension] = member
-    if members:
-        rows.append(_row(members, key, path, mask_ext))
+        if members:
+            rows.append(_row(file, members, key, path, mask_ext))
     return np.array(rows, dtype=np.int64).reshape(-1, len(INDEX_COLUMNS))
 
 
@@ -82,7 +82,9 @@ def read_key(path: str | Path, header_offset: int) -> str:
     return unescape_key(match[1] if match else member.name)
 
 
-def _row(members: dict[str, Member], key: str, path: str | Path, mask_ext: str) -> tuple[int, ...]:
+def _row(
+    file: BinaryIO, members: dict[str, Member], key: str, path: str | Path, mask_ext: str
+) -> tuple[int, ...]:
     mask = members.get(mask_ext.lower())
     images = [m for ext, m in members.items() if f".{ext}" in PICTURE_SUFFIXES and m is not mask]
     have = ", ".join(f".{extension}" for extension in members)
@@ -99,7 +101,15 @@ def _row(members: dict[str, Member], key: str, path: str | Path, mask_ext: str) 
         )
     image = images[0]
     first = min(member.header_offset for member in members.values())
-    return first, image.offset, image.size, mask.offset, mask.size
+    position = file.tell()
+    crc32 = checksum(_content(file, image), _content(file, mask))
+    file.seek(position)
+    return first, image.offset, image.size, mask.offset, mask.size, crc32
+
+
+def _content(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
 
 
 def _members(file: BinaryIO, path: str | Path) -> Iterator[Member]:

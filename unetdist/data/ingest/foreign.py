@@ -104,7 +104,7 @@ def _index(job: _Tar) -> Finished:
 def _read(job: _Tar, index: np.ndarray, statistics: Statistics, problems: list[Problem]) -> Shard:
     with open(job.path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        for header_offset, *rest in index.tolist():
+        for header_offset, *rest, _ in index.tolist():
             try:
                 image_offset, image_size, mask_offset, mask_size = rest
                 file.seek(image_offset)
