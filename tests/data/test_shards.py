@@ -37,9 +37,10 @@ def test_a_row_of_the_index_finds_the_sample(tmp_path):
     data, index = path.read_bytes(), load_index(path)
     assert index.dtype == np.int64
     assert index.shape == (len(KEYS), 6)
-    for number, (header, image, image_size, mask, mask_size) in enumerate(index):
+    for number, (header, image, image_size, mask, mask_size, crc32) in enumerate(index):
         assert data[image : image + image_size] == bytes([number]) * (1 + 700 * number)
         assert data[mask : mask + mask_size] == MASK
+        assert zlib.crc32(bytes([number]) * (1 + 700 * number) + MASK) == crc32
         assert read_key(path, int(header)) == KEYS[number]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ def test_foreign_tars_are_indexed_as_tarfile_reads_them(tmp_path, format_):
         members = {member.name: member for member in tar.getmembers()}
     for row, key in zip(index, keys, strict=True):
         image, mask = members[f"{key}.JPG"], members[f"{key}.seg.png"]
-        assert row.tolist()[1:] == [image.offset_data, image.size, mask.offset_data, mask.size]
+        crc32 = zlib.crc32(bytes(image.size + mask.size))
+        assert row.tolist()[1:] == [image.offset_data, image.size, mask.offset_data, mask.size, crc32]
         assert read_key(path, int(row[0])) == key
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from unetdist.data.labels.masks import MaskFormat, UnknownColors
 from unetdist.errors import DataError
 from unetdist.storage import write_json
 
@@ -63,6 +64,10 @@ class Manifest:
     """(height, width, images) of the commonest sizes, at most 16."""
     resize: tuple[int, int] | None = None
     """(width, height) that every image was resized to, None: as they came."""
+    mask_format: MaskFormat | None = None
+    """How the masks of foreign tars are read through the labels, None: they are class indices already."""
+    unknown_colors: UnknownColors | None = None
+    """What their unlisted colours become; None where `mask_format` is."""
     version: int = MANIFEST_VERSION
 
     @property
@@ -79,7 +84,8 @@ class Manifest:
     def fingerprint(self) -> str:
         """Of the samples, their order and their classes; the same wherever the shards lie."""
         shards = [[shard.num_samples, shard.sha256] for shard in self.shards]
-        return hashlib.sha256(json.dumps([shards, self.palette_records]).encode()).hexdigest()
+        masks = [self.palette_records, self.mask_format, self.unknown_colors]
+        return hashlib.sha256(json.dumps([shards, *masks]).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Write `folder/manifest.json` atomically."""
