@@ -1,3 +1,4 @@
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -51,6 +52,85 @@ def test_every_world_size_has_the_same_steps(sizes, seed, lanes, window, world_s
     assert sorted(joined) == sorted(zip(whole.epoch, whole.sample_id, strict=True))
     only = order.rank_slice(first, batch, 0, 1)
     assert joined == list(zip(*only, strict=True)), "ranks in order are the one process's batch in order"
+
+
+def told_before(upcoming, end):
+    """(position, shard) of what begins to be needed before position `end`."""
+    return list(itertools.takewhile(lambda item: item[0] < end, upcoming))
+
+
+@given(
+    shard_sizes,
+    seeds,
+    st.integers(1, 20),
+    st.integers(1, 40),
+    st.sampled_from([1, 2, 3, 4]),
+    st.integers(1, 6),
+    st.integers(0, 400),
+)
+def test_a_shard_is_upcoming_before_it_is_read(sizes, seed, lanes, window, world_size, per_rank, first):
+    order = Order(sizes, seed=seed, lanes=lanes, window=window)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    batch = world_size * per_rank
+    end = first + 3 * order.num_samples
+    for rank in range(world_size):
+        options = {"global_batch_size": batch, "rank": rank, "world_size": world_size}
+        told = told_before(order.upcoming(first, **options), end)
+        assert [position for position, _ in told] == sorted(position for position, _ in told)
+        assert all(sizes[shard] > 0 for _, shard in told)
+        first_told = {shard: position for position, shard in reversed(told)}
+        for step in range(first, end, batch):
+            _, sample_id = order.rank_slice(step, batch, rank, world_size)
+            for shard in shard_of[sample_id].tolist():
+                assert first_told[shard] <= step
+
+
+@given(shard_sizes, seeds, st.integers(1, 20), st.integers(1, 40), st.integers(0, 400))
+def test_one_process_is_told_of_every_window_by_its_begin(sizes, seed, lanes, window, first):
+    """Without a batch size too: whatever it is, a sample is at its own position or later in a step."""
+    order = Order(sizes, seed=seed, lanes=lanes, window=window)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    end = first + 2 * order.num_samples
+    told = told_before(order.upcoming(first), end)
+    needed = [(at, int(shard_of[order.locate(np.array([at])).sample_id[0]])) for at in range(first, end)]
+    first_told = {shard: position for position, shard in reversed(told)}
+    assert all(first_told[shard] <= at for at, shard in needed)
+
+
+def test_what_is_upcoming_is_what_a_rank_reads_and_little_more():
+    """Also where the step is smaller than the lanes, and where the last lane is shorter."""
+    order = Order([100] * 641, seed=0, lanes=64, window=200)
+    for batch in (16, 64, 128):
+        steps = range(0, order.num_samples - batch, batch)
+        for rank in (0, 5):
+            read = {int(s) for first in steps for s in order.rank_slice(first, batch, rank, 8)[1] // 100}
+            upcoming = order.upcoming(0, global_batch_size=batch, rank=rank, world_size=8)
+            told = {shard for _, shard in told_before(upcoming, steps.stop)}
+            assert told == read
+            assert len(told) <= 641 / 8 + 9
+
+
+def test_without_a_batch_size_a_rank_has_lanes_of_its_own_where_they_divide():
+    order = Order([100] * 640, seed=0, lanes=64, window=200)
+
+    def told(**ranks):
+        return {shard for _, shard in told_before(order.upcoming(0, **ranks), order.num_samples)}
+
+    assert len(told(rank=3, world_size=8)) <= 640 / 8 + 8
+    assert set().union(*(told(rank=rank, world_size=8) for rank in range(8))) == set(range(640))
+    assert told(rank=2, world_size=3) == set(range(640))
+
+
+def test_what_is_upcoming_is_told_lazily_and_in_the_order_of_need():
+    order = Order([10] * 8, seed=0, lanes=2, window=20)
+    upcoming = order.upcoming(0, global_batch_size=4)
+    shards = order.locate(np.arange(80)).sample_id // 10
+    lanes = [shards[lane::2].reshape(2, 20) for lane in (0, 1)]
+    expected = [(at, set(lane[window])) for window, at in enumerate((0, 40)) for lane in lanes]
+    for at, wanted in expected:
+        assert {next(upcoming) for _ in range(2)} == {(at, shard) for shard in wanted}
+    assert next(upcoming)[0] == 80, "the next epoch"
+    assert next(order.upcoming(60, global_batch_size=4))[0] == 60, "in the middle of a window"
 
 
 def _draw_by_hand(sizes, seed, epoch, lanes, window):

@@ -1,7 +1,8 @@
 """The order of samples as a pure function of (shard sizes, seed, epoch): ranks and workers look it up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -58,11 +59,10 @@ class Order:
 
     def locate(self, positions: Ints) -> Places:
         """Epoch, sample id and lane of each position (int64, >= 0) of the endless sequence."""
-        epoch, position = np.divmod(np.asarray(positions, np.int64), self.num_samples)
-        row, lane = np.divmod(position, self.lanes)
+        epoch, row, lane = self._rows(np.asarray(positions, np.int64))
         window = row // self.window
-        place = np.empty_like(position)
-        sample_id = np.empty_like(position)
+        place = np.empty_like(row)
+        sample_id = np.empty_like(row)
         for group in _equal_groups(epoch, lane, window):
             at = group[0]
             first, permutation = self._permutation(int(epoch[at]), int(lane[at]), int(window[at]))
@@ -83,12 +83,53 @@ class Order:
         samples for any world size, and a rank stays with its own lanes, that is with its own part of the
         shards (most so where `lanes` is a multiple of `world_size`, and the batch a multiple of `lanes`).
         """
+        epoch, sample_id, _ = self.locate(self._share(first_position, global_batch_size, rank, world_size))
+        return epoch, sample_id
+
+    def upcoming(
+        self,
+        first_position: int,
+        *,
+        global_batch_size: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[tuple[int, int]]:
+        """(position, shard number) without end, in the order in which this rank begins to need the shards.
+
+        The steps begin at `first_position`; a position is that of the step that begins a window, which needs
+        all shards that the window overlaps (one that reaches into the next window is told again with it).
+        Which lanes a rank takes depends on `global_batch_size`. None: on a multiple of the lanes, where that
+        falls into equal shares (each rank then has lanes of its own), else the rank is told of every lane.
+        """
+        batch = global_batch_size or self.lanes
+        if batch % world_size:
+            rank, world_size = 0, 1
+        windows_per_epoch = 1 + self.num_samples // self.lanes // self.window
+        begun = np.full(self.lanes, -1)
+        for first in count(first_position, batch):
+            epoch, row, lane = self._rows(self._share(first, batch, rank, world_size))
+            number = epoch * windows_per_epoch + row // self.window
+            is_new = number > begun[lane]
+            if is_new.any():
+                for of_all, of_lane in np.unique([number[is_new], lane[is_new]], axis=1).T.tolist():
+                    begun[of_lane] = of_all
+                    of_epoch, window = divmod(of_all, windows_per_epoch)
+                    for shard in self._shards_of(of_epoch, of_lane, window):
+                        yield first, shard
+
+    def _rows(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
+        """Epoch, row and lane of each position."""
+        epoch, position = np.divmod(positions, self.num_samples)
+        row, lane = np.divmod(position, self.lanes)
+        return epoch, row, lane
+
+    def _share(self, first_position: int, global_batch_size: int, rank: int, world_size: int) -> Ints:
+        """This rank's positions of the step that begins at `first_position`."""
         assert global_batch_size % world_size == 0, "the loader checks that the slices are equal"
         share = global_batch_size // world_size
         positions = first_position + np.arange(global_batch_size, dtype=np.int64)
         by_lane = np.argsort(positions % self.num_samples % self.lanes, kind="stable")
-        epoch, sample_id, _ = self.locate(positions[by_lane[rank * share : (rank + 1) * share]])
-        return epoch, sample_id
+        return positions[by_lane[rank * share : (rank + 1) * share]]
 
     def _lay_out(self, epoch: int) -> _Epoch:
         shards = keyed_permutation(len(self._sizes), Stream.SHARDS, self.seed, epoch)
@@ -96,12 +137,26 @@ class Order:
 
     def _shuffle(self, epoch: int, lane: int, window: int) -> tuple[int, npt.NDArray[np.int32]]:
         """Where the window begins in the row of shards, and the permutation of its rows."""
+        start, end = self._window(lane, window)
+        permutation = keyed_permutation(end - start, Stream.WINDOWS, self.seed, epoch, lane, window)
+        return start, permutation.astype(np.int32)
+
+    def _window(self, lane: int, window: int) -> tuple[int, int]:
+        """Begin and end of a lane's window in the row of shards."""
         rows, longer_lanes = divmod(self.num_samples, self.lanes)
         lane_start = lane * rows + min(lane, longer_lanes)
-        lane_rows = rows + (lane < longer_lanes)
-        size = min(self.window, lane_rows - window * self.window)
-        permutation = keyed_permutation(size, Stream.WINDOWS, self.seed, epoch, lane, window)
-        return lane_start + window * self.window, permutation.astype(np.int32)
+        lane_end = lane_start + rows + (lane < longer_lanes)
+        start = lane_start + window * self.window
+        return start, min(start + self.window, lane_end)
+
+    def _shards_of(self, epoch: int, lane: int, window: int) -> list[int]:
+        """Numbers of the shards that a window overlaps, in the order of the row; empty ones left out."""
+        shards, starts = self._epoch(epoch)
+        start, end = self._window(lane, window)
+        first, last = np.searchsorted(starts, [start, end - 1], side="right") - 1
+        overlapped = shards[first : last + 1]
+        numbers: list[int] = overlapped[self._sizes[overlapped] > 0].tolist()
+        return numbers
 
 
 def _equal_groups(*columns: Ints) -> list[Ints]:
