@@ -3,7 +3,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetdist.data.order import Order
@@ -31,27 +31,6 @@ def test_a_look_up_does_not_depend_on_what_was_looked_up_before(sizes, seed, lan
     for row, position in enumerate(positions):
         alone = Order(sizes, seed=seed, lanes=lanes, window=window).locate(np.array([position]))
         assert [column[row] for column in together] == [column[0] for column in alone]
-
-
-@given(
-    shard_sizes,
-    seeds,
-    st.integers(1, 20),
-    st.integers(1, 40),
-    st.sampled_from([1, 2, 3, 4, 6, 12]),
-    st.integers(1, 3),
-    st.integers(0, 400),
-)
-def test_every_world_size_has_the_same_steps(sizes, seed, lanes, window, world_size, per_rank, first):
-    order = Order(sizes, seed=seed, lanes=lanes, window=window)
-    batch = 12 * per_rank
-    whole = order.locate(first + np.arange(batch))
-    parts = [order.rank_slice(first, batch, rank, world_size) for rank in range(world_size)]
-    assert {len(sample_id) for _, sample_id in parts} == {batch // world_size}
-    joined = [pair for part in parts for pair in zip(*part, strict=True)]
-    assert sorted(joined) == sorted(zip(whole.epoch, whole.sample_id, strict=True))
-    only = order.rank_slice(first, batch, 0, 1)
-    assert joined == list(zip(*only, strict=True)), "ranks in order are the one process's batch in order"
 
 
 def told_before(upcoming, end):
@@ -131,36 +110,6 @@ def test_what_is_upcoming_is_told_lazily_and_in_the_order_of_need():
         assert {next(upcoming) for _ in range(2)} == {(at, shard) for shard in wanted}
     assert next(upcoming)[0] == 80, "the next epoch"
     assert next(order.upcoming(60, global_batch_size=4))[0] == 60, "in the middle of a window"
-
-
-def _draw_by_hand(sizes, seed, epoch, lanes, window):
-    """The drawing, spelt out with lists: shards end to end, cut into lanes, windows shuffled, lanes dealt."""
-    from unetdist.keyed_random import Stream, keyed_permutation
-
-    first = np.cumsum([0, *sizes])
-    row = []
-    for shard in keyed_permutation(len(sizes), Stream.SHARDS, seed, epoch):
-        row += range(first[shard], first[shard + 1])
-    short, longer = divmod(len(row), lanes)
-    dealt = []
-    for lane in range(lanes):
-        length = short + (lane < longer)
-        part, row = row[:length], row[length:]
-        shuffled = []
-        for number, at in enumerate(range(0, length, window)):
-            piece = part[at : at + window]
-            permutation = keyed_permutation(len(piece), Stream.WINDOWS, seed, epoch, lane, number)
-            shuffled += [piece[k] for k in permutation]
-        dealt.append(shuffled)
-    return [dealt[p % lanes][p // lanes] for p in range(sum(sizes))]
-
-
-@given(shard_sizes, seeds, st.integers(1, 20), st.integers(1, 10), st.integers(0, 3))
-def test_it_is_the_drawing(sizes, seed, lanes, window, epoch):
-    assume(sum(sizes) > window)
-    order = Order(sizes, seed=seed, lanes=lanes, window=window)
-    located = order.locate(epoch * order.num_samples + np.arange(order.num_samples)).sample_id
-    assert located.tolist() == _draw_by_hand(sizes, seed, epoch, lanes, window)
 
 
 def test_a_small_data_set_is_shuffled_as_a_whole():
