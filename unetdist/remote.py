@@ -1,0 +1,218 @@
+"""Files behind URLs (s3, gs, hf, http, https, file, ...) through fsspec, for any process and thread.
+
+A missing file is `FileNotFoundError` and a refused one `DataError`, both at once; what may pass is tried again, see
+`retries`.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from unetdist import retries
+from unetdist.errors import DataError
+from unetdist.retries import mask, retry, status_of
+from unetdist.storage import write_atomic
+
+PIECE = 16 * 2**20
+"""Bytes of one request of a download: what is lost when a connection breaks."""
+SLOWEST = 2**16
+"""Bytes per second below which a ranged read counts as stalled, whatever the protocol."""
+
+_file_systems: dict[tuple[int, str, str], Any] = {}
+_without_ranges: set[str] = set()
+
+
+class RangesUnsupportedError(DataError):
+    """The server sends whole files only."""
+
+
+def is_url(location: object) -> bool:
+    """Whether it is a URL, `scheme://...`, and not a path."""
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(location)) is not None
+
+
+def join(url: str, name: str) -> str:
+    """The URL of `name` in the folder `url`, whose query (a signature) it keeps; `name` itself where that is a URL."""
+    if is_url(name):
+        return name
+    parts = urlsplit(url) if "?" in url else None
+    if parts is None:
+        return f"{url.rstrip('/')}/{name}"
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+
+def can_range(url: str) -> bool:
+    """Whether parts of files can be asked for; True until the server has ignored a request for one."""
+    return urlsplit(url).netloc not in _without_ranges
+
+
+def read(url: str) -> bytes:
+    """The whole file, in one request."""
+    return retry(url, lambda: bytes(_file_system(url).cat_file(url)))
+
+
+def read_range(url: str, start: int, size: int) -> bytes:
+    """`size` bytes from `start` on, fewer only at its end; `RangesUnsupportedError` where there are no ranges."""
+    if size <= 0:
+        return b""
+    return retry(url, lambda: _read_range(url, start, size))
+
+
+def size_of(url: str) -> int | None:
+    """Bytes of the file; None where the server does not say."""
+    return retry(url, lambda: _size_of(url))
+
+
+def pieces(url: str, start: int = 0) -> Iterator[bytes]:
+    """The file from byte `start` on, piece by piece; what breaks off is continued, not begun again."""
+    try:
+        while can_range(url):
+            piece = read_range(url, start, PIECE)
+            if piece:
+                yield piece
+            start += len(piece)
+            if len(piece) < PIECE:
+                return
+    except RangesUnsupportedError:
+        pass
+    yield from _stream(url, start)
+
+
+def names_in(url: str) -> list[str]:
+    """Names of the files directly in a folder, sorted; none where there is no such folder."""
+    try:
+        found = retry(url, lambda: _file_system(url).ls(url, detail=True))
+    except FileNotFoundError:
+        return []
+    files = (entry["name"] for entry in found if entry["type"] == "file")
+    return sorted({unquote(urlsplit(name).path).rpartition("/")[2] for name in files} - {""})
+
+
+def write(url: str, data: bytes) -> None:
+    """Put a whole file: readers see all of it or none."""
+    if url.startswith("file:"):
+        with write_atomic(_file_system(url)._strip_protocol(url)) as file:
+            file.write(data)
+    else:
+        retry(url, lambda: _file_system(url).pipe_file(url, data), what="written")
+
+
+def upload(url: str, local: Path) -> None:
+    """Put the file `local`."""
+    retry(url, lambda: _file_system(url).put_file(str(local), url), what="written")
+
+
+def remove(url: str) -> None:
+    """Remove a file, if it is there."""
+    with suppress(FileNotFoundError):
+        retry(url, lambda: _file_system(url).rm_file(url), what="removed")
+
+
+def _read_range(url: str, start: int, size: int) -> bytes:
+    files = _file_system(url)
+    # Libraries watch their sockets; this bounds the whole, whatever they do. It needs an event loop to stop them.
+    limit = {"timeout": retries.STALL_S + size / SLOWEST} if files.async_impl else {}
+    if urlsplit(url).scheme in ("http", "https"):
+        from fsspec.asyn import sync
+
+        return bytes(sync(files.loop, _http_range, files, url, start, size, **limit))
+    try:
+        return bytes(files.cat_file(url, start=start, end=start + size, **limit))
+    except Exception as error:
+        if status_of(error) == 416:  # Begins at or behind the end.
+            return b""
+        raise
+
+
+async def _http_range(files: Any, url: str, start: int, size: int) -> bytes:
+    # Not cat_file, which takes in a whole shard where the server ignores the range.
+    session = await files.set_session()
+    headers = {"Range": f"bytes={start}-{start + size - 1}"}
+    async with session.get(files.encode_url(url), headers=headers) as response:
+        if response.status == 416:
+            return b""
+        response.raise_for_status()
+        if response.status != 206:
+            _without_ranges.add(urlsplit(url).netloc)
+            raise RangesUnsupportedError("the server sends whole files only (no ranges).", source=mask(url))
+        return bytes(await response.read())
+
+
+def _size_of(url: str) -> int | None:
+    files = _file_system(url)
+    if urlsplit(url).scheme in ("http", "https"):
+        from fsspec.asyn import sync
+
+        # Not info(), which calls every failure a missing file.
+        size = sync(files.loop, _http_size, files, url, timeout=2 * retries.STALL_S)
+    else:
+        size = files.info(url)["size"]
+    return None if size is None else int(size)
+
+
+async def _http_size(files: Any, url: str) -> int | None:
+    session = await files.set_session()
+    async with session.head(files.encode_url(url), allow_redirects=True) as response:
+        if response.status in (405, 501):
+            return None
+        response.raise_for_status()
+        length = response.headers.get("Content-Length")
+        return None if length is None else int(length)
+
+
+def _stream(url: str, start: int) -> Iterator[bytes]:
+    """Whole file in one request; after a failure it is asked for again, and what was given already is skipped."""
+    file: Any = None
+    at = start
+
+    def next_piece() -> bytes:
+        nonlocal file
+        try:
+            if file is None:
+                file = _file_system(url).open(url, "rb", block_size=0)
+                skip = at
+                while skip and (passed := file.read(min(skip, PIECE))):
+                    skip -= len(passed)
+            return bytes(file.read(PIECE))
+        except Exception:
+            file = None
+            raise
+
+    while piece := retry(url, next_piece):
+        at += len(piece)
+        yield piece
+
+
+def _file_system(url: str) -> Any:
+    """One per process and server: the thread and the connections of an asynchronous one do not survive a fork."""
+    import fsspec
+
+    parts = urlsplit(url)
+    key = os.getpid(), parts.scheme, parts.netloc
+    if key not in _file_systems:
+        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+        if parts.scheme in ("http", "https"):
+            options |= {"client_kwargs": _http_settings()}
+        elif parts.scheme in ("s3", "s3a"):
+            timeouts = {"connect_timeout": retries.STALL_S, "read_timeout": retries.STALL_S}
+            once = {"retries": {"total_max_attempts": 1}, "max_pool_connections": 64}
+            options |= {"config_kwargs": {**timeouts, **once}}
+        elif parts.scheme in ("gs", "gcs"):
+            options |= {"session_kwargs": {"timeout": _http_settings()["timeout"]}}
+        made = fsspec.core.url_to_fs(url, **options)[0]
+        if hasattr(made, "retries"):
+            made.retries = 1  # The patience is ours.
+        _file_systems.setdefault(key, made)
+    return _file_systems[key]
+
+
+def _http_settings() -> dict[str, Any]:
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=retries.STALL_S, sock_read=retries.STALL_S)
+    # A server that compresses on the way would count other bytes than the file has.
+    return {"timeout": timeout, "trust_env": True, "headers": {"Accept-Encoding": "identity"}}
