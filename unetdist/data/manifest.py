@@ -5,30 +5,41 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from unetdist.data.labels.masks import MaskFormat, UnknownColors
 from unetdist.errors import DataError
-from unetdist.storage import write_json
+from unetdist.folders import Folder, open_folder
+from unetdist.remote import is_url
+from unetdist.retries import mask
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One tar file of the data set."""
 
     name: str
-    """File name, relative to the folder."""
+    """File name, relative to the folder; or a URL, where the tar lies elsewhere."""
     num_samples: int
     num_bytes: int
     """Size of the tar."""
     sha256: str
     """Of the tar, in hexadecimal."""
+
+    @property
+    def index_name(self) -> str:
+        """Of its index, always in the folder of the manifest."""
+        if is_url(self.name):
+            return f"{PurePosixPath(urlsplit(self.name).path).name}-{self.sha256[:12]}.idx"
+        return f"{self.name}.idx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +86,12 @@ class Manifest:
         """Classes that are scored: every label that is not ignored."""
         return len(self.class_pixels)
 
-    @property
+    @cached_property
     def shard_sizes(self) -> np.ndarray:
-        """Samples of each shard, int64."""
-        return np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
+        """Samples of each shard, int64; not to be written to."""
+        sizes = np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
+        sizes.flags.writeable = False
+        return sizes
 
     @property
     def fingerprint(self) -> str:
@@ -87,25 +100,22 @@ class Manifest:
         masks = [self.palette_records, self.mask_format, self.unknown_colors]
         return hashlib.sha256(json.dumps([shards, *masks]).encode()).hexdigest()
 
-    def save(self, folder: str | Path) -> None:
-        """Write `folder/manifest.json` atomically."""
-        write_json(Path(folder) / MANIFEST_NAME, dataclasses.asdict(self))
+    def save(self, folder: str | Path | Folder) -> None:
+        """Write `folder/manifest.json`: it appears whole or not at all."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        # File names that are not UTF-8 hold half characters, which JSON can only escape.
+        open_folder(folder).write(MANIFEST_NAME, text.encode("utf-8", "backslashreplace"))
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Manifest":
-        """Read `folder/manifest.json`; `DataError` where it is absent, damaged or of another version."""
-        path = Path(folder) / MANIFEST_NAME
+    def load(cls, folder: str | Path | Folder) -> "Manifest":
+        """Read `folder/manifest.json`, in one request; `DataError` where absent, damaged or of another version."""
+        folder = open_folder(folder)
+        path = mask(folder.where(MANIFEST_NAME))
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(folder.read(MANIFEST_NAME))
         except (FileNotFoundError, NotADirectoryError):
-            below = sorted(str(inner.parent) for inner in Path(folder).glob(f"*/{MANIFEST_NAME}"))
-            remedy = (
-                f"give one of the data sets in it: {', '.join(below)}."
-                if below
-                else "write one with launch/shard_dataset.py, or run its command again if it was interrupted."
-            )
             raise DataError(
-                f"no {MANIFEST_NAME} here, so this is no (finished) data set; {remedy}",
+                f"no {MANIFEST_NAME} here, so this is no (finished) data set; {_remedy_of_absence(folder)}",
                 source=folder,
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -136,6 +146,15 @@ class Manifest:
         if manifest.num_samples != sum(shard.num_samples for shard in manifest.shards):
             raise ValueError("num_samples is not the sum of the shards")
         return manifest
+
+
+def _remedy_of_absence(folder: Folder) -> str:
+    if folder.is_local:
+        here = folder.path("")
+        below = sorted(str(inner.parent) for inner in here.glob(f"*/{MANIFEST_NAME}"))
+        if below:
+            return f"give one of the data sets in it: {', '.join(below)}."
+    return "write one with launch/shard_dataset.py, or run its command again if it was interrupted."
 
 
 _REMEDY = "run the command that wrote the shards again: it keeps what is complete."
