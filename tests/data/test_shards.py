@@ -19,7 +19,6 @@ from unetdist.data.shards import (
     encode_index,
     encode_mask,
     escape_key,
-    index_name,
     index_path,
     load_index,
     open_shard,
@@ -103,13 +102,3 @@ def test_the_index_lies_beside_its_tar(tmp_path):
     assert index_path(tmp_path / "0.tar") == tmp_path / "0.tar.idx"
     assert (tmp_path / "0.tar.idx").is_file()
     assert (tmp_path / "0.tar.idx").read_bytes() == encode_index(load_index(tmp_path / "0.tar"))
-
-
-def test_the_index_of_a_shard_elsewhere_has_a_name_of_its_own():
-    assert index_name("0.tar") == "0.tar.idx"
-    names = {
-        index_name(shard)
-        for shard in ("s3://a/0.tar", "s3://b/0.tar", "/data/0.tar", "https://a/0.tar?sig=x/y")
-    }
-    assert len(names) == 4
-    assert all(name.endswith("-0.tar.idx") and "/" not in name for name in names)

@@ -15,7 +15,6 @@ import numpy as np
 from unetdist.data.labels.masks import MaskFormat, UnknownColors
 from unetdist.errors import DataError
 from unetdist.folders import Folder, open_folder
-from unetdist.remote import is_url
 from unetdist.retries import mask
 
 MANIFEST_NAME = "manifest.json"
@@ -27,7 +26,7 @@ class Shard:
     """One tar file of the data set."""
 
     name: str
-    """File name, relative to the folder; or a URL, where the tar lies elsewhere."""
+    """File name in the folder; or a URL or an absolute path, where the tar lies elsewhere."""
     num_samples: int
     num_bytes: int
     """Size of the tar."""
@@ -37,7 +36,7 @@ class Shard:
     @property
     def index_name(self) -> str:
         """Of its index, always in the folder of the manifest."""
-        if is_url(self.name):
+        if "/" in self.name:
             return f"{PurePosixPath(urlsplit(self.name).path).name}-{self.sha256[:12]}.idx"
         return f"{self.name}.idx"
 

@@ -133,15 +133,6 @@ def index_path(tar: str | Path) -> Path:
     return Path(f"{tar}.idx")
 
 
-def index_name(shard: str) -> str:
-    """Name of a shard's index in the folder of the manifest, which need not be the folder of the shard.
-
-    `shard` is `Shard.name`: a URL or an absolute path lies elsewhere, where others may have the same last part.
-    """
-    name = shard.partition("?")[0].rpartition("/")[2]
-    return f"{name}.idx" if name == shard else f"{hashlib.sha256(shard.encode()).hexdigest()[:12]}-{name}.idx"
-
-
 def encode_index(index: np.ndarray) -> bytes:
     """The index of a tar as its file holds it."""
     file = io.BytesIO()
