@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetdist.data.geometry import Window
+from unetdist.data.geometry import Box, Window
 
 RNG = np.random.default_rng(0)
 COLOR = RNG.integers(0, 256, (23, 31, 3), dtype=np.uint8)
@@ -49,8 +51,25 @@ def test_the_warp_at_scale_one_is_exact_too(window):
         (COLOR, (1, 2, 3), cv2.INTER_LINEAR),
         (MASK, (255,), cv2.INTER_NEAREST),
     ]:
-        warped = window.warp(pixels, fill, interpolation)
+        box = Box(0, 0, *MASK.shape)
+        warped = window._warp(pixels, box, fill, interpolation)
         np.testing.assert_array_equal(warped, by_numpy(pixels, window, fill if len(fill) == 3 else 255))
+
+
+@given(windows, st.sampled_from([1.0, 0.4, 0.9, 1.3, 2.5]))
+def test_the_box_is_all_that_is_looked_at(window, scale):
+    """What lies outside of it may be anything, and need not be decoded."""
+    window = replace(window, scale=scale)
+    size = MASK.shape
+    box = window.box(size)
+    assert 0 <= box.top <= box.bottom <= size[0]
+    assert 0 <= box.left <= box.right <= size[1]
+    other = 255 - COLOR
+    other[box.slices] = COLOR[box.slices]
+    whole = window.apply(COLOR, fill=(1, 2, 3), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(whole, window.apply(other, fill=(1, 2, 3), interpolation=cv2.INTER_LINEAR))
+    part = window.apply_to_box(COLOR[box.slices], size, fill=(1, 2, 3), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(whole, part)
 
 
 @pytest.mark.parametrize("scale", [0.37, 0.5, 0.83, 1.27, 1.9, 2.0, 3.3])

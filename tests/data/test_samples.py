@@ -1,13 +1,20 @@
+import io
 import logging
 import pickle
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
 from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.batch import Batch
+from unetdist.data.decode import decode_part
+from unetdist.data.geometry import Box
 from unetdist.data.reader import ShardReader
+from unetdist.data.requests import MicroBatch
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
 from unetdist.data.shards import encode_mask
 from unetdist.errors import DataError
@@ -22,7 +29,7 @@ BAD = {
 MESSAGES = {
     "truncated image": r"image cannot be read \(.+\); replace the file. Then write its shard again.",
     "truncated mask": r"mask cannot be read \(.+\); replace the file. Then write its shard again.",
-    "other size": r"mask is 15x12, image is 16x12; export the mask again and write the shard again",
+    "other size": r"mask is 15x12, image is 16x12; export the mask again. Then write its shard again.",
     "unknown class": r"mask holds class index 3, but there are 3 classes \(0..2, 255 is ignored\); write the",
 }
 
@@ -48,7 +55,7 @@ def test_load(tmp_path):
 
 @pytest.mark.parametrize("fault", BAD)
 def test_a_bad_sample_is_handed_over_as_an_error(tmp_path, fault):
-    item = train_dataset(tmp_path, {4: BAD[fault]})[[(0, 1), (0, 4)]]
+    item = train_dataset(tmp_path, {4: BAD[fault]})[MicroBatch([(0, 1), (0, 4)])]
     assert isinstance(item, DataError)
     with pytest.raises(DataError, match=r"000001.tar/scene.1/frame 4: " + MESSAGES[fault]):
         raise item
@@ -60,7 +67,7 @@ def test_a_bad_sample_is_handed_over_as_an_error(tmp_path, fault):
 @pytest.mark.parametrize("fault", BAD)
 def test_a_bad_sample_left_blank(tmp_path, fault, caplog):
     logging.getLogger("unetdist").propagate = True
-    batch = train_dataset(tmp_path, {4: BAD[fault]}, "blank")[[(0, 1), (0, 4)]]
+    batch = train_dataset(tmp_path, {4: BAD[fault]}, "blank")[MicroBatch([(0, 1), (0, 4)])]
     assert isinstance(batch, Batch)
     assert batch.num_bad == 1
     assert batch.ids.tolist() == [1, 4]
@@ -69,6 +76,60 @@ def test_a_bad_sample_left_blank(tmp_path, fault, caplog):
     np.testing.assert_array_equal(batch.mask[0], numbered_sample(1)[1])
     assert "left blank (epoch 0)" in caplog.text
     assert "scene.1/frame 4" in caplog.text
+
+
+def test_masks_of_foreign_tars_are_read_through_the_labels(tmp_path):
+    """Here ids 7, 8 and 9 are the classes 0, 1 and 2."""
+    image, mask = numbered_sample(0)
+    ids = np.where(mask == 255, 255, mask + 7).astype(np.uint8)
+    manifest = write_small_shards(tmp_path, [1], encoded={0: (encode_png(image), encode_png(ids))})
+    names = [(7, "sky", (1, 1, 200)), (8, "tree", (0, 90, 0)), (9, "road", (80, 80, 90))]
+    records = [
+        {"index": index, "id": number, "name": name, "color": list(color)}
+        for index, (number, name, color) in enumerate(names)
+    ]
+    manifest = replace(manifest, palette_records=tuple(records), mask_format="ids", unknown_colors="error")
+    samples = Samples(ShardReader(tmp_path, manifest), channels=3, num_classes=NUM_CLASSES)
+    np.testing.assert_array_equal(samples.load(0)[1], mask)
+
+
+@pytest.mark.parametrize("what", ["image", "mask"])
+def test_a_picture_that_says_it_is_huge_is_not_decoded(tmp_path, what):
+    """A decompression bomb: a few bytes that would fill the memory."""
+    huge = bytearray(encode_mask(MASK) if what == "mask" else encode_png(IMAGE))
+    huge[16:24] = (60000).to_bytes(4, "big") * 2
+    encoded = (bytes(huge), encode_mask(MASK)) if what == "image" else (encode_png(IMAGE), bytes(huge))
+    samples, _ = open_samples(tmp_path, {1: encoded})
+    told = {
+        "mask": r"frame 1: mask says that it is 60000x60000, larger than any of this data set \(16x12 by the "
+        r"manifest\), and is not decoded; replace the file.",
+        "image": r"frame 1: mask is 16x12, image is 60000x60000; export the mask again.",
+    }
+    with pytest.raises(DataError, match=told[what]):
+        samples.load(1)
+
+
+@pytest.mark.parametrize("sampling", [0, 1, 2])
+def test_a_crop_that_is_cut_out_of_the_jpeg_has_the_pixels_of_the_whole(tmp_path, sampling):
+    rng = np.random.default_rng(3)
+    image = cv2.resize(rng.integers(0, 256, (12, 20, 3), dtype=np.uint8), (200, 120))
+    mask = rng.integers(0, 3, (120, 200), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", subsampling=sampling, restart_marker_blocks=1)
+    encoded = {0: (file.getvalue(), encode_mask(mask))}
+    manifest = write_small_shards(tmp_path, [1], sizes=[(120, 200)], encoded=encoded)
+    samples = Samples(ShardReader(tmp_path, manifest), channels=3, num_classes=NUM_CLASSES)
+    config = AugmentConfig(
+        crop_size=(40, 50), flip_horizontal=0.5, scale_min=0.7, scale_max=1.5, quarter_turns=0.5
+    )
+    augmenter = Augmenter(config, seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
+    dataset = TrainDataset(samples, augmenter, on_bad_sample="raise", blank_size=(40, 50))
+    assert decode_part(file.getvalue(), 3, Box(10, 20, 50, 70)) is not None
+    for epoch in range(20):
+        batch = dataset[MicroBatch([(epoch, 0)])]
+        whole, mask_crop = augmenter(*samples.load(0), epoch=epoch, sample_id=0)
+        np.testing.assert_array_equal(batch.image[0].permute(1, 2, 0), whole)
+        np.testing.assert_array_equal(batch.mask[0], mask_crop)
 
 
 def test_validation_does_not_offer_to_leave_it_blank(tmp_path):

@@ -7,6 +7,7 @@ depend on rank, worker or on which other options are in use.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -106,6 +107,14 @@ class Draw(IntEnum):
 _ALL_DRAWS = np.arange(len(Draw))
 
 
+class Change(NamedTuple):
+    """What was drawn for a sample."""
+
+    window: Window
+    jitter: Draws
+    """Of brightness, contrast, saturation, hue."""
+
+
 class Augmenter:
     """Applies the options of `config`; a pure function of pixels, epoch and sample id."""
 
@@ -130,13 +139,29 @@ class Augmenter:
 
         Outside of the picture the image is the mean colour of the data set (alpha 255), the mask ignored.
         """
-        draws = keyed_uniform(Stream.AUGMENT, self.seed, epoch, sample_id, _ALL_DRAWS)
-        window = self._window(mask, draws)
-        channels = image.shape[2]
-        image = window.apply(image, fill=self._fill(channels), interpolation=cv2.INTER_LINEAR)
-        mask = window.apply(mask, fill=(IGNORE_INDEX,), interpolation=cv2.INTER_NEAREST)
-        jitter = draws[[Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE]]
-        return self._color.apply(image, jitter), mask
+        change = self.change(mask, self.draws([(epoch, sample_id)])[0])
+        size = (mask.shape[0], mask.shape[1])
+        box = change.window.box(size)
+        return self.image(image[box.slices], size, change), self.mask(mask, change)
+
+    def draws(self, keys: Sequence[tuple[int, int]]) -> Draws:
+        """Numbers in [0, 1) for each (epoch, sample id), (N, len(Draw)): together, for that costs little more."""
+        epoch, sample_id = np.array(keys, np.int64).T[..., None]
+        return keyed_uniform(Stream.AUGMENT, self.seed, epoch, sample_id, _ALL_DRAWS)
+
+    def change(self, mask: Pixels, draws: Draws) -> Change:
+        """What is done to a sample; only the part `change.window.box(mask.shape)` of its image is needed then."""
+        return Change(self._window(mask, draws), draws[Draw.BRIGHTNESS : Draw.HUE + 1])
+
+    def image(self, part: Pixels, size: tuple[int, int], change: Change) -> Pixels:
+        """The changed image from the part of it that `change` needs; `size`: (height, width) of the whole."""
+        fill = self._fill(part.shape[2])
+        image = change.window.apply_to_box(part, size, fill=fill, interpolation=cv2.INTER_LINEAR)
+        return self._color.apply(image, change.jitter)
+
+    def mask(self, mask: Pixels, change: Change) -> Pixels:
+        """The changed mask, from the whole one."""
+        return change.window.apply(mask, fill=(IGNORE_INDEX,), interpolation=cv2.INTER_NEAREST)
 
     def _fill(self, channels: int) -> tuple[int, ...]:
         red, green, blue = self._mean

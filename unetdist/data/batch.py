@@ -13,6 +13,8 @@ from einops import rearrange
 from unetdist.ignore_index import IGNORE_INDEX
 
 Pixels = npt.NDArray[np.uint8]
+Record = npt.NDArray[np.void]
+"""(1,) of a `batch_dtype`: the memory of one batch."""
 
 
 class Sample(NamedTuple):
@@ -44,6 +46,14 @@ class Batch:
     num_bad: int = 0
     """Samples that could not be read and were left blank."""
 
+    @classmethod
+    def of(cls, record: Record, num_bad: int) -> "Batch":
+        """The batch that lies in a record, without a copy."""
+        image, mask, ids, class_pixels = (
+            torch.from_numpy(record[name][0]) for name in record.dtype.names or ()
+        )
+        return cls(rearrange(image, "b h w c -> b c h w"), mask, ids, class_pixels, num_bad)
+
     def __len__(self) -> int:
         """Samples."""
         return len(self.ids)
@@ -66,21 +76,31 @@ class Batch:
         )
 
 
-def collate(samples: Sequence[Sample], num_classes: int) -> Batch:
-    """Samples of equal size as one batch: each is copied once, into memory that the trainer can share."""
-    height, width, channels = samples[0].image.shape
-    images = torch.empty((len(samples), height, width, channels), dtype=torch.uint8)
-    masks = torch.empty((len(samples), height, width), dtype=torch.uint8)
-    for number, sample in enumerate(samples):
-        images.numpy()[number] = sample.image
-        masks.numpy()[number] = sample.mask
-    return Batch(
-        image=rearrange(images, "b h w c -> b c h w"),
-        mask=masks,
-        ids=torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64),
-        class_pixels=torch.from_numpy(np.stack([sample.counts[:num_classes] for sample in samples])),
-        num_bad=sum(sample.is_bad for sample in samples),
+def batch_dtype(batch_size: int, size: tuple[int, int], channels: int, num_classes: int) -> np.dtype[np.void]:
+    """How a batch of pictures of `size` (height, width) lies in memory: images channels last."""
+    return np.dtype(
+        [
+            ("image", np.uint8, (batch_size, *size, channels)),
+            ("mask", np.uint8, (batch_size, *size)),
+            ("ids", np.int64, (batch_size,)),
+            ("class_pixels", np.int64, (batch_size, num_classes)),
+        ],
+        align=True,
     )
+
+
+def collate(samples: Sequence[Sample], num_classes: int, *, into: Record | None = None) -> Batch:
+    """Samples of equal size as one batch: each is copied once, into the memory `into` or new memory."""
+    height, width, channels = samples[0].image.shape
+    if into is None:
+        into = np.empty(1, batch_dtype(len(samples), (height, width), channels, num_classes))
+    images, masks, ids, class_pixels = (into[name][0] for name in into.dtype.names or ())
+    for number, sample in enumerate(samples):
+        images[number] = sample.image
+        masks[number] = sample.mask
+        ids[number] = sample.sample_id
+        class_pixels[number] = sample.counts[:num_classes]
+    return Batch.of(into, sum(sample.is_bad for sample in samples))
 
 
 def blank_sample(sample_id: int, size: tuple[int, int], channels: int) -> Sample:

@@ -1,6 +1,7 @@
 """A window of a scaled picture, flipped and turned: one map from output pixels to source pixels."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,6 +13,20 @@ Matrix = npt.NDArray[np.float64]
 _ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 _MARGIN_PX = 2
 """Source pixels kept around what a warp needs: linear interpolation looks one further."""
+
+
+class Box(NamedTuple):
+    """A rectangle of a picture, in pixels; bottom and right are the first that lie outside."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns, as an array is indexed."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +48,34 @@ class Window:
     """Counter-clockwise, 0..3, as `np.rot90`."""
 
     def apply(self, pixels: Pixels, *, fill: tuple[int, ...], interpolation: int) -> Pixels:
-        """The window's content, uint8 (h, w[, C]) from (H, W[, C]); `fill` is the colour outside.
+        """The window's content, uint8 (h, w[, C]) from the whole picture (H, W[, C]); may be a view of it.
 
-        At scale 1 it is exactly the slice, flipped and turned, and may be a view of `pixels`; else it is
-        sampled with `interpolation` (of cv2), pixel centres lying at half-integers of the scaled picture.
+        At scale 1 it is exactly the slice, flipped and turned; else it is sampled with `interpolation` (of
+        cv2), pixel centres lying at half-integers of the scaled picture. `fill` is the colour outside.
         """
-        taken = self._cut(pixels, fill) if self.scale == 1 else self.warp(pixels, fill, interpolation)
+        size = (pixels.shape[0], pixels.shape[1])
+        return self.apply_to_box(pixels[self.box(size).slices], size, fill=fill, interpolation=interpolation)
+
+    def apply_to_box(
+        self, pixels: Pixels, size: tuple[int, int], *, fill: tuple[int, ...], interpolation: int
+    ) -> Pixels:
+        """As `apply`, from the part `box(size)` of a picture of `size` (height, width): no more need be decoded."""
+        if self.scale == 1:
+            taken = self._lay(pixels, self.box(size), fill)
+        else:
+            taken = self._warp(pixels, self.box(size), fill, interpolation)
         return taken.reshape(*taken.shape[:2], *pixels.shape[2:])  # OpenCV drops a last axis of length one.
+
+    def box(self, size: tuple[int, int]) -> Box:
+        """The part of a picture of `size` (height, width) that the window looks at; empty where it misses it."""
+        height, width = size
+        if self.scale == 1:
+            top, bottom = _clip(self.top, height), _clip(self.top + self.height, height)
+            left, right = _clip(self.left, width), _clip(self.left + self.width, width)
+            return Box(top, left, bottom, right)
+        top, left = self._begin(self.top, height), self._begin(self.left, width)
+        bottom, right = self._end(self.top + self.height, height), self._end(self.left + self.width, width)
+        return Box(top, left, max(bottom, top + 1), max(right, left + 1))
 
     def matrix(self) -> Matrix:
         """(3, 3): (x, y, 1) of an output pixel to that of the source, integers being pixel centres."""
@@ -66,16 +102,14 @@ class Window:
         matrix: Matrix = unscale @ flip @ turn
         return matrix
 
-    def warp(self, pixels: Pixels, fill: tuple[int, ...], interpolation: int) -> Pixels:
+    def _warp(self, pixels: Pixels, box: Box, fill: tuple[int, ...], interpolation: int) -> Pixels:
         """The window's content through `matrix`, at any scale."""
         matrix = self.matrix()
         size = (self.width, self.height) if self.quarter_turns % 2 == 0 else (self.height, self.width)
-        # OpenCV takes no source beyond 32767 pixels, and is more exact near zero: it gets what is needed.
-        y, x = self._begin(self.top, pixels.shape[0]), self._begin(self.left, pixels.shape[1])
-        bottom, right = self._end(self.top + self.height), self._end(self.left + self.width)
-        matrix[:2, 2] -= x, y
+        # OpenCV takes no source beyond 32767 pixels, and is more exact near zero: it gets the box alone.
+        matrix[:2, 2] -= box.left, box.top
         warped: Pixels = cv2.warpAffine(  # type: ignore[assignment]
-            pixels[y : max(bottom, y + 1), x : max(right, x + 1)],
+            pixels,
             matrix[:2],
             size,
             flags=interpolation | cv2.WARP_INVERSE_MAP,
@@ -87,18 +121,15 @@ class Window:
     def _begin(self, offset: int, size: int) -> int:
         return min(max(int(offset / self.scale) - _MARGIN_PX, 0), size - 1)
 
-    def _end(self, offset: int) -> int:
-        return int(offset / self.scale) + 1 + _MARGIN_PX
+    def _end(self, offset: int, size: int) -> int:
+        return min(int(offset / self.scale) + 1 + _MARGIN_PX, size)
 
-    def _cut(self, pixels: Pixels, fill: tuple[int, ...]) -> Pixels:
-        height, width = pixels.shape[:2]
-        top, bottom = np.clip((self.top, self.top + self.height), 0, height)
-        left, right = np.clip((self.left, self.left + self.width), 0, width)
-        taken = pixels[top:bottom, left:right]
+    def _lay(self, taken: Pixels, box: Box, fill: tuple[int, ...]) -> Pixels:
+        """The box in its place of the window, flipped and turned."""
         if taken.shape[:2] != (self.height, self.width):
-            padded = np.empty((self.height, self.width, *pixels.shape[2:]), np.uint8)
-            padded[...] = fill if pixels.ndim == 3 else fill[0]
-            y, x = top - self.top, left - self.left
+            padded = np.empty((self.height, self.width, *taken.shape[2:]), np.uint8)
+            padded[...] = fill if taken.ndim == 3 else fill[0]
+            y, x = box.top - self.top, box.left - self.left
             padded[y : y + taken.shape[0], x : x + taken.shape[1]] = taken
             taken = padded
         # OpenCV's flip is 30 times as fast as numpy's reversed view and its copy.
@@ -111,3 +142,7 @@ class Window:
     def _flip_code(self) -> int:
         """0 exchanges top and bottom, 1 left and right, -1 both."""
         return -1 if self.flip_horizontal and self.flip_vertical else int(self.flip_horizontal)
+
+
+def _clip(offset: int, size: int) -> int:
+    return min(max(offset, 0), size)

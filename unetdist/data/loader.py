@@ -1,26 +1,22 @@
 """The data path as loaders: training without end from any sample number, validation with each sample once."""
 
-import atexit
-import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
+from unetdist.data.arena import Arena, FilledSlot
 from unetdist.data.augment import AugmentConfig, Augmenter
-from unetdist.data.batch import Batch
+from unetdist.data.batch import Batch, batch_dtype
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
 from unetdist.data.reader import ShardReader
+from unetdist.data.requests import MicroBatches, ValBatches
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
-from unetdist.errors import ConfigError, DataError, UnetdistError
-from unetdist.signals import leave_to_parent
+from unetdist.data.workers import CAN_SHARE, unless_error, work
+from unetdist.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +89,31 @@ def train_loader(
     order = Order(manifest.shard_sizes, seed=seed, lanes=cfg.lanes, window=cfg.window)
     reader = ShardReader(folder, manifest)
     reader.check(rank=rank, world_size=world_size)
+    accumulation = global_batch_size // (world_size * micro_batch_size)
+    arena = None
+    if cfg.num_workers and CAN_SHARE:
+        # What workers have under way or ready, and two steps that the trainer may hold.
+        num_slots = cfg.num_workers * cfg.prefetch + 2 * accumulation + 1
+        arena = Arena(num_slots, batch_dtype(micro_batch_size, blank_size, channels, num_classes))
     dataset = TrainDataset(
         Samples(reader, channels=channels, num_classes=num_classes),
         Augmenter(augment_cfg, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean),
         on_bad_sample=cfg.on_bad_sample,
         blank_size=blank_size,
+        arena=arena,
     )
-    sampler = _MicroBatches(order, global_batch_size, micro_batch_size, rank, world_size, from_sample)
-    batches = _data_loader(dataset, sampler, cfg, pin_memory=pin_memory)
-    accumulation = global_batch_size // (world_size * micro_batch_size)
+    requests = MicroBatches(
+        order,
+        global_batch_size=global_batch_size,
+        micro_batch_size=micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+        from_sample=from_sample,
+        arena=arena,
+    )
+    batches = work(
+        dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory
+    )
     return _steps(batches, accumulation, cfg.max_bad_samples, folder)
 
 
@@ -122,10 +134,12 @@ def val_loader(
         raise ConfigError(f"batch_size ({batch_size}) must be 1 or more; use 8.")
     reader = ShardReader(folder, manifest)
     reader.check(rank=rank, world_size=world_size)
-    ids = range(rank, manifest.num_samples, world_size)
     dataset = ValDataset(Samples(reader, channels=channels, num_classes=num_classes))
-    chunks = [ids[at : at + batch_size] for at in range(0, len(ids), batch_size)]
-    return ValLoader(_data_loader(dataset, chunks, cfg, pin_memory=pin_memory), num_samples=len(ids))
+    requests = ValBatches(manifest.num_samples, batch_size=batch_size, rank=rank, world_size=world_size)
+    batches = work(
+        dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory
+    )
+    return ValLoader(batches, num_samples=len(requests.ids))
 
 
 class ValLoader:
@@ -139,7 +153,7 @@ class ValLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Every sample of this rank once; a bad sample always raises, for the metric is exact."""
         for batches in self._batches:
-            yield from _unless_error(batches)
+            yield from unless_error(batches)
 
 
 def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
@@ -159,76 +173,14 @@ def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size:
         )
 
 
-class _MicroBatches(Sampler[list[tuple[int, int]]]):
-    """Endless lists of (epoch, sample id), the micro-batches of a rank."""
-
-    def __init__(
-        self,
-        order: Order,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
-        from_sample: int,
-    ) -> None:
-        self._order = order
-        self._global_batch_size = global_batch_size
-        self._micro_batch_size = micro_batch_size
-        self._rank = rank
-        self._world_size = world_size
-        self._from_sample = from_sample
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in count(self._from_sample, self._global_batch_size):
-            epoch, sample_id = self._order.rank_slice(
-                first, self._global_batch_size, self._rank, self._world_size
-            )
-            keys = list(zip(epoch.tolist(), sample_id.tolist(), strict=True))
-            for at in range(0, len(keys), self._micro_batch_size):
-                yield keys[at : at + self._micro_batch_size]
-
-
-def _data_loader(
-    dataset: Dataset[Any], keys: Sampler[Any] | Sequence[Any], cfg: DataConfig, *, pin_memory: bool
-) -> "DataLoader[Any]":
-    """One item of `dataset` per entry of `keys`, prepared by workers that live as long as the loader."""
-    is_closing = multiprocessing.RawValue("b", 0)  # No lock, for it is read in a signal handler.
-    if cfg.num_workers:
-        # Runs before multiprocessing's own exit function, which was registered earlier.
-        atexit.register(setattr, is_closing, "value", 1)
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=keys,
-        num_workers=cfg.num_workers,
-        prefetch_factor=cfg.prefetch if cfg.num_workers else None,
-        persistent_workers=cfg.num_workers > 0,
-        pin_memory=pin_memory,
-        collate_fn=_as_it_is,
-        worker_init_fn=partial(_set_up_worker, is_closing),
-        # A generator of its own: the loader would else draw from the global one, and change what follows.
-        generator=torch.Generator(),
-    )
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def _set_up_worker(is_closing: Any, _: int) -> None:
-    """One thread per worker; signals are the trainer's until it exits (`is_closing`)."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    leave_to_parent(lambda: is_closing.value, 0)
-
-
 def _steps(
     batches: "DataLoader[Any]", accumulation: int, max_bad_samples: int, folder: str | Path
 ) -> Iterator[list[Batch]]:
     num_bad = 0
     step: list[Batch] = []
     for item in batches:
-        batch: Batch = _unless_error(item)
+        ready = unless_error(item)
+        batch: Batch = ready.batch() if isinstance(ready, FilledSlot) else ready
         num_bad += batch.num_bad
         if num_bad > max_bad_samples:
             raise DataError(
@@ -240,9 +192,3 @@ def _steps(
         if len(step) == accumulation:
             yield step
             step = []
-
-
-def _unless_error(item: Any) -> Any:
-    if isinstance(item, UnetdistError):
-        raise item
-    return item

@@ -1,6 +1,7 @@
 """Sample id to pixels, and the data sets that run in the workers; their errors arrive unchanged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Literal
 
@@ -8,10 +9,16 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from unetdist.data.augment import Augmenter
+from unetdist.data.arena import Arena, FilledSlot
+from unetdist.data.augment import Augmenter, Draws
 from unetdist.data.batch import Batch, Sample, blank_sample, collate, count_values
-from unetdist.data.decode import decode_image, decode_mask
+from unetdist.data.decode import decode_image, decode_mask, decode_part, picture_size
+from unetdist.data.geometry import Box
+from unetdist.data.labels import Palette
+from unetdist.data.labels.mask_reader import MaskReader
+from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
+from unetdist.data.requests import MicroBatch
 from unetdist.errors import DataError, UnetdistError
 from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import logger
@@ -24,26 +31,57 @@ class Samples:
 
     def __init__(self, reader: ShardReader, *, channels: int, num_classes: int) -> None:
         self.reader = reader
+        self._decode_mask = _mask_decoder(reader.manifest)
         self.channels = channels
         self.num_classes = num_classes
 
     def load(self, sample_id: int) -> tuple[Pixels, Pixels]:
         """Image (H, W, channels) and mask (H, W); `DataError` naming shard and key where they do not fit."""
-        image_bytes, mask_bytes = self.reader.read(sample_id)
+        image, mask = self.reader.read(sample_id)
+        pixels = self.mask(sample_id, mask)
+        return self.image(sample_id, image, pixels.shape), pixels
+
+    def mask(self, sample_id: int, encoded: bytes) -> Pixels:
+        """The mask, (H, W)."""
+        with self._named(sample_id):
+            self._check_size(picture_size(encoded), "mask")
+            return self._decode_mask(encoded)
+
+    def image(self, sample_id: int, encoded: bytes, size: tuple[int, ...], box: Box | None = None) -> Pixels:
+        """The image of a mask of `size` (H, W), or the part of it in `box`: (h, w, channels)."""
+        with self._named(sample_id):
+            # By the header first: a picture of another size may be huge.
+            self._check_equal(picture_size(encoded) or size, size)
+            part = decode_part(encoded, self.channels, box) if box else None
+            if part is not None:
+                return part
+            image = decode_image(encoded, self.channels)
+            self._check_equal(image.shape[:2], size)
+            return image[box.slices] if box else image
+
+    def _check_size(self, size: tuple[int, int] | None, what: str) -> None:
+        height, width = self.reader.manifest.max_size
+        if size is not None and size[0] * size[1] > height * width:
+            raise DataError(
+                f"{what} says that it is {size[1]}x{size[0]}, larger than any of this data set ({width}x{height} "
+                "by the manifest), and is not decoded; replace the file."
+            )
+
+    @staticmethod
+    def _check_equal(image: tuple[int, ...], mask: tuple[int, ...]) -> None:
+        if image != mask:
+            raise DataError(
+                f"mask is {mask[1]}x{mask[0]}, image is {image[1]}x{image[0]}; export the mask again."
+            )
+
+    @contextmanager
+    def _named(self, sample_id: int) -> Iterator[None]:
         try:
-            image = decode_image(image_bytes, self.channels)
-            mask = decode_mask(mask_bytes)
+            yield
         except DataError as error:
             raise DataError(
                 f"{error} Then write its shard again.", source=self.reader.source(sample_id)
             ) from None
-        if image.shape[:2] != mask.shape:
-            raise DataError(
-                f"mask is {mask.shape[1]}x{mask.shape[0]}, image is {image.shape[1]}x{image.shape[0]}; "
-                "export the mask again and write the shard again.",
-                source=self.reader.source(sample_id),
-            )
-        return image, mask
 
     def finish(self, sample_id: int, image: Pixels, mask: Pixels) -> Sample:
         """Count the classes of the mask as it will be trained or scored on; no index may be unknown."""
@@ -58,8 +96,16 @@ class Samples:
         return Sample(sample_id, image, mask, counts)
 
 
-class TrainDataset(Dataset[Batch | UnetdistError]):
-    """Micro-batches by their list of (epoch, sample id).
+def _mask_decoder(manifest: Manifest) -> Callable[[bytes], Pixels]:
+    """Of our own masks, or of those of foreign tars, which are read through the labels."""
+    if manifest.mask_format is None or manifest.unknown_colors is None:
+        return decode_mask
+    palette = Palette.from_records(manifest.palette_records)
+    return MaskReader(palette, manifest.mask_format, manifest.unknown_colors)
+
+
+class TrainDataset(Dataset[Batch | FilledSlot | UnetdistError]):
+    """Micro-batches by their slot and list of (epoch, sample id).
 
     An error is handed over as the item itself: raised in a worker it would arrive as a text with a traceback.
     """
@@ -71,29 +117,49 @@ class TrainDataset(Dataset[Batch | UnetdistError]):
         *,
         on_bad_sample: Literal["raise", "blank"],
         blank_size: tuple[int, int],
+        arena: Arena | None = None,
     ) -> None:
         self.samples = samples
         self.augmenter = augmenter
         self.on_bad_sample = on_bad_sample
         self.blank_size = blank_size
+        self.arena = arena
 
-    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch | UnetdistError:
-        """The batch of these (epoch, sample id)."""
+    def __getitem__(self, request: MicroBatch) -> Batch | FilledSlot | UnetdistError:
+        """The batch of a request, or where in the arena it lies."""
         try:
-            return collate([self._sample(*key) for key in keys], self.samples.num_classes)
+            encoded = self.samples.reader.read_many([sample_id for _, sample_id in request.keys])
+            draws = self.augmenter.draws(request.keys)
+            samples = [self._sample(*each) for each in zip(request.keys, encoded, draws, strict=True)]
+            if self.arena is None or request.slot is None:
+                return collate(samples, self.samples.num_classes)
+            batch = collate(samples, self.samples.num_classes, into=self.arena.record(request.slot))
+            return FilledSlot(self.arena.number, request.slot, batch.num_bad)
         except UnetdistError as error:
             return error
 
-    def _sample(self, epoch: int, sample_id: int) -> Sample:
+    def _sample(self, key: tuple[int, int], encoded: tuple[bytes, bytes] | DataError, draws: Draws) -> Sample:
+        epoch, sample_id = key
         try:
-            image, mask = self.augmenter(*self.samples.load(sample_id), epoch=epoch, sample_id=sample_id)
-            return self.samples.finish(sample_id, image, mask)
+            if isinstance(encoded, DataError):
+                raise encoded
+            return self._augmented(sample_id, *encoded, draws)
         except DataError as error:
             if self.on_bad_sample == "raise":
                 error.args = (f"{error} To go on without it, set data.on_bad_sample: blank.",)
                 raise
             logger.warning("left blank (epoch %d): %s", epoch, error)
             return blank_sample(sample_id, self.blank_size, self.samples.channels)
+
+    def _augmented(self, sample_id: int, image: bytes, mask: bytes, draws: Draws) -> Sample:
+        """Of the image only the part is decoded that the crop shows."""
+        pixels = self.samples.mask(sample_id, mask)
+        change = self.augmenter.change(pixels, draws)
+        size = (pixels.shape[0], pixels.shape[1])
+        part = self.samples.image(sample_id, image, size, change.window.box(size))
+        return self.samples.finish(
+            sample_id, self.augmenter.image(part, size, change), self.augmenter.mask(pixels, change)
+        )
 
 
 class ValDataset(Dataset[list[Batch] | UnetdistError]):

@@ -1,0 +1,68 @@
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from unetdist.data.arena import Arena
+from unetdist.data.batch import batch_dtype
+from unetdist.data.order import Order
+from unetdist.data.requests import MicroBatches, ValBatches
+
+
+def take(steps, **options):
+    order = Order([5, 0, 6], seed=1, lanes=3, window=4)
+    fixed = {"global_batch_size": 6, "micro_batch_size": 2, "rank": 0, "world_size": 1, "from_sample": 0}
+    return list(itertools.islice(MicroBatches(order, **(fixed | options)), steps))
+
+
+def test_the_micro_batches_of_all_ranks_are_the_steps():
+    whole = take(4, micro_batch_size=6)
+    for step in range(4):
+        keys = [
+            key
+            for rank in range(3)
+            for request in take(4, rank=rank, world_size=3)[step : step + 1]
+            for key in request.keys
+        ]
+        assert keys == whole[step].keys
+
+
+def test_an_epoch_has_each_sample_once_and_any_start_continues():
+    requests = take(33)
+    keys = [key for request in requests for key in request.keys]
+    assert sorted(keys) == [(epoch, number) for epoch in range(6) for number in range(11)]
+    assert take(3, from_sample=12) == requests[6:9]
+
+
+def test_slots_are_taken_while_there_are_any():
+    arena = Arena(2, batch_dtype(2, (4, 4), 3, 3))
+    assert [request.slot for request in take(4, arena=arena)] == [0, 1, None, None]
+    assert [request.slot for request in take(2)] == [None, None]
+
+
+def test_progress_tells_the_first_sample_of_the_step():
+    progress = SimpleNamespace(value=-1)
+    take(4, from_sample=6, progress=progress)
+    assert progress.value == 12  # four micro-batches: the second step has begun
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "world_size"), [(11, 3, 1), (11, 2, 3), (1, 4, 2), (8, 4, 2)]
+)
+def test_validation_has_each_sample_once(num_samples, batch_size, world_size):
+    ranks = [
+        ValBatches(num_samples, batch_size=batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    ids = [number for batches in ranks for group in batches for number in group]
+    assert sorted(ids) == list(range(num_samples))
+    for batches in ranks:
+        assert len(batches) == len(list(batches))
+        assert all(len(group) == batch_size for group in list(batches)[:-1])
+
+
+def test_a_billion_validation_samples_cost_nothing():
+    batches = ValBatches(10**9, batch_size=8, rank=3, world_size=7)
+    assert batches[len(batches) - 1][-1] < 10**9
+    with pytest.raises(IndexError):
+        batches[len(batches)]

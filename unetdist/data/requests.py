@@ -1,0 +1,74 @@
+"""What the workers are asked for: the micro-batches of a rank without end, or each validation sample once."""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any, NamedTuple
+
+from torch.utils.data import Sampler
+
+from unetdist.data.arena import Arena
+from unetdist.data.order import Order
+
+
+class MicroBatch(NamedTuple):
+    """The samples of one micro-batch, and where it is to lie."""
+
+    keys: list[tuple[int, int]]
+    """(epoch, sample id)"""
+    slot: int | None = None
+    """Of the arena; None: new memory."""
+
+
+class MicroBatches(Sampler[MicroBatch]):
+    """Endless micro-batches of a rank, step after step."""
+
+    def __init__(
+        self,
+        order: Order,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        from_sample: int,
+        arena: Arena | None = None,
+        progress: Any = None,
+    ) -> None:
+        """`progress`: a shared counter that is set to each step's first sample, for who fetches shards ahead."""
+        self._order = order
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._from_sample = from_sample
+        self._arena = arena
+        self._progress = progress
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for first in count(self._from_sample, self._global_batch_size):
+            if self._progress is not None:
+                self._progress.value = first
+            epoch, sample_id = self._order.rank_slice(
+                first, self._global_batch_size, self._rank, self._world_size
+            )
+            keys = list(zip(epoch.tolist(), sample_id.tolist(), strict=True))
+            for at in range(0, len(keys), self._micro_batch_size):
+                slot = self._arena.take() if self._arena else None
+                yield MicroBatch(keys[at : at + self._micro_batch_size], slot)
+
+
+class ValBatches(Sequence[range]):
+    """Samples rank, rank + world_size, ... in groups of `batch_size`; looked up, for there may be millions."""
+
+    def __init__(self, num_samples: int, *, batch_size: int, rank: int, world_size: int) -> None:
+        self.ids = range(rank, num_samples, world_size)
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.ids) // self._batch_size)
+
+    def __getitem__(self, number: Any) -> Any:
+        """The sample ids of a group."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self.ids[number * self._batch_size : (number + 1) * self._batch_size]

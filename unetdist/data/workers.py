@@ -1,0 +1,65 @@
+"""Processes that prepare batches: they start once, live as long as the loader, and leave signals to the trainer."""
+
+import atexit
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from unetdist.errors import UnetdistError
+from unetdist.signals import leave_to_parent
+
+CAN_SHARE = sys.platform == "linux"
+"""Whether workers are forked, and so see an `Arena` that was made before them; elsewhere they start anew."""
+
+
+def work(
+    dataset: Dataset[Any],
+    requests: Sampler[Any] | Sequence[Any],
+    *,
+    num_workers: int,
+    prefetch: int,
+    pin_memory: bool,
+) -> "DataLoader[Any]":
+    """One item of `dataset` per request, in their order; 0 workers: prepared by the process that asks."""
+    is_closing = multiprocessing.RawValue("b", 0)  # No lock, for it is read in a signal handler.
+    if num_workers:
+        # Runs before multiprocessing's own exit function, which was registered earlier.
+        atexit.register(setattr, is_closing, "value", 1)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=requests,
+        num_workers=num_workers,
+        prefetch_factor=prefetch if num_workers else None,
+        persistent_workers=num_workers > 0,
+        multiprocessing_context="fork" if num_workers and CAN_SHARE else None,
+        pin_memory=pin_memory,
+        collate_fn=_as_it_is,
+        worker_init_fn=partial(_set_up_worker, is_closing),
+        # A generator of its own: the loader would else draw from the global one, and change what follows.
+        generator=torch.Generator(),
+    )
+
+
+def unless_error(item: Any) -> Any:
+    """What a worker sent; raised if it is an error."""
+    if isinstance(item, UnetdistError):
+        raise item
+    return item
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _set_up_worker(is_closing: Any, _: int) -> None:
+    """One thread per worker; signals are the trainer's until it exits (`is_closing`)."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    leave_to_parent(lambda: is_closing.value, 0)
