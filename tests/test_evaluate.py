@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from unetdist import evaluate as evaluation
 from unetdist.data.batch import Batch
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluate import Expected, ValidationConfig, evaluate, predict_fixed
@@ -136,3 +137,10 @@ def test_a_loss_that_is_not_finite_does_not_keep_the_score_from_being_written():
 def test_settings_that_cannot_work_are_refused(name):
     with pytest.raises(ConfigError, match=rf"validation.{name} \(0\) must be at least 1"):
         ValidationConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("num_samples", [1, 4, 5, 12])
+def test_the_fingerprint_of_all_samples_comes_in_blocks(num_samples, monkeypatch):
+    monkeypatch.setattr(evaluation, "FINGERPRINT_BLOCK", 4)
+    assert evaluation._fingerprint_of_all(num_samples) == evaluation._fingerprint(np.arange(num_samples)[::-1])
+    assert evaluation._fingerprint_of_all(num_samples) != evaluation._fingerprint(np.arange(1, num_samples + 1))

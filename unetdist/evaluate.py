@@ -15,6 +15,9 @@ from unetdist.keyed_random import Stream, keyed_hash
 from unetdist.losses import Loss
 from unetdist.metrics import PoissonBootstrap, Scores, confusion_matrix
 
+FINGERPRINT_BLOCK = 2**20
+"""Sample ids that are hashed together."""
+
 Predict = Callable[[Tensor], Tensor]
 """Image (B, C, H, W) uint8 -> logits (B, num_classes, H, W) at the same height and width."""
 
@@ -178,7 +181,7 @@ def _prove_complete(
             f"{num_samples} samples were scored, the manifest lists {expected.num_samples}; {remedy}",
             source=expected.source,
         )
-    if fingerprint != _fingerprint(np.arange(expected.num_samples)):
+    if fingerprint != _fingerprint_of_all(expected.num_samples):
         raise DataError(
             f"{num_samples} samples were scored, but some of them twice and others never; {remedy}",
             source=expected.source,
@@ -195,3 +198,10 @@ def _prove_complete(
 def _fingerprint(sample_ids: np.ndarray) -> int:
     """A sum of hashes that tells sets of samples apart; it wraps at 64 bits, as the sum over ranks does."""
     return int(keyed_hash(Stream.SCORED, sample_ids).view(np.int64).sum())
+
+
+def _fingerprint_of_all(num_samples: int) -> int:
+    """Of the samples 0..num_samples - 1, block by block, for there may be a billion."""
+    starts = range(0, num_samples, FINGERPRINT_BLOCK)
+    blocks = [_fingerprint(np.arange(at, min(at + FINGERPRINT_BLOCK, num_samples))) for at in starts]
+    return int(np.array(blocks, np.int64).sum())
