@@ -59,6 +59,8 @@ def read_range(url: str, start: int, size: int) -> bytes:
     """`size` bytes from `start` on, fewer only at its end; `RangesUnsupportedError` where there are no ranges."""
     if size <= 0:
         return b""
+    if not can_range(url):
+        raise _no_ranges(url)
     return retry(url, lambda: _read_range(url, start, size))
 
 
@@ -138,8 +140,12 @@ async def _http_range(files: Any, url: str, start: int, size: int) -> bytes:
         response.raise_for_status()
         if response.status != 206:
             _without_ranges.add(urlsplit(url).netloc)
-            raise RangesUnsupportedError("the server sends whole files only (no ranges).", source=mask(url))
+            raise _no_ranges(url)
         return bytes(await response.read())
+
+
+def _no_ranges(url: str) -> RangesUnsupportedError:
+    return RangesUnsupportedError("the server sends whole files only (no ranges).", source=mask(url))
 
 
 def _size_of(url: str) -> int | None:

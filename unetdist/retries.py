@@ -1,7 +1,7 @@
 """Trying again what may pass: patient, bounded in time, silent about secrets.
 
 Connections that are refused or cut, answers of 5xx or 429, and servers that send nothing for `STALL_S` are met by
-trying again, with growing pauses, until `RETRY_S` are over; then comes a `DataError`.
+trying again, with growing pauses, until `RETRY_S` are over; then comes an `UnreachableError`.
 """
 
 import errno
@@ -43,6 +43,10 @@ PASSING_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505}
 T = TypeVar("T")
 
 
+class UnreachableError(DataError):
+    """A server that did not give what it was asked for until the deadline: not the fault of one sample."""
+
+
 def set_retry_s(seconds: float) -> None:
     """Set how long this process, and those forked from it later, try again before they give up."""
     global RETRY_S
@@ -82,7 +86,7 @@ def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:
                 FIRST_PAUSE_S * 2 ** (attempt - 1), MAX_PAUSE_S
             )
             if waited + pause > RETRY_S:
-                raise DataError(
+                raise UnreachableError(
                     f"could not be {what} in {attempt} attempts within {waited:.0f} s (last: {cause}); check the "
                     "server and the connection, then run the same command again; data.retry_s sets how long to wait.",
                     source=mask(url),

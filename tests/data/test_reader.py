@@ -1,3 +1,4 @@
+import dataclasses
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data.small_shards import numbered_sample, write_small_shards
+from unetdist.data import open_shard as open_shard_module
 from unetdist.data import reader as reader_module
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.manifest import Manifest
@@ -53,7 +55,7 @@ def test_long_keys(tmp_path):
     with open_shard(tmp_path / "000000.tar") as writer:
         writer.add(key, b"image", "png", b"mask", {})
     manifest = write_small_shards(tmp_path / "other", [1])
-    manifest = Manifest(**{**manifest.__dict__, "shards": (writer.shard,)})
+    manifest = dataclasses.replace(manifest, shards=(writer.shard,))
     assert ShardReader(tmp_path, manifest).key(0) == key
     assert ShardReader(tmp_path, manifest).read(0) == (b"image", b"mask")
 
@@ -126,7 +128,7 @@ def test_damaged_index(folder, content):
 
 def test_index_of_another_shard(folder):
     index_path(folder / "000000.tar").write_bytes(index_path(folder / "000002.tar").read_bytes())
-    with pytest.raises(DataError, match=r"000000.tar.idx: is int64 \(4, 5\), expected int64 \(3, 5\); copy"):
+    with pytest.raises(DataError, match=r"000000.tar.idx: is int64 \(4, 6\), expected int64 \(3, 6\); copy"):
         open_reader(folder).read(0)
 
 
@@ -150,6 +152,6 @@ def test_a_disk_that_fails(folder, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(reader_module.os, "pread", fail)
+    monkeypatch.setattr(open_shard_module.os, "pread", fail)
     with pytest.raises(DataError, match=r"000000.tar: cannot be read \(Input/output error\); copy"):
         reader.read(0)

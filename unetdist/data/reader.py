@@ -1,133 +1,226 @@
-"""Sample id to encoded bytes: one positioned read per member, at the offsets of the shard's index."""
+"""Sample id to encoded bytes: from a local file where there is one, else by requests for just these bytes."""
 
-import os
-import tarfile
-import weakref
-from functools import lru_cache, partial
-from pathlib import Path, PurePosixPath
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from unetdist import remote
+from unetdist.data.cache import CacheFullError, ShardCache, read_index
 from unetdist.data.manifest import Manifest, Shard
-from unetdist.data.shards import INDEX_COLUMNS, checksum, index_path, load_index, unescape_key
+from unetdist.data.open_shard import REMEDY, LocalShard, RangedShard, Rows, changed, check_size, read_rows
+from unetdist.data.shards import checksum
 from unetdist.errors import DataError
+from unetdist.folders import Folder, open_folder
+from unetdist.logs import logger
+from unetdist.retries import UnreachableError, mask
 
 MAX_OPEN_SHARDS = 128
 """Per process, two descriptors each; the order has about two shards per lane in use at a time."""
 
+REQUESTS = 8
+"""Of a process side by side."""
+
+FETCH_ATTEMPTS = 10
+"""Between a shard's arrival in the cache and its opening, others may have needed its room."""
+
+OpenShard = LocalShard | RangedShard
+Encoded = tuple[bytes, bytes]
+T = TypeVar("T")
+R = TypeVar("R")
+
 
 class ShardReader:
-    """Reads samples of a folder of shards by their global number; cheap to pickle and safe to fork."""
+    """Reads samples of a folder of shards by their global number; cheap to pickle and safe to fork.
 
-    def __init__(self, folder: str | Path, manifest: Manifest) -> None:
-        self.folder = Path(folder)
+    Shards of a local folder are read in place. A shard of another machine is read from the `cache` once it is there.
+    Until then (`Prefetcher` fetches what the order will need) each sample is one request; where the server sends
+    whole files only, the shard is fetched first.
+    """
+
+    def __init__(
+        self, folder: str | Path | Folder, manifest: Manifest, *, cache: ShardCache | None = None
+    ) -> None:
+        self.folder = open_folder(folder)
         self.manifest = manifest
+        self.cache = cache
         self._ends = np.cumsum(manifest.shard_sizes)
-        # Over a plain function, not a method: a cycle would keep files open until the garbage collector comes.
-        self._open = lru_cache(maxsize=MAX_OPEN_SHARDS)(partial(_open_shard, self.folder, manifest.shards))
+        self._opened: OrderedDict[int, OpenShard] = OrderedDict()
+        self._lock = threading.Lock()  # Of `_opened`; never held while a worker is forked.
 
-    def __reduce__(self) -> tuple[type["ShardReader"], tuple[Path, Manifest]]:
-        return ShardReader, (self.folder, self.manifest)  # Without the open files.
+    def __reduce__(self) -> tuple[partial["ShardReader"], tuple[Folder, Manifest]]:
+        return partial(ShardReader, cache=self.cache), (self.folder, self.manifest)  # Without the open files.
 
-    def read(self, sample_id: int) -> tuple[bytes, bytes]:
+    def read(self, sample_id: int) -> Encoded:
         """Encoded image and mask; `DataError` where the shard is not the one that the manifest lists."""
-        shard, row = self._locate(sample_id)
-        opened = self._open(shard)
-        _, image_offset, image_size, mask_offset, mask_size, crc32 = opened.rows[row].tolist()
-        image, mask = opened.read(image_offset, image_size), opened.read(mask_offset, mask_size)
-        if checksum(image, mask) != crc32:
-            raise DataError(
-                f"damaged: its bytes are not those that were written; {_REMEDY}",
-                source=self.source(sample_id),
-            )
-        return image, mask
+        number, row = self._locate(sample_id)
+        return self._read(self._open(number), number, row)
+
+    def read_many(self, sample_ids: Sequence[int]) -> list[Encoded | DataError]:
+        """`read` of each, requests side by side; the error of a sample is in its place.
+
+        `UnreachableError` is raised: it says nothing of the samples.
+        """
+        places = [self._locate(sample_id) for sample_id in sample_ids]
+        numbers = list(dict.fromkeys(number for number, _ in places))
+        map_all = _map_here if all(map(self._is_at_hand, numbers)) else _map_side_by_side
+        opened = dict(zip(numbers, map_all(partial(_or_error, self._open), numbers), strict=True))
+
+        def read_from(place: tuple[int, int]) -> Encoded | DataError:
+            shard = opened[place[0]]
+            return shard if isinstance(shard, DataError) else _or_error(self._read, shard, *place)
+
+        return map_all(read_from, places)
 
     def key(self, sample_id: int) -> str:
         """The sample's key (its relative path without suffix), from its tar header: slow, for messages."""
-        shard, row = self._locate(sample_id)
-        return self._open(shard).key(row)
+        number, row = self._locate(sample_id)
+        return self._open(number).key(row)
 
     def source(self, sample_id: int) -> str:
-        """Shard and key of a sample, for messages; never raises."""
-        shard, row = self._locate(sample_id)
-        path = self.folder / self.manifest.shards[shard].name
-        try:
-            return f"{path}/{self._open(shard).key(row)}"
-        except (DataError, OSError, tarfile.TarError):
-            return f"{path}, sample {row}"
+        """Shard and key of a sample, for messages; never raises, and asks no server."""
+        return self._source(*self._locate(sample_id))
 
     def check(self, *, rank: int = 0, world_size: int = 1) -> None:
-        """Compare the sizes of this rank's share of the shards: a lost file is found before the run."""
+        """Compare the sizes of this rank's share of the local shards: a lost file is found before the run."""
         for shard in self.manifest.shards[rank::world_size]:
-            _check_size(self.folder / shard.name, shard)
+            if self._is_in_place(shard):
+                check_size(self.folder.path(shard.name), shard)
 
     def _locate(self, sample_id: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
-        return shard, int(sample_id - self._ends[shard] + self.manifest.shards[shard].num_samples)
+        number = int(np.searchsorted(self._ends, sample_id, side="right"))
+        return number, int(sample_id - self._ends[number] + self.manifest.shards[number].num_samples)
 
+    def _is_in_place(self, shard: Shard) -> bool:
+        return self.folder.is_local and not remote.is_url(shard.name)
 
-class _OpenShard:
-    """A file descriptor, which closes when the object goes, and the rows of the index."""
+    def _is_at_hand(self, number: int) -> bool:
+        opened = self._opened.get(number)
+        return self._is_in_place(self.manifest.shards[number]) or (opened is not None and opened.is_local)
 
-    def __init__(self, path: Path, shard: Shard) -> None:
-        self.path = path
-        _check_size(path, shard)
-        self.rows = _load_rows(path, shard)
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
+    def _can_range(self, shard: Shard) -> bool:
+        return remote.can_range(shard.name) if remote.is_url(shard.name) else self.folder.can_range
 
-    def read(self, offset: int, size: int) -> bytes:
-        # pread has no position, so processes that share a descriptor after a fork do not disturb each other.
-        try:
-            data = os.pread(self._descriptor, size, offset)
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror}); {_REMEDY}", source=self.path) from None
-        if len(data) != size:
-            raise DataError(
-                f"{size} bytes wanted at {offset}, {len(data)} found: the index does not belong to the "
-                f"shard; {_REMEDY}",
-                source=self.path,
-            )
-        return data
+    def _open(self, number: int) -> OpenShard:
+        """The shard, kept open; one that was read by requests is opened anew once it is in the cache."""
+        with self._lock:
+            opened = self._opened.get(number)
+            if opened is not None:
+                self._opened.move_to_end(number)
+        if opened is None or (
+            not opened.is_local and self.cache and self.cache.find(self.manifest.shards[number])
+        ):
+            opened = self._open_anew(self.manifest.shards[number])
+            with self._lock:
+                self._opened[number] = opened
+                if len(self._opened) > MAX_OPEN_SHARDS:
+                    self._opened.popitem(last=False)
+        return opened
 
-    def key(self, row: int) -> str:
-        # tarfile and not the 100 bytes of the header: a long name lies in records before the header.
-        with open(self.path, "rb") as file:
-            file.seek(int(self.rows[row][0]))
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                member = tar.next()
-        if member is None:
-            raise DataError(f"no member at the offset of sample {row}; {_REMEDY}", source=self.path)
-        name = PurePosixPath(member.name)
-        return unescape_key(str(name.with_name(name.name.split(".")[0])))
-
-
-def _open_shard(folder: Path, shards: tuple[Shard, ...], number: int) -> _OpenShard:
-    return _OpenShard(folder / shards[number].name, shards[number])
-
-
-def _check_size(path: Path, shard: Shard) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"cannot be opened ({error.strerror}); {_REMEDY}", source=path) from None
-    if size != shard.num_bytes:
-        raise DataError(f"has {size} bytes, the manifest says {shard.num_bytes}; {_REMEDY}", source=path)
-
-
-def _load_rows(path: Path, shard: Shard) -> npt.NDArray[np.int64]:
-    try:
-        # asarray: rows of a memmap object are ten times slower to take than rows of a plain view of it.
-        rows = np.asarray(load_index(path))
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot be read ({error}); {_REMEDY}", source=index_path(path)) from None
-    if rows.shape != (shard.num_samples, len(INDEX_COLUMNS)) or rows.dtype != np.int64:
+    def _open_anew(self, shard: Shard) -> OpenShard:
+        load_rows = partial(self._rows, shard)
+        if self._is_in_place(shard):
+            return LocalShard(self.folder.path(shard.name), shard, load_rows)
+        for _ in range(FETCH_ATTEMPTS if self.cache else 0):
+            assert self.cache is not None
+            path = self.cache.find(shard)
+            if path is None and self._can_range(shard):
+                break
+            with suppress(FileNotFoundError):
+                path = path or self.cache.fetch(self.folder, shard)
+                return LocalShard(path, shard, load_rows, is_cached=True)
+        if self._can_range(shard):
+            return RangedShard(self.folder, shard, load_rows)
         raise DataError(
-            f"is {rows.dtype} {rows.shape}, expected int64 {(shard.num_samples, len(INDEX_COLUMNS))}; {_REMEDY}",
-            source=index_path(path),
+            "can only be had whole (the server knows no ranges), and the cache is "
+            + (
+                "off; switch it on."
+                if self.cache is None
+                else "too small to keep it until it is read; enlarge it."
+            ),
+            source=mask(self.folder.where(shard.name)),
         )
-    return rows
+
+    def _rows(self, shard: Shard) -> Rows:
+        if self.folder.is_local:
+            path = self.folder.path(shard.index_name)
+            return read_rows(path, shard, path)
+        if self.cache is not None:
+            return self.cache.index(self.folder, shard)
+        return read_rows(
+            BytesIO(read_index(self.folder, shard)), shard, mask(self.folder.where(shard.index_name))
+        )
+
+    def _read(self, opened: OpenShard, number: int, row: int) -> Encoded:
+        """A verified sample; a shard that is damaged in the cache is fetched again, once."""
+        try:
+            return self._verified(opened, number, row)
+        except UnreachableError:
+            raise
+        except remote.RangesUnsupportedError:
+            pass
+        except DataError as error:
+            if not opened.is_cached:
+                raise
+            self._fetch_again(opened, number, error)
+        with self._lock:
+            if self._opened.get(number) is opened:
+                del self._opened[number]
+        return self._verified(self._open(number), number, row)
+
+    def _verified(self, opened: OpenShard, number: int, row: int) -> Encoded:
+        image, mask_ = opened.sample(row)
+        found, expected = checksum(image, mask_), int(opened.rows[row, -1])
+        if found == expected:
+            return image, mask_
+        source = self._source(number, row)
+        if not opened.is_local:
+            raise changed(source, f"crc32 {found:08x}", f"{expected:08x}")
+        raise DataError(f"damaged: its bytes are not those that were written; {REMEDY}", source=source)
+
+    def _source(self, number: int, row: int) -> str:
+        where = mask(self.folder.where(self.manifest.shards[number].name))
+        if self._is_at_hand(number):
+            with suppress(DataError):
+                return f"{where}/{self._open(number).key(row)}"
+        return f"{where}, sample {row}"
+
+    def _fetch_again(self, opened: OpenShard, number: int, error: DataError) -> None:
+        assert self.cache is not None
+        shard = self.manifest.shards[number]
+        path = self.cache.find(shard)
+        # Another thread or process may have been faster.
+        if path is not None and isinstance(opened, LocalShard) and opened.is_at(path):
+            logger.warning("fetched again into the cache: %s", error)
+            self.cache.drop(shard)
+        with suppress(CacheFullError):
+            self.cache.fetch(self.folder, shard)
 
 
-_REMEDY = "copy the data set again, or run the command that wrote it: it keeps what is complete."
+def _or_error(action: Callable[..., T], *args: Any) -> T | DataError:
+    try:
+        return action(*args)
+    except UnreachableError:
+        raise
+    except DataError as error:
+        return error
+
+
+def _map_here(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    return [function(item) for item in items]
+
+
+def _map_side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    # A pool of this call: its threads would not survive a fork.
+    pool = ThreadPoolExecutor(REQUESTS)
+    try:
+        return list(pool.map(function, items))
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,165 @@
+"""One shard that samples are read from: a file, or a file behind a URL of which only parts are asked for."""
+
+import io
+import os
+import tarfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from unetdist.data.manifest import Shard
+from unetdist.data.shards import INDEX_COLUMNS, unescape_key
+from unetdist.errors import DataError
+from unetdist.folders import Folder
+from unetdist.retries import mask
+
+Rows = npt.NDArray[np.int64]
+
+REMEDY = "copy the data set again, or run the command that wrote it: it keeps what is complete."
+
+
+class LocalShard:
+    """A file descriptor, which closes when the object goes, and the rows of the index."""
+
+    is_local = True
+
+    def __init__(
+        self, path: Path, shard: Shard, load_rows: Callable[[], Rows], *, is_cached: bool = False
+    ) -> None:
+        self.path = path
+        self.is_cached = is_cached
+        if not is_cached:
+            check_size(path, shard)
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise DataError(f"cannot be opened ({error.strerror}); {REMEDY}", source=path) from None
+        weakref.finalize(self, os.close, self._descriptor)
+        self.rows = load_rows()
+
+    def sample(self, row: int) -> tuple[bytes, bytes]:
+        """Encoded image and mask."""
+        _, image_offset, image_size, mask_offset, mask_size, _ = self.rows[row].tolist()
+        return self._read(image_offset, image_size), self._read(mask_offset, mask_size)
+
+    def key(self, row: int) -> str:
+        """From the header of the sample's first member."""
+        start, size = _header(self.rows[row])
+        return _key(os.pread(self._descriptor, size, start), row, self.path)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the open file is still the one that has this name."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _read(self, offset: int, size: int) -> bytes:
+        # pread has no position, so processes that share a descriptor after a fork do not disturb each other.
+        try:
+            data = os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror}); {REMEDY}", source=self.path) from None
+        return _complete(data, offset, size, self.path)
+
+
+class RangedShard:
+    """A shard behind a URL; each sample is one request."""
+
+    is_local = False
+    is_cached = False
+
+    def __init__(self, folder: Folder, shard: Shard, load_rows: Callable[[], Rows]) -> None:
+        self._folder = folder
+        self._name = shard.name
+        self._where = mask(folder.where(shard.name))
+        try:
+            size = folder.size(shard.name)
+        except FileNotFoundError:
+            raise DataError(f"is not there; {REMEDY}", source=self._where) from None
+        if size not in (None, shard.num_bytes):
+            raise changed(self._where, f"{size} bytes", f"{shard.num_bytes}")
+        self.rows = load_rows()
+
+    def sample(self, row: int) -> tuple[bytes, bytes]:
+        """Encoded image and mask."""
+        _, image_offset, image_size, mask_offset, mask_size, _ = self.rows[row].tolist()
+        start = min(image_offset, mask_offset)
+        size = max(image_offset + image_size, mask_offset + mask_size) - start
+        data = _complete(self._read(start, size), start, size, self._where)
+        image, mask_ = image_offset - start, mask_offset - start
+        return data[image : image + image_size], data[mask_ : mask_ + mask_size]
+
+    def key(self, row: int) -> str:
+        """From the header of the sample's first member: another request."""
+        return _key(self._read(*_header(self.rows[row])), row, self._where)
+
+    def _read(self, start: int, size: int) -> bytes:
+        try:
+            return self._folder.read_range(self._name, start, size)
+        except FileNotFoundError:
+            raise DataError(f"is not there any more; {REMEDY}", source=self._where) from None
+
+
+def check_size(path: Path, shard: Shard) -> None:
+    """`DataError` unless the local file has as many bytes as the manifest says."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"cannot be opened ({error.strerror}); {REMEDY}", source=path) from None
+    if size != shard.num_bytes:
+        raise DataError(f"has {size} bytes, the manifest says {shard.num_bytes}; {REMEDY}", source=path)
+
+
+def read_rows(file: Path | IO[bytes], shard: Shard, source: object) -> Rows:
+    """The rows of an index, memory-mapped where it is a path; `DataError` where they cannot be those of the shard."""
+    try:
+        # asarray: rows of a memmap object are ten times slower to take than rows of a plain view of it.
+        rows = np.asarray(np.load(file, mmap_mode="r" if isinstance(file, Path) else None))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot be read ({error}); {REMEDY}", source=source) from None
+    if rows.shape != (shard.num_samples, len(INDEX_COLUMNS)) or rows.dtype != np.int64:
+        expected = (shard.num_samples, len(INDEX_COLUMNS))
+        raise DataError(f"is {rows.dtype} {rows.shape}, expected int64 {expected}; {REMEDY}", source=source)
+    return rows
+
+
+def changed(where: str, found: str, listed: str) -> DataError:
+    """What to say of a shard on a server that is not the one that was written."""
+    return DataError(
+        f"the server's file is not the one that the manifest lists: {found} found, {listed} expected; upload the "
+        "shard that was written again, or write the whole data set again, to an empty folder.",
+        source=where,
+    )
+
+
+def _complete(data: bytes, offset: int, size: int, source: object) -> bytes:
+    if len(data) != size:
+        raise DataError(
+            f"{size} bytes wanted at {offset}, {len(data)} found: the index does not belong to the shard; {REMEDY}",
+            source=source,
+        )
+    return data
+
+
+def _header(row: Rows) -> tuple[int, int]:
+    """Begin and size of what lies before a sample's first bytes: its header, and the records of a long name."""
+    header_offset, image_offset, _, mask_offset, _, _ = row.tolist()
+    return header_offset, max(0, min(image_offset, mask_offset) - header_offset)
+
+
+def _key(header: bytes, row: int, source: object) -> str:
+    try:
+        # tarfile and not the 100 bytes of the header: a long name lies in records before it.
+        with tarfile.open(fileobj=io.BytesIO(header), mode="r:") as tar:
+            member = tar.next()
+    except tarfile.TarError:
+        member = None
+    if member is None:
+        raise DataError(f"no member at the offset of sample {row}; {REMEDY}", source=source)
+    name = PurePosixPath(member.name)
+    return unescape_key(str(name.with_name(name.name.split(".")[0])))
