@@ -1,0 +1,168 @@
+"""How a contender talks to the coordinator: a line of JSON in, a line of JSON out, nothing done in between.
+
+A contender is a process of its own for the whole run, on one core and with one thread. It writes its own format from
+the same pictures, then waits on its standard input: while it waits it costs nothing, so the one whose turn it is has
+the core to itself.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Batches = Iterator[tuple[Any, Any]]
+"""Endless pairs of images and masks, as tensors or arrays."""
+
+LEAD_BATCHES = 4
+"""Taken before the clock of a round starts: what a contender prepared ahead while it waited is not its speed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a contender is asked to load."""
+
+    pictures: str
+    """Folder with images/NAME.jpg, masks/NAME.png (class indices, grey, as PIL saves them) and Labels.txt."""
+    work: str
+    """Folder for this contender's own format of these pictures; kept for the next run."""
+    crop: int
+    """Side of the square crop in pixels."""
+    batch_size: int
+    seed: int = 0
+    num_workers: int = 0
+    """Loader processes; the contenders that are compared have none: one core is one core."""
+    lead_batches: int = LEAD_BATCHES
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Paths of each image and its mask, by name."""
+        images = sorted(Path(self.pictures, "images").glob("*.jpg"))
+        masks = Path(self.pictures, "masks")
+        return [(str(image), str(masks / f"{image.stem}.png")) for image in images]
+
+    def format_once(self, name: str, write: Callable[[str], object]) -> str:
+        """Folder with the pictures in a contender's format; `write` fills it, unless a former run did."""
+        folder = Path(self.work, name)
+        done = folder / ".complete"
+        if not done.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write(str(folder))
+            done.touch()
+        return str(folder)
+
+
+class Rounds:
+    """The running loader of one job, and the stopwatch beside it."""
+
+    def __init__(self, job: Job, batches: Batches) -> None:
+        self.job = job
+        self._batches = batches
+
+    def time(self, seconds: float) -> dict[str, float]:
+        """Samples, seconds and this process's CPU seconds of one round that lasts at least `seconds`."""
+        for _ in islice(self._batches, self.job.lead_batches):
+            pass
+        began, cpu_began = time.perf_counter(), time.process_time()
+        num_batches = 0
+        while (elapsed := time.perf_counter() - began) < seconds:
+            next(self._batches)
+            num_batches += 1
+        cpu = time.process_time() - cpu_began
+        return {"samples": num_batches * self.job.batch_size, "seconds": elapsed, "cpu_seconds": cpu}
+
+    def save(self, path: str, count: int) -> dict[str, float]:
+        """Write `count` batches to an .npz file, for the coordinator to look at."""
+        pairs = [[np.array(part) for part in next(self._batches)] for _ in range(count)]
+        images, masks = (np.stack(parts) for parts in zip(*pairs, strict=True))
+        np.savez(path, images=images, masks=masks)
+        return {"batches": count}
+
+
+def serve(
+    batches: Callable[[Job], Batches],
+    versions: Callable[[], dict[str, str]],
+    extras: Mapping[str, Callable[..., Any]] | None = None,
+) -> None:
+    """Answer requests until standard input ends: `open`, `time`, `save`, `versions`, and those of `extras`.
+
+    `extras` are called with the current job and the request's arguments.
+    """
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # Whatever a library prints goes to the log, not between the replies.
+    rounds: Rounds | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        do = request.pop("do")
+        try:
+            reply: Any = {}
+            if do == "open":
+                job = Job(**request)
+                rounds = Rounds(job, batches(job))
+            elif do == "versions":
+                reply = versions()
+            elif extras and do in extras:
+                assert rounds is not None
+                reply = extras[do](rounds.job, **request)
+            else:
+                reply = getattr(rounds, do)(**request)
+        except Exception as error:
+            traceback.print_exc()
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            reply = {"error": f"{type(error).__name__}: {error}", "missing": missing}
+        with contextlib.suppress(BrokenPipeError):
+            replies.write(json.dumps(reply) + "\n")
+    os._exit(0)  # Libraries' threads and exit functions must not keep a finished contender alive.
+
+
+def installed(*packages: str) -> Callable[[], dict[str, str]]:
+    """A function that gives the version of each package, and raises `ModuleNotFoundError` for a missing one."""
+
+    def versions() -> dict[str, str]:
+        from importlib.metadata import version
+
+        return {package: version(package) for package in packages}
+
+    return versions
+
+
+def window(shape: tuple[int, int], crop: int, rng: np.random.Generator) -> tuple[int, int, bool]:
+    """Top, left and whether to flip, of a random crop of a picture of `shape` (height, width)."""
+    height, width = shape
+    top, left = int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1))
+    return top, left, bool(rng.random() < 0.5)
+
+
+def crop_pil(image: Any, mask: Any, crop: int, rng: np.random.Generator) -> tuple[Any, Any]:
+    """The same random crop and flip of two PIL pictures, as uint8 tensors (H, W, 3) and (H, W).
+
+    As torchvision's reference for segmentation does it (references/segmentation/transforms.py: RandomCrop,
+    RandomHorizontalFlip, PILToTensor), but without the copies to NCHW and to int64.
+    """
+    import torch
+    from PIL import Image
+
+    top, left, flip = window((image.height, image.width), crop, rng)
+    box = (left, top, left + crop, top + crop)
+    image, mask = image.crop(box), mask.crop(box)
+    if flip:
+        image, mask = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, mask))
+    return torch.from_numpy(_array(image)), torch.from_numpy(_array(mask))
+
+
+def _array(picture: Any) -> npt.NDArray[np.uint8]:
+    return np.array(picture)  # A copy: tensors must be writable.
+
+
+def forever(loader: Any) -> Batches:
+    """Epoch after epoch of a loader."""
+    while True:
+        yield from loader
