@@ -152,7 +152,7 @@ def cut(
     end = min(-(-(right + header.margin_x) // interval_width), per_row)
     if (end_row - first_row) * (end - first) > MOST_OF_PICTURE * num_rows * per_row:
         return None
-    ends = _interval_ends(data, header.scan_offset, num_rows * per_row)
+    ends = interval_ends(data, header.scan_offset, num_rows * per_row)
     if ends is None:
         return None
     starts = np.concatenate(([header.scan_offset], ends[:-1]))
@@ -168,19 +168,19 @@ def cut(
     return part, y, x
 
 
-def _interval_ends(data: bytes, scan_offset: int, num_intervals: int) -> npt.NDArray[np.intp] | None:
+def interval_ends(data: bytes, scan_offset: int, num_intervals: int) -> npt.NDArray[np.intp] | None:
     """Where each interval ends, behind its marker (the last one's is EOI); None if one is missing or out of turn."""
     stream = np.frombuffer(data, np.uint8)[scan_offset:]
     escapes = np.flatnonzero(stream[:-1] == 0xFF)
     # A value of 255 is followed by a zero, so what looks like a marker is one.
     markers = escapes[stream[escapes + 1] != _STUFFING][:num_intervals]
-    if stream[markers + 1].tobytes() != _in_turn(num_intervals - 1) + EOI[1:]:
+    if stream[markers + 1].tobytes() != restarts(num_intervals - 1) + EOI[1:]:
         return None
     ends: npt.NDArray[np.intp] = markers + (scan_offset + 2)
     return ends
 
 
-def _in_turn(count: int) -> bytes:
+def restarts(count: int) -> bytes:
     """Second bytes of the first `count` restart markers of a picture."""
     return (_RESTARTS * (count // 8 + 1))[:count]
 
@@ -205,5 +205,5 @@ def _assemble(
     part = bytearray().join([head, *(data[start:end] for start, end in rows)])
     moved = len(head) + np.cumsum(row_ends - row_starts) - row_ends
     numbers = (ends + moved[:, None] - 1).ravel()
-    np.frombuffer(part, np.uint8)[numbers] = np.frombuffer(_in_turn(len(numbers) - 1) + EOI[1:], np.uint8)
+    np.frombuffer(part, np.uint8)[numbers] = np.frombuffer(restarts(len(numbers) - 1) + EOI[1:], np.uint8)
     return bytes(part)
