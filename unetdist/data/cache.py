@@ -48,7 +48,7 @@ class ShardCache:
             raise ConfigError(
                 f"the cache {self.directory} cannot be made ({error.strerror}); give another folder, on a local disk."
             ) from None
-        self._remove_leftovers()
+        self.remove_leftovers()
 
     def find(self, shard: Shard) -> Path | None:
         """The shard's file if it is here, which then counts as used; it may be gone by the time it is opened."""
@@ -170,7 +170,7 @@ class ShardCache:
                         entries.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
         return entries
 
-    def _remove_leftovers(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove what killed processes left half-written: nobody holds its lock."""
         for partial in self.directory.glob(f"*{PARTIAL}"):
             with suppress(Timeout), FileLock(self.directory / "locks" / partial.name[:2], timeout=0):

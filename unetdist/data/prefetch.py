@@ -1,0 +1,173 @@
+"""Fetches the shards that the order will need into the cache, in a process beside the training."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from multiprocessing import connection
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+from unetdist import retries
+from unetdist.data.cache import CacheFullError, ShardCache
+from unetdist.data.manifest import Manifest, Shard
+from unetdist.errors import DataError
+from unetdist.folders import Folder, open_folder
+from unetdist.logs import logger
+from unetdist.remote import is_url
+
+DOWNLOADS = 4
+"""Side by side, of a rank."""
+
+POLL_S = 0.1
+
+Upcoming = Callable[[int], Iterator[tuple[int, int]]]
+
+
+class Prefetcher:
+    """Downloads shards ahead of `position`: `ahead_bytes` of them, half the cache unless given.
+
+    `upcoming(first_position)` gives, without end, at which position which shard begins to be needed. Ranks that
+    share a cache should share its half too. It is a process, for threads beside the training would slow it; it ends
+    with its parent and never keeps it from ending. Where it fails, the workers read for themselves.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | Folder,
+        manifest: Manifest,
+        cache: ShardCache,
+        upcoming: Upcoming,
+        *,
+        first_position: int = 0,
+        ahead_bytes: int | None = None,
+    ) -> None:
+        self.position: Any = multiprocessing.RawValue(ctypes.c_int64, first_position)
+        """Where the training stands: the loader sets `position.value`."""
+        if ahead_bytes is None:
+            ahead_bytes = cache.limit_bytes // 2
+        self._cache = cache
+        self._process = multiprocessing.Process(
+            target=_run,
+            args=(
+                open_folder(folder),
+                manifest,
+                cache,
+                upcoming,
+                self.position,
+                ahead_bytes,
+                retries.RETRY_S,
+            ),
+            name="prefetch",
+            daemon=True,
+        )
+        self._process.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.is_alive()
+
+    def close(self) -> None:
+        """End the process, and remove what it left half-written."""
+        self._process.kill()
+        self._process.join()
+        self._cache.remove_leftovers()
+
+
+def _run(
+    folder: Folder,
+    manifest: Manifest,
+    cache: ShardCache,
+    upcoming: Upcoming,
+    position: Any,
+    ahead_bytes: int,
+    retry_s: float,
+) -> None:
+    _leave_signals()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    retries.set_retry_s(retry_s)
+    try:
+        _fetch_ahead(folder, manifest, cache, _ahead(upcoming, manifest, position, ahead_bytes))
+    except CacheFullError as error:
+        logger.warning("no more shards are fetched ahead, samples are read one by one: %s", error)
+    except Exception:
+        logger.exception("no more shards are fetched ahead, samples are read one by one")
+    finally:
+        cache.remove_leftovers()
+        os._exit(0)  # At once: threads that still download would be waited for.
+
+
+def _leave_signals() -> None:
+    """Ignore what asks the training to stop; SIGTERM ends, for Python's exit sends it and waits."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent_id = os.getppid()
+    # The sentinel alone would not do: processes forked later hold its other end too.
+    while os.getppid() == parent_id:
+        if connection.wait([parent.sentinel], POLL_S):
+            break
+    os._exit(0)
+
+
+def _fetch_ahead(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: Iterable[int]) -> None:
+    pool = ThreadPoolExecutor(DOWNLOADS)
+    running: set[Future[None]] = set()
+    has_warned = False
+
+    def finish(most: int) -> None:
+        """Wait until at most so many downloads are under way."""
+        nonlocal has_warned, running
+        while len(running) > most:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for download in done:
+                try:
+                    download.result()
+                except CacheFullError:
+                    raise
+                except DataError as error:
+                    if not has_warned:
+                        logger.warning("could not be fetched ahead (told once): %s", error)
+                    has_warned = True
+
+    for number in ahead:
+        shard = manifest.shards[number]
+        if not folder.is_local or is_url(shard.name):
+            finish(DOWNLOADS - 1)
+            running.add(pool.submit(_fetch, folder, shard, cache))
+    finish(0)
+
+
+def _fetch(folder: Folder, shard: Shard, cache: ShardCache) -> None:
+    if not folder.is_local:
+        cache.index(folder, shard)
+    cache.fetch(folder, shard)
+
+
+def _ahead(upcoming: Upcoming, manifest: Manifest, position: Any, ahead_bytes: int) -> Iterator[int]:
+    """Numbers of the shards that come next, each as soon as there is room for it."""
+    waiting: deque[tuple[int, int]] = deque()  # (position, bytes) of what was given
+    num_bytes = 0
+    for begin, number in upcoming(position.value):
+        size = manifest.shards[number].num_bytes
+        # Not more than an epoch either: a small data set would be gone through again and again.
+        while waiting and (num_bytes + size > ahead_bytes or len(waiting) >= len(manifest.shards)):
+            if waiting[0][0] <= position.value:  # Needed by now, so no longer ahead.
+                num_bytes -= waiting.popleft()[1]
+            else:
+                sleep(POLL_S)
+        waiting.append((begin, size))
+        num_bytes += size
+        yield number
