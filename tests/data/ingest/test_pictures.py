@@ -1,4 +1,4 @@
-"""Images keep their bytes where anyone decodes them, and become upright 8-bit pictures where not."""
+"""Images stay as they are where anyone decodes them, and become upright 8-bit pictures where not."""
 
 import io
 
@@ -9,13 +9,16 @@ from PIL import Image, ImageOps
 
 from tests.data.ingest.picture_folders import encoded, image_array
 from unetdist.data.decode import decode_image
+from unetdist.data.ingest import pictures
 from unetdist.data.ingest.pictures import channels_of, encode, store_image
+from unetdist.data.jpeg import parse_header
 from unetdist.errors import DataError
 
 SIZE = (6, 9)
 RGB = image_array(1, SIZE)
 GREY = RGB[..., 0]
 RGBA = np.dstack([RGB, GREY])
+LARGE = image_array(2, (100, 160))
 
 
 def save(image: Image.Image, kind: str, **options) -> bytes:
@@ -153,6 +156,47 @@ def test_a_format_that_is_asked_for_changes_only_the_others():
     assert store_image(progressive, SIZE).is_kept
     again = Image.open(io.BytesIO(store_image(progressive, SIZE, image_format="jpg").data))
     assert not again.info.get("progressive")
+
+
+@pytest.mark.parametrize("pixels", [LARGE, LARGE[..., 0]], ids=["rgb", "grey"])
+def test_a_jpeg_gets_restart_markers_and_keeps_its_pixels(pixels):
+    data = encoded(pixels, "JPEG", comment=b"a comment")
+    picture = store_image(data, (100, 160))
+    assert picture.is_kept
+    assert picture.data != data
+    assert b"a comment" in picture.data
+    assert parse_header(picture.data).is_sliceable
+    assert np.array_equal(decode_image(picture.data, 3), decode_image(data, 3))
+    assert np.array_equal(picture.pixels, decode_image(data, 3))
+    assert store_image(data, (100, 160), seekable=False).data == data
+
+
+def test_a_jpeg_written_anew_has_restart_markers():
+    for pixels in (LARGE, LARGE[..., 0]):
+        picture = store_image(encoded(pixels), (100, 160), image_format="jpg")
+        assert parse_header(picture.data).is_sliceable
+        assert not picture.is_kept
+        plain = store_image(encoded(pixels), (100, 160), image_format="jpg", seekable=False)
+        assert parse_header(plain.data).restart_interval == 0
+        assert np.array_equal(picture.pixels, plain.pixels)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 2}])
+def test_a_jpeg_without_need_or_way_keeps_its_bytes(options):
+    data = encoded(LARGE, "JPEG", **options)
+    assert store_image(data, (100, 160)).data == data
+
+
+def test_an_mpo_keeps_its_further_pictures():
+    data = save(Image.fromarray(LARGE), "MPO", save_all=True, append_images=[Image.fromarray(LARGE)])
+    assert store_image(data, (100, 160)).data == data
+
+
+def test_markers_that_changed_pixels_would_not_be_added(monkeypatch):
+    other = encoded(LARGE[::-1], "JPEG")
+    monkeypatch.setattr(pictures, "add_restart_markers", lambda data: other)
+    data = encoded(LARGE, "JPEG")
+    assert store_image(data, (100, 160)).data == data
 
 
 def test_a_range_of_values_becomes_black_and_white():

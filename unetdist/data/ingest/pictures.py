@@ -1,4 +1,4 @@
-"""The image of a sample as a shard holds it: its own bytes where anyone decodes them, else an 8-bit PNG."""
+"""The image of a sample as a shard holds it: the source's own where anyone decodes it, else an 8-bit PNG."""
 
 import io
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from unetdist.data.decode import CHANNEL_MODES, decode_image, reason_of
+from unetdist.data.ingest.restart import add_restart_markers, best_interval
 from unetdist.data.orientation import orientation_of, shown_size, upright
 from unetdist.errors import DataError
 
@@ -34,7 +35,7 @@ class Picture:
     channels: int
     """1 grey, 3 RGB, 4 RGBA."""
     is_kept: bool
-    """The bytes are the source's own."""
+    """Bytes or, where restart markers were added, the coefficients are the source's own, and so are the pixels."""
 
 
 def store_image(
@@ -44,6 +45,7 @@ def store_image(
     resize: tuple[int, int] | None = None,
     image_format: ImageFormat | None = None,
     image_range: tuple[float, float] | None = None,
+    seekable: bool = True,
 ) -> Picture:
     """The image of a mask of `mask_size` (height, width).
 
@@ -54,6 +56,7 @@ def store_image(
         resize: (width, height), by area.
         image_format: Re-encode what is of another format; None: only what has to be.
         image_range: Values of more than 8 bits that become 0 and 255; None: 0 and 65535 for 16-bit integers.
+        seekable: Give JPEGs restart markers, without loss, so that a crop is decoded from its own part of the data.
 
     Raises:
         DataError: The image is unreadable or cut short, holds several frames, has float or 32-bit pixels and
@@ -63,7 +66,8 @@ def store_image(
     raw = (image.height, image.width)
     if _is_kept(image, data, image_format) and not resize and _stays(image, mask_size):
         pixels = decode_image(data, 3)
-        return Picture(data, EXTENSIONS[str(image.format)], pixels, _channels(image.mode), True)
+        kept = _with_restart_markers(data, pixels) if seekable else data
+        return Picture(kept, EXTENSIONS[str(image.format)], pixels, _channels(image.mode), True)
     stored = _eight_bit(image, data, image_range)
     orientation = orientation_of(image)
     if orientation != 1 and mask_size == shown_size(raw, orientation):
@@ -77,7 +81,7 @@ def store_image(
         stored = cv2.resize(stored, resize, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         stored = stored.reshape(resize[1], resize[0], -1)
     extension = image_format or "png"
-    encoded = encode(stored, extension)
+    encoded = encode(stored, extension, seekable=seekable)
     return Picture(encoded, extension, decode_image(encoded, 3), stored.shape[2], False)
 
 
@@ -111,6 +115,12 @@ def _stays(image: Image.Image, mask_size: tuple[int, int]) -> bool:
     orientation = orientation_of(image)
     raw = (image.height, image.width)
     return mask_size == raw and (orientation == 1 or mask_size != shown_size(raw, orientation))
+
+
+def _with_restart_markers(data: bytes, pixels: Pixels) -> bytes:
+    """The data as they are where nothing can be added, and should the `pixels` not stay the same."""
+    marked = add_restart_markers(data)
+    return marked if marked and np.array_equal(decode_image(marked, 3), pixels) else data
 
 
 def _eight_bit(image: Image.Image, data: bytes, image_range: tuple[float, float] | None) -> Pixels:
@@ -166,14 +176,15 @@ def _scale(deep: npt.NDArray[Any], image_range: tuple[float, float] | None) -> P
     return scaled.astype(np.uint8).reshape(*deep.shape[:2], -1)
 
 
-def encode(pixels: Pixels, image_format: ImageFormat) -> bytes:
-    """Pixels (H, W, 1|3|4) as PNG, or as JPEG without alpha."""
+def encode(pixels: Pixels, image_format: ImageFormat, *, seekable: bool = True) -> bytes:
+    """Pixels (H, W, 1|3|4) as PNG, or as JPEG without alpha, with restart markers where it is to be `seekable`."""
     file = io.BytesIO()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if image_format == "jpg":
         image = image.convert("RGB") if image.mode == "RGBA" else image
         # 4:4:4, for halved colour would blur what the mask separates.
-        image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        interval = best_interval(-(-image.width // 8), 8) if seekable else 0
+        image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, restart_marker_blocks=interval)
     else:
         image.save(file, "PNG")
     return file.getvalue()
