@@ -175,6 +175,12 @@ def _stream(url: str, start: int) -> Iterator[bytes]:
     file: Any = None
     at = start
 
+    def close() -> None:
+        nonlocal file
+        if file is not None:
+            file.close()
+            file = None
+
     def next_piece() -> bytes:
         nonlocal file
         try:
@@ -185,12 +191,15 @@ def _stream(url: str, start: int) -> Iterator[bytes]:
                     skip -= len(passed)
             return bytes(file.read(PIECE))
         except Exception:
-            file = None
+            close()
             raise
 
-    while piece := retry(url, next_piece):
-        at += len(piece)
-        yield piece
+    try:
+        while piece := retry(url, next_piece):
+            at += len(piece)
+            yield piece
+    finally:
+        close()
 
 
 def _file_system(url: str) -> Any:
