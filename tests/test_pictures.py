@@ -40,6 +40,14 @@ def test_at_half_opacity_only_the_classes_have_colour():
     assert (abs(blue - red - (200 - 10) / 2) <= 1).all()
 
 
+def test_a_tint_is_an_overlay_without_its_legend():
+    image, mask = random_image(260, 300, 1), halves(260, 300, 0, IGNORE_INDEX)
+    assert np.array_equal(
+        pictures.tint(image, mask, COLORS), pictures.overlay(image, mask, COLORS, NAMES)[:260]
+    )
+    assert pictures.tint(random_image(3, 2), halves(3, 2, 0, 1), COLORS).shape == (3, 2, 3)
+
+
 def test_overlay_of_opacity_zero_is_the_image():
     image = random_image(260, 300)
     drawn = pictures.overlay(image, halves(260, 300, 0, 1), COLORS, NAMES, opacity=0)

@@ -36,10 +36,14 @@ def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str], *, o
         opacity: weight of the class colours, 0..1.
     """
     base, labels = _enlarged(_as_rgb(image), mask)
-    picture = Image.fromarray(base)
+    return with_legend(tint(base, labels, colors, opacity=opacity), _present(mask), colors, names)
+
+
+def tint(image: Array, mask: Array, colors: Array, *, opacity: float = 0.5) -> Array:
+    """`overlay` at the image's own size and without a legend."""
+    picture = Image.fromarray(_as_rgb(image))
     faded = Image.blend(picture, picture.convert("L").convert("RGB"), min(1.0, 2 * opacity))
-    mixed = Image.blend(faded, Image.fromarray(paint(labels, colors)), opacity)
-    return _with_legend(np.asarray(mixed), _present(mask), colors, names)
+    return np.asarray(Image.blend(faded, Image.fromarray(paint(mask, colors)), opacity))
 
 
 def panels(
@@ -59,7 +63,7 @@ def panels(
     draw = ImageDraw.Draw(canvas)
     for column, title in enumerate(columns):
         draw.text((column * (width + gap) + width // 2, title_px // 2), title, _INK, font, anchor="mm")
-    return _with_legend(np.asarray(canvas), present, colors, names, font)
+    return with_legend(np.asarray(canvas), present, colors, names, font)
 
 
 def heat_map(confusion: Array, names: Sequence[str]) -> Array:
@@ -126,7 +130,7 @@ def pad_alike(arrays: Sequence[Array], value: int) -> list[Array]:
     return padded
 
 
-def _with_legend(
+def with_legend(
     picture: Array,
     present: Sequence[int],
     colors: Array,
