@@ -11,8 +11,8 @@ import pytest
 from tests.data.test_shards import KEYS, write_shard
 from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.shards import load_index
-from unetdist.data.tar_index import index_tar, read_key
-from unetdist.errors import DataError
+from unetdist.data.tar_index import MemberNames, index_tar, read_key
+from unetdist.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -36,7 +36,7 @@ def test_foreign_tars_are_indexed_as_tarfile_reads_them(tmp_path, format_):
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname, link.size = tarfile.SYMTYPE, "x" * 200, 0
         tar.addfile(link) if format_ != tarfile.USTAR_FORMAT else None
-    index = index_tar(path, mask_ext="seg.png")
+    index = index_tar(path, MemberNames("{stem}.seg.png"))
     with tarfile.open(path) as tar:
         members = {member.name: member for member in tar.getmembers()}
     for row, key in zip(index, keys, strict=True):
@@ -98,10 +98,10 @@ def test_a_damaged_pax_header_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a.jpg", "b.jpg", "b.mask.png"], r"key a has no \.mask\.png \(it has \.jpg\).*--mask-ext"),
+        (["a.jpg", "b.jpg", "b.mask.png"], r"key a has no mask a\.mask\.png \(it has \.jpg\).*--mask-ext"),
         (["a.jpg", "a.mask.png", "b.mask.png"], "key b has 0 images besides its mask"),
         (["a.jpg", "a.png", "a.mask.png"], "key a has 2 images besides its mask"),
-        (["a.jpg", "a.mask.png", "a.JPG"], r"key a has two members \.jpg"),
+        (["a.jpg", "a.mask.png", "a.JPG"], r"key a has two members \.jpg; remove one"),
         (
             ["a.jpg", "a.mask.png", "b.jpg", "b.mask.png", "a.json"],
             "members of key a do not lie side by side.*sort=name",
@@ -125,3 +125,30 @@ def test_an_unknown_kind_of_member_is_refused(tmp_path):
 @pytest.mark.parametrize("suffix", PICTURE_SUFFIXES)
 def test_every_kind_of_picture_may_be_the_image(tmp_path, suffix):
     assert len(index_tar(foreign(tmp_path / "0.tar", [f"a{suffix}", "a.mask.png"]))) == 1
+
+
+def test_templates_tell_images_and_masks_apart(tmp_path):
+    names = ["d/1_leftImg8bit.png", "d/1_gtFine_color.PNG", "d/1_instances.png", "d/1_gtFine.json"]
+    path = foreign(tmp_path / "0.tar", names)
+    index = index_tar(path, MemberNames("{stem}_gtFine_color.png", "{stem}_leftImg8bit.png"))
+    assert index[:, 1::2].tolist() == [[512, 512 + 1024, index[0, 5]]]
+    with pytest.raises(DataError, match=r"key d/1 has no mask 1_color\.png \(it has _leftImg8bit\.png\)"):
+        index_tar(path, MemberNames("{stem}_color.png", "{stem}_leftImg8bit.png"))
+    with pytest.raises(
+        DataError, match=r"key d/1 has 0 images besides its mask .*\{stem\}_l\.png is expected\."
+    ):
+        index_tar(path, MemberNames("{stem}_gtFine_color.png", "{stem}_l.png"))
+    twice = foreign(tmp_path / "1.tar", ["1_m.png", "1_M.png"])
+    with pytest.raises(DataError, match="key 1 has two masks; remove one"):
+        index_tar(twice, MemberNames("{stem}_m.png"))
+
+
+@pytest.mark.parametrize("template", ["mask.png", "{stem}{stem}.png"])
+def test_a_template_without_stem_is_refused(template):
+    with pytest.raises(ConfigError, match=r"--mask-name \(.*\) must hold \{stem\} once; use for example"):
+        MemberNames(template)
+
+
+def test_errors_name_the_tar_as_its_user_knows_it(tmp_path):
+    with pytest.raises(DataError, match=r"^s3://b/0\.tar: key a has no mask"):
+        index_tar(foreign(tmp_path / "0.tar", ["a.jpg"]), source="s3://b/0.tar")

@@ -139,6 +139,7 @@ def test_options_reach_the_shards(root, tmp_path):
             "no source; give --images DIR --masks DIR, --list FILE, --dataset NAME or --shapes N",
         ),
         (["--images", "x", "--masks", "y"], r"--labels is missing; .*--labels Labels\.txt"),
+        (["index", "x"], r"--labels is missing; .*--labels Labels\.txt"),
     ],
 )
 def test_a_command_that_lacks_something_is_told(root, tmp_path, arguments, message):
@@ -196,12 +197,14 @@ def test_a_size_that_is_none_is_refused(root, tmp_path, text, capsys):
 
 
 def test_index_makes_a_data_set_of_foreign_tars(tmp_path, capsys):
-    (tmp_path / "Labels.txt").write_text("0 0 0 ground\n9 9 9 tree\n")
+    (tmp_path / "Labels.txt").write_text("0 0 0 ground\n9 0 9 tree\n")
     pack(tmp_path / "tars" / "a.tar", ["a", "b"])
     arguments = ["index", tmp_path / "tars", "--labels", tmp_path / "Labels.txt", "--workers", 1]
-    with pytest.raises(DataError, match=r"no manifest is written\.\nbad tar \(1\)\n.*has no \.mask\.png"):
-        run(*arguments)
-    run(*arguments, "--mask-ext", "seg.png")
+    with pytest.raises(
+        DataError, match=r"no manifest is written\.\nbad tar \(1\)\n.*has no mask a\.mask\.png"
+    ):
+        run(*arguments, "--mask-ext", "mask.png")
+    run(*arguments)
     assert Manifest.load(tmp_path / "tars").num_samples == 2
     assert "2 samples in 1 shard," in capsys.readouterr().out
 

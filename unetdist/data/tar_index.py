@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,13 +16,49 @@ import numpy as np
 
 from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.shards import BLOCK, INDEX_COLUMNS, checksum, unescape_key
-from unetdist.errors import DataError
+from unetdist.errors import ConfigError, DataError
 
 DATA_TYPES = b"0\0" + b"7"
 LINK_TYPES = b"123456"
 """Links, devices, folders: a name without bytes, whatever their size field says."""
 
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class MemberNames:
+    """How a tar's members are named: a key ends at the first dot, the extension follows, as webdataset has it."""
+
+    mask: str = "{stem}.mask.png"
+    """Template of a mask, without its folder."""
+    image: str | None = None
+    """Template of an image; None: the other picture of the key."""
+
+    def __post_init__(self) -> None:
+        for option, template in (("mask", self.mask), ("image", self.image)):
+            if template is not None and template.count("{stem}") != 1:
+                raise ConfigError(
+                    f'--{option}-name ({template}) must hold {{stem}} once; use for example "{{stem}}.seg.png".'
+                )
+
+    def split(self, name: str) -> tuple[str, str] | None:
+        """(key, part) of a member, the part being "mask", "image" or an extension; None: not of a sample."""
+        if re.match(r"__[^/]*__($|/)", name):
+            return None
+        for part, template in (("mask", self.mask), ("image", self.image)):
+            if template is not None and (match := _pattern(template).fullmatch(name)):
+                return match[1] + match[2], part
+        match = _KEY_AND_EXTENSION.fullmatch(name)
+        return None if match is None or self.image is not None else (match[1], f".{match[2].lower()}")
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    before, after = map(re.escape, template.split("{stem}"))
+    return re.compile(f"((?:.*/|)){before}([^./]+){after}", re.DOTALL | re.IGNORECASE)
+
+
+OURS = MemberNames()
 
 
 @dataclass(frozen=True)
@@ -35,41 +72,44 @@ class Member:
     size: int
 
 
-def index_tar(path: str | Path, *, mask_ext: str = "mask.png") -> np.ndarray:
+def index_tar(path: str | Path, names: MemberNames = OURS, *, source: object = None) -> np.ndarray:
     """The index of a tar, int64 (n, 6), columns as in `INDEX_COLUMNS`.
 
     Args:
-        path: A tar of members `key.EXT` in which a sample's members lie side by side.
-        mask_ext: Extension of the masks, without the first dot; the image is the other picture of the key.
+        path: A tar in which a sample's members lie side by side.
+        names: Which members are the masks, and which the images.
+        source: What errors call the tar; None: its path.
 
     Raises:
         DataError: The tar is cut off or damaged, or a sample lacks its image or mask, has two images, or is
             spread over the tar.
     """
+    source = path if source is None else source
     rows: list[tuple[int, ...]] = []
     seen: set[str] = set()
-    key, members = "", dict[str, Member]()
+    last, members = "", dict[str, Member]()
     with open(path, "rb") as file:
-        for member in _members(file, path):
-            match = _KEY_AND_EXTENSION.fullmatch(member.name)
-            if match is None or re.match(r"__[^/]*__($|/)", member.name):
+        for member in read_members(file, source):
+            if (found := names.split(member.name)) is None:
                 continue
-            if match[1] != key and members:
-                rows.append(_row(file, members, key, path, mask_ext))
+            key, part = found
+            if key != last and members:
+                rows.append(_row(file, members, last, source, names))
                 members = {}
-            if not members and match[1] in seen:
+            if not members and key in seen:
                 raise DataError(
-                    f"the members of key {match[1]} do not lie side by side; pack the tar anew with "
+                    f"the members of key {key} do not lie side by side; pack the tar anew with "
                     "`tar --sort=name -cf`.",
-                    source=path,
+                    source=source,
                 )
-            key, extension = match[1], match[2].lower()
+            last = key
             seen.add(key)
-            if extension in members:
-                raise DataError(f"key {key} has two members .{extension}; remove one.", source=path)
-            members[extension] = member
+            if part in members:
+                what = f"members {part}" if part.startswith(".") else f"{part}s"
+                raise DataError(f"key {key} has two {what}; remove one.", source=source)
+            members[part] = member
         if members:
-            rows.append(_row(file, members, key, path, mask_ext))
+            rows.append(_row(file, members, last, source, names))
     return np.array(rows, dtype=np.int64).reshape(-1, len(INDEX_COLUMNS))
 
 
@@ -77,27 +117,33 @@ def read_key(path: str | Path, header_offset: int) -> str:
     """The key of the sample whose first header lies at `header_offset` of the tar, as its source had it."""
     with open(path, "rb") as file:
         file.seek(header_offset)
-        member = next(_members(file, path))
+        member = next(read_members(file, path))
     match = _KEY_AND_EXTENSION.fullmatch(member.name)
     return unescape_key(match[1] if match else member.name)
 
 
 def _row(
-    file: BinaryIO, members: dict[str, Member], key: str, path: str | Path, mask_ext: str
+    file: BinaryIO, members: dict[str, Member], key: str, source: object, names: MemberNames
 ) -> tuple[int, ...]:
-    mask = members.get(mask_ext.lower())
-    images = [m for ext, m in members.items() if f".{ext}" in PICTURE_SUFFIXES and m is not mask]
-    have = ", ".join(f".{extension}" for extension in members)
+    mask = members.get("mask")
+    images = [
+        member
+        for part, member in members.items()
+        if (part == "image" if names.image else part in PICTURE_SUFFIXES)
+    ]
+    have = ", ".join(members[part].name.removeprefix(key) for part in members)
     if mask is None:
+        wanted = names.mask.replace("{stem}", key.rpartition("/")[2])
         raise DataError(
-            f"key {key} has no .{mask_ext} (it has {have}); name the masks' extension with --mask-ext.",
-            source=path,
+            f"key {key} has no mask {wanted} (it has {have}); name the masks with --mask-ext or --mask-name.",
+            source=source,
         )
     if len(images) != 1:
+        wanted = names.image or "one of " + ", ".join(PICTURE_SUFFIXES)
         raise DataError(
-            f"key {key} has {len(images)} images besides its mask (it has {have}); one of "
-            f"{', '.join(PICTURE_SUFFIXES)} is expected.",
-            source=path,
+            f"key {key} has {len(images)} images besides its mask (it has {have}); {wanted} is expected"
+            + ("." if names.image else ", or say which with --image-name."),
+            source=source,
         )
     image = images[0]
     first = min(member.header_offset for member in members.values())
@@ -112,7 +158,7 @@ def _content(file: BinaryIO, member: Member) -> bytes:
     return file.read(member.size)
 
 
-def _members(file: BinaryIO, path: str | Path) -> Iterator[Member]:
+def read_members(file: BinaryIO, source: object) -> Iterator[Member]:
     """The regular files from the file's position on, up to the end-of-archive blocks."""
     end = os.fstat(file.fileno()).st_size
     extended: dict[str, str] = {}
@@ -124,20 +170,20 @@ def _members(file: BinaryIO, path: str | Path) -> Iterator[Member]:
             return
         if len(header) < BLOCK or header == bytes(BLOCK):
             raise DataError(
-                "cut off: the end-of-archive blocks are missing; copy or write this tar again.", source=path
+                "cut off: the end-of-archive blocks are missing; copy or write this tar again.", source=source
             )
         first = position if first is None else first
-        _check(header, position, path)
+        _check(header, position, source)
         kind = header[156:157]
         size = 0 if kind in LINK_TYPES else int(extended.get("size", 0)) or _number(header[124:136])
         offset = position + BLOCK
         after = offset + size + -size % BLOCK
         if after > end:
             raise DataError(
-                f"cut off inside the member at byte {position}; copy or write this tar again.", source=path
+                f"cut off inside the member at byte {position}; copy or write this tar again.", source=source
             )
         if kind == b"x":
-            extended |= _pax_records(file.read(size), path)
+            extended |= _pax_records(file.read(size), source)
         elif kind == b"L":
             extended["path"] = _text(file.read(size))
         elif kind in DATA_TYPES:
@@ -148,12 +194,12 @@ def _members(file: BinaryIO, path: str | Path) -> Iterator[Member]:
         elif kind not in b"gK":
             raise DataError(
                 f"member at byte {position} is of type {kind!r} (a sparse file?); pack the tar anew.",
-                source=path,
+                source=source,
             )
         file.seek(after)
 
 
-def _check(header: bytes, position: int, path: str | Path) -> None:
+def _check(header: bytes, position: int, source: object) -> None:
     """Compare the checksum: the sum of the header's bytes with its own field taken as spaces."""
     try:
         stored = _number(header[148:156])
@@ -162,7 +208,7 @@ def _check(header: bytes, position: int, path: str | Path) -> None:
     if stored != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
         raise DataError(
             f"damaged, or no tar: the header at byte {position} is wrong; copy or write it again.",
-            source=path,
+            source=source,
         )
 
 
@@ -183,7 +229,7 @@ def _name(header: bytes) -> str:
     return f"{prefix}/{name}" if prefix else name
 
 
-def _pax_records(data: bytes, path: str | Path) -> dict[str, str]:
+def _pax_records(data: bytes, source: object) -> dict[str, str]:
     """Records of "LENGTH key=value" and a line feed; LENGTH counts all of it."""
     records = {}
     while data:
@@ -191,7 +237,7 @@ def _pax_records(data: bytes, path: str | Path) -> dict[str, str]:
         length = int(digits) if digits.isdigit() else 0
         key, equals, value = data[len(digits) + 1 : length].partition(b"=")
         if not equals or key.startswith(b"GNU.sparse"):
-            raise DataError("damaged or sparse (PAX header); pack the tar anew.", source=path)
+            raise DataError("damaged or sparse (PAX header); pack the tar anew.", source=source)
         records[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")
         data = data[length:]
     return records

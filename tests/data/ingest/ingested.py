@@ -5,25 +5,27 @@ import json
 import tarfile
 from pathlib import Path
 
-from tests.data.ingest.picture_folders import (
-    palette,
-)
+from tests.data.ingest.picture_folders import palette
 from unetdist.data.ingest.convert import ConvertOptions
-from unetdist.data.ingest.folder import LayoutOptions
+from unetdist.data.ingest.layout import LayoutOptions
 from unetdist.data.ingest.sources import Source, from_folders
-from unetdist.data.ingest.writer import write_dataset
+from unetdist.data.ingest.writer import RunOptions, write_dataset
 from unetdist.data.manifest import Manifest
 
 FIVE = LayoutOptions(samples_per_shard=5)
 
 
-def write(root: Path, out: Path, source: Source | None = None, **options) -> str:
+def write(root: Path, out: Path | str, source: Source | None = None, **options) -> str | None:
     layout = options.pop("layout", FIVE)
-    run = {name: options.pop(name) for name in ("workers", "overwrite") if name in options}
+    run = {name: options.pop(name) for name in ("workers", "overwrite", "share") if name in options}
     source = source or from_folders(root / "images", root / "masks")
-    parts = {out: source.samples}
     return write_dataset(
-        source, parts, palette(root), convert=ConvertOptions(**options), layout=layout, **run
+        source,
+        {str(out): source.samples},
+        palette(root),
+        convert=ConvertOptions(**options),
+        layout=layout,
+        options=RunOptions(**run),
     )
 
 

@@ -17,9 +17,8 @@ from tests.data.ingest.picture_folders import (
 )
 from unetdist.data import shards
 from unetdist.data.decode import decode_mask
-from unetdist.data.ingest import convert, folder
-from unetdist.data.ingest.folder import LayoutOptions
-from unetdist.data.ingest.sources import Sample
+from unetdist.data.ingest import folder, records
+from unetdist.data.ingest.layout import LayoutOptions
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError
 
@@ -58,40 +57,20 @@ def test_samples_are_shuffled_unless_their_order_is_to_be_kept(root, tmp_path):
     assert sorted(shuffled) == kept
 
 
-@pytest.mark.parametrize(
-    ("count", "num_bytes", "options", "expected"),
-    [
-        (1, 10, {}, [1]),
-        (30, 10, {}, [10, 10, 10]),
-        (367, 10, {}, [22, 23] * 8),
-        (100, 10_000_000, {}, [8, 9] * 6),
-        (1000, 1_024_000, {}, [62, 63] * 8),
-        (10, 10, {"samples_per_shard": 4}, [3, 3, 4]),
-        (40, 1_000_000, {"shard_size_mb": 4.0}, [4] * 10),
-    ],
-)
-def test_shards_are_of_one_size_and_several_even_if_samples_are_few(count, num_bytes, options, expected):
-    samples = [Sample(key=str(number), image="", mask="", num_bytes=num_bytes) for number in range(count)]
-    sizes = [len(part) for part in LayoutOptions(**options).divide(samples)]
-    assert sum(sizes) == count
-    assert max(sizes) - min(sizes) <= 1
-    assert len(sizes) == len(expected)
-
-
 KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 from tests.data.ingest import ingested
-from unetdist.data.ingest import convert
-keep, wait = convert._write, int(sys.argv[3])
+from unetdist.data.ingest import shard_job
+make, wait = shard_job.ShardJob.make, int(sys.argv[3])
 def kill_at(job):
     if job.number == wait:
-        with convert.open_shard(job.path) as writer:  # in the middle of a shard
+        with shard_job.open_shard(job.folder.path(job.name)) as writer:  # in the middle of a shard
             writer._file.write(b"half")
             writer._file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-    return keep(job)
-convert._write = kill_at
+    return make(job)
+shard_job.ShardJob.make = kill_at
 ingested.write(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -117,11 +96,11 @@ def test_an_interruption_says_what_stays_and_how_to_go_on(root, tmp_path, monkey
     def interrupted(job):
         if job.number == 2:
             raise KeyboardInterrupt
-        return convert.finish_shard(job)
+        return records.finish(job)
 
     monkeypatch.setattr(folder.logger, "propagate", True)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "finish_shard", interrupted)
+        patch.setattr(folder, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write(root, tmp_path / "out")
     assert (

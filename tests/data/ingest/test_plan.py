@@ -11,8 +11,10 @@ from tests.data.ingest.picture_folders import (
     write_folders,
 )
 from unetdist.data.ingest import plan
-from unetdist.data.ingest.folder import LayoutOptions
+from unetdist.data.ingest.layout import LayoutOptions
+from unetdist.data.ingest.share import ALONE
 from unetdist.errors import DataError
+from unetdist.folders import open_folder
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_a_folder_with_shards_of_others_is_refused(root, tmp_path):
 
 def test_two_runs_cannot_write_to_one_folder(root, tmp_path):
     with (
-        plan.hold(tmp_path / "out"),
+        plan.hold(open_folder(tmp_path / "out"), ALONE, kind=plan.WRITE),
         pytest.raises(DataError, match="another process is writing to this folder; wait"),
     ):
         write(root, tmp_path / "out")

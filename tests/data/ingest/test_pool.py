@@ -72,6 +72,6 @@ def die(job):
 
 
 def test_a_worker_that_is_killed_is_told_of(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "finish_shard", die)
+    monkeypatch.setattr(folder, "finish", die)
     with pytest.raises(DataError, match="worker process was killed.* memory .*with fewer than 2 --workers"):
         write(root, tmp_path / "out", workers=2)

@@ -52,11 +52,11 @@ def test_unknown_colours_are_told_even_if_they_are_accepted(root, tmp_path, poli
 
 def test_the_next_command_names_both_folders_where_both_are_written(root, tmp_path):
     train, val = tmp_path / "train", tmp_path / "val"
-    assert next_command([train]).endswith(f"--data.train {train} --data.val VALIDATION_SHARDS")
-    assert next_command([val]).endswith(f"--data.train TRAINING_SHARDS --data.val {val}")
+    assert next_command([str(train)]).endswith(f"--data.train {train} --data.val VALIDATION_SHARDS")
+    assert next_command([str(val)]).endswith(f"--data.train TRAINING_SHARDS --data.val {val}")
     write(root, train)
     write(root, val)
-    for folders in ([train], [val], [train, val]):
+    for folders in ([str(train)], [str(val)], [str(train), str(val)]):
         assert next_command(folders).endswith(f"--data.train {train} --data.val {val}")
 
 

@@ -1,68 +1,45 @@
-"""From a source to a folder of shards: in parallel, restartable, and with one account of all that is wrong.
+"""From jobs to a folder of shards: parallel, by several processes, restartable, and with one account of what is wrong.
 
 The folder's `.ingest` holds what the shards are made from and a record of each finished one. A run goes on
 where another one was stopped, by whatever means: a shard whose tar has the recorded hash is kept. The same input
-gives the same bytes, whatever the number of workers and interruptions.
+gives the same bytes, whatever the number of workers, processes and interruptions.
 """
 
 import errno
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from unetdist.data.ingest import plan
-from unetdist.data.ingest.convert import ConvertOptions, Finished, Found, Job, finish_shard
 from unetdist.data.ingest.pool import run_jobs
-from unetdist.data.ingest.sources import Problem, Reader, Sample
-from unetdist.data.ingest.split import hash_key
+from unetdist.data.ingest.records import RECORDS, Finished, Found, Job, finish, load, record_name
+from unetdist.data.ingest.share import Share
+from unetdist.data.ingest.sources import Problem
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels import Palette
+from unetdist.data.labels.masks import MaskFormat, UnknownColors
 from unetdist.data.manifest import Manifest
-from unetdist.errors import ConfigError, DataError
+from unetdist.errors import DataError
+from unetdist.folders import Folder, open_folder
 from unetdist.logs import logger, progress
 
-MIN_SHARDS = 16
-"""Of a small data set, as long as each keeps `MIN_SAMPLES`: shards are what ranks and caches divide."""
-MIN_SAMPLES = 8
+POLL_S = 1.0
+"""Pause between two looks at what the other processes have recorded."""
+WAIT_S = 3600.0
+"""How long rank 0 waits without any new record."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class LayoutOptions:
-    """How samples are laid out in shards."""
-
-    samples_per_shard: int | None = None
-    """At most so many; None: by size."""
-    shard_size_mb: float = 256.0
-    """Megabytes of source files that a shard is to hold, if `samples_per_shard` is None."""
-    keep_order: bool = False
-    """Samples in the order of their keys; else shuffled, by a hash of the key, so that neighbours part."""
-
-    def __post_init__(self) -> None:
-        if self.samples_per_shard is not None and self.samples_per_shard < 1:
-            raise ConfigError(f"samples_per_shard ({self.samples_per_shard}) must be 1 or more; use 1000.")
-        if self.shard_size_mb <= 0:
-            raise ConfigError(f"shard_size_mb ({self.shard_size_mb:g}) must be over 0; use 256.")
-
-    def divide(self, samples: Sequence[Sample]) -> list[tuple[Sample, ...]]:
-        """The samples of each shard, in order; all hold the same number, or one more."""
-        ordered = sorted(samples, key=lambda sample: sample.key)
-        if not self.keep_order:
-            ordered.sort(key=lambda sample: hash_key(sample.key))
-        if self.samples_per_shard:
-            count = -(-len(ordered) // self.samples_per_shard)
-        else:
-            by_size = round(sum(sample.num_bytes for sample in ordered) / (self.shard_size_mb * 1e6))
-            count = max(1, by_size, min(MIN_SHARDS, len(ordered) // MIN_SAMPLES))
-        bounds = [len(ordered) * number // count for number in range(count + 1)]
-        return [tuple(ordered[bounds[number] : bounds[number + 1]]) for number in range(count)]
+_READERS = 16
+"""Records that are read side by side: each takes a while from an object store."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one folder."""
 
-    folder: Path
+    folder: Folder
     manifest: Manifest | None
     """None where problems kept the data set from being finished."""
     problems: tuple[Problem, ...]
@@ -72,114 +49,173 @@ class Outcome:
     """Shards that were there already."""
 
 
-def ingest(
-    samples: Sequence[Sample],
-    reader: Reader,
-    palette: Palette,
-    folder: str | Path,
-    *,
-    convert: ConvertOptions,
-    layout: LayoutOptions,
-    workers: int = 1,
-    overwrite: bool = False,
-    is_rehearsal: bool = False,
-) -> Outcome:
-    """Write `samples` to `folder`, and the manifest if none of them is bad (or bad ones are to be skipped).
+@dataclass
+class FolderRun:
+    """One folder that is being filled, by this process alone or by several."""
 
-    Args:
-        samples: One or more.
-        reader: Of their bytes.
-        palette: Their classes.
-        folder: Made if need be; what a former run finished there is kept.
-        convert: What is done to a sample.
-        layout: How samples are divided into shards.
-        workers: Processes.
-        overwrite: Remove what a former run of another plan wrote.
-        is_rehearsal: Look for problems only, write nothing.
+    folder: Folder
+    jobs: Sequence[Job]
+    plan: dict[str, Any]
+    share: Share = field(default_factory=Share)
+    verb: str = "writing"
 
-    Raises:
-        DataError: The folder holds something else, the disk is full, or a worker died.
-    """
-    folder = Path(folder)
-    jobs = [
-        Job(folder, number, part, reader, palette, convert, is_rehearsal)
-        for number, part in enumerate(layout.divide(samples))
-    ]
-    if is_rehearsal:
-        return gather(folder, _finish(jobs, workers, f"looking at {folder}"))
-    with _stopped(folder, len(jobs)), plan.hold(folder):
-        plan.settle(folder, jobs, asdict(layout), overwrite=overwrite)
-        finished = _finish(jobs, workers, f"writing {folder}")
-        outcome = gather(folder, finished)
-        if outcome.problems and not convert.skip_bad:
-            plan.drop(folder)
-            return outcome
-        if not outcome.statistics.sizes:
-            raise DataError(
-                f"none of {len(samples)} samples is left, all are bad; run it without --skip-bad to see why.",
-                source=folder,
+    def __post_init__(self) -> None:
+        self._finished: dict[int, Finished] = {}
+
+    @contextmanager
+    def open(self, *, overwrite: bool = False) -> Iterator[None]:
+        """Hold the folder, once its former contents prove to be of the same plan (or are to be overwritten)."""
+        with ExitStack() as held:
+            with self.told():
+                held.enter_context(plan.hold(self.folder, self.share, kind=self.plan[plan.KIND]))
+                plan.settle(self.folder, self.plan, len(self.jobs), self.share, overwrite=overwrite)
+            yield
+
+    def make(self, workers: int) -> None:
+        """Make, or keep, the shards of this process's share."""
+        mine = self.share.of(self.jobs)
+        is_shown = self.share.rank == 0 or not self.share.is_launched
+        with self.told():
+            for item in run(finish, mine, workers, f"{self.verb} {self.folder}", is_shown=is_shown):
+                self._finished[item.number] = item
+
+    def wait(self) -> None:
+        """Until all processes have recorded their shards; `DataError` where none does so for `WAIT_S`."""
+        done, since = self.look(), time.monotonic()
+        others = f"waiting for the other {self.share.world_size - 1} processes, {self.verb} {self.folder}"
+        with progress(others, len(self.jobs), completed=done) as bar:
+            while done < len(self.jobs):
+                began = time.monotonic()
+                if began - since > WAIT_S:
+                    raise DataError(
+                        f"{done} of {len(self.jobs)} shards are complete, and none was added for {WAIT_S:.0f} s: "
+                        "another process has died or hangs. Look into its output, and run the same command again: "
+                        "it keeps what is complete.",
+                        source=self.folder,
+                    )
+                more = self.look() - done
+                if more:
+                    bar.advance(more)
+                    done, since = done + more, time.monotonic()
+                elif done < len(self.jobs):
+                    time.sleep(max(POLL_S, 5 * (time.monotonic() - began)))
+
+    def look(self) -> int:
+        """How many shards are recorded by now, by any process."""
+        there = set(open_folder(self.folder.where(RECORDS)).names(".json"))
+        recorded = [
+            (job, name)
+            for job in self.jobs
+            if job.number not in self._finished
+            for name in (record_name(job.number), record_name(job.number, is_bad=True))
+            if name.removeprefix(f"{RECORDS}/") in there
+        ]
+        with ThreadPoolExecutor(_READERS) as pool:
+            for item in pool.map(lambda job_and_name: load(*job_and_name), recorded):
+                if item is not None:
+                    self._finished[item.number] = item
+        return len(self._finished)
+
+    def merge(
+        self,
+        palette: Palette,
+        *,
+        skip_bad: bool = False,
+        resize: tuple[int, int] | None = None,
+        masks: tuple[MaskFormat, UnknownColors] | None = None,
+    ) -> Outcome:
+        """Add up all shards, and write the manifest if no sample is bad (or bad ones are to be skipped).
+
+        Args:
+            palette: Classes.
+            skip_bad: Bad samples were left out.
+            resize: What images were resized to.
+            masks: How masks are read, where not all of them hold class indices.
+
+        Raises:
+            DataError: No sample is left, or the folder takes no files.
+        """
+        finished = [self._finished[job.number] for job in self.jobs]
+        outcome = gather(self.folder, finished)
+        with self.told():
+            if outcome.problems and not skip_bad:
+                plan.drop(self.folder)
+                return outcome
+            if not outcome.statistics.sizes:
+                number = sum(item.num_samples for item in finished)
+                raise DataError(
+                    f"none of {number} samples is left, all are bad; run it without --skip-bad to see why."
+                    if outcome.problems
+                    else "the tars hold no samples.",
+                    source=self.folder,
+                )
+            shards = [item.shard for item in finished if item.shard]
+            manifest = outcome.statistics.to_manifest(
+                shards, palette.to_records(), palette.num_classes, resize
             )
-        manifest = outcome.statistics.to_manifest(
-            [item.shard for item in finished if item.shard],
-            palette.to_records(),
-            palette.num_classes,
-            convert.resize,
-        )
-        manifest.save(folder)
-    return gather(folder, finished, manifest)
+            if masks is not None and not all(item.has_index_masks for item in finished):
+                manifest = replace(manifest, mask_format=masks[0], unknown_colors=masks[1])
+            manifest.save(self.folder)
+        return replace(outcome, manifest=manifest)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Say what stays when the block is interrupted, or cannot write."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            logger.warning(
+                "stopped: %d of %d shards are complete in %s; run the same command again to go on.",
+                plan.num_finished(self.folder),
+                len(self.jobs),
+                self.folder,
+            )
+            raise
+        except OSError as error:
+            done = f"{plan.num_finished(self.folder)} of {len(self.jobs)} shards are complete"
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = "mend that" if self.plan[plan.KIND] == plan.WRITE else "mend that, or give --out DIR,"
+            raise DataError(
+                f"{'the disk is full' if is_full else f'cannot be written ({error})'}: {done}; "
+                f"{'free some space' if is_full else remedy} and run the same command again to go on.",
+                source=self.folder,
+            ) from error
 
 
-def _finish(jobs: Sequence[Job], workers: int, description: str) -> list[Finished]:
+def run(
+    work: Callable[[Job], Finished],
+    jobs: Sequence[Job],
+    workers: int,
+    description: str,
+    *,
+    is_shown: bool = True,
+) -> list[Finished]:
+    """What `work` tells of each job, in any order; progress in samples."""
     finished: list[Finished] = []
-    with progress(description, sum(len(job.samples) for job in jobs)) as bar:
+    with progress(description, sum(job.num_samples for job in jobs), enabled=is_shown) as bar:
 
         def done(item: Finished) -> None:
             finished.append(item)
             num_problems = sum(len(other.problems) for other in finished)
-            bar.advance(item.num_samples, note=f"{num_problems} bad" if num_problems else "")
+            bar.advance(
+                jobs_by_number[item.number].num_samples, note=f"{num_problems} bad" if num_problems else ""
+            )
 
-        run_jobs(finish_shard, jobs, workers=workers, done=done)
-    return sorted(finished, key=lambda item: item.number)
+        jobs_by_number = {job.number: job for job in jobs}
+        run_jobs(work, jobs, workers=workers, done=done)
+    return finished
 
 
-def gather(folder: Path, finished: Sequence[Finished], manifest: Manifest | None = None) -> Outcome:
-    """Add up what was told of the shards of a folder."""
+def gather(folder: Folder, finished: Sequence[Finished]) -> Outcome:
+    """Add up what was told of the shards of a folder, in their order."""
     statistics = Statistics()
     for item in finished:
         statistics.merge(item.statistics)
     return Outcome(
         folder,
-        manifest,
+        None,
         tuple(problem for item in finished for problem in item.problems),
         tuple(found for item in finished for found in item.found),
         statistics,
         sum(item.is_kept for item in finished),
-    )
-
-
-@contextmanager
-def _stopped(folder: Path, num_shards: int) -> Iterator[None]:
-    """Say what stays when the block is interrupted, or cannot write."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        logger.warning(
-            "stopped: %d of %d shards are complete in %s; run the same command again to go on.",
-            plan.num_finished(folder),
-            num_shards,
-            folder,
-        )
-        raise
-    except OSError as error:
-        done = f"{plan.num_finished(folder)} of {num_shards} shards are complete"
-        raise refusal(folder, error, done, "run the same command again to go on") from error
-
-
-def refusal(folder: Path, error: OSError, done: str, remedy: str) -> DataError:
-    """What to raise when `folder` cannot be written: why, what is done so far, and the remedy after mending."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return DataError(
-        f"{'the disk is full' if is_full else f'cannot be written ({error})'}: {done}; "
-        f"{'free some space' if is_full else 'mend that'} and {remedy}.",
-        source=folder,
     )

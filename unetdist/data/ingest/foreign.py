@@ -1,133 +1,178 @@
-"""Index and manifest for WebDataset tars that others wrote; the tars stay as they are."""
+"""Index and manifest for WebDataset tars that others wrote, wherever they are; the tars stay as they are."""
 
 import hashlib
-from collections.abc import Iterator
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from unetdist.data.decode import decode_image, decode_mask
-from unetdist.data.ingest.convert import BAD_SAMPLE, RECORDS, Finished
-from unetdist.data.ingest.folder import Outcome, gather, refusal
-from unetdist.data.ingest.pictures import channels_of
-from unetdist.data.ingest.pool import run_jobs
-from unetdist.data.ingest.sources import Problem
+from unetdist.data.ingest.convert import POLICY, Converter, ConvertOptions
+from unetdist.data.ingest.pictures import Picture, channels_of
+from unetdist.data.ingest.records import Finished
+from unetdist.data.ingest.sources import Problem, Sample
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Shard
-from unetdist.data.shards import save_index
-from unetdist.data.tar_index import index_tar, read_key
+from unetdist.data.shards import encode_index
+from unetdist.data.tar_index import MemberNames, index_tar, read_key
 from unetdist.errors import DataError
-from unetdist.ignore_index import IGNORE_INDEX
-from unetdist.logs import progress
+from unetdist.folders import Folder
+from unetdist.remote import is_url
+
+BAD_TAR = "bad tar"
+"""Kind of `Problem`."""
+
+_GREY_PNG = b"\x89PNG\r\n\x1a\n", b"\x08\x00"
+"""How it begins, and its bits and colour type."""
 
 
 @dataclass(frozen=True)
-class _Tar:
+class TarJob:
+    """One tar to be indexed, its samples to be looked at."""
+
+    folder: Folder
+    """Of index, records and manifest."""
     number: int
-    path: Path
-    mask_ext: str
-    num_classes: int
+    source: Folder
+    """Of the tar."""
+    name: str
+    """Of the tar in `source`."""
+    shard_name: str
+    """As the manifest is to name it: seen from `folder`."""
+    names: MemberNames
+    palette: Palette
+    options: ConvertOptions
 
+    @property
+    def num_samples(self) -> int:
+        """What progress counts: tars."""
+        return 1
 
-def index_folder(
-    folder: str | Path, palette: Palette, *, mask_ext: str = "mask.png", workers: int = 1
-) -> Outcome:
-    """Write `NAME.tar.idx` beside every tar, and, where all samples are good, the manifest.
+    @property
+    def fingerprint(self) -> str:
+        """Of the tar (where it is local: its size and time too), its labels, and how its masks are named and read."""
+        options = {name: value for name, value in asdict(self.options).items() if name not in POLICY}
+        tar = [self.shard_name, _stamp(self.source, self.name), asdict(self.names)]
+        return hashlib.sha256(json.dumps([tar, self.palette.to_records(), options]).encode()).hexdigest()
 
-    Args:
-        folder: Of tars whose masks hold class indices 0..C-1, and 255 where they are ignored.
-        palette: Their classes.
-        mask_ext: Extension of the masks in the tars, without the first dot.
-        workers: Processes.
+    @property
+    def policy(self) -> Sequence[Any]:
+        """What matters only if something is bad."""
+        return [getattr(self.options, name) for name in POLICY]
 
-    Raises:
-        DataError: No tars, shards of our own, labels whose ids are no indices, or a folder that takes no files.
-    """
-    folder = Path(folder)
-    if (folder / RECORDS).is_dir():
-        raise DataError("was written by this program, and has index and manifest already.", source=folder)
-    paths = sorted(folder.glob("*.tar"))
-    if not paths:
-        raise DataError("no .tar files here; give the folder that holds the shards.", source=folder)
-    if any(label.index is not None and label.index != label.id for label in palette.labels):
-        raise DataError(
-            "the masks of the tars are taken as class indices, but the ids of the labels are not 0, 1, 2 ... "
-            "without gaps; number the labels so, or unpack the tars and write shards from the files."
+    def is_whole(self, shard: Shard) -> bool:
+        """Whether the index is there, and the tar still has its size."""
+        try:
+            is_same = self.source.size(self.name) in (shard.num_bytes, None)
+            return is_same and self.folder.size(shard.index_name) != 0
+        except OSError:
+            return False
+
+    def make(self) -> Finished:
+        """Index the tar, unless one of its samples is bad."""
+        where = self.source.where(self.name)
+        try:
+            with self._tar() as path:
+                return self._index(path)
+        except _BadTarError as error:
+            problem = Problem(BAD_TAR, where, str(error))
+            return Finished(self.number, 0, None, Statistics(), (problem,), (), has_index_masks=False)
+
+    @contextmanager
+    def _tar(self) -> Iterator[Path]:
+        """The tar as a local file."""
+        if _is_local(self.source, self.name):
+            yield self.source.path(self.name)
+            return
+        with tempfile.TemporaryDirectory(prefix="unetdist-") as folder:
+            path = Path(folder) / "tar"
+            with open(path, "wb") as file:
+                try:
+                    self.source.download(self.name, file)
+                except FileNotFoundError:
+                    raise _BadTarError("no such file") from None
+            yield path
+
+    def _index(self, path: Path) -> Finished:
+        try:
+            index = index_tar(path, self.names, source=self.source.where(self.name))
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                num_bytes = file.tell()
+        except DataError as error:
+            raise _BadTarError(str(error).removeprefix(f"{error.source}: ")) from None
+        except OSError as error:
+            raise _BadTarError(f"cannot be read: {error}") from None
+        converter = Converter(_TarReader(path, index), self.palette, self.options, _as_it_is)
+        has_index_masks = True
+        for row, header_offset in enumerate(index[:, 0].tolist()):
+            name = f"{self.source.where(self.name)}, key {read_key(path, header_offset)}"
+            good = converter.convert(Sample(key=name, image=name, mask=name, row=row))
+            has_index_masks &= good is not None and _is_index_mask(good.mask_file, good.mask)
+        shard = None
+        if not converter.problems:
+            shard = Shard(self.shard_name, len(index), num_bytes, sha256)
+            self.folder.write(shard.index_name, encode_index(index))
+        problems, found = tuple(converter.problems), tuple(converter.found)
+        return Finished(
+            self.number, len(index), shard, converter.statistics, problems, found, has_index_masks
         )
-    jobs = [_Tar(number, path, mask_ext, palette.num_classes) for number, path in enumerate(paths)]
-    finished: list[Finished] = []
-    with progress(f"indexing {folder}", len(jobs)) as bar:
-
-        def done(item: Finished) -> None:
-            finished.append(item)
-            bar.advance()
-
-        with _written(folder):
-            run_jobs(_index, jobs, workers=workers, done=done)
-    finished.sort(key=lambda item: item.number)
-    outcome = gather(folder, finished)
-    if outcome.problems:
-        return outcome
-    if not outcome.statistics.sizes:
-        raise DataError("the tars hold no samples.", source=folder)
-    shards = [item.shard for item in finished if item.shard]
-    manifest = outcome.statistics.to_manifest(shards, palette.to_records(), palette.num_classes, None)
-    with _written(folder):
-        manifest.save(folder)
-    return gather(folder, finished, manifest)
 
 
-@contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # a tar that cannot be read is among the problems
-        raise refusal(folder, error, "no manifest is written", "run the same command again") from error
+class _BadTarError(Exception):
+    """The tar as such cannot be used."""
 
 
-def _index(job: _Tar) -> Finished:
-    statistics, problems = Statistics(), list[Problem]()
-    try:
-        index = index_tar(job.path, mask_ext=job.mask_ext)
-        shard = _read(job, index, statistics, problems)
-    except (DataError, OSError) as error:
-        reason = f"cannot be read: {error}" if isinstance(error, OSError) else str(error)
-        return Finished(job.number, 0, None, Statistics(), (Problem("bad tar", str(job.path), reason),), ())
-    if not problems:
-        save_index(job.path, index)
-    return Finished(job.number, len(index), shard, statistics, tuple(problems), ())
+@dataclass(frozen=True)
+class _TarReader:
+    """Reads samples by their rows in the index."""
+
+    path: Path
+    index: npt.NDArray[np.int64]
+
+    def read(self, sample: Sample) -> tuple[bytes, bytes]:
+        """Encoded image and encoded mask."""
+        _, image_offset, image_size, mask_offset, mask_size, _ = self.index[sample.row].tolist()
+        with open(self.path, "rb") as file:
+            file.seek(image_offset)
+            image = file.read(image_size)
+            file.seek(mask_offset)
+            return image, file.read(mask_size)
 
 
-def _read(job: _Tar, index: np.ndarray, statistics: Statistics, problems: list[Problem]) -> Shard:
-    with open(job.path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        for header_offset, *rest, _ in index.tolist():
-            try:
-                image_offset, image_size, mask_offset, mask_size = rest
-                file.seek(image_offset)
-                image = file.read(image_size)
-                file.seek(mask_offset)
-                _count(job, image, file.read(mask_size), statistics)
-            except DataError as error:
-                where = f"{job.path}, key {read_key(job.path, header_offset)}"
-                problems.append(Problem(BAD_SAMPLE, where, str(error)))
-    return Shard(job.path.name, len(index), job.path.stat().st_size, sha256)
-
-
-def _count(job: _Tar, image: bytes, mask: bytes, statistics: Statistics) -> None:
-    values, pixels = decode_mask(mask), decode_image(image, 3)
-    if values.shape != pixels.shape[:2]:
+def _as_it_is(image: bytes, mask_size: tuple[int, int]) -> Picture:
+    """An image that stays in its tar."""
+    pixels = decode_image(image, 3)
+    if pixels.shape[:2] != mask_size:
         raise DataError(
-            f"image is {pixels.shape[1]}x{pixels.shape[0]}, mask is {values.shape[1]}x{values.shape[0]} "
+            f"image is {pixels.shape[1]}x{pixels.shape[0]}, mask is {mask_size[1]}x{mask_size[0]} "
             "(width x height); pack the sample anew."
         )
-    wrong = values[(values >= job.num_classes) & (values != IGNORE_INDEX)]
-    if wrong.size:
-        raise DataError(
-            f"mask holds {np.unique(wrong).tolist()}, class indices are 0..{job.num_classes - 1} and "
-            f"{IGNORE_INDEX} (ignored); complete the labels."
-        )
-    statistics.add(pixels, values, channels_of(image), is_kept=True)
+    return Picture(image, "", pixels, channels_of(image), True)
+
+
+def _is_index_mask(data: bytes, mask: npt.NDArray[np.uint8]) -> bool:
+    """Whether its values are the classes already, in the form that is read fastest."""
+    start, kind = _GREY_PNG
+    return data[:8] == start and data[24:26] == kind and np.array_equal(decode_mask(data), mask)
+
+
+def _stamp(source: Folder, name: str) -> str:
+    if not _is_local(source, name):
+        return ""
+    try:
+        stat = source.path(name).stat()
+    except OSError:
+        return "cannot be read"
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _is_local(source: Folder, name: str) -> bool:
+    return source.is_local and not is_url(name)

@@ -5,43 +5,71 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unetdist.data.ingest.convert import RECORDS, Job
+from unetdist.data.ingest.records import RECORDS
+from unetdist.data.ingest.shard_job import ShardJob
+from unetdist.data.ingest.share import Share
 from unetdist.data.manifest import MANIFEST_NAME
-from unetdist.data.shards import index_path
 from unetdist.errors import DataError
-from unetdist.storage import TEMPORARY_SUFFIX, write_json
+from unetdist.folders import Folder, open_folder
+from unetdist.storage import TEMPORARY_SUFFIX
 
-PLAN_NAME = "plan.json"
+PLAN_NAME = f"{RECORDS}/plan.json"
+KIND = "kind"
+WRITE, INDEX = "write", "index"
+"""Kinds of plans: shards of our own, tars of others."""
+
 _SAMPLES = "samples"
 _CONTENTS = "contents of the source files"
 _UNTOLD = (_SAMPLES, _CONTENTS, "labels")
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keep other runs out of `folder`, which is made if need be, and refused if it holds other things."""
-    records = folder / RECORDS
-    if not records.is_dir():
-        for name in sorted(path.name for path in [*folder.glob("*.tar"), *folder.glob(MANIFEST_NAME)]):
-            raise DataError(
-                f"holds {name}, which this command did not write; choose another --out, or empty the folder.",
-                source=folder,
-            )
-        records.mkdir(parents=True)
-    descriptor = os.open(records, os.O_RDONLY)
+def hold(folder: Folder, share: Share, *, kind: str) -> Iterator[None]:
+    """Keep other runs, and a second process with this place, out of `folder`, which is made if need be.
+
+    Only a local folder can be held.
+
+    Raises:
+        DataError: It is held, or holds shards that are not ours although `kind` is `WRITE`.
+    """
+    # Before the records: who writes tars has written a plan before.
+    others = [*folder.names(".tar"), *folder.names(MANIFEST_NAME)] if kind == WRITE else []
+    if others and not open_folder(folder.where(RECORDS)).names():
+        raise DataError(
+            f"holds {others[0]}, which this command did not write; choose another --out, or empty the folder.",
+            source=folder,
+        )
+    with ExitStack() as held:
+        if folder.is_local:
+            records = folder.path(RECORDS)
+            records.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_locked(records, folder, is_shared=not share.is_all))
+            if not share.is_all:
+                place = records / f"{share.rank}-of-{share.world_size}.lock"
+                place.touch()
+                held.enter_context(_locked(place, folder, is_shared=False))
+        yield
+
+
+@contextmanager
+def _locked(path: Path, folder: Folder, *, is_shared: bool) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise DataError(
-                    "another process is writing to this folder; wait for it, or stop it.", source=folder
+                    "another process is writing to this folder; wait for it, or stop it. Several processes share "
+                    "the work with --rank R --world-size N, each with an R of its own.",
+                    source=folder,
                 ) from None
             # File systems without locks: the user keeps runs apart.
         yield
@@ -49,44 +77,55 @@ def hold(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def settle(folder: Path, jobs: Sequence[Job], layout: dict[str, Any], *, overwrite: bool) -> None:
-    """Compare the plan of `jobs` with that of the run before, then remove what the new one does not know.
+def settle(folder: Folder, plan: dict[str, Any], num_shards: int, share: Share, *, overwrite: bool) -> None:
+    """Compare a plan with that of the run before, then remove what the new one does not know.
+
+    With `overwrite` the shards of another plan stay until their successors replace them: other processes may have
+    begun with the new one.
 
     Raises:
         DataError: The folder is made from another plan, and `overwrite` is false.
     """
-    for partial in [*folder.glob(f".*{TEMPORARY_SUFFIX}"), *(folder / RECORDS).glob(f".*{TEMPORARY_SUFFIX}")]:
-        partial.unlink()  # of a run that was killed
-    path = folder / RECORDS / PLAN_NAME
-    plan = _plan(jobs, layout)
-    if overwrite:
-        _forget(folder, from_number=0)
+    if folder.is_local:
+        _remove_partials(folder, share)
     old = None
     with suppress(FileNotFoundError, json.JSONDecodeError):
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = json.loads(folder.read(PLAN_NAME))
+    if old == plan:
+        return
     if old is not None:
-        _compare(old, plan, folder)
-    _forget(folder, from_number=len(jobs))
-    write_json(path, plan)
+        _compare(old, plan, folder, overwrite=overwrite)
+        folder.remove(MANIFEST_NAME)
+    for name in _records_in(folder):
+        if (number := int(name.partition(".")[0])) >= num_shards:
+            tar = f"{number:06d}.tar"
+            for unknown in [f"{RECORDS}/{name}", *([f"{tar}.idx", tar] if plan[KIND] == WRITE else [])]:
+                folder.remove(unknown)
+    folder.write(PLAN_NAME, json.dumps(plan, indent=1).encode())
 
 
-def drop(folder: Path) -> None:
+def drop(folder: Folder) -> None:
     """Let the next run have another plan: the user is to mend the data. Finished shards it may still keep."""
-    (folder / RECORDS / PLAN_NAME).unlink()
-    with suppress(OSError):  # not empty: something was finished
-        (folder / RECORDS).rmdir()
-        folder.rmdir()
+    folder.remove(PLAN_NAME)
+    for name in _records_in(folder, bad=True):
+        folder.remove(f"{RECORDS}/{name}")
+    if folder.is_local:
+        with suppress(OSError):  # not empty: something was finished
+            folder.path(RECORDS).rmdir()
+            folder.path("").rmdir()
 
 
-def num_finished(folder: Path) -> int:
+def num_finished(folder: Folder) -> int:
     """Shards that a next run of the same plan would keep."""
-    return sum(1 for _ in (folder / RECORDS).glob("[0-9]*.json"))
+    return len(_records_in(folder))
 
 
-def _plan(jobs: Sequence[Job], layout: dict[str, Any]) -> dict[str, Any]:
+def plan_of(jobs: Sequence[ShardJob], layout: dict[str, Any]) -> dict[str, Any]:
+    """What shards of our own are made from."""
     samples = [sample for job in jobs for sample in job.samples]
     keys = json.dumps([[sample.key, sample.image, sample.mask] for sample in samples])
     plan = {
+        KIND: WRITE,
         **asdict(jobs[0].options),
         **layout,
         "labels": [" ".join(map(str, record.values())) for record in jobs[0].palette.to_records()],
@@ -98,9 +137,12 @@ def _plan(jobs: Sequence[Job], layout: dict[str, Any]) -> dict[str, Any]:
     return normal
 
 
-def _compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    changed = [name for name in new if old.get(name) != new[name]]
-    if not (folder / MANIFEST_NAME).is_file() and changed == [_CONTENTS]:
+def _compare(old: dict[str, Any], new: dict[str, Any], folder: Folder, *, overwrite: bool) -> None:
+    if old.get(KIND, WRITE) != new[KIND]:
+        what = "shards that this program wrote" if new[KIND] == INDEX else "tars that others wrote"
+        raise DataError(f"holds index and manifest of {what}; give another folder with --out.", source=folder)
+    changed = [name for name in new if old.get(name) != new[name] and name != KIND]
+    if overwrite or (changed == [_CONTENTS] and not folder.names(MANIFEST_NAME)):
         return  # Files were mended; the shards that hold them are not finished, or are written again.
     if "num_samples" in changed:
         changed.remove(_SAMPLES)
@@ -116,13 +158,15 @@ def _compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _forget(folder: Path, *, from_number: int) -> None:
-    """Remove the finished shards from a number on, and with the first also plan and manifest."""
-    if from_number == 0:
-        (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        (folder / RECORDS / PLAN_NAME).unlink(missing_ok=True)
-    for record in (folder / RECORDS).glob("[0-9]*.json"):
-        if int(record.stem) >= from_number:
-            tar = folder / f"{record.stem}.tar"
-            for path in (record, index_path(tar), tar):
-                path.unlink(missing_ok=True)
+def _records_in(folder: Folder, *, bad: bool = False) -> list[str]:
+    pattern = re.compile(r"\d{6,}\.bad\.json" if bad else r"\d{6,}\.json")
+    return [name for name in open_folder(folder.where(RECORDS)).names(".json") if pattern.fullmatch(name)]
+
+
+def _remove_partials(folder: Folder, share: Share) -> None:
+    """Of runs that were killed; those of other processes, which may be alive, stay."""
+    for path in [folder.path(""), folder.path(RECORDS)]:
+        for partial in path.glob(f".*{TEMPORARY_SUFFIX}"):
+            number = re.match(r"\.(\d{6,})\.", partial.name)
+            if share.is_all or (number and int(number[1]) % share.world_size == share.rank):
+                partial.unlink(missing_ok=True)

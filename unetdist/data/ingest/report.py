@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
-from unetdist.data.ingest.convert import UNKNOWN_COLORS, Found
+from unetdist.data.ingest.convert import UNKNOWN_COLORS
 from unetdist.data.ingest.folder import Outcome
+from unetdist.data.ingest.records import Found
 from unetdist.data.ingest.sources import Problem
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import Census
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
-from unetdist.storage import write_text
+from unetdist.errors import DataError
+from unetdist.folders import Folder, open_folder
 
 MAX_LISTED = 20
 """Problems of one kind that are printed; all of them are in a file."""
@@ -25,7 +26,7 @@ def census_of(found: Sequence[Found]) -> Census:
     return census
 
 
-def describe_problems(problems: Sequence[Problem], found: Sequence[Found], folder: Path) -> str:
+def describe_problems(problems: Sequence[Problem], found: Sequence[Found], folder: Folder) -> str:
     """All problems under headings, and the census; long lists are cut, and whole in `folder/problems.txt`."""
     ordered = sorted(problems, key=lambda problem: problem.kind)
     whole, short = list[str](), list[str]()
@@ -41,10 +42,11 @@ def describe_problems(problems: Sequence[Problem], found: Sequence[Found], folde
         short.append(census_of(found).report())
     if any(line.startswith("  ... and ") for line in short):
         try:
-            write_text(folder / PROBLEMS_NAME, "\n".join(whole) + "\n")
-            short.append(f"All of them are listed in {folder / PROBLEMS_NAME}")
-        except OSError as error:
-            short.append(f"The whole list cannot be written to {folder / PROBLEMS_NAME} ({error}).")
+            text = "\n".join(whole) + "\n"
+            folder.write(PROBLEMS_NAME, text.encode("utf-8", "backslashreplace"))
+            short.append(f"All of them are listed in {folder}/{PROBLEMS_NAME}")
+        except (OSError, DataError) as error:
+            short.append(f"The whole list cannot be written to {folder}/{PROBLEMS_NAME} ({error}).")
     return "\n".join(short)
 
 
@@ -56,8 +58,8 @@ def describe(outcome: Outcome, palette: Palette) -> str:
     kept = f", {outcome.num_kept} of them kept from before" if outcome.num_kept else ""
     encoding = _encoding(outcome.statistics.num_kept, manifest.num_samples)
     lines = [
-        f"{outcome.folder}: {_count(manifest.num_samples, 'sample')} in "
-        f"{_count(len(manifest.shards), 'shard')}{kept}, {megabytes:.1f} MB",
+        f"{outcome.folder}: {count(manifest.num_samples, 'sample')} in "
+        f"{count(len(manifest.shards), 'shard')}{kept}, {megabytes:.1f} MB",
         f"  images  {_sizes(manifest)}, {_channels(manifest)}; {encoding}",
     ]
     width = max(map(len, ("ignored", *palette.class_names)))
@@ -71,23 +73,25 @@ def describe(outcome: Outcome, palette: Palette) -> str:
     return "\n".join(lines)
 
 
-def next_command(folders: Sequence[Path]) -> str:
+def next_command(locations: Sequence[str]) -> str:
     """What to type next, once these are written: training and validation shards, or one of the two."""
-    folder = folders[0]
-    train, val = folders if len(folders) == 2 else (folder.with_name("train"), folder.with_name("val"))
-    is_complete = {train, val} >= set(folders) and all(
-        (part / MANIFEST_NAME).is_file() for part in (train, val)
+    first = locations[0].rstrip("/")
+    above, _, name = first.rpartition("/")
+    beside = f"{above}/" if above else ""
+    train, val = locations if len(locations) == 2 else (f"{beside}train", f"{beside}val")
+    is_complete = {train, val} >= set(locations) and all(
+        MANIFEST_NAME in open_folder(part).names(MANIFEST_NAME) for part in (train, val)
     )
-    if not is_complete and folder.name == "val":
-        train, val, first = Path("TRAINING_SHARDS"), folder, "next, once the training shards are written too:"
+    when = "next:"
+    if not is_complete and name == "val":
+        train, val, when = "TRAINING_SHARDS", first, "next, once the training shards are written too:"
     elif not is_complete:
-        train, val, first = folder, Path("VALIDATION_SHARDS"), "next, once validation shards are written too:"
-    else:
-        first = "next:"
-    return f"{first} accelerate launch launch/train.py --data.train {train} --data.val {val}"
+        train, val, when = first, "VALIDATION_SHARDS", "next, once validation shards are written too:"
+    return f"{when} accelerate launch launch/train.py --data.train {train} --data.val {val}"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Such as "1 sample" or "2,000 samples"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 

@@ -1,67 +1,167 @@
 """A whole data set, of one or two folders of shards: all problems are reported together, and only then refused."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from operator import methodcaller
 
 from unetdist.data.ingest.convert import ConvertOptions
-from unetdist.data.ingest.folder import LayoutOptions, Outcome, ingest
-from unetdist.data.ingest.report import PROBLEMS_NAME, describe, describe_problems
-from unetdist.data.ingest.sources import Sample, Source
+from unetdist.data.ingest.folder import FolderRun, Outcome, gather, run
+from unetdist.data.ingest.foreign import TarJob
+from unetdist.data.ingest.layout import LayoutOptions
+from unetdist.data.ingest.plan import INDEX, KIND, plan_of
+from unetdist.data.ingest.report import PROBLEMS_NAME, count, describe, describe_problems
+from unetdist.data.ingest.shard_job import ShardJob
+from unetdist.data.ingest.share import ALONE, Share
+from unetdist.data.ingest.sources import Problem, Sample, Source
+from unetdist.data.ingest.tar_source import Tars
 from unetdist.data.labels import Palette
+from unetdist.data.tar_index import MemberNames
 from unetdist.errors import DataError
+from unetdist.folders import Folder, open_folder
+from unetdist.logs import logger
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a data set is written, which changes none of its bytes."""
+
+    workers: int = 1
+    """Processes."""
+    overwrite: bool = False
+    """Replace what a former run of another plan wrote."""
+    share: Share = ALONE
+    """This process's part, where several write one data set."""
 
 
 def write_dataset(
     source: Source,
-    parts: Mapping[Path, Sequence[Sample]],
+    parts: Mapping[str, Sequence[Sample]],
     palette: Palette,
     *,
     convert: ConvertOptions,
     layout: LayoutOptions,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> str:
-    """Write each part (folder -> samples) of the source and return an account of it, to be printed.
+    options: RunOptions = RunOptions(),
+) -> str | None:
+    """Write each part (location of a folder -> samples) of the source and return an account of it, to be printed.
 
     Where samples are missing or doubled nothing is written, for the list of samples is yet to change, but every
     sample is looked at, so that the user mends all in one go.
+
+    Returns:
+        None where it is for other processes to finish the data set.
 
     Raises:
         DataError: All that is wrong, unless bad samples are to be skipped.
     """
     is_refused = bool(source.problems) and not convert.skip_bad
-    outcomes = [
-        ingest(
-            samples,
-            source.reader,
-            palette,
-            folder,
-            convert=convert,
-            layout=layout,
-            workers=workers,
-            overwrite=overwrite,
-            is_rehearsal=is_refused,
-        )
-        for folder, samples in parts.items()
-    ]
-    account = _account_of_problems(source, outcomes)
+    runs = []
+    for location, samples in parts.items():
+        folder = open_folder(location)
+        jobs = [
+            ShardJob(folder, number, part, source.reader, palette, convert, is_refused)
+            for number, part in enumerate(layout.divide(samples))
+        ]
+        runs.append(FolderRun(folder, jobs, plan_of(jobs, asdict(layout)), options.share))
+    if is_refused:
+        if options.share.rank:
+            logger.warning("the source has problems, of which rank 0 tells; nothing is written.")
+            return None
+        outcomes = [_look_at(one, options.workers) for one in runs]
+    else:
+        with ExitStack() as held:
+            for one in runs:
+                held.enter_context(one.open(overwrite=options.overwrite))
+            if not _make(runs, options):
+                return None
+            outcomes = [one.merge(palette, skip_bad=convert.skip_bad, resize=convert.resize) for one in runs]
+    account = describe_all(source.problems, outcomes)
     problems = len(source.problems) + sum(len(outcome.problems) for outcome in outcomes)
     if problems and not convert.skip_bad:
         kept = "" if is_refused else " (finished shards are kept)"
         raise DataError(
-            f"{problems} {'problem' if problems == 1 else 'problems'} in {len(source.samples)} samples, the data set "
-            f"is not finished.\n{account}\nMend these and run the same command again{kept}, or leave bad samples "
-            "out with --skip-bad."
+            f"{count(problems, 'problem')} in {len(source.samples)} samples, the data set is not finished.\n"
+            f"{account}\nMend these and run the same command again{kept}, or leave bad samples out with --skip-bad."
         )
-    for folder in {outcome.folder for outcome in outcomes} if not problems else ():
-        (folder / PROBLEMS_NAME).unlink(missing_ok=True)
     left_out = (
         f"left out, because of --skip-bad:\n{account}\n" if problems else f"{account}\n" if account else ""
     )
     return left_out + "\n".join(describe(outcome, palette) for outcome in outcomes)
 
 
-def _account_of_problems(source: Source, outcomes: Sequence[Outcome]) -> str:
-    problems = [*source.problems, *(problem for outcome in outcomes for problem in outcome.problems)]
+def index_tars(
+    tars: Tars,
+    names: MemberNames,
+    palette: Palette,
+    *,
+    convert: ConvertOptions,
+    options: RunOptions = RunOptions(),
+) -> str | None:
+    """Index tars of others and write the manifest; as `write_dataset`, but nothing can be left out.
+
+    Raises:
+        DataError: All that is wrong, or a folder that takes no files.
+    """
+    jobs = [
+        TarJob(tars.out, number, tars.source, name, shard_name, names, palette, convert)
+        for number, (name, shard_name) in enumerate(zip(tars.names, tars.shard_names, strict=True))
+    ]
+    # Any other plan is overwritten: the tars stay, and an index is soon made anew.
+    one = FolderRun(tars.out, jobs, {KIND: INDEX, "num_tars": len(jobs)}, options.share, verb="indexing")
+    with one.open(overwrite=True):
+        if not _make([one], options):
+            return None
+        outcome = one.merge(palette, masks=(convert.mask_format, convert.unknown_colors))
+    account = describe_all((), [outcome])
+    if outcome.problems:
+        raise DataError(
+            f"{count(len(outcome.problems), 'problem')} in {count(len(jobs), 'tar')}, no manifest is written.\n{account}"
+        )
+    return (f"{account}\n" if account else "") + describe(outcome, palette)
+
+
+def _look_at(one: FolderRun, workers: int) -> Outcome:
+    finished = run(methodcaller("make"), one.jobs, workers, f"looking at {one.folder}")
+    return gather(one.folder, sorted(finished, key=lambda item: item.number))
+
+
+def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
+    """Make this process's share; whether it is for this process to add up all of them."""
+    for one in runs:
+        one.make(options.workers)
+    share = options.share
+    if share.is_all:
+        return True
+    if share.is_launched:
+        if share.rank == 0:
+            for one in runs:
+                one.wait()
+        return share.rank == 0
+    for one in runs:
+        done = one.look()
+        if done < len(one.jobs):
+            logger.info(
+                "%s: the shards of task %d are done, %d of %d are complete; the task that finishes last writes the "
+                "manifest (if none did, run one of them again).",
+                one.folder,
+                share.rank,
+                done,
+                len(one.jobs),
+            )
+            return False
+    return True
+
+
+def describe_all(problems: Sequence[Problem], outcomes: Sequence[Outcome]) -> str:
+    """All that is wrong, in the source and in the folders; the list of a former run is removed where nothing is."""
+    problems = [*problems, *(problem for outcome in outcomes for problem in outcome.problems)]
     found = [item for outcome in outcomes for item in outcome.found]
+    if not problems:
+        for folder in {str(outcome.folder): outcome.folder for outcome in outcomes}.values():
+            _forget_problems(folder)
     return describe_problems(problems, found, outcomes[0].folder)
+
+
+def _forget_problems(folder: Folder) -> None:
+    if PROBLEMS_NAME in folder.names(PROBLEMS_NAME):
+        folder.remove(PROBLEMS_NAME)

@@ -1,0 +1,126 @@
+"""What is known of each finished shard, in the folder's `.ingest`: by it runs go on, and processes are added up."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from unetdist.data.ingest.sources import Problem
+from unetdist.data.ingest.statistics import Statistics
+from unetdist.data.labels.census import UnknownColor
+from unetdist.data.manifest import Shard
+from unetdist.folders import Folder
+
+RECORDS = ".ingest"
+"""Folder of the records, in the folder of the shards."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a sample's mask held that the label file does not list."""
+
+    file: str
+    unknown: UnknownColor
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a worker tells of its shard; `shard` is None where problems kept it from being finished."""
+
+    number: int
+    num_samples: int
+    """Bad ones too."""
+    shard: Shard | None
+    statistics: Statistics
+    problems: tuple[Problem, ...]
+    found: tuple[Found, ...]
+    has_index_masks: bool = True
+    """All masks are grey PNGs of class indices, which need no labels to be read."""
+    is_kept: bool = False
+    """It was there already, and is whole."""
+
+
+class Job(Protocol):
+    """One shard to be made, or to be indexed; goes to a worker process."""
+
+    @property
+    def folder(self) -> Folder:
+        """Of the records."""
+
+    @property
+    def number(self) -> int:
+        """Place of the shard among all."""
+
+    @property
+    def num_samples(self) -> int:
+        """What progress counts."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides the outcome where all samples are good (if not, `policy` matters too)."""
+
+    @property
+    def policy(self) -> Sequence[Any]:
+        """What matters only if something is bad."""
+
+    def is_whole(self, shard: Shard) -> bool:
+        """Whether what was made is still there."""
+
+    def make(self) -> Finished:
+        """Do the work; `OSError` where its results cannot be written."""
+
+
+def finish(job: Job) -> Finished:
+    """Keep what is there and whole, else make it and record it."""
+    finished = load(job, record_name(job.number))
+    if finished is not None and finished.shard is not None and job.is_whole(finished.shard):
+        return replace(finished, is_kept=True)
+    for is_bad in (False, True):
+        job.folder.remove(record_name(job.number, is_bad=is_bad))
+    finished = job.make()
+    record = {
+        **asdict(finished),
+        "fingerprint": job.fingerprint,
+        "policy": list(job.policy),
+        "statistics": finished.statistics.to_record(),
+    }
+    # File names that are not UTF-8 hold half characters, which JSON can only escape.
+    text = json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    job.folder.write(record_name(job.number, is_bad=finished.shard is None), text)
+    return finished
+
+
+def record_name(number: int, *, is_bad: bool = False) -> str:
+    """Of what is known of a shard; one that problems kept from being finished is told by its name."""
+    return f"{RECORDS}/{number:06d}{'.bad' if is_bad else ''}.json"
+
+
+def load(job: Job, name: str) -> Finished | None:
+    """The record of this name, if it is of this job; None where it is absent or damaged."""
+    try:
+        data = job.folder.read(name)
+    except OSError:
+        return None
+    try:
+        record = json.loads(data)
+        is_clean = not record["problems"] and not record["found"]
+        if record["fingerprint"] != job.fingerprint or not (is_clean or record["policy"] == list(job.policy)):
+            return None
+        return Finished(
+            number=job.number,
+            num_samples=record["num_samples"],
+            shard=None if record["shard"] is None else Shard(**record["shard"]),
+            statistics=Statistics.from_record(record["statistics"]),
+            problems=tuple(Problem(**problem) for problem in record["problems"]),
+            found=tuple(Found(item["file"], _unknown_color(item["unknown"])) for item in record["found"]),
+            has_index_masks=record["has_index_masks"],
+        )
+    except (ValueError, KeyError, TypeError):  # damaged
+        return None
+
+
+def _unknown_color(record: dict[str, Any]) -> UnknownColor:
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+    }
+    return UnknownColor(**values)
