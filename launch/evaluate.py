@@ -19,7 +19,8 @@ def main() -> None:
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a trained model, such as runs/NAME/best"
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="shards to score it on")
+    parser.add_argument("--data", required=True, metavar="DIR", help="shards to score it on: a path or URL")
+    parser.add_argument("--allow-pipe", action="store_true", help="--data may be pipe:COMMAND, run by a shell")
     parser.add_argument(
         "--json", metavar="FILE", help="write all numbers, the confusion matrix too, to this file"
     )
@@ -37,6 +38,7 @@ def main() -> None:
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         mixed_precision=args.mixed_precision,
+        allow_pipe=args.allow_pipe,
     ) as (validator, saved, world):
         report = validator.score(saved.model)
         if not world.is_main:

@@ -19,6 +19,10 @@ FLOORS = (
         "keyed_random",
         "settings",
         "storage",
+        "folders",
+        "remote",
+        "pipe",
+        "retries",
         "logs",
         "signals",
         "launch_check",
@@ -30,6 +34,7 @@ FLOORS = (
     {"trainer", "validation", "predict", "run_folder"},
     {"config"},
     {"build"},
+    {"benchmark"},
 )
 """Lowest first. A part (file or package) imports from lower floors and from itself; on the ground floor also from
 its neighbours."""
@@ -42,7 +47,7 @@ FRAMEWORK_PARTS = {
 
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "misc.py"}
 
-LAZY = ("datasets", "wandb", "webdataset", "pandas", "pyarrow")
+LAZY = ("datasets", "wandb", "webdataset", "pandas", "pyarrow", "fsspec", "aiohttp", "s3fs", "huggingface_hub")
 """Heavy or optional: imported inside the function that needs them, never by `import unetdist.anything`."""
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

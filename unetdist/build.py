@@ -11,11 +11,12 @@ from torch import nn
 from unetdist import settings
 from unetdist.checkpoint import Checkpoints
 from unetdist.config import Config
+from unetdist.data.access import DataConfig, open_data
 from unetdist.data.batch import Batch
 from unetdist.data.color import LUMA
 from unetdist.data.decode import CHANNEL_MODES
 from unetdist.data.labels import Palette
-from unetdist.data.loader import DataConfig, check_batch_sizes, train_loader, val_loader
+from unetdist.data.loader import check_batch_sizes, train_loader, val_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.distributed import (
@@ -53,7 +54,7 @@ def build_trainer(config: Config) -> Trainer:
     claim_run_folder(run_dir, values, resume=config.checkpoint.resume, world=world)
     logger.info("run %s: %d process(es), %s", run_dir, world.world_size, world.device)
 
-    manifest = Manifest.load(config.data.train)
+    folder, manifest = open_data(config.data, config.data.train)
     schedule = Schedule.of(
         config.trainer, num_samples=manifest.num_samples, save_every=config.checkpoint.save_every
     )
@@ -78,7 +79,6 @@ def build_trainer(config: Config) -> Trainer:
     if config.data.val is not None:
         validator = build_validator(
             config.data.val,
-            Manifest.load(config.data.val),
             model_config=config.model,
             palette=palette,
             resize=manifest.resize,
@@ -103,7 +103,7 @@ def build_trainer(config: Config) -> Trainer:
             config.data,
             config.augment,
             manifest,
-            config.data.train,
+            folder,
             seed=config.seed,
             channels=config.model.in_channels,
             num_classes=palette.num_classes,
@@ -111,6 +111,7 @@ def build_trainer(config: Config) -> Trainer:
             micro_batch_size=micro_batch_size,
             rank=world.rank,
             world_size=world.world_size,
+            local_world_size=world.local_world_size,
             from_sample=from_sample,
             pin_memory=world.device.type == "cuda",
         )
@@ -174,8 +175,7 @@ def channel_statistics(manifest: Manifest, channels: int) -> tuple[list[float], 
 
 
 def build_validator(
-    folder: str,
-    manifest: Manifest,
+    location: str,
     *,
     model_config: UNetConfig,
     palette: Palette,
@@ -187,7 +187,8 @@ def build_validator(
     world: World,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Validator:
-    """The shards in `folder`, ready to score models trained on the classes of `palette` at the size `resize`."""
+    """The shards at `location`, ready to score models trained on the classes of `palette` at the size `resize`."""
+    folder, manifest = open_data(data_cfg, location)
     if manifest.palette_records != tuple(palette.to_records()):
         raise ConfigError(
             f"{folder} has other classes than the training shards; shard both with the same Labels.txt and the "
@@ -205,9 +206,10 @@ def build_validator(
             batch_size=cfg.batch_size,
             rank=world.rank,
             world_size=world.world_size,
+            local_world_size=world.local_world_size,
             pin_memory=world.device.type == "cuda",
         ),
-        expected=Expected(folder, manifest.num_samples, np.array(manifest.class_pixels)),
+        expected=Expected(str(folder), manifest.num_samples, np.array(manifest.class_pixels)),
         palette=palette,
         loss=loss,
         cfg=cfg,
@@ -227,6 +229,7 @@ def evaluation(
     batch_size: int = 1,
     num_workers: int = 2,
     mixed_precision: MixedPrecision = "no",
+    allow_pipe: bool = False,
 ) -> Iterator[tuple[Validator, SavedModel, World]]:
     """Collective. A saved model, the shards in `data_folder` to score it on, this process among the others."""
     accelerator = make_accelerator(mixed_precision=mixed_precision)
@@ -235,13 +238,12 @@ def evaluation(
     saved = load_model(model_folder, world.device)
     validator = build_validator(
         data_folder,
-        Manifest.load(data_folder),
         model_config=saved.model.config,
         palette=saved.palette,
         resize=saved.resize,
         loss=build_loss(LossConfig(), num_classes=saved.palette.num_classes).to(world.device),
         cfg=ValidationConfig(batch_size=batch_size),
-        data_cfg=DataConfig(train=data_folder, num_workers=num_workers),
+        data_cfg=DataConfig(train=data_folder, num_workers=num_workers, allow_pipe=allow_pipe),
         num_pictures=0,
         world=world,
         autocast=accelerator.autocast,

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 
 from unetdist.checkpoint import CheckpointConfig
+from unetdist.data.access import DataConfig
 from unetdist.data.augment import AugmentConfig
-from unetdist.data.loader import DataConfig
 from unetdist.errors import ConfigError
 from unetdist.evaluate import ValidationConfig
 from unetdist.losses import LossConfig

@@ -33,13 +33,13 @@ class World:
     Attributes:
         rank: 0 .. world_size - 1 over all machines.
         world_size: processes of the run.
-        local_rank: 0 .. on this machine.
+        local_world_size: processes of the run on this machine.
         device: where this process keeps its model.
     """
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
+    local_world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -54,7 +54,7 @@ def world_of(accelerator: Accelerator) -> World:
     return World(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        local_rank=accelerator.local_process_index,
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
         # Accelerate numbers the CPU by rank ("cpu:1"), which equals no tensor's device
         device=torch.device("cpu") if device.type == "cpu" else device,
     )

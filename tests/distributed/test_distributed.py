@@ -67,7 +67,9 @@ def accelerated() -> tuple[World, int, bool, dict[str, torch.Tensor]]:
 def test_accelerator_knows_every_process_and_keeps_to_itself(world_size):
     results = run_ranks(accelerated, world_size)
     for rank, (world, accumulation, is_bf16, buffers) in enumerate(results):
-        assert world == World(rank=rank, world_size=world_size, local_rank=rank, device=torch.device("cpu"))
+        assert world == World(
+            rank=rank, world_size=world_size, local_world_size=world_size, device=torch.device("cpu")
+        )
         assert world.is_main is (rank == 0)
         assert accumulation == 1
         assert is_bf16
@@ -124,7 +126,7 @@ def wait_until(condition) -> None:
 
 def agree_on_rank_one() -> tuple[bool, bool]:
     rank = dist.get_rank()
-    world = World(rank=rank, world_size=dist.get_world_size(), local_rank=rank)
+    world = World(rank=rank, world_size=dist.get_world_size())
     with StopSignal() as stop:
         before = stop.agreed(world)
         if rank == 1:

@@ -13,7 +13,7 @@ from unetdist.benchmark.contenders import OURS, PEERS, Contender, Process, VoidE
 from unetdist.benchmark.peers.protocol import LEAD_BATCHES, Job
 from unetdist.benchmark.rounds import Measured, run_rounds
 from unetdist.benchmark.source import Case, Pictures, write_pictures
-from unetdist.data.loader import DataConfig
+from unetdist.data.access import DataConfig
 from unetdist.errors import ConfigError
 from unetdist.logs import logger
 

@@ -130,7 +130,7 @@ def _unfiltered_rows(data: bytes) -> Pixels | None:
     try:
         # No more than the header promises: a few bytes may inflate to gigabytes.
         rows = np.frombuffer(stream.decompress(data[start:end], num_bytes + 1), np.uint8)
-    except isal_zlib.error:
+    except isal_zlib.error:  # type: ignore[misc]  # its stub does not say that it is an exception
         return None
     if len(rows) != num_bytes or not stream.eof:
         return None

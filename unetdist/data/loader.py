@@ -1,65 +1,33 @@
 """The data path as loaders: training without end from any sample number, validation with each sample once."""
 
+import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader
 
+from unetdist.data.access import DataConfig, fetch_ahead, open_reader
 from unetdist.data.arena import Arena, FilledSlot
 from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.batch import Batch, batch_dtype
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
-from unetdist.data.reader import ShardReader
+from unetdist.data.prefetch import Prefetcher
 from unetdist.data.requests import MicroBatches, ValBatches
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
 from unetdist.data.workers import CAN_SHARE, unless_error, work
 from unetdist.errors import ConfigError, DataError
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Settings of the section `data`."""
-
-    train: str
-    """Folder of the training shards."""
-    val: str | None = None
-    """Folder of the validation shards; None: no validation."""
-    num_workers: int = 2
-    """Processes per rank that read, decode and augment; 0: the training process does it."""
-    prefetch: int = 4
-    """Micro-batches that each worker prepares ahead."""
-    lanes: int = 64
-    """Parts of an epoch that are read side by side; fixed for the life of a run, best a multiple of the
-    number of processes."""
-    window: int = 4096
-    """Samples of a lane that are shuffled together; data sets up to this size are shuffled as a whole."""
-    on_bad_sample: Literal["raise", "blank"] = "raise"
-    """A training sample that cannot be used stops the run, or becomes a blank image, wholly ignored."""
-    max_bad_samples: int = 100
-    """Blank samples (per process, since its start) after which the run stops nevertheless."""
-
-    def __post_init__(self) -> None:
-        for name, least, advice in (
-            ("num_workers", 0, 2),
-            ("prefetch", 1, 4),
-            ("lanes", 1, 64),
-            ("window", 1, 4096),
-            ("max_bad_samples", 0, 100),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"data.{name} ({getattr(self, name)}) must be {least} or more; use {advice}."
-                )
+from unetdist.folders import Folder
 
 
 def train_loader(
     cfg: DataConfig,
     augment_cfg: AugmentConfig,
     manifest: Manifest,
-    folder: str | Path,
+    folder: str | Path | Folder,
     *,
     seed: int,
     channels: int,
@@ -68,6 +36,7 @@ def train_loader(
     micro_batch_size: int,
     rank: int = 0,
     world_size: int = 1,
+    local_world_size: int = 1,
     from_sample: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[list[Batch]]:
@@ -87,8 +56,10 @@ def train_loader(
             "--resize."
         )
     order = Order(manifest.shard_sizes, seed=seed, lanes=cfg.lanes, window=cfg.window)
-    reader = ShardReader(folder, manifest)
+    reader = open_reader(cfg, folder, manifest)
     reader.check(rank=rank, world_size=world_size)
+    upcoming = partial(order.upcoming, global_batch_size=global_batch_size, rank=rank, world_size=world_size)
+    prefetcher = fetch_ahead(reader, upcoming, from_sample, local_world_size)
     accumulation = global_batch_size // (world_size * micro_batch_size)
     arena = None
     if cfg.num_workers and CAN_SHARE:
@@ -110,45 +81,57 @@ def train_loader(
         world_size=world_size,
         from_sample=from_sample,
         arena=arena,
+        progress=prefetcher.position if prefetcher else None,
     )
     batches = work(
         dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory
     )
-    return _steps(batches, accumulation, cfg.max_bad_samples, folder)
+    return _steps(batches, accumulation, cfg.max_bad_samples, reader.folder, prefetcher)
 
 
 def val_loader(
     cfg: DataConfig,
     manifest: Manifest,
-    folder: str | Path,
+    folder: str | Path | Folder,
     *,
     channels: int,
     num_classes: int,
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
+    local_world_size: int = 1,
     pin_memory: bool = False,
 ) -> "ValLoader":
     """Whole images of this rank, samples rank, rank + world_size, ...: each once, unchanged, none padded."""
     if batch_size < 1:
         raise ConfigError(f"batch_size ({batch_size}) must be 1 or more; use 8.")
-    reader = ShardReader(folder, manifest)
+    reader = open_reader(cfg, folder, manifest)
     reader.check(rank=rank, world_size=world_size)
+    firsts = np.cumsum(manifest.shard_sizes) - manifest.shard_sizes
+    prefetcher = fetch_ahead(
+        reader, lambda _: ((int(first), number) for number, first in enumerate(firsts)), 0, local_world_size
+    )
     dataset = ValDataset(Samples(reader, channels=channels, num_classes=num_classes))
-    requests = ValBatches(manifest.num_samples, batch_size=batch_size, rank=rank, world_size=world_size)
+    requests = ValBatches(
+        manifest.num_samples,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        progress=prefetcher.position if prefetcher else None,
+    )
     batches = work(
         dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory
     )
-    return ValLoader(batches, num_samples=len(requests.ids))
+    return ValLoader(batches, prefetcher)
 
 
 class ValLoader:
     """Batches of at most `batch_size` consecutive samples of equal size; can be iterated again and again."""
 
-    def __init__(self, batches: "DataLoader[Any]", *, num_samples: int) -> None:
+    def __init__(self, batches: "DataLoader[Any]", prefetcher: Prefetcher | None = None) -> None:
         self._batches = batches
-        self.num_samples = num_samples
-        """Of this rank."""
+        if prefetcher:
+            weakref.finalize(self, prefetcher.close)
 
     def __iter__(self) -> Iterator[Batch]:
         """Every sample of this rank once; a bad sample always raises, for the metric is exact."""
@@ -174,7 +157,21 @@ def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size:
 
 
 def _steps(
-    batches: "DataLoader[Any]", accumulation: int, max_bad_samples: int, folder: str | Path
+    batches: "DataLoader[Any]",
+    accumulation: int,
+    max_bad_samples: int,
+    folder: Folder,
+    prefetcher: Prefetcher | None,
+) -> Iterator[list[Batch]]:
+    try:
+        yield from _grouped(batches, accumulation, max_bad_samples, folder)
+    finally:
+        if prefetcher:
+            prefetcher.close()
+
+
+def _grouped(
+    batches: "DataLoader[Any]", accumulation: int, max_bad_samples: int, folder: Folder
 ) -> Iterator[list[Batch]]:
     num_bad = 0
     step: list[Batch] = []

@@ -60,15 +60,22 @@ class MicroBatches(Sampler[MicroBatch]):
 class ValBatches(Sequence[range]):
     """Samples rank, rank + world_size, ... in groups of `batch_size`; looked up, for there may be millions."""
 
-    def __init__(self, num_samples: int, *, batch_size: int, rank: int, world_size: int) -> None:
-        self.ids = range(rank, num_samples, world_size)
+    def __init__(
+        self, num_samples: int, *, batch_size: int, rank: int, world_size: int, progress: Any = None
+    ) -> None:
+        """`progress`: as of `MicroBatches`."""
+        self._ids = range(rank, num_samples, world_size)
         self._batch_size = batch_size
+        self._progress = progress
 
     def __len__(self) -> int:
-        return -(-len(self.ids) // self._batch_size)
+        return -(-len(self._ids) // self._batch_size)
 
     def __getitem__(self, number: Any) -> Any:
         """The sample ids of a group."""
         if not 0 <= number < len(self):
             raise IndexError(number)
-        return self.ids[number * self._batch_size : (number + 1) * self._batch_size]
+        group = self._ids[number * self._batch_size : (number + 1) * self._batch_size]
+        if self._progress is not None:
+            self._progress.value = group[0]
+        return group

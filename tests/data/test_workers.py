@@ -1,0 +1,48 @@
+import multiprocessing
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from unetdist.data.workers import unless_error, work
+from unetdist.errors import DataError
+
+
+class Squares(Dataset):
+    def __getitem__(self, number):
+        if number < 0:
+            return DataError("is negative; give another.", source=f"number {number}")
+        return number**2, torch.get_num_threads()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_items_come_in_the_order_of_the_requests(num_workers):
+    items = list(work(Squares(), range(20), num_workers=num_workers, prefetch=2, pin_memory=False))
+    assert [square for square, _ in items] == [number**2 for number in range(20)]
+    if num_workers:
+        assert {threads for _, threads in items} == {1}
+
+
+def test_the_global_generator_is_left_alone():
+    state = torch.get_rng_state()
+    list(work(Squares(), range(3), num_workers=1, prefetch=1, pin_memory=False))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_workers_stay_for_the_next_iteration_and_end_with_the_loader():
+    others = set(multiprocessing.active_children())
+    loader = work(Squares(), range(4), num_workers=1, prefetch=1, pin_memory=False)
+    list(loader)
+    (first,) = set(multiprocessing.active_children()) - others
+    list(loader)
+    assert set(multiprocessing.active_children()) - others == {first}
+    del loader
+    first.join(10)
+    assert not first.is_alive()
+
+
+def test_an_error_is_raised_where_it_arrives():
+    (item,) = work(Squares(), [-3], num_workers=1, prefetch=1, pin_memory=False)
+    with pytest.raises(DataError, match=r"^number -3: is negative; give another\.$"):
+        unless_error(item)
+    assert unless_error(5) == 5
