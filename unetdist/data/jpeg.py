@@ -174,7 +174,7 @@ def interval_ends(data: bytes, scan_offset: int, num_intervals: int) -> npt.NDAr
     escapes = np.flatnonzero(stream[:-1] == 0xFF)
     # A value of 255 is followed by a zero, so what looks like a marker is one.
     markers = escapes[stream[escapes + 1] != _STUFFING][:num_intervals]
-    if stream[markers + 1].tobytes() != restarts(num_intervals - 1) + EOI[1:]:
+    if len(markers) < num_intervals or stream[markers + 1].tobytes() != restarts(num_intervals - 1) + EOI[1:]:
         return None
     ends: npt.NDArray[np.intp] = markers + (scan_offset + 2)
     return ends

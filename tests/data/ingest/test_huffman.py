@@ -79,3 +79,12 @@ def test_too_little_or_too_much_data_is_refused():
     for damaged in (data[:-40], data[:-2] + b"\0\0"):
         with pytest.raises(DamagedJpegError):
             walk(damaged + b"\xff\xd9")
+
+
+def test_a_run_without_a_value_is_refused():
+    data = bytearray(encoded(np.full((16, 80), 128, np.uint8), "JPEG"))
+    _, start, _ = [segment for segment in parse_header(bytes(data)).segments if segment[0] == 0xC4][1]
+    end_of_block = data.index(0, start + 21)
+    data[end_of_block] = 0x10  # decoders go on as if it were the end of the block
+    with pytest.raises(DamagedJpegError):
+        walk(bytes(data))

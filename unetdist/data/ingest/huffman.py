@@ -3,6 +3,7 @@
 numpy looks up, for every bit of the data, how far the codes that would begin there reach; Python follows the true ones.
 """
 
+from array import array
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +26,8 @@ _BLOCK = 64
 _END = 128
 """Stands for the run of an end of block: a block ends with a sum of runs of 64, or of less than 64 and this."""
 _NO_CODE = 255
+_MEANINGLESS = np.arange(0x10, 0xF0, 0x10)
+"""Runs without a value behind them; decoders take them as they like."""
 _WINDOW = 16
 """Bits, as many as the longest code has."""
 
@@ -129,7 +132,7 @@ class _AcSteps:
         bits = lengths + (symbols & 15)
         runs = (symbols >> 4) + np.uint8(1)
         runs[symbols == 0] = _END
-        runs[lengths == 0] = _NO_CODE
+        runs[(lengths == 0) | np.isin(symbols, _MEANINGLESS)] = _NO_CODE
         self.bits, self.runs = bits.copy(), runs.copy()
         self.one_bits, self.one_runs = bits.tobytes(), runs.tobytes()
         windows = open_ = np.flatnonzero((runs < _BLOCK) & (bits < _WINDOW))
@@ -200,7 +203,7 @@ def find_blocks(
         Starts of blocks (MCUs, blocks of an MCU), and ends of intervals, without the bits that fill up the last byte.
     """
     padded = stream + bytes(_LONGEST_MCU)
-    starts: list[int] = []
+    starts = array("q")
     ends = []
     base, limit, blocks, piece = 0, -1, [], b""
     for number, end in enumerate(bounds[1:]):
@@ -225,4 +228,4 @@ def find_blocks(
         if end - (base + at) >= 8:
             raise DamagedJpegError
         ends.append(base + at)
-    return np.array(starts, np.int64).reshape(num_mcus, -1), np.array(ends, np.int64)
+    return np.frombuffer(starts, np.int64).reshape(num_mcus, -1), np.array(ends, np.int64)
