@@ -122,16 +122,16 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def _fetch_ahead(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: Iterable[int]) -> None:
+def _fetch_ahead(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: Iterable[int | None]) -> None:
     pool = ThreadPoolExecutor(DOWNLOADS)
     running: set[Future[None]] = set()
     has_warned = False
 
-    def finish(most: int) -> None:
-        """Wait until at most so many downloads are under way."""
+    def collect(most: int) -> None:
+        """Look at what has ended, until at most so many downloads are under way."""
         nonlocal has_warned, running
-        while len(running) > most:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
+        while running:
+            done, running = wait(running, None if len(running) > most else 0, FIRST_COMPLETED)
             for download in done:
                 try:
                     download.result()
@@ -141,13 +141,16 @@ def _fetch_ahead(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: I
                     if not has_warned:
                         logger.warning("could not be fetched ahead (told once): %s", error)
                     has_warned = True
+            if len(running) <= most:
+                return
 
     for number in ahead:
-        shard = manifest.shards[number]
-        if not folder.is_local or is_url(shard.name):
-            finish(DOWNLOADS - 1)
-            running.add(pool.submit(_fetch, folder, shard, cache))
-    finish(0)
+        collect(DOWNLOADS - 1)
+        if number is None:
+            sleep(POLL_S)
+        elif not folder.is_local or is_url(manifest.shards[number].name):
+            running.add(pool.submit(_fetch, folder, manifest.shards[number], cache))
+    collect(0)
 
 
 def _fetch(folder: Folder, shard: Shard, cache: ShardCache) -> None:
@@ -156,8 +159,8 @@ def _fetch(folder: Folder, shard: Shard, cache: ShardCache) -> None:
     cache.fetch(folder, shard)
 
 
-def _ahead(upcoming: Upcoming, manifest: Manifest, position: Any, ahead_bytes: int) -> Iterator[int]:
-    """Numbers of the shards that come next, each as soon as there is room for it."""
+def _ahead(upcoming: Upcoming, manifest: Manifest, position: Any, ahead_bytes: int) -> Iterator[int | None]:
+    """Numbers of the shards that come next; None while there is no room ahead of the position."""
     waiting: deque[tuple[int, int]] = deque()  # (position, bytes) of what was given
     num_bytes = 0
     for begin, number in upcoming(position.value):
@@ -167,7 +170,7 @@ def _ahead(upcoming: Upcoming, manifest: Manifest, position: Any, ahead_bytes: i
             if waiting[0][0] <= position.value:  # Needed by now, so no longer ahead.
                 num_bytes -= waiting.popleft()[1]
             else:
-                sleep(POLL_S)
+                yield None
         waiting.append((begin, size))
         num_bytes += size
         yield number
