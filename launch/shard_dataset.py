@@ -1,4 +1,7 @@
-"""Turn pictures and masks into shards: `python launch/shard_dataset.py --images DIR --masks DIR ... --out DIR`."""
+"""Turn pictures and masks into shards: `python launch/shard_dataset.py --images DIR --masks DIR ... --out DIR`.
+
+`shard_dataset.py index` makes a data set of tars that others wrote; verify, stats and show look at one.
+"""
 
 import argparse
 import sys
@@ -9,6 +12,7 @@ from unetdist.data.ingest import command_line, dataset_source, shapes_source, so
 from unetdist.data.ingest.layout import LayoutOptions
 from unetdist.data.ingest.report import next_command
 from unetdist.data.ingest.writer import index_tars, write_dataset
+from unetdist.data.inspect import command
 from unetdist.data.labels import Palette
 from unetdist.data.tar_index import MemberNames
 from unetdist.errors import ConfigError
@@ -22,6 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     match argv[:1]:
         case ["index"]:
             return index(command_line.index_parser().parse_args(argv[1:]))
+        case [("verify" | "stats" | "show") as name]:
+            parser = argparse.ArgumentParser(f"shard_dataset.py {name}")
+            command.add_arguments(parser, name)
+            return command.run(name, parser.parse_args(argv[1:]))
         case ["write"]:
             argv = argv[1:]
     return write(command_line.write_parser().parse_args(argv))
@@ -31,8 +39,6 @@ def write(args: argparse.Namespace) -> int:
     """Sources to shards."""
     command_line.refuse_conflicts(args)
     options = command_line.run_options(args)
-    if options.share.is_launched:
-        set_up_logging(rank=options.share.rank, world_size=options.share.world_size)
     source, palette = open_source(args)
     parts: dict[str, Sequence[sources.Sample]] = {args.out: source.samples}
     if args.val_list or args.val_fraction is not None:
@@ -95,8 +101,6 @@ def index(args: argparse.Namespace) -> int:
     """Index and manifest for tars that others wrote."""
     command_line.refuse_conflicts(args)
     options = command_line.run_options(args)
-    if options.share.is_launched:
-        set_up_logging(rank=options.share.rank, world_size=options.share.world_size)
     palette = read_labels(args)
     tars = tar_source.find_tars(args.location, args.out)
     template = args.mask_name or (args.mask_ext and "{stem}." + args.mask_ext.lstrip("."))

@@ -66,4 +66,4 @@ def test_grey_images_make_a_grey_data_set(root, tmp_path):
         path.write_bytes(encoded(pixels, "JPEG"))
     account = write(root, tmp_path / "out")
     assert Manifest.load(tmp_path / "out").channels == 1
-    assert "16x12, grey; bytes as they came" in account
+    assert "16x12, grey; as they came" in account

@@ -10,6 +10,7 @@ from unetdist.data.ingest.pool import available_cores
 from unetdist.data.ingest.share import find_share
 from unetdist.data.ingest.writer import RunOptions
 from unetdist.errors import ConfigError
+from unetdist.logs import logger, set_up_logging
 
 WRITE = """Write images and masks as shards: WebDataset tars, an index beside each, and manifest.json. The images'
 pixels are kept as they are where anyone can decode them; masks become class indices by the colours (or ids) in the
@@ -47,14 +48,27 @@ def refuse_conflicts(args: argparse.Namespace) -> None:
 
 
 def run_options(args: argparse.Namespace) -> RunOptions:
-    """How the work is shared."""
+    """How the work is shared; logging is set up for this process's place."""
     share = find_share(rank=args.rank, world_size=args.world_size)
+    if share.is_launched:
+        set_up_logging(rank=share.rank, world_size=share.world_size)
+    elif share.is_all and "ACCELERATE_MIXED_PRECISION" in os.environ and _asked_processes() > 1:
+        logger.warning(
+            "accelerate launch started one process only, which does all the work; without GPUs it starts several "
+            "with --config_file configs/accelerate/cpu.yaml."
+        )
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if share.is_launched else 1
     return RunOptions(
         workers=args.workers or max(1, available_cores() // local_world),
         overwrite=getattr(args, "overwrite", False),
         share=share,
     )
+
+
+def _asked_processes() -> int:
+    from unetdist.launch_check import asked_processes  # loads Accelerate, which takes seconds
+
+    return asked_processes() or 1
 
 
 def convert_options(args: argparse.Namespace) -> ConvertOptions:
@@ -65,6 +79,7 @@ def convert_options(args: argparse.Namespace) -> ConvertOptions:
         resize=given.get("resize"),
         image_format=given.get("image_format"),
         image_range=tuple(image_range) if image_range else None,
+        seekable=not given.get("keep_bytes", False),
         mask_format=args.mask_format,
         unknown_colors=args.unknown_colors,
         skip_bad=given.get("skip_bad", False),
@@ -123,6 +138,12 @@ def write_parser() -> argparse.ArgumentParser:
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="black and white of images of more than 8 bits (0 65535)",
+    )
+
+    group.add_argument(
+        "--keep-bytes",
+        action="store_true",
+        help="leave JPEGs' bytes as they are, without the restart markers by which crops decode fast",
     )
 
     group = parser.add_argument_group("shards")

@@ -36,6 +36,8 @@ class ConvertOptions:
     """Re-encode images of other formats; None: only those that not everyone can decode (to PNG)."""
     image_range: tuple[float, float] | None = None
     """Values of images of more than 8 bits that become 0 and 255; None: 0 and 65535."""
+    seekable: bool = True
+    """Give JPEGs restart markers, without loss, so that crops of them decode fast."""
     mask_format: MaskFormat = "auto"
     unknown_colors: UnknownColors = "error"
     skip_bad: bool = False
@@ -136,6 +138,7 @@ def storing(options: ConvertOptions) -> Callable[[bytes, tuple[int, int]], Pictu
             resize=options.resize,
             image_format=options.image_format,
             image_range=options.image_range,
+            seekable=options.seekable,
         )
 
     return picture_of

@@ -108,5 +108,5 @@ def _channels(manifest: Manifest) -> str:
 
 def _encoding(kept: int, total: int) -> str:
     if kept == total:
-        return "bytes as they came"
+        return "as they came"
     return "re-encoded" if kept == 0 else f"{total - kept} re-encoded"

@@ -114,9 +114,8 @@ def index_tars(
         outcome = one.merge(palette, masks=(convert.mask_format, convert.unknown_colors))
     account = describe_all((), [outcome])
     if outcome.problems:
-        raise DataError(
-            f"{count(len(outcome.problems), 'problem')} in {count(len(jobs), 'tar')}, no manifest is written.\n{account}"
-        )
+        problems = count(len(outcome.problems), "problem")
+        raise DataError(f"{problems} in {count(len(jobs), 'tar')}, no manifest is written.\n{account}")
     return (f"{account}\n" if account else "") + describe(outcome, palette)
 
 
