@@ -13,6 +13,7 @@ from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.batch import Batch
 from unetdist.data.decode import decode_part
 from unetdist.data.geometry import Box
+from unetdist.data.jpeg import parse_header
 from unetdist.data.reader import ShardReader
 from unetdist.data.requests import MicroBatch
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
@@ -124,7 +125,8 @@ def test_a_crop_that_is_cut_out_of_the_jpeg_has_the_pixels_of_the_whole(tmp_path
     )
     augmenter = Augmenter(config, seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
     dataset = TrainDataset(samples, augmenter, on_bad_sample="raise", blank_size=(40, 50))
-    assert decode_part(file.getvalue(), 3, Box(10, 20, 50, 70)) is not None
+    header = parse_header(file.getvalue())
+    assert decode_part(file.getvalue(), header, 3, Box(10, 20, 50, 70)) is not None
     for epoch in range(20):
         batch = dataset[MicroBatch([(epoch, 0)])]
         whole, mask_crop = augmenter(*samples.load(0), epoch=epoch, sample_id=0)

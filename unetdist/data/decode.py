@@ -11,7 +11,7 @@ from isal import isal_zlib
 from PIL import Image, UnidentifiedImageError
 
 from unetdist.data.geometry import Box
-from unetdist.data.jpeg import cut, parse_header
+from unetdist.data.jpeg import JpegHeader, cut, parse_header
 from unetdist.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -62,15 +62,14 @@ def decode_image(data: bytes, channels: int) -> Pixels:
     return _decode_with_pil(data, channels) if pixels is None else pixels
 
 
-def decode_part(data: bytes, channels: int, box: Box) -> Pixels | None:
-    """The part of `decode_image` in `box`, (h, w, channels), at the cost of that part.
+def decode_part(data: bytes, header: JpegHeader, channels: int, box: Box) -> Pixels | None:
+    """The part of `decode_image` in `box`, (h, w, channels), at the cost of that part; `header`: of `data`.
 
-    None where the whole must be decoded: other formats than baseline JPEG with restart markers, and boxes
-    that are nearly all of the picture.
+    None where the whole must be decoded: JPEGs that are not baseline or lack restart markers, and boxes that
+    are nearly all of the picture.
     """
-    header = parse_header(data)
-    piece = None if header is None else cut(data, header, *box)
-    if header is None or piece is None:
+    piece = cut(data, header, *box)
+    if piece is None:
         return None
     part, top, left = piece
     pixels = _decode_jpeg(part, header.channels, channels)

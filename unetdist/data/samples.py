@@ -14,6 +14,7 @@ from unetdist.data.augment import Augmenter, Draws
 from unetdist.data.batch import Batch, Sample, blank_sample, collate, count_values
 from unetdist.data.decode import decode_image, decode_mask, decode_part, picture_size
 from unetdist.data.geometry import Box
+from unetdist.data.jpeg import parse_header
 from unetdist.data.labels import Palette
 from unetdist.data.labels.mask_reader import MaskReader
 from unetdist.data.manifest import Manifest
@@ -52,8 +53,10 @@ class Samples:
         """The image of a mask of `size` (H, W), or the part of it in `box`: (h, w, channels)."""
         with self._named(sample_id):
             # By the header first: a picture of another size may be huge.
-            self._check_equal(picture_size(encoded) or size, size)
-            part = decode_part(encoded, self.channels, box) if box else None
+            header = parse_header(encoded)
+            told = picture_size(encoded) if header is None else (header.height, header.width)
+            self._check_equal(told or size, size)
+            part = decode_part(encoded, header, self.channels, box) if header and box else None
             if part is not None:
                 return part
             image = decode_image(encoded, self.channels)
