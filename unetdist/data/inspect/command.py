@@ -71,7 +71,7 @@ def _verify(folder: Folder, args: argparse.Namespace) -> int:
 
 def _stats(folder: Folder, args: argparse.Namespace) -> int:
     manifest = Manifest.load(folder)
-    Console(file=sys.stdout).print(stats.tables(manifest, str(folder)))
+    Console(file=sys.stdout, soft_wrap=True).print(stats.tables(manifest, str(folder)))
     if args.json:
         _written("--json", args.json, lambda path: write_json(path, stats.summarize(manifest)))
     if args.png:

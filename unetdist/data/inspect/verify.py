@@ -17,7 +17,7 @@ from unetdist.data.ingest.report import describe_problems
 from unetdist.data.ingest.sources import Problem
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Manifest, Shard
-from unetdist.data.open_shard import read_rows
+from unetdist.data.open_shard import REMEDY, read_rows
 from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples
 from unetdist.data.tar_index import read_members
@@ -60,10 +60,9 @@ class Findings:
         self.images += other.images
 
     def note(self, kind: str, where: str, error: str | Exception) -> None:
-        """Note a problem; what an error says twice, its place, is left out."""
-        self.problems.append(
-            Problem(kind, where, str(error).removeprefix(f"{getattr(error, 'source', '')}: "))
-        )
+        """Note a problem; its place and its remedy, which errors name, are said once for all."""
+        detail = str(error).removeprefix(f"{getattr(error, 'source', '')}: ").removesuffix(f"; {REMEDY}")
+        self.problems.append(Problem(kind, where, detail))
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,9 @@ def describe(findings: Findings, folder: Folder, manifest: Manifest) -> str:
         megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
         return f"{folder}: good. Verified {good}, {len(manifest.shards):,} shards, {megabytes:.1f} MB."
     beside = folder if folder.is_local else open_folder(Path())
+    num_problems = len(findings.problems)
     return (
-        f"{folder}: {len(findings.problems):,} problems; {good} are good.\n"
+        f"{folder}: {num_problems:,} problem{'' if num_problems == 1 else 's'}; {good} are good.\n"
         f"{describe_problems(findings.problems, (), beside)}\n"
         "Copy these shards again, or run the command that wrote them: it keeps what is good."
     )
