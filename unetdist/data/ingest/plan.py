@@ -101,7 +101,11 @@ def settle(folder: Folder, plan: dict[str, Any], num_shards: int, share: Share, 
             tar = f"{number:06d}.tar"
             for unknown in [f"{RECORDS}/{name}", *([f"{tar}.idx", tar] if plan[KIND] == WRITE else [])]:
                 folder.remove(unknown)
-    folder.write(PLAN_NAME, json.dumps(plan, indent=1).encode())
+    try:
+        folder.write(PLAN_NAME, json.dumps(plan, indent=1).encode())
+    except DataError as error:
+        remedy = " Or write index and manifest to another folder: --out DIR." if plan[KIND] == INDEX else ""
+        raise DataError(f"{error}{remedy}") from None
 
 
 def drop(folder: Folder) -> None:

@@ -61,7 +61,7 @@ def find_share(
         for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1))
     )
     number, rest = divmod(task - first, step)
-    if rest or number >= in_array:
+    if rest or not 0 <= number < in_array:
         raise ConfigError(
             f"the array of {in_array} tasks has gaps: its numbers begin at {first} and this one is {task}; use "
             "--array=0-N without gaps (finished shards are kept, a task that has nothing to do ends at once)."

@@ -5,7 +5,6 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.ingest.sources import read_lines
@@ -17,6 +16,8 @@ from unetdist.remote import RangesUnsupportedError, is_url
 
 _START = 16 * 2**20
 """Bytes at the beginning of a tar, by whose members masks are guessed."""
+_ENOUGH = 100
+"""Samples by which masks are guessed."""
 _MASK_WORDS = re.compile("mask|seg|label|annot|target|gt|cls|class")
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
@@ -99,8 +100,8 @@ def guess_names(tars: Tars, *, image: str | None = None) -> MemberNames:
             f"cannot be read ({error}); mend that, or name the masks with --mask-ext.", source=where
         ) from None
     common = set.intersection(*map(set, keys.values())) if keys else set()
-    named = [extension for extension in common if _MASK_WORDS.search(extension)]
-    exact = [extension for extension in common if not extension.endswith(_LOSSY)]
+    named = [extension for extension in common if _MASK_WORDS.search(extension.lower())]
+    exact = [extension for extension in common if not extension.lower().endswith(_LOSSY)]
     if len(named) == 1 and len(common) > 1:
         choice = named[0]
     elif len(common) == 2 and len(exact) == 1:
@@ -123,27 +124,30 @@ def guess_names(tars: Tars, *, image: str | None = None) -> MemberNames:
 
 def _pictures_by_key(tars: Tars) -> dict[str, list[str]]:
     """Extensions of the pictures of each whole sample at the beginning of the first tar."""
-    keys: dict[str, list[str]] = {}
     source, name = tars.source, tars.names[0]
-    with tempfile.NamedTemporaryFile(prefix="unetdist-") as start:
-        path = source.path(name) if source.is_local and not is_url(name) else Path(start.name)
-        if path == Path(start.name):
-            _fetch_start(source, name, start)
-        with open(path, "rb") as file, suppress(DataError):  # of a part, the end is missing
-            for member in read_members(file, path):
-                stem, _, extension = PurePosixPath(member.name).name.partition(".")
-                if f".{extension}".lower().endswith(PICTURE_SUFFIXES):
-                    keys.setdefault(f"{PurePosixPath(member.name).parent / stem}", []).append(f".{extension}")
-                if member.offset > _START:
-                    break
-    if len(keys) > 1:
-        keys.popitem()  # may be cut
+    if source.is_local and not is_url(name):
+        return _scan(source.path(name))
+    with tempfile.NamedTemporaryFile(prefix="unetdist-") as file:
+        with suppress(RangesUnsupportedError):
+            file.write(source.read_range(name, 0, _START))
+            file.flush()
+        keys = _scan(Path(file.name))
+        if len(keys) < 2:
+            source.download(name, file, start=file.tell())
+            file.flush()
+            keys = _scan(Path(file.name))
     return keys
 
 
-def _fetch_start(source: Folder, name: str, file: IO[bytes]) -> None:
-    try:
-        file.write(source.read_range(name, 0, _START))
-    except RangesUnsupportedError:
-        source.download(name, file)
-    file.flush()
+def _scan(path: Path) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    with open(path, "rb") as file, suppress(DataError):  # of a part, the end is missing
+        for member in read_members(file, path):
+            stem, _, extension = PurePosixPath(member.name).name.partition(".")
+            if f".{extension}".lower().endswith(PICTURE_SUFFIXES):
+                keys.setdefault(f"{PurePosixPath(member.name).parent / stem}", []).append(f".{extension}")
+            if len(keys) > _ENOUGH:
+                break
+    if len(keys) > 1:
+        keys.popitem()  # may be cut
+    return keys

@@ -1,0 +1,79 @@
+"""What is given on the command line is what is done."""
+
+import pytest
+
+from unetdist.data.ingest import command_line
+from unetdist.data.ingest.convert import ConvertOptions
+from unetdist.data.ingest.share import ALONE, Share
+from unetdist.logs import logger
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "ACCELERATE_MIXED_PRECISION",
+        "SLURM_ARRAY_TASK_COUNT",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+def written(*arguments):
+    return command_line.write_parser().parse_args(["--out", "out", *arguments])
+
+
+def test_defaults_are_those_of_the_options():
+    assert command_line.convert_options(written()) == ConvertOptions()
+    assert command_line.convert_options(command_line.index_parser().parse_args(["x"])) == ConvertOptions()
+
+
+def test_options_reach_the_conversion():
+    args = written(
+        *[
+            "--resize",
+            "8x6",
+            "--image-format",
+            "jpg",
+            "--image-range",
+            "0",
+            "9",
+            "--keep-bytes",
+            "--mask-format",
+            "ids",
+        ],
+        *["--unknown-colors", "nearest", "--skip-bad", "--max-pixels", "7"],
+    )
+    assert command_line.convert_options(args) == ConvertOptions(
+        resize=(8, 6),
+        image_format="jpg",
+        image_range=(0, 9),
+        seekable=False,
+        mask_format="ids",
+        unknown_colors="nearest",
+        skip_bad=True,
+        max_pixels=7,
+    )
+
+
+def test_the_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(command_line, "available_cores", lambda: 8)
+    assert command_line.run_options(written()).workers == 8
+    assert command_line.run_options(written()).share == ALONE
+    assert command_line.run_options(written("--workers", "3")).workers == 3
+    assert command_line.run_options(written("--rank", "1", "--world-size", "2")).share == Share(1, 2)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    options = command_line.run_options(written("--overwrite"))
+    assert (options.workers, options.overwrite, options.share) == (2, True, Share(1, 6, is_launched=True))
+
+
+def test_a_launcher_that_started_one_process_of_several_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(command_line, "_asked_processes", lambda: 2)
+    command_line.run_options(written())
+    assert not caplog.text
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert command_line.run_options(written()).share == ALONE
+    assert "--config_file configs/accelerate/cpu.yaml" in caplog.text
