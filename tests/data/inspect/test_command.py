@@ -88,10 +88,15 @@ def test_a_folder_without_manifest(name, tmp_path):
         run(name, tmp_path, *(["--out", tmp_path / "x.png"] if name == "show" else []))
 
 
-def test_a_data_set_that_a_command_prints(folder, capsys):
-    assert run("stats", f"pipe:cat {folder}/{{name}}", "--allow-pipe") == 0
-    assert run("verify", f"pipe:cat {folder}/{{name}}", "--allow-pipe", "--workers", 1) == 0
+def test_a_data_set_that_a_command_prints(folder, tmp_path, capsys):
+    """Which gives whole shards only."""
+    printing = f"pipe:cat {folder}/{{name}}"
+    assert run("stats", printing, "--allow-pipe") == 0
+    assert run("verify", printing, "--allow-pipe", "--workers", 1) == 0
     assert "6 of 6 samples" in capsys.readouterr().out
+    run("show", printing, "--allow-pipe", "--out", tmp_path / "printed.png")
+    run("show", folder, "--out", tmp_path / "local.png")
+    assert (tmp_path / "printed.png").read_bytes() == (tmp_path / "local.png").read_bytes()
 
 
 def test_the_parser_is_there_without_torch():

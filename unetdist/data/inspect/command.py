@@ -2,13 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from unetdist.data.cache import ShardCache
 from unetdist.data.ingest.pool import available_cores
 from unetdist.data.inspect import stats
 from unetdist.data.labels import Palette
@@ -85,13 +88,22 @@ def _show(folder: Folder, args: argparse.Namespace) -> int:
     from unetdist.data.inspect import show  # loads torch, which takes seconds
 
     manifest = Manifest.load(folder)
-    reader = ShardReader(folder, manifest)
-    augmenter = show.read_augmenter(args.augment, reader, seed=args.seed) if args.augment else None
-    ids = show.find(reader, args.keys) if args.keys else show.choose(reader, args.num, seed=args.seed)
-    sheet = show.draw(show.load(reader, ids, augmenter), Palette.from_records(manifest.palette_records))
+    with _temporary_cache(manifest) as cache:
+        reader = ShardReader(folder, manifest, cache=cache)
+        augmenter = show.read_augmenter(args.augment, reader, seed=args.seed) if args.augment else None
+        ids = show.find(reader, args.keys) if args.keys else show.choose(reader, args.num, seed=args.seed)
+        shown = show.load(reader, ids, augmenter)
+    sheet = show.draw(shown, Palette.from_records(manifest.palette_records))
     _written("--out", args.out, lambda path: _save(sheet, path))
     print(f"{args.out}: {len(ids)} samples of {folder}")
     return 0
+
+
+@contextmanager
+def _temporary_cache(manifest: Manifest) -> Iterator[ShardCache]:
+    """Room for a few shards, for servers and commands that give only whole ones."""
+    with tempfile.TemporaryDirectory(prefix="unetdist-show-") as folder:
+        yield ShardCache(Path(folder), 4 * max(shard.num_bytes for shard in manifest.shards))
 
 
 def _save(picture: np.ndarray, path: Path) -> None:
