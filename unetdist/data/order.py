@@ -108,13 +108,14 @@ class Order:
         begun = np.full(self.lanes, -1)
         for first in count(first_position, batch):
             epoch, row, lane = self._rows(self._share(first, batch, rank, world_size))
+            # Windows of a lane are counted through all epochs, so that each begins after the one before it.
             number = epoch * windows_per_epoch + row // self.window
             is_new = number > begun[lane]
             if is_new.any():
-                for of_all, of_lane in np.unique([number[is_new], lane[is_new]], axis=1).T.tolist():
-                    begun[of_lane] = of_all
-                    of_epoch, window = divmod(of_all, windows_per_epoch)
-                    for shard in self._shards_of(of_epoch, of_lane, window):
+                for new_number, new_lane in np.unique([number[is_new], lane[is_new]], axis=1).T.tolist():
+                    begun[new_lane] = new_number
+                    new_epoch, window = divmod(new_number, windows_per_epoch)
+                    for shard in self._shards_of(new_epoch, new_lane, window):
                         yield first, shard
 
     def _rows(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
