@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def data(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """The subcommand `data`; 1 where a contender that was named could not be measured."""
+    """The subcommand `data`; who cannot be measured is void in the table, and the others go on."""
     cores = sorted(os.sched_getaffinity(0))
     core = cores[-1] if args.core is None else args.core
     if core not in cores:
@@ -90,6 +90,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positive_seconds(text: str) -> float:
+    """Seconds over 0."""
+    if not re.fullmatch(r"\d*\.?\d+", text) or float(text) == 0:
+        raise argparse.ArgumentTypeError(f"invalid seconds: {text!r}; use a number over 0")
+    return float(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All that the command line understands."""
     parser = argparse.ArgumentParser("benchmark.py", description=__doc__)
@@ -109,9 +116,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="WxH:CROP",
         help=f"pictures are scaled to cover WxH and cut; crops are square ({' '.join(CASES)})",
     )
-    part.add_argument("--samples", type=positive, default=1000, metavar="N", help="in an epoch (%(default)s)")
-    part.add_argument("--rounds", type=positive, default=15, metavar="N", help="that count (%(default)s)")
-    part.add_argument("--seconds", type=float, default=1.0, help="of a contender's round (%(default)s)")
+    part.add_argument(
+        "--samples", type=positive, metavar="N", help="in an epoch; default: some seconds of them"
+    )
+    part.add_argument("--rounds", type=positive, default=12, metavar="N", help="that count (%(default)s)")
+    part.add_argument(
+        "--seconds", type=positive_seconds, default=1.0, help="of a contender's round (%(default)s)"
+    )
     part.add_argument("--core", type=int, help="the one core that is used; default: the last one")
     part.add_argument(
         "--peers-python", default=sys.executable, metavar="PATH", help="python that has the others' packages"

@@ -28,6 +28,9 @@ IDLE_S = 0.05
 SETTLE_S = 3.0
 """Longest wait for that."""
 
+LONGEST_REASON = 300
+"""Characters of an error that go into the table; the log has all."""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -163,9 +166,9 @@ class Process:
 
     def _explain(self, reply: dict[str, Any]) -> str:
         if reply["missing"]:
-            packages = " ".join(self.contender.packages)
+            packages = " ".join(self.contender.packages) or reply["missing"]
             return f"{self.python} has no module {reply['missing']}; install: {self.python} -m pip install {packages}"
-        return f"{reply['error']} (more in {self.log})"
+        return f"{reply['error'][:LONGEST_REASON]} (more in {self.log})"
 
     def _last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -18,6 +18,7 @@ from unetdist.errors import ConfigError
 from unetdist.logs import logger
 
 CHECKED_BATCHES = 4
+SPLIT_BATCHES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,9 @@ class Plan:
     core: int
     against: tuple[Contender, ...] = PEERS
     batch_size: int = 16
-    num_samples: int = 2000
-    num_rounds: int = 15
+    num_samples: int | None = None
+    """In an epoch; None: `epoch_length`."""
+    num_rounds: int = 12
     seconds: float = 1.0
     """Least length of a round of one contender."""
     split: bool = False
@@ -70,11 +72,17 @@ def choose(names: str) -> tuple[Contender, ...]:
     return tuple(known[name] for name in chosen)
 
 
+def epoch_length(case: Case) -> int:
+    """Samples that take some seconds to load, so that the start of an epoch does not count."""
+    return 2000 if case.width * case.height < 1_000_000 else 500
+
+
 def run_case(case: Case, pictures: Pictures, plan: Plan) -> Result:
     """Write, check, measure."""
     folder = plan.work / f"{case.width}x{case.height}"
     num_classes = pictures.palette.num_classes
-    write_pictures(folder / "pictures", pictures, case, num_samples=plan.num_samples)
+    num_samples = plan.num_samples or epoch_length(case)
+    write_pictures(folder / "pictures", pictures, case, num_samples=num_samples)
     board = folder / f"ruler{case.crop}"
     ruler.write_ruler(board / "pictures", (case.height, case.width))
     job = Job(str(folder / "pictures"), str(folder / "formats"), case.crop, plan.batch_size)
@@ -98,13 +106,13 @@ def run_case(case: Case, pictures: Pictures, plan: Plan) -> Result:
         )
         result = Result(
             case,
-            plan.num_samples,
+            num_samples,
             Measured(measured.rounds, {**void, **measured.void}),
             versions,
             titles={contender.name: contender.title for contender in everybody},
         )
         if plan.split and OURS.name in processes:
-            result.split = processes[OURS.name].ask("split", num_batches=max(8, plan.num_samples // 100))
+            result.split = processes[OURS.name].ask("split", num_batches=SPLIT_BATCHES)
     if plan.workers:
         result.workers = measure_workers(job, plan, folder)
     if plan.handover:
@@ -156,7 +164,7 @@ def measure_workers(job: Job, plan: Plan, folder: Path) -> Measured:
                 Job(job.pictures, job.work, job.crop, job.batch_size, num_workers=count, lead_batches=lead)
             )
         return run_rounds(
-            processes, num_rounds=plan.num_rounds, seconds=2 * plan.seconds, label="measuring workers"
+            processes, num_rounds=plan.num_rounds, seconds=plan.seconds, label="measuring workers"
         )
 
 

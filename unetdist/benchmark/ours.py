@@ -40,14 +40,15 @@ def own_shards(job: Job, folder: str) -> None:
 def foreign_shards(job: Job, folder: str) -> None:
     """Plain tars, indexed; no byte of the pictures is changed."""
     write_tars(folder, job.pairs())
-    _shard_dataset("index", folder, "--labels", Path(job.pictures) / "Labels.txt")
+    labels = Path(job.pictures) / "Labels.txt"
+    _shard_dataset("index", folder, "--labels", labels, "--mask-format", "ids")
 
 
 def _shard_dataset(*words: Any) -> None:
     command = [sys.executable, str(SCRIPT), *map(str, words)]
     done = subprocess.run(command, cwd=SCRIPT.parents[1], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip())
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
 
 
 def open_loader(job: Job, folder: str) -> Iterator[Batch]:

@@ -24,7 +24,10 @@ Array = npt.NDArray[Any]
 
 
 def write_ruler(folder: Path, size: tuple[int, int]) -> None:
-    """Write images/, masks/ and Labels.txt of pictures of `size` (height, width)."""
+    """Write images/, masks/ and Labels.txt of pictures of `size` (height, width), unless they are there."""
+    labels = folder / "Labels.txt"  # Written last.
+    if labels.exists():
+        return
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     height, width = size
@@ -39,9 +42,7 @@ def write_ruler(folder: Path, size: tuple[int, int]) -> None:
         picture = Image.fromarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
         picture.save(folder / "images" / f"{number:05d}.jpg", quality=95, subsampling="4:2:0")
         Image.fromarray(mask).save(folder / "masks" / f"{number:05d}.png")
-    (folder / "Labels.txt").write_text(
-        "id r g b name\n0 0 0 0 dark\n1 255 255 255 bright\n", encoding="utf-8"
-    )
+    labels.write_text("id r g b name\n0 0 0 0 dark\n1 255 255 255 bright\n", encoding="utf-8")
 
 
 def shape_problem(

@@ -12,8 +12,8 @@ import unetdist.data
 FOLDER = Path(unetdist.data.__file__).parent
 
 STAGES = {
-    "read": ("reader", "shards", "cache", "prefetch", "manifest"),
-    "decode": ("decode", "jpeg", "png", "mask_reader"),
+    "read": ("reader", "open_shard", "shards", "cache", "prefetch", "access", "manifest"),
+    "decode": ("decode", "jpeg", "png", "orientation", "mask_reader"),
     "augment": ("augment", "geometry", "color"),
     "collate": ("batch", "arena"),
 }

@@ -14,9 +14,11 @@ from unetdist.benchmark.peers.protocol import Batches, Job, crop_pil, installed,
 
 def batches(job: Job) -> Batches:
     """Endless batches (B, H, W, 3) and (B, H, W)."""
-    from datasets import load_dataset
+    from datasets import config, load_dataset
     from torch.utils.data import DataLoader, default_collate
 
+    # The five seconds that it sleeps at the end of an epoch are nothing in a long one, so they shall not count here.
+    config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
     rng = np.random.default_rng(job.seed)
 
     def transform(example: dict[str, Any]) -> dict[str, Any]:

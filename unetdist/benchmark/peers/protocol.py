@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy.typing as npt
 Batches = Iterator[tuple[Any, Any]]
 """Endless pairs of images and masks, as tensors or arrays."""
 
-LEAD_BATCHES = 4
+LEAD_BATCHES = 3
 """Taken before the clock of a round starts: what a contender prepared ahead while it waited is not its speed."""
 
 
@@ -72,10 +73,11 @@ class Rounds:
         for _ in islice(self._batches, self.job.lead_batches):
             pass
         began, cpu_began = time.perf_counter(), time.process_time()
-        num_batches = 0
-        while (elapsed := time.perf_counter() - began) < seconds:
+        num_batches, elapsed = 0, 0.0
+        while num_batches == 0 or elapsed < seconds:
             next(self._batches)
             num_batches += 1
+            elapsed = time.perf_counter() - began
         cpu = time.process_time() - cpu_began
         return {"samples": num_batches * self.job.batch_size, "seconds": elapsed, "cpu_seconds": cpu}
 
@@ -96,40 +98,43 @@ def serve(
 
     `extras` are called with the current job and the request's arguments.
     """
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # Whatever a library prints goes to the log, not between the replies.
     rounds: Rounds | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        do = request.pop("do")
-        try:
-            reply: Any = {}
-            if do == "open":
-                job = Job(**request)
-                rounds = Rounds(job, batches(job))
-            elif do == "versions":
-                reply = versions()
-            elif extras and do in extras:
-                assert rounds is not None
-                reply = extras[do](rounds.job, **request)
-            else:
-                reply = getattr(rounds, do)(**request)
-        except Exception as error:
-            traceback.print_exc()
-            missing = error.name if isinstance(error, ModuleNotFoundError) else None
-            reply = {"error": f"{type(error).__name__}: {error}", "missing": missing}
-        with contextlib.suppress(BrokenPipeError):
+
+    def answer(do: str, arguments: dict[str, Any]) -> Any:
+        nonlocal rounds
+        if do == "open":
+            job = Job(**arguments)
+            rounds = Rounds(job, batches(job))
+            return {}
+        if do == "versions":
+            return versions()
+        assert rounds is not None
+        if extras and do in extras:
+            return extras[do](rounds.job, **arguments)
+        return getattr(rounds, do)(**arguments)
+
+    with os.fdopen(os.dup(1), "w", buffering=1) as replies:
+        os.dup2(2, 1)  # Whatever a library prints goes to the log, not between the replies.
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                reply = answer(request.pop("do"), request)
+            except Exception as error:
+                traceback.print_exc()
+                missing = error.name if isinstance(error, ModuleNotFoundError) else None
+                reply = {"error": f"{type(error).__name__}: {error}", "missing": missing}
             replies.write(json.dumps(reply) + "\n")
-    os._exit(0)  # Libraries' threads and exit functions must not keep a finished contender alive.
 
 
 def installed(*packages: str) -> Callable[[], dict[str, str]]:
-    """A function that gives the version of each package, and raises `ModuleNotFoundError` for a missing one."""
+    """A function that gives the version of each package that is there."""
 
     def versions() -> dict[str, str]:
-        from importlib.metadata import version
-
-        return {package: version(package) for package in packages}
+        found = {}
+        for package in packages:
+            with contextlib.suppress(PackageNotFoundError):  # Some go by several names.
+                found[package] = version(package)
+        return found
 
     return versions
 
