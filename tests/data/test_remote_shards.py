@@ -78,9 +78,10 @@ def nginx(shards, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = tmp_path / "nginx.conf"
+    user = f"{getpass.getuser()} {grp.getgrgid(os.getgid()).gr_name}"
     settings.write_text(
-        f"user {getpass.getuser()} {grp.getgrgid(os.getgid()).gr_name}; daemon off; pid {tmp_path}/pid; error_log stderr; events {{}} http {{ access_log off; "
-        f"server {{ listen 127.0.0.1:{port}; root {shards}; }} }}"
+        f"user {user}; daemon off; pid {tmp_path}/pid; error_log stderr; events {{}} "
+        f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; root {shards}; }} }}"
     )
     with subprocess.Popen(
         ["nginx", "-p", str(tmp_path), "-c", str(settings)], stderr=subprocess.DEVNULL
