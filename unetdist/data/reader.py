@@ -103,7 +103,7 @@ class ShardReader:
 
     def _is_at_hand(self, number: int) -> bool:
         opened = self._opened.get(number)
-        return self._is_in_place(self.manifest.shards[number]) or (opened is not None and opened.is_local)
+        return opened.is_local if opened else self._is_in_place(self.manifest.shards[number])
 
     def _can_range(self, shard: Shard) -> bool:
         return remote.can_range(shard.name) if remote.is_url(shard.name) else self.folder.can_range
