@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import shared_data
+from tests.data.ingest.ingested import contents, samples_of
 from tests.data.ingest.picture_folders import write_folders
 from tests.data.ingest.test_foreign import pack
 from unetdist.data.manifest import Manifest
@@ -207,6 +208,62 @@ def test_index_makes_a_data_set_of_foreign_tars(tmp_path, capsys):
     run(*arguments)
     assert Manifest.load(tmp_path / "tars").num_samples == 2
     assert "2 samples in 1 shard," in capsys.readouterr().out
+
+
+def test_ranks_write_both_folders_of_a_split_to_a_url(root, tmp_path, capsys):
+    split = ["--val-fraction", 0.3, "--samples-per-shard", 4]
+    run(*pairs(root), *split, "--out", tmp_path / "one")
+    capsys.readouterr()
+    for rank in (2, 0, 1):
+        arguments = ["--out", f"file://{tmp_path}/three/", "--rank", rank, "--world-size", 3]
+        assert run(*pairs(root), *split, *arguments) == 0
+        assert ("next:" in capsys.readouterr().out) == (rank == 1)
+    for part in ("train", "val"):
+        assert contents(tmp_path / "three" / part) == contents(tmp_path / "one" / part)
+
+
+def test_bytes_are_kept_where_asked(root, tmp_path):
+    run(*pairs(root), "--out", tmp_path / "out", "--keep-bytes")
+    image, _, record = samples_of(tmp_path / "out")["day0/00"]
+    assert image == (root / "images" / record["image"]).read_bytes()
+    with pytest.raises(DataError, match="seekable was False, is True"):
+        run(*pairs(root), "--out", tmp_path / "out")
+
+
+def test_a_picture_of_too_many_pixels_is_a_bad_sample(root, tmp_path):
+    with pytest.raises(DataError, match="20 problems in 20 samples.*") as caught:
+        run(*pairs(root), "--out", tmp_path / "out", "--max-pixels", 100)
+    assert "day0/00.png: image is 16x12, which is more than --max-pixels 100; raise it" in str(caught.value)
+    run(*pairs(root), "--out", tmp_path / "out", "--max-pixels", 192)
+
+
+def test_index_takes_templates_and_refuses_two_ways_to_name_masks(tmp_path):
+    (tmp_path / "Labels.txt").write_text("0 0 0 ground\n9 0 9 tree\n")
+    pack(tmp_path / "tars" / "a.tar", ["a", "b"])
+    arguments = ["index", tmp_path / "tars", "--labels", tmp_path / "Labels.txt", "--workers", 1]
+    with pytest.raises(
+        ConfigError, match="--mask-ext does not go with --mask-name: either of them alone tells"
+    ):
+        run(*arguments, "--mask-ext", "seg.png", "--mask-name", "{stem}.seg.png")
+    out = ["--out", tmp_path / "out"]
+    run(*arguments, *out, "--mask-name", "{stem}.seg.png", "--image-name", "{stem}.jpeg")
+    assert Manifest.load(tmp_path / "out").num_samples == 2
+
+
+@pytest.mark.parametrize("name", ["verify", "stats"])
+def test_a_data_set_is_looked_at(root, tmp_path, name, capsys):
+    run(*pairs(root), "--out", tmp_path / "out")
+    capsys.readouterr()
+    assert run(name, tmp_path / "out") == 0
+    assert "20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["verify", "stats", "show", "index", "write"])
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(name, "--help")
+    assert caught.value.code == 0
+    assert "usage: shard_dataset.py" in capsys.readouterr().out
 
 
 def test_isbi_goes_in_with_only_its_labels(tmp_path):
