@@ -8,6 +8,7 @@ import pytest
 
 from unetdist.data.manifest import MANIFEST_NAME, Manifest, Shard
 from unetdist.errors import DataError
+from unetdist.folders import open_folder
 
 MANIFEST = Manifest(
     shards=(Shard("000000.tar", 3, 10240, "ab"), Shard("000001.tar", 2, 512, "cd")),
@@ -82,3 +83,31 @@ def test_a_manifest_that_is_damaged_is_refused(tmp_path, text, message):
     (tmp_path / MANIFEST_NAME).write_text(text)
     with pytest.raises(DataError, match=message):
         Manifest.load(tmp_path)
+
+
+def test_a_manifest_lies_anywhere(tmp_path):
+    url = f"file://{tmp_path}/new"
+    MANIFEST.save(url)
+    assert (tmp_path / "new" / MANIFEST_NAME).read_text() == json.dumps(
+        json.loads((tmp_path / "new" / MANIFEST_NAME).read_text()), indent=1
+    ) + "\n"
+    assert (
+        Manifest.load(url) == Manifest.load(open_folder(url)) == Manifest.load(tmp_path / "new") == MANIFEST
+    )
+    with pytest.raises(DataError, match=rf"^{url}/x: no manifest\.json here.*launch/shard_dataset\.py"):
+        Manifest.load(f"{url}/x")
+    (tmp_path / "new" / MANIFEST_NAME).write_text("{")
+    with pytest.raises(DataError, match=rf"^{url}/manifest.json: damaged, not JSON"):
+        Manifest.load(url)
+
+
+def test_indexes_lie_beside_the_manifest():
+    assert MANIFEST.shards[0].index_name == "000000.tar.idx"
+    shard = Shard("https://host/a%20b/c.tar?token=x", 1, 1, "0123456789abcdef")
+    assert shard.index_name == "c.tar-0123456789ab.idx"
+
+
+def test_sizes_of_shards_are_counted_once():
+    assert MANIFEST.shard_sizes is MANIFEST.shard_sizes
+    with pytest.raises(ValueError, match="read-only"):
+        MANIFEST.shard_sizes[0] = 1
