@@ -209,7 +209,8 @@ def _file_system(url: str) -> Any:
     parts = urlsplit(url)
     key = os.getpid(), parts.scheme, parts.netloc
     if key not in _file_systems:
-        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+        # The Hub's needs its listings: it would else ask for one with every read.
+        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": parts.scheme == "hf"}
         if parts.scheme in ("http", "https"):
             options |= {"client_kwargs": _http_settings()}
         elif parts.scheme in ("s3", "s3a"):
