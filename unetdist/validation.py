@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unetdist.data.batch import Batch
 from unetdist.data.labels import Palette
+from unetdist.data.requests import part_of
 from unetdist.distributed import World
 from unetdist.evaluate import Example, Expected, Report, ValidationConfig, evaluate, predict_fixed
 from unetdist.inference import predict_logits
@@ -54,8 +55,8 @@ class Validator:
 
     def score(self, model: nn.Module) -> Report:
         """Collective. The exact score of `model`, which must be unwrapped and in evaluation mode."""
-        mine = len(range(self.world.rank, self.expected.num_samples, self.world.world_size))
-        with progress("validating", mine, enabled=self.world.is_main) as bar:
+        mine = part_of(self.expected.num_samples, rank=self.world.rank, world_size=self.world.world_size)
+        with progress("validating", len(mine), enabled=self.world.is_main) as bar:
             return evaluate(
                 lambda image: self._predict(model, image),
                 self.batches,

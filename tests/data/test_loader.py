@@ -15,6 +15,7 @@ from unetdist.data.access import DataConfig
 from unetdist.data.augment import AugmentConfig
 from unetdist.data.loader import check_batch_sizes, train_loader, val_loader
 from unetdist.data.manifest import Manifest
+from unetdist.data.requests import part_of
 from unetdist.data.shards import encode_mask
 from unetdist.errors import ConfigError, DataError
 
@@ -237,7 +238,7 @@ def test_validation_sees_each_sample_once_and_unchanged(folder, world_size, batc
                 image, mask = numbered_sample(sample_id)
                 np.testing.assert_array_equal(batch.image[number].permute(1, 2, 0), image)
                 np.testing.assert_array_equal(batch.mask[number], mask)
-        assert ids == list(range(rank, 11, world_size))
+        assert ids == list(part_of(11, rank=rank, world_size=world_size))
         seen += ids
     assert sorted(seen) == list(range(11))
 

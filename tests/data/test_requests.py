@@ -1,12 +1,13 @@
 import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from unetdist.data.arena import Arena
 from unetdist.data.batch import batch_dtype
 from unetdist.data.order import Order
-from unetdist.data.requests import MicroBatches, ValBatches
+from unetdist.data.requests import MicroBatches, ValBatches, part_of, shards_of
 
 
 def take(steps, **options):
@@ -51,18 +52,34 @@ def test_progress_tells_the_first_sample_of_the_step():
 )
 def test_validation_has_each_sample_once(num_samples, batch_size, world_size):
     ranks = [
-        ValBatches(num_samples, batch_size=batch_size, rank=rank, world_size=world_size)
+        ValBatches(part_of(num_samples, rank=rank, world_size=world_size), batch_size=batch_size)
         for rank in range(world_size)
     ]
     ids = [number for batches in ranks for group in batches for number in group]
-    assert sorted(ids) == list(range(num_samples))
+    assert ids == list(range(num_samples))
     for batches in ranks:
         assert len(batches) == len(list(batches))
         assert all(len(group) == batch_size for group in list(batches)[:-1])
 
 
+def test_the_parts_of_the_ranks_are_equal():
+    sizes = [len(part_of(11, rank=rank, world_size=4)) for rank in range(4)]
+    assert max(sizes) - min(sizes) == 1
+
+
 def test_a_billion_validation_samples_cost_nothing():
-    batches = ValBatches(10**9, batch_size=8, rank=3, world_size=7)
-    assert batches[len(batches) - 1][-1] < 10**9
+    progress = SimpleNamespace(value=-1)
+    batches = ValBatches(part_of(10**9, rank=3, world_size=7), batch_size=8, progress=progress)
+    group = batches[len(batches) - 1]
+    assert group[-1] == 10**9 * 4 // 7 - 1
+    assert progress.value == group[0]
     with pytest.raises(IndexError):
         batches[len(batches)]
+
+
+def test_shards_of_a_part():
+    sizes = np.array([4, 0, 5, 2])
+    assert list(shards_of(sizes, range(11))) == [(0, 0), (4, 2), (9, 3)]
+    assert list(shards_of(sizes, range(4))) == [(0, 0)]
+    assert list(shards_of(sizes, range(5, 10))) == [(4, 2), (9, 3)]
+    assert list(shards_of(sizes, range(3, 3))) == []

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import DataLoader
 
 from unetdist.data.access import DataConfig, fetch_ahead, open_reader
@@ -16,7 +15,7 @@ from unetdist.data.batch import Batch, batch_dtype
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
 from unetdist.data.prefetch import Prefetcher
-from unetdist.data.requests import MicroBatches, ValBatches
+from unetdist.data.requests import MicroBatches, ValBatches, part_of, shards_of
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
 from unetdist.data.workers import CAN_SHARE, unless_error, work
 from unetdist.errors import ConfigError, DataError
@@ -102,21 +101,19 @@ def val_loader(
     local_world_size: int = 1,
     pin_memory: bool = False,
 ) -> "ValLoader":
-    """Whole images of this rank, samples rank, rank + world_size, ...: each once, unchanged, none padded."""
+    """Whole images of this rank's part of the samples: each once, unchanged, none padded."""
     if batch_size < 1:
         raise ConfigError(f"batch_size ({batch_size}) must be 1 or more; use 8.")
     reader = open_reader(cfg, folder, manifest)
     reader.check(rank=rank, world_size=world_size)
-    firsts = np.cumsum(manifest.shard_sizes) - manifest.shard_sizes
+    mine = part_of(manifest.num_samples, rank=rank, world_size=world_size)
     prefetcher = fetch_ahead(
-        reader, lambda _: ((int(first), number) for number, first in enumerate(firsts)), 0, local_world_size
+        reader, lambda _: shards_of(manifest.shard_sizes, mine), mine.start, local_world_size
     )
     dataset = ValDataset(Samples(reader, channels=channels, num_classes=num_classes))
     requests = ValBatches(
-        manifest.num_samples,
+        mine,
         batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
         progress=prefetcher.position if prefetcher else None,
     )
     batches = work(

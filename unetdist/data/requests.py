@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from unetdist.data.arena import Arena
@@ -58,13 +60,11 @@ class MicroBatches(Sampler[MicroBatch]):
 
 
 class ValBatches(Sequence[range]):
-    """Samples rank, rank + world_size, ... in groups of `batch_size`; looked up, for there may be millions."""
+    """Samples in groups of `batch_size`; looked up, for there may be millions."""
 
-    def __init__(
-        self, num_samples: int, *, batch_size: int, rank: int, world_size: int, progress: Any = None
-    ) -> None:
+    def __init__(self, ids: range, *, batch_size: int, progress: Any = None) -> None:
         """`progress`: as of `MicroBatches`."""
-        self._ids = range(rank, num_samples, world_size)
+        self._ids = ids
         self._batch_size = batch_size
         self._progress = progress
 
@@ -79,3 +79,17 @@ class ValBatches(Sequence[range]):
         if self._progress is not None:
             self._progress.value = group[0]
         return group
+
+
+def part_of(num_samples: int, *, rank: int, world_size: int) -> range:
+    """The validation samples of a rank: equal parts (+-1), each of neighbours, which lie in few shards."""
+    return range(num_samples * rank // world_size, num_samples * (rank + 1) // world_size)
+
+
+def shards_of(shard_sizes: npt.NDArray[np.int64], ids: range) -> Iterator[tuple[int, int]]:
+    """(id of its first sample, shard number) of the shards that hold these samples, in their order."""
+    ends = np.cumsum(shard_sizes)
+    first, last = np.searchsorted(ends, [ids.start, ids.stop - 1], side="right") if ids else (0, -1)
+    for number in range(first, last + 1):
+        if shard_sizes[number]:
+            yield int(ends[number] - shard_sizes[number]), number
