@@ -189,3 +189,23 @@ def test_places_that_cannot_be_are_refused():
             ConfigError, match="array of 3 tasks has gaps: .* begin at 4 and this one is .*0-N"
         ):
             find_share(ARRAY | {"SLURM_ARRAY_TASK_ID": task})
+
+
+def test_two_tasks_that_finish_at_once_write_the_same(root, tmp_path, whole):
+    for rank in (0, 1):
+        write(root, tmp_path / "out", share=Share(rank, 2))
+    accounts = []
+    tasks = [
+        threading.Thread(
+            target=lambda rank: accounts.append(write(root, tmp_path / "out", share=Share(rank, 2))),
+            args=[rank],
+        )
+        for rank in (0, 1)
+    ]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join(60)
+    assert len(accounts) == 2
+    assert all("20 samples in 4 shards" in account for account in accounts)
+    assert contents(tmp_path / "out") == whole

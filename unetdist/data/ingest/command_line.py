@@ -21,8 +21,10 @@ INDEX = """Write index and manifest for WebDataset tars that others wrote. The t
 read through the labels whenever a sample is read."""
 
 SEVERAL = """Several processes share the work if they are given the same command: under `accelerate launch` or torchrun,
-as tasks of a SLURM array, or each with its own --rank R and a common --world-size N. Whoever finishes last writes the
-manifest. A run that is given twice at the same time is refused, but only in a local folder: URLs know no locks."""
+as tasks of a SLURM array, or each with its own --rank R and a common --world-size N (--rank 0 --world-size 1 works
+alone, even in an array). Whoever finishes last writes the manifest. A second run into one folder is refused while the
+first one works, but only in a local folder: URLs know no locks. What comes from URLs, or goes there, passes through
+the folder for temporary files (TMPDIR), a shard for each worker."""
 
 CONFLICTS = (
     ("--shapes", "--images --masks --list --dataset", "samples come from one source"),

@@ -141,7 +141,7 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
         if done < len(one.jobs):
             logger.info(
                 "%s: the shards of task %d are done, %d of %d are complete; the task that finishes last writes the "
-                "manifest (if none did, run one of them again).",
+                "manifest (if none did, run one of them again; to work alone: --rank 0 --world-size 1).",
                 one.folder,
                 share.rank,
                 done,
