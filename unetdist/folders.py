@@ -75,7 +75,8 @@ def open_folder(location: str | Path | Folder, *, allow_pipe: bool = False) -> F
     if text.startswith(PIPE):
         if not allow_pipe:
             raise ConfigError(
-                f"{mask(text)} runs a command in a shell, which is refused unless allowed; add --allow-pipe if you trust it."
+                f"{mask(text)} runs a command in a shell, which is refused unless allowed; add --allow-pipe if you "
+                "trust it."
             )
         return _PipeFolder(text)
     return _RemoteFolder(text) if remote.is_url(text) else _LocalFolder(text)
