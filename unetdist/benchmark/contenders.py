@@ -79,6 +79,13 @@ PEERS = (
         "files-opencv", "files + OpenCV", f"{_PEERS}.files_opencv", ("torch", "opencv-python-headless")
     ),
     Contender("dali", "NVIDIA DALI on CPU", f"{_PEERS}.dali_cpu", ("nvidia-dali-cuda120",)),
+    Contender(
+        "dali-unfiltered",
+        "NVIDIA DALI on CPU, our masks",
+        f"{_PEERS}.dali_cpu",
+        ("nvidia-dali-cuda120",),
+        arguments=("unfiltered",),
+    ),
 )
 """All that `--against` knows, in the order of the table."""
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unetdist.benchmark.peers.protocol import UNFILTERED_MASKS
 from unetdist.data import shapes
 from unetdist.data.ingest.sources import from_folders
 from unetdist.data.labels import Palette
 from unetdist.data.labels.masks import read_mask
+from unetdist.data.shards import encode_mask
 from unetdist.errors import ConfigError, DataError
 from unetdist.logs import progress
 
@@ -78,22 +80,24 @@ class Pictures:
 
 
 def write_pictures(folder: Path, pictures: Pictures, case: Case, *, num_samples: int) -> None:
-    """Write images/, masks/ and Labels.txt; what a former run completed is kept."""
+    """Write images/, masks/ (also without PNG's filters) and Labels.txt; what a former run completed is kept."""
     done = folder / ".complete"
     stamp = f"{pictures.name} {len(pictures)} {case} {num_samples}"
     if done.exists():
         if done.read_text(encoding="utf-8") == stamp:
             return
         raise ConfigError(f"--work: {folder} holds other pictures; give another folder, or remove it.")
-    for name in ("images", "masks"):
+    for name in ("images", "masks", UNFILTERED_MASKS):
         (folder / name).mkdir(parents=True, exist_ok=True)
     unique = min(len(pictures), num_samples)
     with progress(f"writing pictures of {case.width}x{case.height}", unique) as bar:
         for number in range(unique):
-            image, mask = _encoded(*pictures.read(number, case), case)
+            image, classes = _encoded(*pictures.read(number, case), case)
+            mask, unfiltered = _save(Image.fromarray(classes), "PNG"), encode_mask(classes)
             for copy in range(number, num_samples, unique):
                 (folder / "images" / f"{copy:06d}.jpg").write_bytes(image)
                 (folder / "masks" / f"{copy:06d}.png").write_bytes(mask)
+                (folder / UNFILTERED_MASKS / f"{copy:06d}.png").write_bytes(unfiltered)
             bar.advance()
     labels = [label for label in pictures.palette.labels if label.index is not None]
     lines = [f"{label.index} {' '.join(map(str, label.color))} {label.name}\n" for label in labels]
@@ -102,8 +106,10 @@ def write_pictures(folder: Path, pictures: Pictures, case: Case, *, num_samples:
     done.write_text(stamp, encoding="utf-8")
 
 
-def _encoded(image: Image.Image, data: bytes | None, mask: np.ndarray, case: Case) -> tuple[bytes, bytes]:
-    """JPEG and PNG of a pair at the size of the case: scaled until it covers it, then cut from the middle."""
+def _encoded(
+    image: Image.Image, data: bytes | None, mask: np.ndarray, case: Case
+) -> tuple[bytes, np.ndarray]:
+    """JPEG and classes of a pair at the size of the case: scaled until it covers it, then cut from the middle."""
     classes = Image.fromarray(mask)
     if image.size != (case.width, case.height):
         scale = max(case.width / image.width, case.height / image.height)
@@ -113,7 +119,7 @@ def _encoded(image: Image.Image, data: bytes | None, mask: np.ndarray, case: Cas
         image = image.resize(size, Image.Resampling.BICUBIC).crop(box)
         classes = classes.resize(size, Image.Resampling.NEAREST).crop(box)
         data = None
-    return data or _save(image, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0"), _save(classes, "PNG")
+    return data or _save(image, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0"), np.asarray(classes)
 
 
 def _save(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -5,16 +5,21 @@ One random anchor for image and mask goes to a decoder that decodes only the win
 https://docs.nvidia.com/deeplearning/dali/user-guide/docs/operations/nvidia.dali.fn.decoders.image_slice.html
 """
 
+import sys
 from typing import Any
 
-from unetdist.benchmark.peers.protocol import Batches, Job, installed, serve
+from unetdist.benchmark.peers.protocol import UNFILTERED_MASKS, Batches, Job, installed, serve
+
+UNFILTERED = "unfiltered"
+"""Argument of the script: masks as our own shards hold them."""
 
 
 def batches(job: Job) -> Batches:
     """Endless batches (B, H, W, 3) and (B, H, W, 1)."""
     from nvidia.dali import fn, math, pipeline_def, types
 
-    images, masks = zip(*job.pairs(), strict=True)
+    pairs = job.pairs(UNFILTERED_MASKS) if UNFILTERED in sys.argv else job.pairs()
+    images, masks = zip(*pairs, strict=True)
 
     @pipeline_def  # type: ignore[untyped-decorator,unused-ignore]
     def pipeline() -> Any:
