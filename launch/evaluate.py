@@ -20,7 +20,9 @@ def main() -> None:
         "--model", required=True, metavar="DIR", help="a trained model, such as runs/NAME/best"
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="shards to score it on: a path or URL")
-    parser.add_argument("--allow-pipe", action="store_true", help="--data may be pipe:COMMAND, run by a shell")
+    parser.add_argument(
+        "--allow-pipe", action="store_true", help="--data may be pipe:COMMAND, run by a shell"
+    )
     parser.add_argument(
         "--json", metavar="FILE", help="write all numbers, the confusion matrix too, to this file"
     )

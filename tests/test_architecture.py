@@ -47,7 +47,17 @@ FRAMEWORK_PARTS = {
 
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "misc.py"}
 
-LAZY = ("datasets", "wandb", "webdataset", "pandas", "pyarrow", "fsspec", "aiohttp", "s3fs", "huggingface_hub")
+LAZY = (
+    "datasets",
+    "wandb",
+    "webdataset",
+    "pandas",
+    "pyarrow",
+    "fsspec",
+    "aiohttp",
+    "s3fs",
+    "huggingface_hub",
+)
 """Heavy or optional: imported inside the function that needs them, never by `import unetdist.anything`."""
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -142,5 +142,9 @@ def test_settings_that_cannot_work_are_refused(name):
 @pytest.mark.parametrize("num_samples", [1, 4, 5, 12])
 def test_the_fingerprint_of_all_samples_comes_in_blocks(num_samples, monkeypatch):
     monkeypatch.setattr(evaluation, "FINGERPRINT_BLOCK", 4)
-    assert evaluation._fingerprint_of_all(num_samples) == evaluation._fingerprint(np.arange(num_samples)[::-1])
-    assert evaluation._fingerprint_of_all(num_samples) != evaluation._fingerprint(np.arange(1, num_samples + 1))
+    assert evaluation._fingerprint_of_all(num_samples) == evaluation._fingerprint(
+        np.arange(num_samples)[::-1]
+    )
+    assert evaluation._fingerprint_of_all(num_samples) != evaluation._fingerprint(
+        np.arange(1, num_samples + 1)
+    )

@@ -1,6 +1,5 @@
 """The data path as loaders: training without end from any sample number, validation with each sample once."""
 
-import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -127,8 +126,7 @@ class ValLoader:
 
     def __init__(self, batches: "DataLoader[Any]", prefetcher: Prefetcher | None = None) -> None:
         self._batches = batches
-        if prefetcher:
-            weakref.finalize(self, prefetcher.close)
+        self._prefetcher = prefetcher  # It ends with this object.
 
     def __iter__(self) -> Iterator[Batch]:
         """Every sample of this rank once; a bad sample always raises, for the metric is exact."""

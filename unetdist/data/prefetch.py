@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -51,7 +52,6 @@ class Prefetcher:
         """Where the training stands: the loader sets `position.value`."""
         if ahead_bytes is None:
             ahead_bytes = cache.limit_bytes // 2
-        self._cache = cache
         self._process = multiprocessing.Process(
             target=_run,
             args=(
@@ -67,6 +67,8 @@ class Prefetcher:
             daemon=True,
         )
         self._process.start()
+        # Once: by `close`, with this object, or at the interpreter's exit, while modules are still there.
+        self._end = weakref.finalize(self, _end, self._process, cache)
 
     @property
     def is_alive(self) -> bool:
@@ -75,9 +77,13 @@ class Prefetcher:
 
     def close(self) -> None:
         """End the process, and remove what it left half-written."""
-        self._process.kill()
-        self._process.join()
-        self._cache.remove_leftovers()
+        self._end()
+
+
+def _end(process: multiprocessing.Process, cache: ShardCache) -> None:
+    process.kill()
+    process.join()
+    cache.remove_leftovers()
 
 
 def _run(
