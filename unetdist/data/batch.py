@@ -17,11 +17,6 @@ Record = npt.NDArray[np.void]
 """(1,) of a `batch_dtype`: the memory of one batch."""
 
 
-FEW_CLASSES = 24
-"""Up to here a comparison with each value is faster than a histogram, whose additions to one bin, as the long runs
-of a mask want, wait for each other: 30 us instead of 55 us for 11 classes and 256x256."""
-
-
 class Sample(NamedTuple):
     """One picture with its mask, ready for a batch."""
 
@@ -111,15 +106,11 @@ def collate(samples: Sequence[Sample], num_classes: int, *, into: Record | None 
 def blank_sample(sample_id: int, size: tuple[int, int], channels: int) -> Sample:
     """A black picture that adds nothing to loss or metric, for its whole mask is ignored."""
     mask = np.full(size, IGNORE_INDEX, np.uint8)
-    return Sample(sample_id, np.zeros((*size, channels), np.uint8), mask, count_values(mask, 0), is_bad=True)
+    return Sample(sample_id, np.zeros((*size, channels), np.uint8), mask, count_values(mask), is_bad=True)
 
 
-def count_values(mask: Pixels, num_classes: int) -> npt.NDArray[np.int64]:
-    """(256,) pixels of a uint8 (H, W) array by value; quick where all are classes or ignored."""
-    counts = np.zeros(256, np.int64)
-    if num_classes > FEW_CLASSES:
-        return np.bincount(mask.ravel(), minlength=256)
-    equal = np.empty(mask.shape, bool)
-    for value in (*range(num_classes), IGNORE_INDEX):
-        counts[value] = cv2.sumElems(np.equal(mask, value, out=equal).view(np.uint8))[0]
-    return counts if counts.sum() == mask.size else np.bincount(mask.ravel(), minlength=256)
+def count_values(mask: Pixels) -> npt.NDArray[np.int64]:
+    """(256,) pixels of a uint8 (H, W) array by value."""
+    if mask.size < 2**24:  # Up to here the float32 counts of calcHist are exact; it is twice as fast.
+        return cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    return np.bincount(mask.ravel(), minlength=256)

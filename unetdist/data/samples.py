@@ -89,7 +89,7 @@ class Samples:
 
     def finish(self, sample_id: int, image: Pixels, mask: Pixels) -> Sample:
         """Count the classes of the mask as it will be trained or scored on; no index may be unknown."""
-        counts = count_values(mask, self.num_classes)
+        counts = count_values(mask)
         if counts[self.num_classes : IGNORE_INDEX].any():
             unknown = self.num_classes + int(np.argmax(counts[self.num_classes : IGNORE_INDEX] > 0))
             raise DataError(
