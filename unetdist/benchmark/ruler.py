@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from unetdist.benchmark.peers.protocol import UNFILTERED_MASKS
+from unetdist.data.shards import encode_mask
+
 CELL_PX = 8
 DARK, BRIGHT = 60, 190
 TINT = 40
@@ -24,11 +27,11 @@ Array = npt.NDArray[Any]
 
 
 def write_ruler(folder: Path, size: tuple[int, int]) -> None:
-    """Write images/, masks/ and Labels.txt of pictures of `size` (height, width), unless they are there."""
+    """Write images/, masks/ (also without PNG's filters) and Labels.txt of pictures of `size` (height, width), unless they are there."""
     labels = folder / "Labels.txt"  # Written last.
     if labels.exists():
         return
-    for name in ("images", "masks"):
+    for name in ("images", "masks", UNFILTERED_MASKS):
         (folder / name).mkdir(parents=True, exist_ok=True)
     height, width = size
     ramp = np.linspace(-TINT, TINT, width)
@@ -42,6 +45,7 @@ def write_ruler(folder: Path, size: tuple[int, int]) -> None:
         picture = Image.fromarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
         picture.save(folder / "images" / f"{number:05d}.jpg", quality=95, subsampling="4:2:0")
         Image.fromarray(mask).save(folder / "masks" / f"{number:05d}.png")
+        (folder / UNFILTERED_MASKS / f"{number:05d}.png").write_bytes(encode_mask(mask))
     labels.write_text("id r g b name\n0 0 0 0 dark\n1 255 255 255 bright\n", encoding="utf-8")
 
 
