@@ -4,6 +4,8 @@
 --labels, or are the built-in shapes. Everybody gets the same pictures, in the format that its own documentation
 recommends, and is checked before it is timed. A table goes to the terminal; all numbers go to OUT/data.json, and a
 chart to OUT/data.png.
+
+`remote`: shards at URLs beside the same ones on the local disk: seconds to the first batch, and speed once cached.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
+from unetdist.benchmark import remote
 from unetdist.benchmark.chart import draw_chart
 from unetdist.benchmark.data import Plan, choose, run_case
 from unetdist.benchmark.machine import machine_facts
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = make_parser().parse_args(words)
     set_up_logging()
-    return data(args, words)
+    return remote_shards(args, words) if args.command == "remote" else data(args, words)
 
 
 def data(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -65,6 +68,18 @@ def data(args: argparse.Namespace, words: Sequence[str]) -> int:
     for result in results:
         Console().print(tables(result))
     logger.info("all numbers are in %s, a chart in %s", args.out / "data.json", args.out / "data.png")
+    return 0
+
+
+def remote_shards(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """The subcommand `remote`."""
+    facts = machine_facts(["launch/benchmark.py", *words])
+    streamed = remote.stream(
+        args.local, args.at, crop=args.crop, num_rounds=args.rounds, seconds=args.seconds
+    )
+    write_json(args.out / "remote.json", {**facts, **remote.to_mapping(streamed)})
+    Console().print(remote.table(streamed))
+    logger.info("all numbers are in %s", args.out / "remote.json")
     return 0
 
 
@@ -135,6 +150,15 @@ def make_parser() -> argparse.ArgumentParser:
     part.add_argument(
         "--work", type=Path, default=Path("runs/benchmark/work"), metavar="DIR", help="(%(default)s)"
     )
+    part.add_argument("--out", type=Path, default=Path("runs/benchmark"), metavar="DIR", help="(%(default)s)")
+    part = commands.add_parser(
+        "remote", help="shards of other machines: first batch, and speed once cached", description=__doc__
+    )
+    part.add_argument("--local", type=Path, required=True, metavar="DIR", help="the shards on a local disk")
+    part.add_argument("--at", nargs="+", required=True, metavar="URL", help="where the same shards are too")
+    part.add_argument("--crop", type=positive, default=256, metavar="PX", help="(%(default)s)")
+    part.add_argument("--rounds", type=positive, default=15, metavar="N", help="that count (%(default)s)")
+    part.add_argument("--seconds", type=float, default=1.0, help="of a round (%(default)s)")
     part.add_argument("--out", type=Path, default=Path("runs/benchmark"), metavar="DIR", help="(%(default)s)")
     return parser
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from unetdist.data.workers import unless_error, work
+from unetdist.data.workers import items, work
 from unetdist.errors import DataError
 
 
@@ -42,7 +42,20 @@ def test_workers_stay_for_the_next_iteration_and_end_with_the_loader():
 
 
 def test_an_error_is_raised_where_it_arrives():
-    (item,) = work(Squares(), [-3], num_workers=1, prefetch=1, pin_memory=False)
+    arrived = items(work(Squares(), [3, -3, 4], num_workers=1, prefetch=1, pin_memory=False))
+    assert next(arrived)[0] == 9
     with pytest.raises(DataError, match=r"^number -3: is negative; give another\.$"):
-        unless_error(item)
-    assert unless_error(5) == 5
+        next(arrived)
+
+
+def test_a_worker_that_is_killed():
+    others = set(multiprocessing.active_children())
+    arrived = items(work(Squares(), range(10**6), num_workers=1, prefetch=1, pin_memory=False))
+    next(arrived)
+    (worker,) = set(multiprocessing.active_children()) - others
+    worker.kill()
+    with pytest.raises(
+        DataError, match=r"was killed \(DataLoader worker .*\), as .* fewer data.num_workers or"
+    ):
+        for _ in arrived:
+            pass

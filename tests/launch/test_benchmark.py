@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.data.small_shards import write_small_shards
 from unetdist.errors import ConfigError
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "benchmark.py"
@@ -49,3 +50,13 @@ def test_values_that_make_no_sense_are_refused(words, message, capsys):
     with pytest.raises(SystemExit):
         script.make_parser().parse_args(["data", *words])
     assert message in capsys.readouterr().err
+
+
+def test_shards_at_a_url_beside_the_local_ones(tmp_path, capsys):
+    shards = tmp_path / "shards"
+    write_small_shards(shards, [20, 0, 13])
+    words = ["remote", "--local", str(shards), "--at", f"file://{shards}", "--crop", "8", "--rounds", "1"]
+    assert script.main([*words, "--seconds", "0.01", "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "remote.json").read_text())
+    assert record["locations"] == [str(shards), f"file://{shards}"]
+    assert "first batch" in capsys.readouterr().out

@@ -27,7 +27,10 @@ Array = npt.NDArray[Any]
 
 
 def write_ruler(folder: Path, size: tuple[int, int]) -> None:
-    """Write images/, masks/ (also without PNG's filters) and Labels.txt of pictures of `size` (height, width), unless they are there."""
+    """Write images/, masks/ (with PNG's filters and without) and Labels.txt, unless they are there.
+
+    `size`: (height, width) of the pictures.
+    """
     labels = folder / "Labels.txt"  # Written last.
     if labels.exists():
         return

@@ -16,7 +16,7 @@ from unetdist.data.order import Order
 from unetdist.data.prefetch import Prefetcher
 from unetdist.data.requests import MicroBatches, ValBatches, part_of, shards_of
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
-from unetdist.data.workers import CAN_SHARE, unless_error, work
+from unetdist.data.workers import CAN_SHARE, items, work
 from unetdist.errors import ConfigError, DataError
 from unetdist.folders import Folder
 
@@ -130,8 +130,8 @@ class ValLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Every sample of this rank once; a bad sample always raises, for the metric is exact."""
-        for batches in self._batches:
-            yield from unless_error(batches)
+        for batches in items(self._batches):
+            yield from batches
 
 
 def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
@@ -170,8 +170,7 @@ def _grouped(
 ) -> Iterator[list[Batch]]:
     num_bad = 0
     step: list[Batch] = []
-    for item in batches:
-        ready = unless_error(item)
+    for ready in items(batches):
         batch: Batch = ready.batch() if isinstance(ready, FilledSlot) else ready
         num_bad += batch.num_bad
         if num_bad > max_bad_samples:

@@ -3,7 +3,7 @@
 import atexit
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from unetdist.errors import UnetdistError
+from unetdist.errors import DataError, UnetdistError
 from unetdist.signals import leave_to_parent
 
 CAN_SHARE = sys.platform == "linux"
@@ -47,11 +47,25 @@ def work(
     )
 
 
-def unless_error(item: Any) -> Any:
-    """What a worker sent; raised if it is an error."""
-    if isinstance(item, UnetdistError):
-        raise item
-    return item
+def items(loader: "DataLoader[Any]") -> Iterator[Any]:
+    """What the workers prepare, in order.
+
+    Raises:
+        UnetdistError: What a worker sent instead of an item.
+        DataError: A worker was killed.
+    """
+    try:
+        for item in loader:
+            if isinstance(item, UnetdistError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a process that prepares batches was killed ({str(error).strip()}), as the system does when memory runs "
+            "out; use fewer data.num_workers or a smaller data.prefetch, then run the same command again."
+        ) from None
 
 
 def _as_it_is(item: Any) -> Any:
