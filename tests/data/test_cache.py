@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from tests.data.small_shards import write_small_shards
 from tests.faulty_server import serve
 from unetdist import remote, retries
 from unetdist.data import cache as cache_module
-from unetdist.data.cache import CacheFullError, ShardCache
-from unetdist.data.shards import load_index
+from unetdist.data.cache import TAR, CacheFullError, ShardCache
+from unetdist.data.shards import load_index, save_index, sha256_of
 from unetdist.errors import ConfigError, DataError
 from unetdist.folders import open_folder
 from unetdist.retries import UnreachableError
@@ -136,12 +137,63 @@ def test_indexes(tmp_path, cache, folder, server, shards):
     for _ in range(2):
         np.testing.assert_array_equal(cache.index(folder, shards[2]), expected)
     assert server.num_requests(".idx") == 1
-    (cache.directory / f"{shards[2].sha256}.idx").write_bytes(b"damaged")
+    (cache.directory / f"{shards[2].index_sha256}.idx").write_bytes(b"damaged")
     np.testing.assert_array_equal(cache.index(folder, shards[2]), expected)
     assert server.num_requests(".idx") == 2
     (tmp_path / "data" / "000000.tar.idx").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"^http://.*/000000.tar.idx: cannot be read \(.+\); copy"):
+    with pytest.raises(
+        DataError, match=r"^http://.*/000000.tar.idx: is not the index that the manifest lists; c"
+    ):
         cache.index(folder, shards[0])
+    with pytest.raises(DataError, match=r"^http://.*/000000.tar.idx: cannot be read \(.+\); copy"):
+        cache.index(folder, replace(shards[0], index_sha256=""))
+
+
+def test_the_same_tar_with_another_index_is_another_entry(cache, folder, server, shards):
+    """The tars of others may be indexed with one kind of masks, then with another."""
+    rows = cache.index(folder, shards[2]).copy()
+    rows[:, 4] += 1
+    save_index(server.folder / "000002.tar", rows)
+    other = replace(shards[2], index_sha256=sha256_of(rows))
+    np.testing.assert_array_equal(cache.index(folder, other), rows)
+    assert not np.array_equal(cache.index(folder, shards[2]), rows)
+
+
+def test_an_index_does_not_wait_for_the_download_of_its_shard(cache, folder, shards):
+    for is_here in (False, True):
+        with cache._lock(cache._path(shards[2], TAR)):
+            rows = cache.index(folder, shards[2])
+        assert len(rows) == shards[2].num_samples, is_here
+
+
+def test_what_is_not_the_caches_own_stays(tmp_path, folder, shards):
+    """Somebody gave a folder that holds other things."""
+    mine = [tmp_path / "cache" / name for name in ("thesis.zip", "download.partial", "000000.tar")]
+    mine[0].parent.mkdir()
+    for path in mine:
+        path.write_bytes(bytes(10**6))
+    cache = ShardCache(tmp_path / "cache", shards[2].num_bytes)
+    for shard in shards:
+        cache.fetch(folder, shard)
+    assert all(path.stat().st_size == 10**6 for path in mine)
+
+
+def test_an_entry_of_another_user_is_used_all_the_same(cache, folder, shards, monkeypatch):
+    path = cache.fetch(folder, shards[0])
+    monkeypatch.setattr("os.utime", _refuse)
+    assert cache.find(shards[0]) == path
+
+
+def test_a_cache_that_cannot_be_locked(cache, folder, shards, monkeypatch):
+    monkeypatch.setattr("filelock.FileLock.acquire", _refuse)
+    with pytest.raises(
+        CacheFullError, match=r"cannot be locked \(Permission denied\); free space on its disk, or g"
+    ):
+        cache.fetch(folder, shards[0])
+
+
+def _refuse(*_, **__):
+    raise PermissionError(13, "Permission denied")
 
 
 def test_the_least_recently_used_go(tmp_path, folder, shards):

@@ -41,7 +41,8 @@ def test_a_manifest_comes_back_as_it_was_saved(tmp_path, resize):
 def test_counts_are_named_as_such(tmp_path):
     MANIFEST.save(tmp_path)
     shard = json.loads((tmp_path / MANIFEST_NAME).read_text())["shards"][0]
-    assert shard == {"name": "000000.tar", "num_samples": 3, "num_bytes": 10240, "sha256": "ab"}
+    names = {"name": "000000.tar", "num_samples": 3, "num_bytes": 10240, "sha256": "ab", "index_sha256": ""}
+    assert shard == names
 
 
 def test_a_folder_without_manifest_is_no_data_set(tmp_path):

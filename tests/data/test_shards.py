@@ -65,7 +65,8 @@ def test_same_samples_give_the_same_bytes_and_the_hash_of_the_file(tmp_path):
     assert first == second
     data = (tmp_path / "0.tar").read_bytes()
     assert data == (tmp_path / "sub" / "0.tar").read_bytes()
-    assert first == Shard("0.tar", len(KEYS), len(data), hashlib.sha256(data).hexdigest())
+    index = hashlib.sha256((tmp_path / "0.tar.idx").read_bytes()).hexdigest()
+    assert first == Shard("0.tar", len(KEYS), len(data), hashlib.sha256(data).hexdigest(), index)
 
 
 def test_a_shard_whose_writing_fails_leaves_nothing(tmp_path):

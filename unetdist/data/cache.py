@@ -4,8 +4,8 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +23,9 @@ from unetdist.storage import sync_folder
 TAR, INDEX, PARTIAL = ".tar", ".idx", ".partial"
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+_ENTRY = re.compile(r"[0-9a-f]{64}\.(tar|idx)(\.partial)?")
+"""Names of the cache's files: its folder may hold others, which it leaves alone."""
 
 
 class CacheFullError(DataError):
@@ -56,9 +59,9 @@ class ShardCache:
         try:
             if path.stat().st_size != shard.num_bytes:
                 return None
-            os.utime(path)
         except FileNotFoundError:
             return None
+        _touch(path)
         return path
 
     def fetch(self, folder: Folder, shard: Shard) -> Path:
@@ -67,19 +70,20 @@ class ShardCache:
         `DataError` where the file is not there or not the one that the manifest lists, `UnreachableError` where the
         server does not answer, `CacheFullError` where there is no room.
         """
-        with self._lock(shard):
+        with self._lock(self._path(shard, TAR)):
             found = self.find(shard)
             return found or self._store(
                 shard, TAR, shard.num_bytes, lambda file: _receive(folder, shard, file)
             )
 
     def index(self, folder: Folder, shard: Shard) -> Rows:
-        """The rows of the shard's index, downloaded unless it is here."""
+        """The rows of the shard's index, downloaded unless it is here; no download of a shard is waited for."""
         path = self._path(shard, INDEX)
-        with self._lock(shard):
+        with suppress(FileNotFoundError, DataError):
+            return self._rows_here(path, shard)
+        with self._lock(path):
             with suppress(FileNotFoundError, DataError):
-                os.utime(path)
-                return read_rows(path, shard, path)
+                return self._rows_here(path, shard)
             data = read_index(folder, shard)
             rows = read_rows(BytesIO(data), shard, mask(folder.where(shard.index_name)))
             with suppress(CacheFullError):
@@ -91,14 +95,36 @@ class ShardCache:
         for kind in (TAR, INDEX):
             self._path(shard, kind).unlink(missing_ok=True)
 
-    def _path(self, shard: Shard, kind: str) -> Path:
-        if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
-            raise DataError(f"sha256 is {shard.sha256!r} in the manifest; {REMEDY}", source=shard.name)
-        return self.directory / (shard.sha256 + kind)
+    def _rows_here(self, path: Path, shard: Shard) -> Rows:
+        path.stat()
+        _touch(path)
+        return read_rows(path, shard, path)
 
-    def _lock(self, shard: Shard) -> FileLock:
-        """Held while an entry is made; ends with its process. Few files, each for many entries."""
-        return FileLock(self.directory / "locks" / shard.sha256[:2])
+    def _path(self, shard: Shard, kind: str) -> Path:
+        """An index has a hash of its own: the same tar may be indexed with other masks."""
+        name = (kind == INDEX and shard.index_sha256) or shard.sha256
+        if not re.fullmatch(r"[0-9a-f]{64}", name):
+            raise DataError(f"sha256 is {name!r} in the manifest; {REMEDY}", source=shard.name)
+        return self.directory / (name + kind)
+
+    @contextmanager
+    def _lock(self, path: Path, timeout: float = -1) -> Iterator[None]:
+        """Held while an entry is made; ends with its process. Few files, each for many entries of a kind."""
+        kind = INDEX if INDEX in path.name else TAR
+        lock = FileLock(self.directory / "locks" / (path.name[:2] + kind), timeout=timeout, mode=0o666)
+        try:
+            lock.acquire()
+        except OSError as error:
+            if isinstance(error, Timeout):
+                raise
+            raise CacheFullError(
+                f"the cache {self.directory} cannot be locked ({error.strerror}); free space on its disk, or give a "
+                "folder that you may write to."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _store(self, shard: Shard, kind: str, num_bytes: int, write: Callable[[IO[bytes]], object]) -> Path:
         if num_bytes > self.limit_bytes:
@@ -160,12 +186,12 @@ class ShardCache:
                 excess -= size
 
     def _entries(self) -> list[tuple[int, int, Path]]:
-        """(time of last use, bytes, path) of every file."""
+        """(time of last use, bytes, path) of every file of the cache; others in its folder are not ours."""
         entries = []
         with os.scandir(self.directory) as found:
             for entry in found:
                 with suppress(FileNotFoundError):
-                    if entry.is_file():
+                    if _ENTRY.fullmatch(entry.name) and entry.is_file():
                         status = entry.stat()
                         entries.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
         return entries
@@ -173,8 +199,15 @@ class ShardCache:
     def remove_leftovers(self) -> None:
         """Remove what killed processes left half-written: nobody holds its lock."""
         for partial in self.directory.glob(f"*{PARTIAL}"):
-            with suppress(Timeout), FileLock(self.directory / "locks" / partial.name[:2], timeout=0):
-                partial.unlink(missing_ok=True)
+            if _ENTRY.fullmatch(partial.name):
+                with suppress(Timeout, DataError), self._lock(partial, timeout=0):
+                    partial.unlink(missing_ok=True)
+
+
+def _touch(path: Path) -> None:
+    """Count an entry as used."""
+    with suppress(FileNotFoundError, PermissionError):  # Gone meanwhile, or another user's.
+        os.utime(path)
 
 
 def read_index(folder: Folder, shard: Shard) -> bytes:

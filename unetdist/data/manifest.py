@@ -32,6 +32,8 @@ class Shard:
     """Size of the tar."""
     sha256: str
     """Of the tar, in hexadecimal."""
+    index_sha256: str = ""
+    """Of the index: the same tar may be indexed with other masks. Empty: unknown, it is not compared."""
 
     @property
     def index_name(self) -> str:
@@ -95,7 +97,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Of the samples, their order and their classes; the same wherever the shards lie."""
-        shards = [[shard.num_samples, shard.sha256] for shard in self.shards]
+        shards = [[shard.num_samples, shard.sha256, shard.index_sha256] for shard in self.shards]
         masks = [self.palette_records, self.mask_format, self.unknown_colors]
         return hashlib.sha256(json.dumps([shards, *masks]).encode()).hexdigest()
 

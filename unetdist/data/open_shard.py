@@ -1,12 +1,12 @@
 """One shard that samples are read from: a file, or a file behind a URL of which only parts are asked for."""
 
+import hashlib
 import io
 import os
 import tarfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -115,17 +115,28 @@ def check_size(path: Path, shard: Shard) -> None:
         raise DataError(f"has {size} bytes, the manifest says {shard.num_bytes}; {REMEDY}", source=path)
 
 
-def read_rows(file: Path | IO[bytes], shard: Shard, source: object) -> Rows:
-    """The rows of an index, memory-mapped where it is a path; `DataError` where they cannot be those of the shard."""
+def read_rows(file: Path | io.BytesIO, shard: Shard, source: object) -> Rows:
+    """The rows of an index, memory-mapped where it is a path; `DataError` where it is not that of the manifest."""
     try:
+        if shard.index_sha256 and _sha256(file) != shard.index_sha256:
+            raise DataError(f"is not the index that the manifest lists; {REMEDY}", source=source)
         # asarray: rows of a memmap object are ten times slower to take than rows of a plain view of it.
         rows = np.asarray(np.load(file, mmap_mode="r" if isinstance(file, Path) else None))
+    except DataError:
+        raise
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot be read ({error}); {REMEDY}", source=source) from None
     if rows.shape != (shard.num_samples, len(INDEX_COLUMNS)) or rows.dtype != np.int64:
         expected = (shard.num_samples, len(INDEX_COLUMNS))
         raise DataError(f"is {rows.dtype} {rows.shape}, expected int64 {expected}; {REMEDY}", source=source)
     return rows
+
+
+def _sha256(file: Path | io.BytesIO) -> str:
+    if isinstance(file, io.BytesIO):
+        return hashlib.sha256(file.getbuffer()).hexdigest()
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def changed(where: str, found: str, listed: str) -> DataError:

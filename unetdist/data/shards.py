@@ -99,7 +99,13 @@ class ShardWriter:
     @property
     def shard(self) -> Shard:
         """The shard as the manifest lists it."""
-        return Shard(self._name, len(self._rows), self._offset, self._sha256.hexdigest())
+        return Shard(
+            name=self._name,
+            num_samples=len(self._rows),
+            num_bytes=self._offset,
+            sha256=self._sha256.hexdigest(),
+            index_sha256=sha256_of(self.index),
+        )
 
     def _member(self, name: str, data: bytes) -> int:
         info = tarfile.TarInfo(name)
@@ -138,6 +144,11 @@ def encode_index(index: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, index)
     return file.getvalue()
+
+
+def sha256_of(index: np.ndarray) -> str:
+    """Of the file of an index, as the manifest lists it."""
+    return hashlib.sha256(encode_index(index)).hexdigest()
 
 
 def save_index(tar: str | Path, index: np.ndarray) -> None:

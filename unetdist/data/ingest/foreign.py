@@ -20,7 +20,7 @@ from unetdist.data.ingest.sources import Problem, Sample
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Shard
-from unetdist.data.shards import encode_index
+from unetdist.data.shards import encode_index, sha256_of
 from unetdist.data.tar_index import MemberNames, index_tar, read_key
 from unetdist.errors import DataError
 from unetdist.folders import Folder
@@ -118,7 +118,7 @@ class TarJob:
             has_index_masks &= good is not None and _is_index_mask(good.mask_file, good.mask)
         shard = None
         if not converter.problems:
-            shard = Shard(self.shard_name, len(index), num_bytes, sha256)
+            shard = Shard(self.shard_name, len(index), num_bytes, sha256, sha256_of(index))
             self.folder.write(shard.index_name, encode_index(index))
         problems, found = tuple(converter.problems), tuple(converter.found)
         return Finished(
