@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -121,6 +122,24 @@ def test_a_finished_tar_is_not_indexed_again_unless_it_changed(tmp_path, monkeyp
     (tmp_path / "a.tar").unlink()
     index(tmp_path)
     assert Manifest.load(tmp_path).num_samples == len(load_index(tmp_path / "b.tar")) == 1
+
+
+def test_no_manifest_stands_over_indexes_of_another_choice(tmp_path, monkeypatch):
+    for name in ("a.tar", "b.tar"):
+        pack(tmp_path / name, ["a"])
+    index(tmp_path)
+    plan = json.loads((tmp_path / ".ingest" / "plan.json").read_text())
+    assert (plan["mask_format"], plan["names"]["mask"], len(plan["labels"])) == ("auto", "{stem}.seg.png", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(TarJob, "make", lambda job: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception, match="stopped"):
+            index(tmp_path, mask_format="ids")
+    assert not (tmp_path / MANIFEST_NAME).exists()
+    index(tmp_path)
+    pack(tmp_path / "b.tar", ["b"], mask=MASK + 1)  # the same plan
+    with pytest.raises(DataError, match="1 problem in 2 tars, no manifest is written"):
+        index(tmp_path)
+    assert not (tmp_path / MANIFEST_NAME).exists()
 
 
 def test_bad_samples_and_tars_are_told_together(tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from unetdist.data.ingest.foreign import TarJob
 from unetdist.data.ingest.records import RECORDS
 from unetdist.data.ingest.shard_job import ShardJob
 from unetdist.data.ingest.share import Share
@@ -110,6 +111,7 @@ def settle(folder: Folder, plan: dict[str, Any], num_shards: int, share: Share, 
 
 def drop(folder: Folder) -> None:
     """Let the next run have another plan: the user is to mend the data. Finished shards it may still keep."""
+    folder.remove(MANIFEST_NAME)
     folder.remove(PLAN_NAME)
     for name in _records_in(folder, bad=True):
         folder.remove(f"{RECORDS}/{name}")
@@ -132,12 +134,36 @@ def plan_of(jobs: Sequence[ShardJob], layout: dict[str, Any]) -> dict[str, Any]:
         KIND: WRITE,
         **asdict(jobs[0].options),
         **layout,
-        "labels": [" ".join(map(str, record.values())) for record in jobs[0].palette.to_records()],
+        "labels": _labels(jobs[0]),
         "num_samples": len(samples),
         _SAMPLES: hashlib.sha256(keys.encode()).hexdigest(),
         _CONTENTS: hashlib.sha256(" ".join(sample.stamp for sample in samples).encode()).hexdigest(),
     }
-    normal: dict[str, Any] = json.loads(json.dumps(plan))  # tuples become lists, as in the file
+    return _normal(plan)
+
+
+def plan_of_tars(jobs: Sequence[TarJob]) -> dict[str, Any]:
+    """What the index of tars of others is made from."""
+    tars = json.dumps([job.shard_name for job in jobs])  # hashed: signed URLs are nobody's business
+    return _normal(
+        {
+            KIND: INDEX,
+            "num_tars": len(jobs),
+            "tars": hashlib.sha256(tars.encode()).hexdigest(),
+            "names": asdict(jobs[0].names),
+            **asdict(jobs[0].options),
+            "labels": _labels(jobs[0]),
+        }
+    )
+
+
+def _labels(job: ShardJob | TarJob) -> list[str]:
+    return [" ".join(map(str, record.values())) for record in job.palette.to_records()]
+
+
+def _normal(plan: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from the file: tuples become lists."""
+    normal: dict[str, Any] = json.loads(json.dumps(plan))
     return normal
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from unetdist.data.ingest.sources import Problem
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels.census import UnknownColor
-from unetdist.data.manifest import Shard
+from unetdist.data.manifest import MANIFEST_NAME, Shard
 from unetdist.folders import Folder
 
 RECORDS = ".ingest"
@@ -75,8 +75,10 @@ def finish(job: Job) -> Finished:
     finished = load(job, record_name(job.number))
     if finished is not None and finished.shard is not None and job.is_whole(finished.shard):
         return replace(finished, is_kept=True)
-    for is_bad in (False, True):
-        job.folder.remove(record_name(job.number, is_bad=is_bad))
+    # First the manifest: it must never stand over indexes that it was not written for.
+    former = [MANIFEST_NAME, *(record_name(job.number, is_bad=is_bad) for is_bad in (False, True))]
+    for name in former:
+        job.folder.remove(name)
     finished = job.make()
     record = {
         **asdict(finished),

@@ -9,7 +9,7 @@ from unetdist.data.ingest.convert import ConvertOptions
 from unetdist.data.ingest.folder import FolderRun, Outcome, gather, run
 from unetdist.data.ingest.foreign import TarJob
 from unetdist.data.ingest.layout import LayoutOptions
-from unetdist.data.ingest.plan import INDEX, KIND, plan_of
+from unetdist.data.ingest.plan import plan_of, plan_of_tars
 from unetdist.data.ingest.report import PROBLEMS_NAME, count, describe, describe_problems
 from unetdist.data.ingest.shard_job import ShardJob
 from unetdist.data.ingest.share import ALONE, Share
@@ -107,7 +107,7 @@ def index_tars(
         for number, (name, shard_name) in enumerate(zip(tars.names, tars.shard_names, strict=True))
     ]
     # Any other plan is overwritten: the tars stay, and an index is soon made anew.
-    one = FolderRun(tars.out, jobs, {KIND: INDEX, "num_tars": len(jobs)}, options.share, verb="indexing")
+    one = FolderRun(tars.out, jobs, plan_of_tars(jobs), options.share, verb="indexing")
     with one.open(overwrite=True):
         if not _make([one], options):
             return None
