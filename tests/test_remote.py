@@ -1,9 +1,8 @@
-import sys
-
 """Files behind URLs, from servers of every kind of mood."""
 
 import multiprocessing
 import os
+import sys
 import threading
 
 import pytest

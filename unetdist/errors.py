@@ -20,6 +20,10 @@ class DataError(UnetdistError, ValueError):
         self.source = source
 
 
+class SourceError(DataError):
+    """The place of the data is at fault, not one of its samples: leaving samples blank would not help."""
+
+
 class CheckpointError(UnetdistError):
     """Saved weights or state that are missing, damaged or made by another configuration."""
 

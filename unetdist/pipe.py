@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import IO
 
 from unetdist import retries
-from unetdist.errors import DataError
+from unetdist.errors import SourceError
 
 ATTEMPTS = 3
 """A command does not say whether its failure may pass."""
@@ -19,7 +19,7 @@ PIECE = 2**20
 
 
 def pieces(command: str, start: int = 0) -> Iterator[bytes]:
-    """What `command` prints from byte `start` on; `DataError` where it fails or is silent for `retries.STALL_S`."""
+    """What `command` prints from byte `start` on; `SourceError` where it fails or is silent for `retries.STALL_S`."""
     at = start
     for attempt in range(1, ATTEMPTS + 1):
         skip = at
@@ -33,7 +33,7 @@ def pieces(command: str, start: int = 0) -> Iterator[bytes]:
             return
         except _CommandFailedError as error:
             if attempt == ATTEMPTS:
-                raise DataError(
+                raise SourceError(
                     f"the command {error} in each of {ATTEMPTS} attempts; run it in a shell to see what it needs.",
                     source=retries.mask(command),
                 ) from None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
 
-from unetdist.errors import ConfigError, DataError, UnetdistError
+from unetdist.errors import ConfigError, SourceError, UnetdistError
 from unetdist.logs import logger
 
 RETRY_S = 300.0
@@ -43,7 +43,7 @@ PASSING_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505}
 T = TypeVar("T")
 
 
-class UnreachableError(DataError):
+class UnreachableError(SourceError):
     """A server that did not give what it was asked for until the deadline: not the fault of one sample."""
 
 
@@ -77,7 +77,7 @@ def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:
                 raise FileNotFoundError(errno.ENOENT, "No such file", mask(url)) from None
             cause = f"{type(error).__name__}: {mask(error) or 'no answer in time'}"[:400]
             if not _may_pass(error):
-                raise DataError(
+                raise SourceError(
                     f"cannot be {what} ({cause}); check the address and your permission.", source=mask(url)
                 ) from None
             waited = time.monotonic() - began

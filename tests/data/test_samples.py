@@ -18,7 +18,7 @@ from unetdist.data.reader import ShardReader
 from unetdist.data.requests import MicroBatch
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
 from unetdist.data.shards import encode_mask
-from unetdist.errors import DataError
+from unetdist.errors import DataError, SourceError
 
 IMAGE, MASK = numbered_sample(0)
 BAD = {
@@ -132,6 +132,20 @@ def test_a_crop_that_is_cut_out_of_the_jpeg_has_the_pixels_of_the_whole(tmp_path
         whole, mask_crop = augmenter(*samples.load(0), epoch=epoch, sample_id=0)
         np.testing.assert_array_equal(batch.image[0].permute(1, 2, 0), whole)
         np.testing.assert_array_equal(batch.mask[0], mask_crop)
+
+
+def test_a_fault_of_the_place_is_never_left_blank(tmp_path, monkeypatch):
+    """A server that refuses, or a full disk, would make every sample a bad one."""
+    dataset = train_dataset(tmp_path, on_bad_sample="blank")
+
+    def refuse(*_):
+        raise SourceError(
+            "cannot be read; check the address and your permission.", source="s3://bucket/a.tar"
+        )
+
+    monkeypatch.setattr(ShardReader, "_open", refuse)
+    item = dataset[MicroBatch([(0, 1)])]
+    assert str(item) == "s3://bucket/a.tar: cannot be read; check the address and your permission."
 
 
 def test_validation_does_not_offer_to_leave_it_blank(tmp_path):

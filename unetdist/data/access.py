@@ -8,6 +8,7 @@ from unetdist.data.cache import ShardCache
 from unetdist.data.manifest import Manifest
 from unetdist.data.prefetch import Prefetcher, Upcoming
 from unetdist.data.reader import ShardReader
+from unetdist.data.workers import CAN_SHARE
 from unetdist.errors import ConfigError
 from unetdist.folders import Folder, open_folder
 from unetdist.remote import is_url
@@ -81,8 +82,11 @@ def open_reader(cfg: DataConfig, folder: str | Path | Folder, manifest: Manifest
 def fetch_ahead(
     reader: ShardReader, upcoming: Upcoming, first_position: int, local_world_size: int
 ) -> Prefetcher | None:
-    """A process that fetches shards before they are needed; the ranks of a machine share half its cache."""
-    if reader.cache is None:
+    """A process that fetches shards before they are needed; the ranks of a machine share half its cache.
+
+    None where there is nothing to fetch, and where processes cannot be forked: samples are then read one by one.
+    """
+    if reader.cache is None or not CAN_SHARE:
         return None
     return Prefetcher(
         reader.folder,

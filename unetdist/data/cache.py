@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from unetdist.data.manifest import Shard
 from unetdist.data.open_shard import REMEDY, Rows, changed, read_rows
-from unetdist.errors import ConfigError, DataError
+from unetdist.errors import ConfigError, DataError, SourceError
 from unetdist.folders import Folder
 from unetdist.retries import mask
 from unetdist.storage import sync_folder
@@ -28,7 +28,7 @@ _ENTRY = re.compile(r"[0-9a-f]{64}\.(tar|idx)(\.partial)?")
 """Names of the cache's files: its folder may hold others, which it leaves alone."""
 
 
-class CacheFullError(DataError):
+class CacheFullError(SourceError):
     """No room for a shard."""
 
 

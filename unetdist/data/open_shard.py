@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from unetdist.data.manifest import Shard
 from unetdist.data.shards import INDEX_COLUMNS, unescape_key
-from unetdist.errors import DataError
+from unetdist.errors import DataError, SourceError
 from unetdist.folders import Folder
 from unetdist.retries import mask
 
@@ -37,7 +37,7 @@ class LocalShard:
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError as error:
-            raise DataError(f"cannot be opened ({error.strerror}); {REMEDY}", source=path) from None
+            raise SourceError(f"cannot be opened ({error.strerror}); {REMEDY}", source=path) from None
         weakref.finalize(self, os.close, self._descriptor)
         self.rows = load_rows()
 

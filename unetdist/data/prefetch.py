@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from multiprocessing import connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -52,7 +53,7 @@ class Prefetcher:
         """Where the training stands: the loader sets `position.value`."""
         if ahead_bytes is None:
             ahead_bytes = cache.limit_bytes // 2
-        self._process = multiprocessing.Process(
+        self._process = multiprocessing.get_context("fork").Process(
             target=_run,
             args=(
                 open_folder(folder),
@@ -80,7 +81,7 @@ class Prefetcher:
         self._end()
 
 
-def _end(process: multiprocessing.Process, cache: ShardCache) -> None:
+def _end(process: ForkProcess, cache: ShardCache) -> None:
     process.kill()
     process.join()
     cache.remove_leftovers()

@@ -17,10 +17,10 @@ from unetdist.data.cache import CacheFullError, ShardCache, read_index
 from unetdist.data.manifest import Manifest, Shard
 from unetdist.data.open_shard import REMEDY, LocalShard, RangedShard, Rows, changed, check_size, read_rows
 from unetdist.data.shards import checksum
-from unetdist.errors import DataError
+from unetdist.errors import DataError, SourceError
 from unetdist.folders import Folder, open_folder
 from unetdist.logs import logger
-from unetdist.retries import UnreachableError, mask
+from unetdist.retries import mask
 
 MAX_OPEN_SHARDS = 128
 """Per process, two descriptors each; the order has about two shards per lane in use at a time."""
@@ -66,7 +66,7 @@ class ShardReader:
     def read_many(self, sample_ids: Sequence[int]) -> list[Encoded | DataError]:
         """`read` of each, requests side by side; the error of a sample is in its place.
 
-        `UnreachableError` is raised: it says nothing of the samples.
+        `SourceError` is raised: it says nothing of the samples.
         """
         places = [self._locate(sample_id) for sample_id in sample_ids]
         numbers = list(dict.fromkeys(number for number, _ in places))
@@ -138,7 +138,7 @@ class ShardReader:
                 return LocalShard(path, shard, load_rows, is_cached=True)
         if self._can_range(shard):
             return RangedShard(self.folder, shard, load_rows)
-        raise DataError(
+        raise SourceError(
             "can only be had whole (the server knows no ranges), and the cache is "
             + (
                 "off; switch it on."
@@ -162,7 +162,7 @@ class ShardReader:
         """A verified sample; a shard that is damaged in the cache is fetched again, once."""
         try:
             return self._verified(opened, number, row)
-        except UnreachableError:
+        except SourceError:
             raise
         except remote.RangesUnsupportedError:
             pass
@@ -207,7 +207,7 @@ class ShardReader:
 def _or_error(action: Callable[..., T], *args: Any) -> T | DataError:
     try:
         return action(*args)
-    except UnreachableError:
+    except SourceError:
         raise
     except DataError as error:
         return error

@@ -20,10 +20,9 @@ from unetdist.data.labels.mask_reader import MaskReader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.data.requests import MicroBatch
-from unetdist.errors import DataError, UnetdistError
+from unetdist.errors import DataError, SourceError, UnetdistError
 from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import logger
-from unetdist.retries import UnreachableError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -148,8 +147,8 @@ class TrainDataset(Dataset[Batch | FilledSlot | UnetdistError]):
             if isinstance(encoded, DataError):
                 raise encoded
             return self._augmented(sample_id, *encoded, draws)
-        except UnreachableError:
-            raise  # The server's fault, not the sample's.
+        except SourceError:
+            raise
         except DataError as error:
             if self.on_bad_sample == "raise":
                 error.args = (f"{error} To go on without it, set data.on_bad_sample: blank.",)

@@ -134,3 +134,11 @@ def test_a_large_sample_is_fetched_whole_for_the_guess(tmp_path, monkeypatch):
     with serve(tmp_path) as server:
         assert guess_names(find_tars(f"{server.url}/b.tar", str(tmp_path / "out"))) == SEG
         assert guess_names(find_tars(f"{server.url}/a.tar", str(tmp_path / "out"))) == SEG
+
+
+def test_a_remote_index_cannot_point_at_local_tars(tmp_path):
+    (tmp_path / "a.tar").touch()
+    with pytest.raises(
+        ConfigError, match=r"--out \(s3://bucket/b\) is on another machine, which cannot see the tars"
+    ):
+        find_tars(str(tmp_path), "s3://bucket/b")

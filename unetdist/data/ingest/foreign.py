@@ -25,6 +25,7 @@ from unetdist.data.tar_index import MemberNames, index_tar, read_key
 from unetdist.errors import DataError
 from unetdist.folders import Folder
 from unetdist.remote import is_url
+from unetdist.retries import mask
 
 BAD_TAR = "bad tar"
 """Kind of `Problem`."""
@@ -77,7 +78,7 @@ class TarJob:
 
     def make(self) -> Finished:
         """Index the tar, unless one of its samples is bad."""
-        where = self.source.where(self.name)
+        where = mask(self.source.where(self.name))
         try:
             with self._tar() as path:
                 return self._index(path)
@@ -102,7 +103,7 @@ class TarJob:
 
     def _index(self, path: Path) -> Finished:
         try:
-            index = index_tar(path, self.names, source=self.source.where(self.name))
+            index = index_tar(path, self.names, source=mask(self.source.where(self.name)))
             with open(path, "rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 num_bytes = file.tell()
@@ -113,7 +114,7 @@ class TarJob:
         converter = Converter(_TarReader(path, index), self.palette, self.options, _as_it_is)
         has_index_masks = True
         for row, header_offset in enumerate(index[:, 0].tolist()):
-            name = f"{self.source.where(self.name)}, key {read_key(path, header_offset)}"
+            name = f"{mask(self.source.where(self.name))}, key {read_key(path, header_offset)}"
             good = converter.convert(Sample(key=name, image=name, mask=name, row=row))
             has_index_masks &= good is not None and _is_index_mask(good.mask_file, good.mask)
         shard = None

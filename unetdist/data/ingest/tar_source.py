@@ -13,6 +13,7 @@ from unetdist.errors import ConfigError, DataError
 from unetdist.folders import Folder, open_folder
 from unetdist.logs import logger
 from unetdist.remote import RangesUnsupportedError, is_url
+from unetdist.retries import mask
 
 _START = 16 * 2**20
 """Bytes at the beginning of a tar, by whose members masks are guessed."""
@@ -51,12 +52,18 @@ def find_tars(location: str, out: str | None = None) -> Tars:
         raise DataError(
             "no .tar files here; give the folder that holds the shards. A web server that does not list its files "
             "needs their names: https://host/train-{000000..000099}.tar, or a text file with a URL a line.",
-            source=location,
+            source=mask(location),
         )
     if out is not None and str(out).rstrip("/") != str(source).rstrip("/"):
         absolute = (source.where(name) for name in names)
         shard_names = tuple(name if is_url(name) else str(Path(name).resolve()) for name in absolute)
-        return Tars(source, tuple(names), open_folder(out), shard_names)
+        target = open_folder(out)
+        if not target.is_local and not all(map(is_url, shard_names)):
+            raise ConfigError(
+                f"--out ({mask(out)}) is on another machine, which cannot see the tars in {source}; "
+                "give a local --out, or upload the tars and index them there."
+            )
+        return Tars(source, tuple(names), target, shard_names)
     folders = {source.where(name).partition("?")[0].rpartition("/")[0] for name in names}
     if len(folders) > 1:
         raise ConfigError(
@@ -92,7 +99,7 @@ def guess_names(tars: Tars, *, image: str | None = None) -> MemberNames:
     Raises:
         DataError: There are several candidates, or none; they are listed.
     """
-    where = tars.source.where(tars.names[0])
+    where = mask(tars.source.where(tars.names[0]))
     try:
         keys = _pictures_by_key(tars)
     except OSError as error:
