@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,8 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    # Not the process's number: threads share it, and so do processes of several machines over one file system.
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
         encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
         with open(partial, mode, encoding=encoding, errors=errors) as file:
