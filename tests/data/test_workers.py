@@ -1,5 +1,8 @@
 import multiprocessing
+import platform
+import resource
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -21,6 +24,23 @@ def test_items_come_in_the_order_of_the_requests(num_workers):
     assert [square for square, _ in items] == [number**2 for number in range(20)]
     if num_workers:
         assert {threads for _, threads in items} == {1}
+
+
+class Faults(Dataset):
+    """Page faults while arrays as large as pictures come and go."""
+
+    def __getitem__(self, number):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            arrays = [np.full(8 << 20, number, np.uint8) for _ in range(2)]
+            del arrays
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_workers_keep_the_memory_of_pictures():
+    *_, last = work(Faults(), range(3), num_workers=1, prefetch=1, pin_memory=False)
+    assert last < 100
 
 
 def test_the_global_generator_is_left_alone():
