@@ -4,12 +4,13 @@ Collective functions are called by every process of a run, in the same order; wi
 """
 
 import inspect
+import json
 import os
 import platform
 import random
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -146,6 +147,26 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     count = torch.tensor([int(flag)], dtype=torch.int32, device=device)
     dist.all_reduce(count, op=dist.ReduceOp.MAX)
     return bool(count.item())
+
+
+def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
+    """Collective. Rank 0's `value` on every rank; what the others pass is ignored.
+
+    It travels as JSON, so nothing is unpickled: a tuple becomes a list, floats arrive as they were.
+
+    Args:
+        value: None, numbers, strings, and lists and dictionaries (keys are strings) of them.
+        device: where the backend computes.
+    """
+    if not dist.is_initialized():
+        return json.loads(json.dumps(value))
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    size = torch.tensor([text.numel()], dtype=torch.int64, device=device)
+    dist.broadcast(size, src=0)
+    if dist.get_rank() != 0:
+        text = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
+    dist.broadcast(text, src=0)
+    return json.loads(bytes(text.tolist()))
 
 
 def barrier() -> None:

@@ -17,6 +17,7 @@ from unetdist.distributed import (
     all_reduce_sum,
     any_rank,
     barrier,
+    broadcast,
     make_accelerator,
     seed_everything,
     world_of,
@@ -42,6 +43,23 @@ def test_collectives_sum_and_or(world_size):
         assert shares.tolist() == pytest.approx([0.1 * world_size] * 2, rel=1e-15)
         assert one is (world_size > 1)
         assert none is False
+
+
+CHOICE = {"name": "step_00000042.safetensors", "loss": [0.1, 1e-310, None], "größe": 2**60}
+
+
+def told_by_rank_zero() -> list:
+    rank = dist.get_rank()
+    return [
+        broadcast(CHOICE if rank == 0 else "longer or shorter, never sent"),
+        broadcast(rank),
+        broadcast(""),
+    ]
+
+
+def test_broadcast_tells_the_value_of_rank_zero():
+    assert run_ranks(told_by_rank_zero, 3) == [[CHOICE, 0, ""]] * 3
+    assert broadcast((1, CHOICE)) == [1, CHOICE]
 
 
 def test_without_a_process_group_collectives_change_nothing():
