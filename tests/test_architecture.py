@@ -27,10 +27,12 @@ FLOORS = (
         "signals",
         "launch_check",
         "distributed",
+        "rendezvous",
+        "heartbeat",
     },
-    {"class_weights", "meter", "pictures", "schedule"},
+    {"attempts", "class_weights", "guard", "meter", "pictures", "schedule"},
     {"data", "model", "losses", "metrics", "optim", "ema"},
-    {"inference", "evaluate", "checkpoint", "saved_model", "tracking", "export"},
+    {"inference", "evaluate", "checkpoint", "run_state", "saved_model", "step", "tracking", "export"},
     {"trainer", "validation", "predict", "run_folder"},
     {"config"},
     {"build"},
@@ -40,8 +42,8 @@ FLOORS = (
 its neighbours."""
 
 FRAMEWORK_PARTS = {
-    "accelerate": {"distributed", "launch_check", "tracking", "trainer"},
-    "torch.distributed": {"distributed"},
+    "accelerate": {"distributed", "launch_check", "step", "tracking", "trainer"},
+    "torch.distributed": {"distributed", "rendezvous"},
 }
 """Who may touch what is kept in few hands."""
 

@@ -15,13 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch.nn.parallel import DistributedDataParallel
 
 from unetdist.errors import ConfigError, LaunchError
 from unetdist.launch_check import asked_processes, check_launch
 from unetdist.logs import logger
+from unetdist.rendezvous import connect
 from unetdist.signals import SignalWatch, follow_launcher
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -76,7 +77,7 @@ def make_accelerator(
         log_with: tracker for Accelerate, such as "wandb".
 
     Raises:
-        LaunchError: the processes are not those that were asked for.
+        LaunchError: the processes are not those that were asked for, or some did not come.
         ConfigError: fp16 without a GPU.
     """
     follow_launcher()
@@ -88,6 +89,13 @@ def make_accelerator(
     )
     if not has_gpu:
         _check_cpu_precision(mixed_precision)
+    expected = int(os.environ.get("WORLD_SIZE", 1))
+    if expected > 1 and not dist.is_initialized() and not PartialState._shared_state:
+        if has_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        connect(
+            "nccl" if has_gpu else "gloo", timeout_s=timeout_s
+        )  # Accelerate keeps the group that it finds
     accelerator = Accelerator(
         # without this, processes on a machine that has no GPU stay unconnected and each is rank 0
         cpu=not has_gpu,
@@ -100,7 +108,6 @@ def make_accelerator(
             _ddp_options(),
         ],
     )
-    expected = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != expected:
         raise LaunchError(
             f"WORLD_SIZE is {expected}, but Accelerate connected {accelerator.num_processes} process(es); "

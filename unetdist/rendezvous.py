@@ -1,0 +1,189 @@
+"""How the processes of a run find each other, also after a restart.
+
+A launcher keeps its store of keys and values over the restarts of its processes (`--max_restarts`), with all that the
+dead ones wrote there; torch would take the addresses of the dead for those of the living. So each group of processes
+writes under a name of its own, which rank 0 draws. The others call with a fresh token and are answered with that name:
+a call of the dead is answered too, but never confirmed.
+"""
+
+import json
+import os
+import socket
+import time
+import uuid
+from datetime import timedelta
+from typing import Protocol
+
+import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from unetdist.errors import LaunchError
+
+WAIT_S = 600.0
+"""How long the first process to come waits for the last."""
+
+GRACE_S = 15.0
+"""How much longer the others wait, so that they hear from rank 0 who did not come."""
+
+LOOK_EVERY_S = 0.1
+
+REMEDY = (
+    "its own error stands above or in the log of its machine; if it was never started, start every machine with the "
+    "same --main_process_ip, --main_process_port and --num_machines, and a firewall must let that port through."
+)
+
+
+class Store(Protocol):
+    """What is used of torch's stores of keys and values."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Write."""
+
+    def get(self, key: str, /) -> bytes:
+        """Read; waits until it is there."""
+
+    def multi_get(self, keys: list[str], /) -> list[bytes]:
+        """Read several at once."""
+
+    def check(self, keys: list[str], /) -> bool:
+        """Whether all of them are there."""
+
+
+def connect(backend: str, *, timeout_s: float, wait_s: float = WAIT_S) -> None:
+    """Collective. Make the default process group out of the processes that are alive now.
+
+    Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as every launcher sets them. The store is the launcher's
+    where it hosts one, else rank 0's.
+
+    Args:
+        backend: "gloo" or "nccl".
+        timeout_s: seconds after which a collective that some rank does not join fails.
+        wait_s: seconds to wait for the other processes.
+
+    Raises:
+        LaunchError: some did not come; it names them, on every rank that did.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not hosts:
+        _wait_for_store(rank, address, port, wait_s)
+    store = TCPStore(
+        address,
+        port,
+        is_master=hosts,
+        timeout=timedelta(seconds=wait_s),
+        wait_for_workers=False,  # `gather` waits for them, and can say who is missing
+        multi_tenant=True,
+    )
+    where = f"{address}:{port}"
+    own = PrefixStore("unetdist", store)
+    try:
+        group = (
+            gather(own, world_size, wait_s, where)
+            if rank == 0
+            else call(own, rank, world_size, wait_s, where)
+        )
+    except dist.DistError as error:
+        raise LaunchError(
+            f"rank {rank} lost {where}, where the processes meet ({error}): rank 0 or its launcher has ended; its own "
+            "error stands above or in the log of its machine. Start again: the same command continues."
+        ) from None
+    dist.init_process_group(
+        backend,
+        store=PrefixStore(group, store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+
+
+def open_store(name: str) -> Store | None:
+    """A connection to the store that the processes share, for one thread; None where nothing is shared.
+
+    Args:
+        name: what is written under one name is not seen under another.
+    """
+    if not dist.is_initialized():
+        return None
+    shared = dist.distributed_c10d._get_default_store()
+    store: Store = PrefixStore(name, shared.clone())  # type: ignore[attr-defined]
+    return store
+
+
+def gather(store: Store, world_size: int, wait_s: float, where: str) -> str:
+    """Rank 0: answer every call until each rank has confirmed; returns the name of the group."""
+    group = uuid.uuid4().hex
+    answered: dict[int, bytes] = {}
+    confirmed: dict[int, str] = {}
+    deadline = time.monotonic() + wait_s
+    while len(confirmed) < world_size - 1 and time.monotonic() < deadline:
+        for rank in set(range(1, world_size)) - set(confirmed):
+            token = _read(store, f"call/{rank}")
+            if token and answered.get(rank) != token:
+                store.set(f"answer/{token.decode()}", group)
+                answered[rank] = token
+            if token := _read(store, f"confirmed/{group}/{rank}"):
+                confirmed[rank] = token.decode()
+        time.sleep(LOOK_EVERY_S)
+    missing = sorted(set(range(1, world_size)) - set(confirmed))
+    store.set(f"complete/{group}", json.dumps({"missing": missing, "tokens": confirmed}))
+    if missing:
+        time.sleep(10 * LOOK_EVERY_S)  # for the others to read it: the store may end with this process
+    _check_complete(missing, world_size, wait_s, where)
+    return group
+
+
+def call(store: Store, rank: int, world_size: int, wait_s: float, where: str) -> str:
+    """Other ranks: ask for the name of the group, confirm it, and wait until all have; returns it.
+
+    Rank 0 may die and come back meanwhile: then the answer changes.
+    """
+    token, group = uuid.uuid4().hex, b""
+    store.set(f"call/{rank}", token)
+    deadline = time.monotonic() + wait_s + GRACE_S
+    while time.monotonic() < deadline:
+        answer = _read(store, f"answer/{token}")
+        if answer and answer != group:
+            group = answer
+            store.set(f"confirmed/{group.decode()}/{rank}", token)
+        if group and (complete := _read(store, f"complete/{group.decode()}")):
+            told = json.loads(complete)
+            _check_complete(told["missing"], world_size, wait_s, where)
+            if told["tokens"][str(rank)] != token:
+                raise LaunchError(
+                    f"another process has come as rank {rank} to {where} since this one was started: end one of the "
+                    "two launches, or give one of them another --main_process_port."
+                )
+            return group.decode()
+        time.sleep(LOOK_EVERY_S)
+    raise LaunchError(f"rank 0 did not come to {where} within {wait_s:.0f} s: {REMEDY}")
+
+
+def _check_complete(missing: list[int], world_size: int, wait_s: float, where: str) -> None:
+    if missing:
+        ranks = ", ".join(map(str, missing))
+        raise LaunchError(
+            f"rank {ranks} (of 0 to {world_size - 1}) did not come to {where} within {wait_s:.0f} s: {REMEDY}"
+        )
+
+
+def _read(store: Store, key: str) -> bytes:
+    """What is written there, or nothing: `get` alone would wait."""
+    return bytes(store.get(key)) if store.check([key]) else b""
+
+
+def _wait_for_store(rank: int, address: str, port: int, wait_s: float) -> None:
+    """Wait until somebody listens: torch would wait too, but up to three times as long, and print its stack."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=10).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"rank {rank} could not reach {address}:{port}, where the processes meet, within {wait_s:.0f} s "
+                    f"({error}): is rank 0's machine up, and its launch? {REMEDY[0].upper()}{REMEDY[1:]}"
+                ) from None
+        time.sleep(LOOK_EVERY_S)
