@@ -29,6 +29,7 @@ FLOORS = (
         "distributed",
         "rendezvous",
         "heartbeat",
+        "verdict",
     },
     {"attempts", "class_weights", "guard", "meter", "pictures", "schedule"},
     {"data", "model", "losses", "metrics", "optim", "ema"},

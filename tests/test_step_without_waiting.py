@@ -1,5 +1,6 @@
 """The device gets ahead of the host only if no step waits for it; the meta device, which has no numbers, tells."""
 
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -39,16 +40,21 @@ class Plain:
 
 
 @pytest.fixture
-def trainer(tmp_path):
+def trainer(tmp_path, monkeypatch):
+    adam = import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_: None)  # It knows no meta device.
     model = UNet(
         UNetConfig(widths=(4, 8, 8), dropout=0.1, deep_supervision=True), 3, mean=[120.0] * 3, std=[60.0] * 3
     ).to(META)
-    optim_cfg = OptimConfig(clip_norm=1.0, kind="sgd")
+    optim_cfg = OptimConfig(clip_norm=1.0)
+    optimizer = build_optimizer(model, optim_cfg)
+    for group in optimizer.param_groups:
+        group["fused"] = True  # as on a GPU
     return Trainer(
         accelerator=Plain(),
         world=World(device=META),
         model=model,
-        optimizer=build_optimizer(model, optim_cfg),
+        optimizer=optimizer,
         ema=Ema(model, 0.9),
         loss=build_loss(LossConfig(dice_weight=1.0), num_classes=3).to(META),
         optim_cfg=optim_cfg,
@@ -56,6 +62,8 @@ def trainer(tmp_path):
         global_batch_size=4,
         num_samples=4,
         seed=0,
+        max_bad_steps=0,
+        source_of=str,
         train_batches=lambda from_sample: [],
         validator=None,
         save_model=lambda *_: None,
@@ -87,7 +95,7 @@ def test_a_step_whose_batch_has_arrived_neither_copies_nor_reads_back(trainer, m
 
 
 def test_a_read_back_would_be_found(trainer, micro_batches):
-    trainer.clip_gradients = lambda: torch.tensor(float(next(trainer.model.parameters()).sum()))
+    trainer.step.clip_gradients = lambda: torch.tensor(float(next(trainer.model.parameters()).sum()))
     with NoCopies(), pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
         trainer.train_step(micro_batches)
 

@@ -59,8 +59,8 @@ def test_only_a_better_score_replaces_the_best_weights(build, monkeypatch):
     saved, scores = [], iter([0.5, 0.4, 0.6])
     score = trainer.validator.score
 
-    def pretend(model):
-        report = score(model)
+    def pretend(model, **given):
+        report = score(model, **given)
         object.__setattr__(report.scores, "miou", next(scores))
         return report
 
@@ -93,14 +93,51 @@ def test_the_rehearsal_leaves_no_trace(build):
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(build):
-    trainer = build()
-    with torch.no_grad():
-        trainer.model.head.weight.fill_(math.nan)
+def spoil(trainer, *steps):
+    """Make the loss of these steps (counted from 0) NaN, as an overflow would."""
+    forward = trainer.loss.forward
+    trainer.loss.forward = lambda *given: forward(*given) * (math.nan if trainer.state.step in steps else 1)
+
+
+def test_a_bad_step_is_skipped_and_told_with_its_samples(build, tmp_path, capsys):
+    trainer = build(trainer={"max_steps": 6, "log_every": 3, "eval_every": 6})
+    spoil(trainer, 2)
+    states = []
+    train_step = trainer.train_step
+
+    def watch(micro_batches):
+        norm = train_step(micro_batches)
+        states.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+        return norm
+
+    trainer.train_step = watch
+    assert trainer.fit()
+    assert not {name for name, value in states[2].items() if not value.equal(states[1][name])} - {
+        name for name in states[2] if name.endswith("num_batches_tracked")
+    }
+    assert not states[3]["head.weight"].equal(states[2]["head.weight"])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING"))
+    assert line.startswith("WARNING step 3 was skipped: its loss is not finite; of samples ")
+    assert (
+        line.count(f"{tmp_path / 'train'}/00000") == line.count(".tar/pictures/") == trainer.global_batch_size
+    )
+    logged = {line["step"]: line for line in lines(tmp_path) if "train/loss" in line}
+    assert {step: line["train/bad_steps"] for step, line in logged.items()} == {3: 1, 6: 1}
+    assert all(math.isfinite(line["train/loss"]) for line in logged.values())
+    assert trainer.state.bad_steps == 1
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run(build, tmp_path):
+    trainer = build(trainer={"max_steps": 8, "log_every": 4, "max_bad_steps": 2, "eval_every": 2})
+    spoil(trainer, 0, 2, 3, 5, 6, 7)
     with pytest.raises(
-        TrainingError, match=r"the loss is nan at step 2; what .* is kept. Begin again under another --name"
+        TrainingError,
+        match=r"3 steps in a row, up to step 8, had a loss or a gradient that is not finite, and were skipped; "
+        r"trainer.max_bad_steps is 2; what .*checkpoints holds is kept. Begin again under another --name",
     ):
         trainer.fit()
+    latest = (tmp_path / "runs" / "tiny" / "checkpoints" / "latest").read_text()
+    assert latest == "step_00000006"
 
 
 def test_weights_that_are_not_finite_are_not_saved(build, tmp_path):
@@ -202,11 +239,11 @@ def test_dropout_is_the_same_when_a_step_is_repeated(build):
     losses = []
     for _ in range(2):
         trainer.wrapped.train()
-        trainer.seed_dropout()
+        trainer.step.seed_dropout(3)
         losses.append(
             float(
                 trainer.loss(
-                    trainer.wrapped(step[0].image), step[0].mask, trainer.global_units(step)
+                    trainer.wrapped(step[0].image), step[0].mask, trainer.step.global_units(step)
                 ).detach()
             )
         )

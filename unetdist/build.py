@@ -145,6 +145,8 @@ def build_trainer(config: Config) -> Trainer:
         global_batch_size=config.trainer.global_batch_size,
         num_samples=manifest.num_samples,
         seed=config.seed,
+        max_bad_steps=config.trainer.max_bad_steps,
+        source_of=ShardReader(folder, manifest).source,
         train_batches=train_batches,
         validator=validator,
         save_model=save,

@@ -88,6 +88,10 @@ class Example:
     pred: Tensor
 
 
+class LeftEarlyError(Exception):
+    """The data set was not scored to its end, because somebody asked to stop."""
+
+
 def evaluate(
     predict: Predict,
     batches: Iterable[Batch],
@@ -99,6 +103,7 @@ def evaluate(
     device: torch.device,
     num_examples: int = 0,
     on_batch: Callable[[int], None] = lambda _: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Collective. Score `batches`, this rank's part of the data set, and sum over ranks.
 
@@ -112,17 +117,23 @@ def evaluate(
         device: where `predict` runs.
         num_examples: how many of this rank's first images to keep in the report.
         on_batch: called with the number of images after each batch.
+        is_over: asked before each batch: whether to leave.
 
     Raises:
         DataError: samples or pixels that were counted differ from `expected`.
+        LeftEarlyError: on every rank, where `is_over` said so on any.
     """
     num_classes = len(class_names)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     bootstrap = PoissonBootstrap(num_classes, replicates=cfg.bootstrap_replicates)
     loss_parts = torch.zeros(4, dtype=torch.float64, device=device)  # two sums, two units
     seen = torch.zeros(2, dtype=torch.int64)
+    was_left = torch.zeros(1, dtype=torch.int64)
     examples: list[Example] = []
     for batch in batches:
+        if is_over():
+            was_left += 1
+            break
         mask = batch.mask.to(device)
         logits = predict_fixed(predict, batch.image.to(device), cfg.batch_size)
         preds = logits.argmax(1)
@@ -141,8 +152,11 @@ def evaluate(
         on_batch(len(batch.ids))
 
     sums = torch.as_tensor(bootstrap.sums)
-    counts = torch.cat([confusion.flatten(), sums.flatten(), seen]).to(device)
+    counts = torch.cat([was_left, confusion.flatten(), sums.flatten(), seen]).to(device)
     counts, loss_parts = all_reduce_sum(counts).cpu(), all_reduce_sum(loss_parts).cpu()
+    was_left, counts = counts[:1], counts[1:]
+    if was_left:
+        raise LeftEarlyError
     confusion_size = num_classes * num_classes
     total = counts[:confusion_size].reshape(num_classes, num_classes).numpy()
     bootstrap.sums = counts[confusion_size:-2].reshape(sums.shape).numpy()

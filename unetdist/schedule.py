@@ -35,6 +35,12 @@ class TrainerConfig:
     mixed_precision: MixedPrecision = "no"
     """Number format of the forward pass."""
 
+    max_bad_steps: int = 20
+    """Steps in a row whose loss or gradient is not finite, and which are skipped; one more ends the run."""
+
+    heartbeat_s: float = 300.0
+    """Seconds without progress after which a process counts as hung and the run ends, naming it; 0: never."""
+
     timeout_s: int = 1800
     """Seconds after which a collective that a process does not join is an error."""
 
@@ -51,6 +57,11 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"trainer.{name} ({value}) must be above 0 and finite.")
+        for name, default in (("max_bad_steps", 20), ("heartbeat_s", 300)):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(
+                    f"trainer.{name} ({getattr(self, name)}) must be at least 0 and finite; use {default}."
+                )
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(
                 f"trainer.ema_decay ({self.ema_decay}) must be at least 0 and below 1; use 0.999."
@@ -91,6 +102,12 @@ class TrainState:
     """Below 0 before the first validation."""
 
     best_step: int = 0
+
+    validated_step: int = 0
+    """The last step whose weights were scored."""
+
+    bad_steps: int = 0
+    """Steps that were skipped because their loss or gradient was not finite."""
 
     def advance(self, samples: int) -> None:
         """Count one optimizer step."""

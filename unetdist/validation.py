@@ -53,8 +53,11 @@ class Validator:
         self.loss, self.cfg, self.world, self.autocast = loss, cfg, world, autocast
         self.resize, self.key_of, self.num_pictures = resize, key_of, num_pictures
 
-    def score(self, model: nn.Module) -> Report:
-        """Collective. The exact score of `model`, which must be unwrapped and in evaluation mode."""
+    def score(self, model: nn.Module, *, is_over: Callable[[], bool] = lambda: False) -> Report:
+        """Collective. The exact score of `model`, which must be unwrapped and in evaluation mode.
+
+        `is_over` is asked before each batch; where it says so on any rank, all raise `LeftEarlyError`.
+        """
         mine = part_of(self.expected.num_samples, rank=self.world.rank, world_size=self.world.world_size)
         with progress("validating", len(mine), enabled=self.world.is_main) as bar:
             return evaluate(
@@ -67,6 +70,7 @@ class Validator:
                 device=self.world.device,
                 num_examples=self.num_pictures,
                 on_batch=bar.advance,
+                is_over=is_over,
             )
 
     def rehearse(self, model: nn.Module) -> None:

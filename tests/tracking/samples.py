@@ -27,7 +27,7 @@ SCORES = Scores.from_confusion(CONFUSION, NAMES)
 
 def stats(**changes: float) -> TrainStats:
     values = {"loss": 0.5, "lr": 0.01, "grad_norm": 2.0, "images_per_s": 12.5, "data_s": 0.1, "step_s": 0.4}
-    return TrainStats(**{**values, "epoch": 1.5, "num_bad": 0, **changes})
+    return TrainStats(**{**values, "epoch": 1.5, "num_bad": 0, "bad_steps": 0, **changes})
 
 
 def picture(key: str, height: int = 20, width: int = 30, channels: int = 3) -> Picture:

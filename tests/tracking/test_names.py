@@ -7,7 +7,15 @@ from unetdist.tracking.names import train_metrics, validation_metrics
 
 def test_every_name_of_training_is_listed():
     stats = TrainStats(
-        loss=1.0, lr=0.1, grad_norm=2.0, images_per_s=30.0, data_s=0.01, step_s=0.2, epoch=1.5, num_bad=3
+        loss=1.0,
+        lr=0.1,
+        grad_norm=2.0,
+        images_per_s=30.0,
+        data_s=0.01,
+        step_s=0.2,
+        epoch=1.5,
+        num_bad=3,
+        bad_steps=2,
     )
     assert train_metrics(stats, samples_seen=48) == {
         "train/loss": 1.0,
@@ -16,6 +24,7 @@ def test_every_name_of_training_is_listed():
         "train/epoch": 1.5,
         "train/samples_seen": 48,
         "train/bad_samples": 3,
+        "train/bad_steps": 2,
         "time/images_per_s": 30.0,
         "time/data_s": 0.01,
         "time/step_s": 0.2,

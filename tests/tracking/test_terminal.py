@@ -45,4 +45,5 @@ def test_class_names_are_no_markup():
 def test_note_is_short_and_says_what_is_slow():
     assert train_note(stats()) == "loss 0.5000  12.5 img/s  data wait 25 %"
     assert train_note(stats(num_bad=3)).endswith("3 bad samples")
+    assert train_note(stats(bad_steps=3)).endswith("3 bad steps")
     assert "wait 0 %" in train_note(stats(step_s=0.0))

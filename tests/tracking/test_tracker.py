@@ -71,6 +71,7 @@ def test_every_name_is_in_the_file(tmp_path):
         "train/epoch": 1.5,
         "train/samples_seen": 40,
         "train/bad_samples": 0,
+        "train/bad_steps": 0,
         "time/images_per_s": 12.5,
         "time/data_s": 0.1,
         "time/step_s": 0.4,

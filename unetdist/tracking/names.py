@@ -13,6 +13,7 @@ def train_metrics(stats: TrainStats, *, samples_seen: int) -> dict[str, float]:
         "train/epoch": stats.epoch,
         "train/samples_seen": samples_seen,
         "train/bad_samples": stats.num_bad,
+        "train/bad_steps": stats.bad_steps,
         "time/images_per_s": stats.images_per_s,
         "time/data_s": stats.data_s,
         "time/step_s": stats.step_s,

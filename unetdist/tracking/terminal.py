@@ -41,6 +41,7 @@ def train_note(stats: TrainStats) -> str:
     """What stands beside the progress bar; short, for the bar gets what is left of the line."""
     wait = stats.data_s / stats.step_s if stats.step_s > 0 else 0.0
     bad = f"  {stats.num_bad} bad samples" if stats.num_bad else ""
+    bad += f"  {stats.bad_steps} bad steps" if stats.bad_steps else ""
     return f"loss {stats.loss:.4f}  {stats.images_per_s:.1f} img/s  data wait {100 * wait:.0f} %{bad}"
 
 

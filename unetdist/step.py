@@ -1,0 +1,118 @@
+"""One optimizer step on a global batch: the same for any number of processes."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from unetdist.data.batch import Batch
+from unetdist.distributed import World, all_reduce_sum
+from unetdist.ema import Ema
+from unetdist.guard import StepGuard, finite_or_nan
+from unetdist.losses import Loss
+from unetdist.meter import Meter
+from unetdist.optim import OptimConfig, lr_factor
+
+
+@dataclass(kw_only=True)
+class TrainStep:
+    """Makes steps; their number is told to it, so that nothing of its own has to be saved."""
+
+    accelerator: Accelerator
+    world: World
+    model: nn.Module
+    """Not wrapped."""
+
+    wrapped: nn.Module
+    """As Accelerate prepared it."""
+
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    loss: Loss
+    """Returns its share of the global loss."""
+
+    optim_cfg: OptimConfig
+    max_steps: int
+    seed: int
+    """Of dropout."""
+
+    meter: Meter
+    source_of: Callable[[int], str]
+    """Where a sample comes from, by its id."""
+
+    def __post_init__(self) -> None:
+        self.guard = StepGuard(
+            self.model,
+            self.optimizer,
+            self.world,
+            is_scaled=self.accelerator.scaler is not None,
+            source_of=self.source_of,
+        )
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+
+    def __call__(self, micro_batches: list[Batch], step: int) -> Tensor:
+        """Collective. The step after `step` others; returns the norm of its gradient."""
+        self.wrapped.train()
+        self.set_lr(step)
+        self.seed_dropout(step)
+        self.guard.before_forward()
+        batches = [batch.to(self.world.device, non_blocking=True) for batch in micro_batches]
+        units = self.global_units(batches)
+        shares = []
+        for index, batch in enumerate(batches):
+            is_last = index == len(batches) - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+                share = self.loss(self.wrapped(batch.image), batch.mask, units)
+                # DDP averages; we want the sum.
+                self.accelerator.backward(share * (self.world.world_size * finite_or_nan(share)))
+            shares.append(share.detach())
+        grad_norm = self.clip_gradients()
+        is_bad = self.guard.step(step, grad_norm, shares, [batch.ids for batch in micro_batches])
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.meter.add(shares, is_bad, sum(batch.num_bad for batch in micro_batches))
+        return grad_norm
+
+    def global_units(self, batches: list[Batch]) -> Tensor:
+        """Collective. The denominators of the loss over the whole global batch."""
+        return all_reduce_sum(self.loss.units(torch.cat([batch.class_pixels for batch in batches])))
+
+    def clip_gradients(self) -> Tensor:
+        """Scale the gradient down to the largest norm allowed; returns its norm before."""
+        limit = self.optim_cfg.clip_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)
+        return torch.as_tensor(norm)
+
+    def set_lr(self, step: int) -> None:
+        """The schedule is a function of the step: a prepared scheduler would move `world_size` steps per call."""
+        factor = lr_factor(step, self.max_steps, self.optim_cfg)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+
+    def seed_dropout(self, step: int) -> None:
+        """Dropout draws from (seed, step, rank), so that no generator state has to be saved."""
+        torch.manual_seed(((self.seed * 1_000_003 + step) * 65_536 + self.world.rank) % 2**63)
+
+    def rehearse(self, batch: Batch) -> None:
+        """Collective. Try forward and backward, undone: too little memory or a bad label shows now."""
+        before = {name: value.clone() for name, value in self.model.named_buffers()}
+        self.wrapped.train()
+        batch = batch.to(self.world.device)
+        self.accelerator.backward(
+            self.loss(self.wrapped(batch.image), batch.mask, self.global_units([batch]))
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        for name, value in self.model.named_buffers():
+            value.copy_(before[name])
+
+    def average_statistics(self) -> None:
+        """Collective. Batch norm's running statistics become the mean over ranks, each of which saw its own part."""
+        for module in (self.model, *([self.ema.module] if self.ema is not None else [])):
+            for name, buffer in module.named_buffers():
+                if "running_" in name:
+                    all_reduce_sum(buffer).div_(self.world.world_size)
