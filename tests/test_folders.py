@@ -67,7 +67,8 @@ def test_travels_to_other_processes(folder):
     assert open_folder(folder) is folder
 
 
-def test_what_is_missing(folder):
+def test_what_is_missing(folder, monkeypatch):
+    monkeypatch.setattr(retries, "RETRY_S", 0.0)  # A command does not say that its failure lasts.
     with pytest.raises((FileNotFoundError, DataError), match="No such file"):
         folder.read("missing")
     with pytest.raises((FileNotFoundError, DataError), match="No such file"):
