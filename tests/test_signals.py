@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import warnings
 
 import pytest
 
 import unetdist.signals as signals
+from unetdist.errors import LaunchError
 from unetdist.signals import SignalWatch
 
 
@@ -46,6 +48,26 @@ def test_signals_in_quick_succession_are_one_request_a_later_one_exits(stop, mon
     os.kill(os.getpid(), signal.SIGINT)
     wait_until(lambda: stop.seconds)
     assert stop.seconds == [128 + signal.SIGINT]
+
+
+def test_a_request_elsewhere_is_one_and_is_told_once(stop, caplog, monkeypatch):
+    monkeypatch.setattr(signals.logger, "propagate", True)
+    assert not stop.requested_anywhere
+    for _ in range(2):
+        stop.note_elsewhere()
+    assert stop.requested_anywhere
+    assert not stop.requested
+    assert caplog.messages == [
+        "another process was asked to stop: stopping within a few steps, with a checkpoint"
+    ]
+
+
+def test_a_request_here_is_one_anywhere_and_told_by_itself(stop, caplog):
+    os.kill(os.getpid(), signal.SIGTERM)
+    wait_until(lambda: stop.requested)
+    stop.note_elsewhere()
+    assert stop.requested_anywhere
+    assert not stop.requested_elsewhere
 
 
 def test_closing_gives_the_signals_back():
@@ -157,3 +179,21 @@ def test_a_launcher_that_is_killed_takes_its_training_along(variable, told):
             time.sleep(0.3)
             os.kill(child, signal.SIGKILL)
         assert out.read() == ("told\n" if told else "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+@pytest.mark.parametrize("env", [{"ACCELERATE_MIXED_PRECISION": "no"}, {"TORCHELASTIC_RUN_ID": "none"}])
+def test_a_launcher_that_ended_while_libraries_were_loaded_is_noticed(monkeypatch, env):
+    """The kernel tells only of deaths after it was asked to."""
+    for name in [name for name in os.environ if name.startswith(signals.LAUNCHER_VARIABLES)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(signals.ctypes, "CDLL", lambda _: types.SimpleNamespace(prctl=lambda *_: 0))
+    monkeypatch.setattr(signals, "STARTED_BY", (os.getpid(), 4321))
+    signals.follow_launcher()
+    monkeypatch.setenv(*next(iter(env.items())))
+    with pytest.raises(
+        LaunchError, match=r"the launcher \(process 4321\) .* has ended, so this one ends too; start again"
+    ):
+        signals.follow_launcher()
+    monkeypatch.setattr(signals, "STARTED_BY", (1, 4321))  # of the process that forked this one
+    signals.follow_launcher()

@@ -5,6 +5,7 @@ Collective functions are called by every process of a run, in the same order; wi
 
 import inspect
 import json
+import logging
 import os
 import platform
 import random
@@ -114,6 +115,17 @@ def make_accelerator(
             "call make_accelerator() before anything else creates an Accelerator or a PartialState."
         )
     return accelerator
+
+
+def introduce(world: World) -> None:
+    """Log, on every rank, who this process is and where: what a run that did not start as meant is read by."""
+    backend = dist.get_backend() if dist.is_initialized() else "no"
+    text = (
+        f"rank {world.rank} of {world.world_size}: node {platform.node()}, process {os.getpid()}, "
+        f"{world.device}, {backend} backend"
+    )
+    # past the level of the log, which on other ranks than 0 begins at warnings
+    logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None))
 
 
 def _ddp_options() -> DistributedDataParallelKwargs:

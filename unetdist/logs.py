@@ -109,7 +109,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UnetdistError as error:
         prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
         print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
-        _tell_launcher(f"error: {error}")
+        tell_launcher(f"error: {error}")
         code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
@@ -117,7 +117,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
-def _tell_launcher(text: str) -> None:
+def tell_launcher(text: str) -> None:
     """Let torchrun end its report, forty lines after ours, with the cause: in the file that it gives each process."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         message = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}

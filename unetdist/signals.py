@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
+from unetdist import STARTED_BY
+from unetdist.errors import LaunchError
 from unetdist.logs import logger
 
 SECOND_SIGNAL_AFTER_S = 1.0
@@ -31,9 +33,18 @@ def follow_launcher() -> None:
 
     A launcher of one process hands no signal on, and a killed one none at all: training would go on unseen. A process
     that a shell started is left alone, for it may be meant to outlive the shell.
+
+    Raises:
+        LaunchError: the launcher has ended already, while this process was loading its libraries.
     """
     if sys.platform == "linux" and any(name.startswith(LAUNCHER_VARIABLES) for name in os.environ):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        pid, parent = STARTED_BY
+        if pid == os.getpid() and parent != os.getppid():
+            raise LaunchError(
+                f"the launcher (process {parent}) that started this process has ended, so this one ends too; start "
+                "again with the same command, under `nohup` or `setsid` if it should outlive your shell."
+            )
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -70,6 +81,7 @@ class SignalWatch:
 
     def __init__(self, on_second: Callable[[int], object] = os._exit) -> None:
         self.received: int | None = None
+        self.requested_elsewhere = False
         self._since = 0.0
         self._on_second = on_second
         self._over = mmap.mmap(-1, 1)  # shared with forked children; 1 once the watch is over
@@ -85,6 +97,19 @@ class SignalWatch:
     def requested(self) -> bool:
         """Whether this process was asked to stop."""
         return self.received is not None
+
+    @property
+    def requested_anywhere(self) -> bool:
+        """Whether any process of the run was asked to stop, as far as this one knows."""
+        return self.requested or self.requested_elsewhere
+
+    def note_elsewhere(self) -> None:
+        """Note that another process was asked to stop."""
+        if not self.requested_anywhere:
+            logger.warning(
+                "another process was asked to stop: stopping within a few steps, with a checkpoint"
+            )
+            self.requested_elsewhere = True
 
     def close(self) -> None:
         """Give the signals back to whoever had them."""

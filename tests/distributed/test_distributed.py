@@ -18,11 +18,13 @@ from unetdist.distributed import (
     any_rank,
     barrier,
     broadcast,
+    introduce,
     make_accelerator,
     seed_everything,
     world_of,
 )
 from unetdist.errors import ConfigError
+from unetdist.logs import set_up_logging
 
 
 def collectives() -> tuple[torch.Tensor, torch.Tensor, bool, bool]:
@@ -94,6 +96,17 @@ def test_accelerator_knows_every_process_and_keeps_to_itself(world_size):
         assert buffers["running_mean"].item() == pytest.approx(
             0.1 * rank
         )  # each rank its own: none broadcast
+
+
+def test_every_rank_introduces_itself(capsys):
+    for rank in (0, 3):
+        set_up_logging(rank=rank, world_size=4)
+        introduce(World(rank=rank, world_size=4))
+    node = os.uname().nodename
+    assert capsys.readouterr().err.splitlines() == [
+        f"[rank {rank}] INFO rank {rank} of 4: node {node}, process {os.getpid()}, cpu, no backend"
+        for rank in (0, 3)
+    ]
 
 
 def late_accelerator() -> None:
