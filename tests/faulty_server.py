@@ -19,6 +19,8 @@ class FaultyServer:
         self.faults: deque[str | int] = deque()
         self.only = ""
         self.has_ranges = True
+        self.head_status = 200
+        """Another answers every HEAD."""
         self.requests: list[tuple[str, str, str | None]] = []
         """(method, path, Range) of each request so far."""
         self._connections: set[socket.socket] = set()
@@ -76,8 +78,10 @@ class FaultyServer:
         path = unquote(urlsplit(handler.path).path)
         wanted = handler.headers.get("Range")
         self.requests.append((handler.command, path, wanted))
-        fault = None
-        if handler.command == "GET" and path.endswith(self.only) and self.faults:
+        fault: str | int | None = None
+        if handler.command == "HEAD" and self.head_status != 200:
+            fault = self.head_status
+        elif handler.command == "GET" and path.endswith(self.only) and self.faults:
             fault = self.faults.popleft()
         file = self.folder / path.lstrip("/")
         if isinstance(fault, int) or not file.exists():

@@ -119,6 +119,35 @@ def test_a_stall_that_the_library_does_not_see(server, monkeypatch):
     assert remote.read_range(remote.join(server.url, "a b.tar"), 7, 100) == DATA[7:107]
 
 
+def test_no_attempt_outlasts_the_deadline(monkeypatch):
+    """But for the time in which the server is seen to stall."""
+    limits, now = [], [0.0]
+
+    class Slow:
+        async_impl = True
+
+        def cat_file(self, *args, timeout, **kwargs):
+            limits.append(timeout)
+            now[0] += timeout
+            raise TimeoutError
+
+    monkeypatch.setattr(remote, "_file_system", lambda url: Slow())
+    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(retries, "RETRY_S", 300.0)
+    with pytest.raises(UnreachableError, match="in 5 attempts within 310 s"):
+        remote.read_range("s3://bucket/a", 0, remote.SLOWEST * 40)
+    assert limits == [70, 70, 70, 70, 30]
+
+
+def test_a_server_that_answers_get_alone(server):
+    """As with a URL that is signed for that."""
+    file = remote.join(server.url, "a b.tar")
+    for server.head_status in (403, 405, 501):
+        assert remote.size_of(file) is None
+    assert remote.read_range(file, 5, 10) == DATA[5:15]
+
+
 def test_a_server_that_is_away_for_a_while(server):
     file = remote.join(server.url, "a b.tar")
     remote.read(file)

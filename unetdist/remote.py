@@ -6,6 +6,7 @@ A missing file is `FileNotFoundError` and a refused one `DataError`, both at onc
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ PIECE = 16 * 2**20
 """Bytes of one request of a download: what is lost when a connection breaks."""
 SLOWEST = 2**16
 """Bytes per second below which a ranged read counts as stalled, whatever the protocol."""
+HEAD_REFUSED = {403, 405, 501}
+"""Answers that say nothing of a GET: a URL may be signed for that alone."""
 
 _file_systems: dict[tuple[int, str, str], Any] = {}
 _without_ranges: set[str] = set()
@@ -61,7 +64,15 @@ def read_range(url: str, start: int, size: int) -> bytes:
         return b""
     if not can_range(url):
         raise _no_ranges(url)
-    return retry(url, lambda: _read_range(url, start, size))
+    whole = retries.STALL_S + size / SLOWEST
+    deadline = time.monotonic() + max(whole, retries.RETRY_S)
+
+    def attempt() -> bytes:
+        # Libraries watch their sockets; this bounds the whole, whatever they do.
+        left = deadline - time.monotonic()
+        return _read_range(url, start, size, min(whole, max(left, retries.STALL_S)))
+
+    return retry(url, attempt)
 
 
 def size_of(url: str) -> int | None:
@@ -114,10 +125,9 @@ def remove(url: str) -> None:
         retry(url, lambda: _file_system(url).rm_file(url), what="removed")
 
 
-def _read_range(url: str, start: int, size: int) -> bytes:
+def _read_range(url: str, start: int, size: int, timeout: float) -> bytes:
     files = _file_system(url)
-    # Libraries watch their sockets; this bounds the whole, whatever they do. It needs an event loop to stop them.
-    limit = {"timeout": retries.STALL_S + size / SLOWEST} if files.async_impl else {}
+    limit = {"timeout": timeout} if files.async_impl else {}  # It takes an event loop to stop them.
     if urlsplit(url).scheme in ("http", "https"):
         from fsspec.asyn import sync
 
@@ -163,7 +173,7 @@ def _size_of(url: str) -> int | None:
 async def _http_size(files: Any, url: str) -> int | None:
     session = await files.set_session()
     async with session.head(files.encode_url(url), allow_redirects=True) as response:
-        if response.status in (405, 501):
+        if response.status in HEAD_REFUSED:
             return None
         response.raise_for_status()
         length = response.headers.get("Content-Length")

@@ -230,6 +230,11 @@ def test_every_location_gives_the_same_samples(folder, location, cache):
     assert kinds(reader) == ({RangedShard} if location.can_range else {LocalShard})
 
 
+def test_a_server_that_answers_get_alone(folder, server):
+    server.head_status = 403
+    assert ShardReader(server.url, Manifest.load(server.url)).read_many(range(8)) == samples_of(folder)
+
+
 def test_without_a_cache(folder, server):
     assert ShardReader(server.url, Manifest.load(server.url)).read_many(range(8)) == samples_of(folder)
     server.has_ranges = False
