@@ -1,0 +1,1 @@
+"""The same run on other numbers of processes: whether the weights are equal, and whether the settings promise it."""

@@ -1,0 +1,58 @@
+"""What the settings promise of runs on other numbers of processes, and which of them takes the promise back."""
+
+from collections.abc import Sequence
+
+from unetdist.config import Config
+from unetdist.data.access import open_data
+from unetdist.data.loader import check_batch_sizes
+from unetdist.model.unet import check_norm
+
+
+def check_worlds(config: Config, worlds: Sequence[int], *, device_type: str) -> None:
+    """Refuse, before anything is started, what one of the runs would refuse.
+
+    Raises:
+        ConfigError: the global batch does not fall into equal parts, or sync_batch has no GPU.
+        DataError: there are no training shards.
+    """
+    open_data(config.data, config.data.train)
+    for world_size in worlds:
+        check_batch_sizes(
+            config.trainer.global_batch_size, samples_per_forward(config, world_size), world_size
+        )
+        check_norm(config.model, device_type=device_type, world_size=world_size)
+
+
+def broken_by(config: Config, worlds: Sequence[int]) -> list[str]:
+    """Why weights may differ between these numbers of processes: a setting and its reason each; empty: they may not."""
+    if len(set(worlds)) == 1:
+        return []
+    reasons = []
+    normalised_together = {size * samples_per_forward(config, size) for size in worlds}
+    match config.model.norm:
+        case "batch":
+            reasons.append(
+                "model.norm (batch) takes its statistics of each process's own part of the batch; group and instance "
+                "take them of each image, sync_batch (GPUs) of all processes"
+            )
+        case "sync_batch" if len(normalised_together) > 1:
+            reasons.append(
+                f"model.norm (sync_batch) takes its statistics of trainer.micro_batch_size "
+                f"({config.trainer.micro_batch_size}) samples of each process; leave micro_batch_size out"
+            )
+    if config.model.dropout:
+        reasons.append(
+            f"model.dropout ({config.model.dropout}) drops other channels on each process; 0 drops none"
+        )
+    if config.trainer.mixed_precision != "no":
+        reasons.append(
+            f"trainer.mixed_precision ({config.trainer.mixed_precision}) rounds the gradient of each process to few "
+            "digits; use no, or --float64"
+        )
+    return reasons
+
+
+def samples_per_forward(config: Config, world_size: int) -> int:
+    """Samples that a process takes through the network at once."""
+    share = max(1, config.trainer.global_batch_size // world_size)
+    return config.trainer.micro_batch_size or share
