@@ -31,7 +31,7 @@ FLOORS = (
         "heartbeat",
         "verdict",
     },
-    {"attempts", "class_weights", "guard", "meter", "pictures", "schedule"},
+    {"attempts", "class_weights", "commits", "guard", "host_copy", "meter", "pictures", "schedule"},
     {"data", "model", "losses", "metrics", "optim", "ema"},
     {"inference", "evaluate", "checkpoint", "run_state", "saved_model", "step", "tracking", "export"},
     {"trainer", "validation", "predict", "run_folder"},

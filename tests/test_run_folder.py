@@ -2,6 +2,7 @@ import pytest
 
 from tests.synthetic import settings_of
 from unetdist import settings
+from unetdist.checkpoint import CheckpointConfig
 from unetdist.config import Config
 from unetdist.distributed import World
 from unetdist.errors import ConfigError
@@ -13,8 +14,8 @@ def values(tmp_path, **sections):
     return settings.to_mapping(config)
 
 
-def claim(folder, values, resume="auto"):
-    claim_run_folder(folder, values, resume=resume, world=World())
+def claim(folder, values, **checkpoint):
+    claim_run_folder(folder, values, cfg=CheckpointConfig(**checkpoint), world=World())
 
 
 @pytest.fixture
@@ -87,5 +88,7 @@ def test_without_a_checkpoint_a_run_may_begin_anew(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
-    with pytest.raises(ConfigError, match=r"config.yaml cannot be written \(.+\); give --runs_dir a folder"):
+    with pytest.raises(
+        ConfigError, match=r"config.yaml cannot be written \(.+\); give --runs_dir a folder that"
+    ):
         claim(tmp_path / "runs" / "run", values(tmp_path))

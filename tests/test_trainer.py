@@ -172,7 +172,7 @@ def test_a_signal_is_obeyed_soon_however_seldom_is_logged(build, eval_every, sto
 def test_a_run_killed_in_its_last_checkpoint_has_its_last_weights(build, tmp_path, monkeypatch):
     """Continued from a checkpoint of the last step there would be nothing left to do, and nobody to write them."""
     trainer = build(trainer={"eval_every": 4})
-    monkeypatch.setattr(trainer.checkpoints, "save", lambda *_: 1 / 0)
+    monkeypatch.setattr(trainer.checkpoints, "save", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.fit()
     assert load_model(tmp_path / "runs" / "tiny" / "last").config["step"] == 4

@@ -34,7 +34,7 @@ from unetdist.logs import logger, set_up_logging
 from unetdist.losses import Loss, LossConfig, build_loss
 from unetdist.model.unet import UNet, UNetConfig, check_norm
 from unetdist.optim import build_optimizer, lr_factor
-from unetdist.run_folder import CHECKPOINTS_FOLDER, claim_run_folder
+from unetdist.run_folder import claim_run_folder
 from unetdist.saved_model import SavedModel, load_model, save_model
 from unetdist.schedule import Schedule, TrainState
 from unetdist.tracking import Tracker
@@ -51,7 +51,7 @@ def build_trainer(config: Config) -> Trainer:
     set_up_logging(rank=world.rank, world_size=world.world_size)
     run_dir = Path(config.runs_dir) / config.name
     values = settings.to_mapping(config)
-    claim_run_folder(run_dir, values, resume=config.checkpoint.resume, world=world)
+    claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world)
     logger.info("run %s: %d process(es), %s", run_dir, world.world_size, world.device)
 
     folder, manifest = open_data(config.data, config.data.train)
@@ -150,7 +150,9 @@ def build_trainer(config: Config) -> Trainer:
         train_batches=train_batches,
         validator=validator,
         save_model=save,
-        checkpoints=Checkpoints(run_dir / CHECKPOINTS_FOLDER, config.checkpoint, data=manifest.fingerprint),
+        checkpoints=Checkpoints(
+            config.checkpoint.folder_of(run_dir), config.checkpoint, data=manifest.fingerprint
+        ),
         tracker=tracker,
         stop=StopSignal(),
     )

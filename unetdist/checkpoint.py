@@ -1,32 +1,33 @@
-"""The state of a run, saved so that it exists whole or not at all, and continued; tensors and JSON, no pickle."""
+"""The state of a run, saved beside the training and continued by all processes; tensors and JSON, no pickle."""
 
 import json
-import os
-import shutil
-import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as tensors_to_bytes
-from torch import Tensor, nn
+from safetensors.torch import load as tensors_from_bytes
+from torch import Tensor
 
-from unetdist import storage
-from unetdist.ema import Ema
-from unetdist.errors import CheckpointError, ConfigError, TrainingError
+from unetdist import remote
+from unetdist.commits import Commit, Commits
+from unetdist.distributed import World, all_reduce_sum, broadcast
+from unetdist.errors import CheckpointError, ConfigError, DataError, TrainingError, UnetdistError
+from unetdist.folders import Folder, open_folder
+from unetdist.host_copy import HostCopy
+from unetdist.logs import logger
 
-TENSORS_FILE = "state.safetensors"
-FACTS_FILE = "state.json"
-POINTER_FILE = "latest"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the state of a run is saved, and whether it is continued."""
+    """When the state of a run is saved, where, and whether it is continued."""
 
     save_every: int | None = None
     """Steps between checkpoints; None: at each validation. The end of a run and a signal to stop always save one."""
@@ -34,148 +35,171 @@ class CheckpointConfig:
     keep_last: int = 2
     """How many checkpoints to keep."""
 
+    folder: str | None = None
+    """Path or URL (s3://, gs://, ...) under which the checkpoints lie in a folder of the run's name; all nodes must see
+    it. None: RUNS_DIR/NAME/checkpoints."""
+
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues the run of this name if it has a checkpoint; `never` refuses to touch it."""
+
+    allow_changes: tuple[str, ...] = ()
+    """Settings (optim.lr, ...) that may differ from those the run was begun with, though they change its result."""
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
             raise ConfigError(f"checkpoint.keep_last ({self.keep_last}) must be at least 1; use 2.")
         if self.save_every is not None and self.save_every < 1:
             raise ConfigError(f"checkpoint.save_every ({self.save_every}) must be at least 1 step, or null.")
+        if self.folder is not None and self.folder.startswith(("pipe:", "http:", "https:")):
+            raise ConfigError(
+                f"checkpoint.folder ({self.folder}) cannot be written to; give a path, or a URL such as s3://bucket/runs."
+            )
+
+    def folder_of(self, run_dir: Path) -> Folder:
+        """Where the run in `run_dir` has its checkpoints."""
+        if self.folder is None:
+            return open_folder(run_dir / CHECKPOINTS_FOLDER)
+        is_url = remote.is_url(self.folder)
+        return open_folder(
+            remote.join(self.folder, run_dir.name) if is_url else Path(self.folder, run_dir.name)
+        )
 
 
 class Checkpoints:
-    """The resumable checkpoints of one run: `folder/step_00000042/`, and the pointer `folder/latest`.
+    """The resumable checkpoints of one run; see `unetdist.commits` for their files."""
 
-    A checkpoint is written to a temporary folder, flushed, renamed, and only then pointed to: whenever the
-    process dies, the pointer names a complete one.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], cfg: CheckpointConfig, *, data: str = "") -> None:
+    def __init__(self, folder: str | Path | Folder, cfg: CheckpointConfig, *, data: str = "") -> None:
         """Open the folder of a run that trains on the data set with the fingerprint `data`."""
-        self.folder = Path(folder)
-        self.cfg = cfg
+        self.folder = open_folder(folder)
         self.data = data
+        self._may_change_data = "data.train" in cfg.allow_changes
+        self._commits = Commits(self.folder, keep_last=cfg.keep_last)
+        self._copy = HostCopy()
+        self._writer: threading.Thread | None = None
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write one checkpoint; call on rank 0 only. Older ones than `keep_last` are removed afterwards."""
-        final = self.folder / f"step_{step:08d}"
-        if self._pointed() == final:
-            return  # this step is saved already; replacing it would leave a moment without a checkpoint
-        shutil.rmtree(final, ignore_errors=True)
-        partial = final.with_suffix(storage.TEMPORARY_SUFFIX)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        on_host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        with storage.write_atomic(partial / TENSORS_FILE) as file:
-            file.write(tensors_to_bytes(on_host))
-        storage.write_json(partial / FACTS_FILE, {"data": self.data, **facts})
-        partial.rename(final)
-        storage.sync_folder(self.folder)
-        storage.write_text(self.folder / POINTER_FILE, final.name)
-        for old in self._complete()[: -self.cfg.keep_last]:
-            shutil.rmtree(old)
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, final: bool = False
+    ) -> None:
+        """Save the state after `step`; call on rank 0 only.
 
-    def load_latest(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and facts of the checkpoint that the pointer names; None if there is none."""
-        path = self._pointed()
-        if path is None:
+        Returns once the checkpoint before is written and the tensors are copied to the host's memory; a thread hashes
+        and writes the copy. Where it cannot, the log says so and training goes on: the former checkpoint stays.
+
+        Args:
+            step: steps done; of one that is saved already only the facts are saved anew.
+            tensors: on any device.
+            facts: JSON types.
+            final: write before returning, for there is no later one.
+
+        Raises:
+            CheckpointError: the final one cannot be written.
+        """
+        began = time.monotonic()
+        self.wait()
+        own_facts = json.loads(json.dumps({"data": self.data, **facts}, allow_nan=False))
+        last = self._commits.last
+        if last is not None and (last.step, last.facts) == (step, own_facts):
+            return
+        copied = self._copy.take(tensors)
+        waited_s = time.monotonic() - began
+        if final:
+            self._write(step, copied, own_facts, waited_s)
+            return
+        # No daemon, so that an interpreter that ends waits for it.
+        self._writer = threading.Thread(
+            target=self._write_or_tell, args=(step, copied, own_facts, waited_s), name="checkpoint"
+        )
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Until what was saved is written, or could not be."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def close(self) -> None:
+        """Wait for the last one, and give back the memory of its copy."""
+        self.wait()
+        self._copy = HostCopy()
+
+    def load_latest(self, world: World) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Collective. Tensors (on the device of `world`) and facts of the newest whole one; None if there is none.
+
+        Raises:
+            CheckpointError: on all ranks, where none is whole, it belongs to other data, or a rank cannot read it.
+        """
+        found, problem = _try(self._choose) if world.is_main else (None, "")
+        told, problem = broadcast([found and asdict(found[0]), problem], world.device)
+        if problem:
+            raise CheckpointError(problem)
+        if told is None:
             return None
-        try:
-            tensors = load_file(path / TENSORS_FILE, device=str(device))
-            facts: dict[str, Any] = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
-        except (SafetensorError, OSError, ValueError) as error:
-            others = [other.name for other in self._complete() if other != path]
+        commit = Commit(**told)
+        if found is None:
+            found, problem = _try(lambda: (commit, self._commits.tensors(commit)))
+        failed = torch.zeros(world.world_size, dtype=torch.int64, device=world.device)
+        failed[world.rank] = int(found is None)
+        if ranks := all_reduce_sum(failed).nonzero().flatten().tolist():
             raise CheckpointError(
-                f"{path} is damaged ({error}); "
-                + (
-                    f"write {others[-1]} into {self.folder / POINTER_FILE} to use that one."
-                    if others
-                    else "start under another name."
-                )
-            ) from None
-        if facts.pop("data", self.data) != self.data:
-            raise CheckpointError(
-                f"{path} was trained on other shards than those of data.train now; continuing would mix two runs. "
-                "Choose another --name, or give the former shards."
+                f"rank {', '.join(map(str, ranks))} cannot read the checkpoint of step {commit.step} that rank 0 reads "
+                f"in {self.folder}{problem and f' ({problem})'}; give --checkpoint.folder, or --runs_dir, a place that "
+                "all nodes share."
             )
-        return tensors, facts
+        assert found is not None  # else this rank were among the failed
+        tensors = tensors_from_bytes(found[1])
+        facts = {name: value for name, value in commit.facts.items() if name != "data"}
+        return {name: value.to(world.device) for name, value in tensors.items()}, facts
 
     def diverged(self, what: str) -> TrainingError:
         """The error that ends a run before its checkpoints are spoilt."""
+        self.wait()
         return TrainingError(
             f"{what}; what {self.folder} holds is kept. Begin again under another --name with a lower --optim.lr, "
             "with --optim.clip_norm 1, or with --trainer.mixed_precision no."
         )
 
-    def _pointed(self) -> Path | None:
-        pointer = self.folder / POINTER_FILE
-        return self.folder / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
-
-    def _complete(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step_*") if not path.suffix)
-
-
-class RunState:
-    """The parts of a run whose state is saved: packs them into named tensors and JSON facts, and back."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        ema: Ema | None = None,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> None:
-        """Hold the unwrapped model, its optimizer, the averaged copy and the fp16 loss scaler, if any."""
-        self.model, self.optimizer, self.ema, self.scaler = model, optimizer, ema, scaler
-
-    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All tensors by name, and what is not a tensor."""
-        state = self.optimizer.state_dict()
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for index, values in state["state"].items():
-            for name, value in values.items():
-                if value is not None:  # SGD without momentum keeps a None
-                    tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-        if self.ema is not None:
-            tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
-        facts = {
-            "param_groups": state["param_groups"],
-            "ema_updates": 0 if self.ema is None else self.ema.num_updates,
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
-        }
-        return tensors, facts
-
-    def unpack(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, source: object) -> None:
-        """Put back what `pack` gave; `CheckpointError`, naming `source`, where it belongs to other parts."""
-        optimizer: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under("optimizer.", tensors).items():
-            index, name = key.split(".", 1)
-            optimizer.setdefault(int(index), {})[name] = value
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for position, parameter in enumerate(parameters):
-            for name, value in optimizer.get(position, {}).items():
-                if value.shape == parameter.shape:  # fused optimizers want the strides of the parameter
-                    optimizer[position][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    def _write(self, step: int, tensors: memoryview, facts: dict[str, Any], waited_s: float) -> None:
+        began = time.monotonic()
+        former = self._commits.last
         try:
-            self.model.load_state_dict(_under("model.", tensors))
-            if self.ema is not None:
-                averaged = _under("ema.", tensors)
-                self.ema.load_state_dict({"module": averaged, "num_updates": facts["ema_updates"]})
-            # Which kernel makes the step is a matter of this machine, not of the one that saved.
-            groups = [
-                {**saved, "fused": own.get("fused")}
-                for saved, own in zip(facts["param_groups"], self.optimizer.param_groups, strict=True)
-            ]
-            self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
-            if self.scaler is not None and facts["scaler"] is not None:
-                self.scaler.load_state_dict(facts["scaler"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self._commits.write(step, tensors, facts)
+        except (OSError, UnetdistError) as error:
+            kept = "there is none yet" if former is None else f"that of step {former.step} is kept"
             raise CheckpointError(
-                f"{source} was made by another model ({textwrap.shorten(str(error), 300)}); "
-                "use that run's settings or another --name."
+                f"the checkpoint of step {step} cannot be written to {self.folder} ({error}); {kept}. Make room there, "
+                "or give --checkpoint.folder another place."
             ) from None
+        logger.info(
+            "checkpoint of step %d: %.1f MB, the step waited %.0f ms, written in %.1f s",
+            step,
+            len(tensors) / 1e6,
+            1e3 * waited_s,
+            time.monotonic() - began,
+        )
+
+    def _write_or_tell(self, step: int, *args: Any) -> None:
+        try:
+            self._write(step, *args)
+        except CheckpointError as error:
+            logger.error("%s Training goes on.", error)
+
+    def _choose(self) -> tuple[Commit, bytes] | None:
+        """The newest whole one and its tensors, if it may be continued; None if there is none."""
+        found = self._commits.newest()
+        if found and found[0].facts["data"] != self.data and not self._may_change_data:
+            raise CheckpointError(
+                f"the checkpoint of step {found[0].step} in {self.folder} was trained on other shards than those of "
+                "data.train now; continuing would mix two runs. Choose another --name, give the former shards, or "
+                "accept it with --checkpoint.allow_changes '[data.train]'."
+            )
+        return found
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _try(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What `read` returns, or what is wrong, in words: the other processes wait for this one, whatever happens."""
+    try:
+        return read(), ""
+    except CheckpointError as error:
+        return None, str(error)
+    except (OSError, DataError) as error:
+        return None, f"it cannot be read: {error}; mend that, and run the same command again"

@@ -57,7 +57,7 @@ class Folder(Protocol):
     ) -> None:
         """Append the bytes from `start` on to `file`, as they come; each piece is shown to `on_bytes` too."""
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | memoryview) -> None:
         """Make a file that appears whole or not at all."""
 
     def upload(self, name: str, local: Path) -> None:
@@ -122,7 +122,7 @@ class _RemoteFolder:
     ) -> None:
         _append(remote.pieces(self.where(name), start), file, on_bytes)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | memoryview) -> None:
         remote.write(self.where(name), data)
 
     def upload(self, name: str, local: Path) -> None:
@@ -179,7 +179,7 @@ class _LocalFolder(_RemoteFolder):
             source.seek(start)
             _append(iter(lambda: source.read(CHUNK), b""), file, on_bytes)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | memoryview) -> None:
         with write_atomic(self.path(name)) as file:
             file.write(data)
 
@@ -223,7 +223,7 @@ class _PipeFolder(_RemoteFolder):
         else:
             _append(pipe.pieces(self._command(name), start), file, on_bytes)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | memoryview) -> None:
         self._refuse()
 
     def upload(self, name: str, local: Path) -> None:

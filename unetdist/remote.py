@@ -105,13 +105,13 @@ def names_in(url: str) -> list[str]:
     return sorted({unquote(urlsplit(name).path).rpartition("/")[2] for name in files} - {""})
 
 
-def write(url: str, data: bytes) -> None:
+def write(url: str, data: bytes | memoryview) -> None:
     """Put a whole file: readers see all of it or none."""
     if url.startswith("file:"):
         with write_atomic(_file_system(url)._strip_protocol(url)) as file:
             file.write(data)
     else:
-        retry(url, lambda: _file_system(url).pipe_file(url, data), what="written")
+        retry(url, lambda: _file_system(url).pipe_file(url, bytes(data)), what="written")
 
 
 def upload(url: str, local: Path) -> None:

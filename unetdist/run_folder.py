@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from unetdist import settings, storage
-from unetdist.checkpoint import POINTER_FILE
-from unetdist.distributed import World, barrier
-from unetdist.errors import ConfigError
+from unetdist import settings
+from unetdist.checkpoint import CheckpointConfig
+from unetdist.commits import has_checkpoint
+from unetdist.distributed import World, broadcast
+from unetdist.errors import ConfigError, UnetdistError
+from unetdist.folders import Folder, open_folder
+from unetdist.logs import logger
 
 SETTINGS_FILE = "config.yaml"
-CHECKPOINTS_FOLDER = "checkpoints"
 
 RESULT_NEUTRAL = (
     "name",
@@ -28,6 +30,8 @@ RESULT_NEUTRAL = (
     "trainer.micro_batch_size",
     "trainer.log_every",
     "trainer.timeout_s",
+    "trainer.heartbeat_s",
+    "trainer.max_bad_steps",
     "checkpoint.",
     "tracking.",
     "validation.",
@@ -36,44 +40,79 @@ RESULT_NEUTRAL = (
 remedies that errors of a run advise. What is learnt stays the same up to batch norm's share of the batch."""
 
 
-def claim_run_folder(
-    folder: Path, values: Mapping[str, Any], *, resume: Literal["auto", "never"], world: World
-) -> None:
+def claim_run_folder(folder: Path, values: Mapping[str, Any], *, cfg: CheckpointConfig, world: World) -> None:
     """Collective. Make sure that a run in `folder` may be begun or continued, and save its settings there.
 
     Args:
         folder: of the run.
         values: resolved settings, as plain types.
-        resume: `never` refuses a folder that has a checkpoint.
+        cfg: where its checkpoints are, whether it may be continued, and with which settings changed.
         world: this process among the others.
 
     Raises:
-        ConfigError: the folder holds a run that must not be continued, or not with these settings.
+        ConfigError: on all ranks, where the folder holds a run that must not be continued, or not with these settings.
     """
-    saved = folder / SETTINGS_FILE
-    if (folder / CHECKPOINTS_FOLDER / POINTER_FILE).exists() and saved.exists():
-        if resume == "never":
-            raise ConfigError(
-                f"{folder} holds a run, and checkpoint.resume is never; choose another --name, "
-                "or continue it with --checkpoint.resume auto."
-            )
-        changed = {
-            key: f"{key}: {before}, now it is {after}"
-            for key, (before, after) in settings.differences(settings.read_yaml(saved), values).items()
-            if not any(
-                key == name or (name.endswith(".") and key.startswith(name)) for name in RESULT_NEUTRAL
-            )
-        }
-        if changed:
-            raise ConfigError(
-                f"{folder} was begun with {', and '.join(changed.values())}; continuing would mix two runs. "
-                f"Choose another --name, or keep {', '.join(changed)}."
-            )
-    barrier()  # nobody writes before everybody has read
-    if world.is_main:
-        try:
-            storage.write_text(saved, settings.to_yaml(values))
-        except OSError as error:
-            raise ConfigError(
-                f"{saved} cannot be written ({error.strerror}); give --runs_dir a folder that you may write to."
-            ) from None
+    problem = _claim(folder, values, cfg) if world.is_main else ""
+    if problem := broadcast(problem, world.device):
+        raise ConfigError(problem)
+
+
+def _claim(folder: Path, values: Mapping[str, Any], cfg: CheckpointConfig) -> str:
+    """Claim the folder; what speaks against it, in words: the other processes wait for them, whatever happens."""
+    checkpoints = cfg.folder_of(folder)
+    homes = [("--runs_dir", open_folder(folder))]
+    if (
+        cfg.folder is not None
+    ):  # the settings lie there too, for such checkpoints may outlive the folder of the run
+        homes.insert(0, ("--checkpoint.folder", checkpoints))
+    home = homes[0][1]
+    try:
+        if has_checkpoint(checkpoints):
+            _refuse_unwanted(folder, cfg)
+            if SETTINGS_FILE in home.names():
+                saved = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
+                _refuse_changes(folder, saved, values, cfg)
+        for setting, home in homes:
+            _save_settings(home, values, setting)
+    except UnetdistError as error:
+        return str(error)
+    return ""
+
+
+def _save_settings(home: Folder, values: Mapping[str, Any], setting: str) -> None:
+    try:
+        home.write(SETTINGS_FILE, settings.to_yaml(values).encode())
+    except OSError as error:
+        raise ConfigError(
+            f"{home}/{SETTINGS_FILE} cannot be written ({error.strerror}); give {setting} a folder that you may write "
+            "to, with room in it."
+        ) from None
+
+
+def _refuse_unwanted(folder: Path, cfg: CheckpointConfig) -> None:
+    if cfg.resume == "never":
+        raise ConfigError(
+            f"{folder} holds a run, and checkpoint.resume is never; choose another --name, "
+            "or continue it with --checkpoint.resume auto."
+        )
+
+
+def _refuse_changes(
+    folder: Path, saved: Mapping[str, Any], values: Mapping[str, Any], cfg: CheckpointConfig
+) -> None:
+    changed = {
+        key: f"{key}: {before}, now it is {after}"
+        for key, (before, after) in settings.differences(saved, values).items()
+        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in RESULT_NEUTRAL)
+    }
+    refused = [key for key in changed if key not in cfg.allow_changes]
+    if refused:
+        raise ConfigError(
+            f"{folder} was begun with {', and '.join(changed[key] for key in refused)}; continuing would mix two runs. "
+            f"Choose another --name, or keep {', '.join(refused)}, or accept the change with "
+            f"--checkpoint.allow_changes '[{', '.join([*cfg.allow_changes, *refused])}]'."
+        )
+    for change in changed.values():
+        logger.warning(
+            "%s was begun with %s: accepted, for checkpoint.allow_changes names it", folder, change
+        )

@@ -141,13 +141,20 @@ class _StrictLoader(yaml.SafeLoader):
 def read_yaml(file: Path) -> Mapping[str, Any]:
     """The mapping in a YAML file; `ConfigError` where it is absent, not YAML, or has a key twice."""
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        text = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}; give --config the path of a YAML file") from None
+    return parse_yaml(text, where=str(file))
+
+
+def parse_yaml(text: bytes, *, where: str) -> Mapping[str, Any]:
+    """The mapping that YAML in UTF-8 writes; `ConfigError`, opened by `where`, where it is none or has a key twice."""
+    try:
+        values = yaml.load(text.decode(), Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not readable as YAML: {_plain(error)}") from None
+        raise ConfigError(f"{where}: not readable as YAML: {_plain(error)}") from None
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{file}: holds no settings; it must be a mapping such as 'name: my_run'")
+        raise ConfigError(f"{where}: holds no settings; it must be a mapping such as 'name: my_run'")
     return values
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unetdist.checkpoint import Checkpoints, RunState
+from unetdist.checkpoint import Checkpoints
 from unetdist.data.batch import Batch
 from unetdist.distributed import StopSignal, World, barrier
 from unetdist.ema import Ema
@@ -19,6 +19,7 @@ from unetdist.logs import logger
 from unetdist.losses import Loss
 from unetdist.meter import Meter
 from unetdist.optim import OptimConfig
+from unetdist.run_state import RunState
 from unetdist.schedule import Schedule, TrainState
 from unetdist.step import TrainStep
 from unetdist.tracking import Picture, Tracker
@@ -89,6 +90,7 @@ class Trainer:
         return self
 
     def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
+        self.checkpoints.close()
         self.tracker.close()
         self.stop.close()
         if error is None:  # else it would wait for ranks that wait for it
@@ -145,7 +147,7 @@ class Trainer:
         # Collective: a signal on one rank stops all.
         stopping = (agreeing or self.is_finished) and self.stop.agreed(self.world)
         if self.every(self.schedule.save_every) or self.is_finished or stopping:
-            self.checkpoint()
+            self.checkpoint(final=self.is_finished or stopping)
         return self.is_finished or stopping
 
     @property
@@ -238,19 +240,19 @@ class Trainer:
             if not value.isfinite().all():
                 raise self.checkpoints.diverged(f"{name} is not finite at step {self.state.step}")
 
-    def checkpoint(self) -> None:
-        """Collective. Save all that is needed to continue."""
+    def checkpoint(self, *, final: bool) -> None:
+        """Collective. Save all that is needed to continue; the final one is written when this returns."""
         self.check_steps()
         self.settle()
         if self.world.is_main:
             tensors, facts = self.run_state.pack()
-            self.checkpoints.save(self.state.step, tensors, {**facts, "train_state": asdict(self.state)})
+            facts["train_state"] = asdict(self.state)
+            self.checkpoints.save(self.state.step, tensors, facts, final=final)
         barrier()
 
     def restore(self) -> None:
         """Collective. Continue from the latest checkpoint, if there is one."""
-        found = self.checkpoints.load_latest(self.world.device)
-        if found is None:
+        if (found := self.checkpoints.load_latest(self.world)) is None:
             return
         tensors, facts = found
         self.run_state.unpack(tensors, facts, source=self.checkpoints.folder)
