@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,6 +100,51 @@ def test_rank_0_does_not_wait_for_ever(root, tmp_path, monkeypatch):
     ):
         write(root, tmp_path / "out", share=Share(0, 2, is_launched=True))
     assert write(root, tmp_path / "out", share=Share(1, 2)) is not None
+
+
+@pytest.mark.parametrize("name", ["000001.tar", "000001.tar.idx"])
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_record_of_what_was_lost_or_cut_is_not_added_up(root, tmp_path, monkeypatch, whole, name, is_lost):
+    monkeypatch.setattr(folder, "POLL_S", 0.01)
+    monkeypatch.setattr(folder, "WAIT_S", 0.05)
+    out = tmp_path / "out"
+    write(root, out)
+    (out / name).unlink() if is_lost else (out / name).write_bytes((out / name).read_bytes()[:-100])
+    assert write(root, out, share=Share(0, 2)) is None
+    with pytest.raises(DataError, match="3 of 4 shards are complete"):
+        write(root, out, share=Share(0, 2, is_launched=True))
+    assert "20 samples" in write(root, out, share=Share(1, 2))
+    assert contents(out) == whole
+
+
+def test_what_is_made_anew_while_rank_0_waits_is_read_again(root, tmp_path, monkeypatch, whole):
+    out = tmp_path / "out"
+    write(root, out)
+    (out / "000002.tar").unlink()
+
+    def first():
+        (out / ".ingest" / "000001.json").unlink()  # as rank 1 does, which finds its shard damaged
+        write(root, out, share=Share(2, 3, is_launched=True))
+
+    def second():
+        write(root, out, share=Share(1, 3, is_launched=True))
+
+    steps = [first, second]
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: steps.pop(0)())
+    monkeypatch.setattr(folder, "time", clock)
+    assert "20 samples" in write(root, out, share=Share(0, 3, is_launched=True))
+    assert not steps
+    assert contents(out) == whole
+
+
+def test_a_launch_has_a_manifest_although_a_shard_was_made_anew_after_rank_0_ended(root, tmp_path, whole):
+    out = tmp_path / "out"
+    write(root, out)
+    damaged = (out / "000001.tar").read_bytes()
+    (out / "000001.tar").write_bytes(bytes([damaged[0] ^ 1]) + damaged[1:])
+    assert "20 samples" in write(root, out, share=Share(0, 2, is_launched=True))
+    assert "20 samples" in write(root, out, share=Share(1, 2, is_launched=True))
+    assert contents(out) == whole
 
 
 def test_who_may_write_beside_whom(root, tmp_path):

@@ -60,6 +60,7 @@ class FolderRun:
     verb: str = "writing"
 
     def __post_init__(self) -> None:
+        self._made: dict[int, Finished] = {}
         self._finished: dict[int, Finished] = {}
 
     @contextmanager
@@ -77,7 +78,12 @@ class FolderRun:
         is_shown = self.share.rank == 0 or not self.share.is_launched
         with self.told():
             for item in run(finish, mine, workers, f"{self.verb} {self.folder}", is_shown=is_shown):
-                self._finished[item.number] = item
+                self._made[item.number] = self._finished[item.number] = item
+
+    @property
+    def has_replaced(self) -> bool:
+        """Whether this process made anew what was recorded before: another one may have added up the old record."""
+        return any(item.is_replaced for item in self._made.values())
 
     def wait(self) -> None:
         """Until all processes have recorded their shards; `DataError` where none does so for `WAIT_S`."""
@@ -97,11 +103,14 @@ class FolderRun:
                 if more:
                     bar.advance(more)
                     done, since = done + more, time.monotonic()
+                    if done == len(self.jobs):  # What was read first may have been made anew since.
+                        self._finished = dict(self._made)
+                        done = self.look()
                 elif done < len(self.jobs):
                     time.sleep(max(POLL_S, 5 * (time.monotonic() - began)))
 
     def look(self) -> int:
-        """How many shards are recorded by now, by any process."""
+        """How many shards are recorded by now, by any process, and there by their sizes."""
         there = set(open_folder(self.folder.where(RECORDS)).names(".json"))
         recorded = [
             (job, name)
@@ -111,7 +120,7 @@ class FolderRun:
             if name.removeprefix(f"{RECORDS}/") in there
         ]
         with ThreadPoolExecutor(_READERS) as pool:
-            for item in pool.map(lambda job_and_name: load(*job_and_name), recorded):
+            for item in pool.map(lambda job_and_name: _load_what_is_there(*job_and_name), recorded):
                 if item is not None:
                     self._finished[item.number] = item
         return len(self._finished)
@@ -180,6 +189,12 @@ class FolderRun:
                 f"{'free some space' if is_full else remedy} and run the same command again to go on.",
                 source=self.folder,
             ) from error
+
+
+def _load_what_is_there(job: Job, name: str) -> Finished | None:
+    """A record, unless the shard that it tells of was lost or cut since."""
+    item = load(job, name)
+    return item if item is None or item.shard is None or job.has_sizes(item.shard) else None
 
 
 def run(

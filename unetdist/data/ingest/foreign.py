@@ -15,7 +15,7 @@ import numpy.typing as npt
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.ingest.convert import POLICY, Converter, ConvertOptions
 from unetdist.data.ingest.pictures import Picture, channels_of
-from unetdist.data.ingest.records import Finished
+from unetdist.data.ingest.records import Finished, has_index, has_size
 from unetdist.data.ingest.sources import Problem, Sample
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels import Palette
@@ -68,13 +68,13 @@ class TarJob:
         """What matters only if something is bad."""
         return [getattr(self.options, name) for name in POLICY]
 
+    def has_sizes(self, shard: Shard) -> bool:
+        """Whether tar and index are there, by their sizes."""
+        return has_size(self.source, self.name, shard.num_bytes) and has_index(self.folder, shard)
+
     def is_whole(self, shard: Shard) -> bool:
         """Whether the index is there, and the tar still has its size."""
-        try:
-            is_same = self.source.size(self.name) in (shard.num_bytes, None)
-            return is_same and self.folder.size(shard.index_name) != 0
-        except OSError:
-            return False
+        return self.has_sizes(shard)
 
     def make(self) -> Finished:
         """Index the tar, unless one of its samples is bad."""

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from unetdist.data.ingest.sources import Problem
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels.census import UnknownColor
 from unetdist.data.manifest import MANIFEST_NAME, Shard
+from unetdist.data.shards import INDEX_COLUMNS, encode_index
 from unetdist.folders import Folder
 
 RECORDS = ".ingest"
@@ -38,6 +41,8 @@ class Finished:
     """All masks are grey PNGs of class indices, which need no labels to be read."""
     is_kept: bool = False
     """It was there already, and is whole."""
+    is_replaced: bool = False
+    """A record of it was there already, but it was not whole: it was made anew."""
 
 
 class Job(Protocol):
@@ -63,8 +68,11 @@ class Job(Protocol):
     def policy(self) -> Sequence[Any]:
         """What matters only if something is bad."""
 
+    def has_sizes(self, shard: Shard) -> bool:
+        """Whether what was made is there, by its sizes alone: for those who did not make it."""
+
     def is_whole(self, shard: Shard) -> bool:
-        """Whether what was made is still there."""
+        """Whether what was made is still there, by its contents as far as they can be had."""
 
     def make(self) -> Finished:
         """Do the work; `OSError` where its results cannot be written."""
@@ -72,9 +80,9 @@ class Job(Protocol):
 
 def finish(job: Job) -> Finished:
     """Keep what is there and whole, else make it and record it."""
-    finished = load(job, record_name(job.number))
-    if finished is not None and finished.shard is not None and job.is_whole(finished.shard):
-        return replace(finished, is_kept=True)
+    old = load(job, record_name(job.number))
+    if old is not None and old.shard is not None and job.is_whole(old.shard):
+        return replace(old, is_kept=True)
     # First the manifest: it must never stand over indexes that it was not written for.
     former = [MANIFEST_NAME, *(record_name(job.number, is_bad=is_bad) for is_bad in (False, True))]
     for name in former:
@@ -89,7 +97,21 @@ def finish(job: Job) -> Finished:
     # File names that are not UTF-8 hold half characters, which JSON can only escape.
     text = json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
     job.folder.write(record_name(job.number, is_bad=finished.shard is None), text)
-    return finished
+    return replace(finished, is_replaced=old is not None)
+
+
+def has_size(folder: Folder, name: str, num_bytes: int) -> bool:
+    """Whether a file is there and of this size (or of one that the server does not say)."""
+    try:
+        return folder.size(name) in (num_bytes, None)
+    except OSError:
+        return False
+
+
+def has_index(folder: Folder, shard: Shard) -> bool:
+    """Whether the shard's index is there, by its size."""
+    empty = np.zeros((shard.num_samples, len(INDEX_COLUMNS)), np.int64)
+    return has_size(folder, shard.index_name, len(encode_index(empty)))
 
 
 def record_name(number: int, *, is_bad: bool = False) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from unetdist.data.ingest.convert import POLICY, Converter, ConvertOptions, storing
-from unetdist.data.ingest.records import Finished
+from unetdist.data.ingest.records import Finished, has_index, has_size
 from unetdist.data.ingest.sources import Reader, Sample
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Shard
@@ -59,12 +59,15 @@ class ShardJob:
         """What matters only if something is bad."""
         return [getattr(self.options, name) for name in POLICY]
 
+    def has_sizes(self, shard: Shard) -> bool:
+        """Whether tar and index are there, by their sizes."""
+        return has_size(self.folder, shard.name, shard.num_bytes) and has_index(self.folder, shard)
+
     def is_whole(self, shard: Shard) -> bool:
         """Whether tar and index are there: a local tar by its hash, another one by its size."""
+        if not self.folder.is_local:
+            return self.has_sizes(shard)
         try:
-            if not self.folder.is_local:
-                has_size = self.folder.size(shard.name) in (shard.num_bytes, None)
-                return has_size and self.folder.size(shard.index_name) != 0
             if _sha256(self.folder.path(self.name)) != shard.sha256:
                 return False
         except OSError:

@@ -131,11 +131,13 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
     share = options.share
     if share.is_all:
         return True
+    if share.is_launched and share.rank == 0:
+        for one in runs:
+            one.wait()
+        return True
     if share.is_launched:
-        if share.rank == 0:
-            for one in runs:
-                one.wait()
-        return share.rank == 0
+        # Rank 0 may have added up former records before this process found that their shards are not whole.
+        return any(one.has_replaced for one in runs) and all(one.look() == len(one.jobs) for one in runs)
     for one in runs:
         done = one.look()
         if done < len(one.jobs):
