@@ -14,6 +14,7 @@ from tests.data.ingest.picture_folders import encoded, image_array
 from unetdist.data.ingest import report
 from unetdist.data.ingest.convert import ConvertOptions
 from unetdist.data.ingest.foreign import TarJob
+from unetdist.data.ingest.share import ALONE
 from unetdist.data.ingest.sources import Problem
 from unetdist.data.ingest.tar_source import find_tars
 from unetdist.data.ingest.writer import RunOptions, index_tars
@@ -42,10 +43,11 @@ def pack(path: Path, keys, mask=MASK, mask_ext="seg.png", image=IMAGE) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
-def index(location, palette=PALETTE, names=SEG, out=None, workers=1, **options) -> str | None:
+def index(location, palette=PALETTE, names=SEG, out=None, workers=1, share=ALONE, **options) -> str | None:
     tars = find_tars(str(location), out and str(out))
     convert = ConvertOptions(**options)
-    return index_tars(tars, names, palette, convert=convert, options=RunOptions(workers=workers))
+    run = RunOptions(workers=workers, share=share)
+    return index_tars(tars, names, palette, convert=convert, options=run)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

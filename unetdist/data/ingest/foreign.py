@@ -73,8 +73,16 @@ class TarJob:
         return has_size(self.source, self.name, shard.num_bytes) and has_index(self.folder, shard)
 
     def is_whole(self, shard: Shard) -> bool:
-        """Whether the index is there, and the tar still has its size."""
-        return self.has_sizes(shard)
+        """Whether the index is there and the tar the same: a local tar by its size (the fingerprint holds its time)."""
+        if not self.has_sizes(shard):
+            return False
+        if _is_local(self.source, self.name):
+            return True
+        try:
+            with self._tar() as path, open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+        except _BadTarError:
+            return False
 
     def make(self) -> Finished:
         """Index the tar, unless one of its samples is bad."""
