@@ -132,7 +132,7 @@ def test_no_attempt_outlasts_the_deadline(monkeypatch):
             raise TimeoutError
 
     monkeypatch.setattr(remote, "_file_system", lambda url: Slow())
-    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(retries.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(retries, "RETRY_S", 300.0)
     with pytest.raises(UnreachableError, match="in 5 attempts within 310 s"):

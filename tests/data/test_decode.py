@@ -8,6 +8,7 @@ from PIL import Image
 from tests.shared_data import camvid
 from unetdist.data import decode
 from unetdist.data.decode import decode_image, decode_mask
+from unetdist.data.ingest import convert
 from unetdist.data.shards import encode_mask
 from unetdist.errors import DataError
 
@@ -212,3 +213,23 @@ def test_colour_mask():
 def test_unreadable_mask(data):
     with pytest.raises(DataError, match=r"mask cannot be read \(.+\); replace the file"):
         decode_mask(data)
+
+
+def test_our_own_limit_of_pixels_holds(monkeypatch):
+    """Pillow's, which is smaller, is left to others."""
+    assert decode.MAX_PIXELS == convert.MAX_PIXELS, "what is written can be read"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    picture, mask = Image.fromarray(RGB).convert("P"), Image.fromarray(VALUES).convert("P")
+    assert decode_image(encode(picture), 3).shape == RGB.shape
+    assert decode_mask(encode(mask)).shape == VALUES.shape
+    assert Image.MAX_IMAGE_PIXELS == 1
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
+    with pytest.raises(
+        DataError, match=r"image cannot be read \(\d+x\d+ are more than 100 pixels\); replace the"
+    ):
+        decode_image(encode(picture), 3)
+    with pytest.raises(
+        DataError, match=r"mask cannot be read \(22x13 are more than 100 pixels\); replace the"
+    ):
+        decode_mask(encode(mask))
+    assert Image.MAX_IMAGE_PIXELS == 1

@@ -2,13 +2,14 @@
 
 import io
 import struct
+import threading
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from isal import igzip_lib, isal_zlib
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from unetdist.data.geometry import Box
 from unetdist.data.jpeg import JpegHeader, cut, parse_header
@@ -18,6 +19,9 @@ Pixels = npt.NDArray[np.uint8]
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm")
 """Of files (and members of tars) that are taken for pictures."""
+
+MAX_PIXELS = 2**28
+"""Of a picture that PIL decodes, in place of its own limit: shards hold no more unless told to."""
 
 CHANNEL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Channels of a picture by count, in PIL's words."""
@@ -36,6 +40,7 @@ _MASK_END = 16
 """Bytes behind the data: their checksum, and IEND."""
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_pils_limit_lock = threading.Lock()
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
@@ -190,12 +195,25 @@ def _decode_with_pil(data: bytes, channels: int) -> Pixels:
 
 def _open(data: bytes, what: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.format == "PNG":
-            Image.open(io.BytesIO(data)).verify()  # load() overlooks checksums
+        image = open_with_pil(data)
         image.load()
     except Exception as error:  # PIL's plug-ins raise what they like: OSError, SyntaxError, struct.error ...
         raise DataError(f"{what} cannot be read ({reason_of(error)}); replace the file.") from None
+    return image
+
+
+def open_with_pil(data: bytes) -> ImageFile.ImageFile:
+    """A picture that is yet to be loaded, its checksums compared; raises whatever PIL's plug-ins do."""
+    with _pils_limit_lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} are more than {MAX_PIXELS} pixels")
+            if image.format == "PNG":
+                Image.open(io.BytesIO(data)).verify()  # load() overlooks checksums
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
     return image
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from unetdist.data import decode as decode_module
 from unetdist.data.labels.mask_file import decode
 from unetdist.errors import DataError
 
@@ -57,6 +58,23 @@ def test_truncated_files_are_refused(kind, share):
     assert decode(data).codes.shape == (64, 64)
     with pytest.raises(DataError, match=r"the mask is damaged or no picture \(.*\); export it again"):
         decode(data[: int(share * len(data))])
+
+
+def test_bytes_that_are_no_picture():
+    with pytest.raises(
+        DataError, match=r"^the mask is damaged or no picture \(no known image format\); export it again$"
+    ):
+        decode(b"no picture")
+
+
+def test_our_own_limit_of_pixels_holds(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    data = encode(GREY)
+    assert decode(data).codes.shape == GREY.shape
+    assert Image.MAX_IMAGE_PIXELS == 1
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 3)
+    with pytest.raises(DataError, match=r"the mask is damaged or no picture \(.* are more than 3 pixels\)"):
+        decode(data)
 
 
 @given(st.data())

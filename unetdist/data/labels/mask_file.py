@@ -1,6 +1,5 @@
 """Mask files of every kind -> which values occur, and each as a number and as a colour."""
 
-import io
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unetdist.data.decode import open_with_pil, reason_of
 from unetdist.errors import DataError
 
 _WHITE_OF_RAWMODE = {"L;2": 3, "L;2I": 3, "L;4": 15, "L;4I": 15}
@@ -65,16 +65,14 @@ def _load(data: bytes) -> tuple[Image.Image, str]:
     try:
         with warnings.catch_warnings():  # Pillow's and libtiff's: what matters is raised as well
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            if image.format == "PNG":
-                Image.open(io.BytesIO(data)).verify()  # load() overlooks checksums
-                if _PNG_END not in data:  # and both overlook a file cut between two chunks
-                    raise OSError("the end is missing")
+            image = open_with_pil(data)
+            if image.format == "PNG" and _PNG_END not in data:  # PIL overlooks a file cut between two chunks
+                raise OSError("the end is missing")
             num_pictures = getattr(image, "n_frames", 1)
             packing = image.tile[0][3] if image.tile else ""
             image.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
-        raise DataError(f"the mask is damaged or no picture ({error}); export it again") from None
+        raise DataError(f"the mask is damaged or no picture ({reason_of(error)}); export it again") from None
     if num_pictures > 1:
         raise DataError(f"the mask file holds {num_pictures} pictures; save each as a file of its own")
     return image, str(packing[0] if isinstance(packing, tuple) else packing)
