@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from tests.distributed.launcher import run_ranks
 from unetdist.checkpoint import CheckpointConfig, Checkpoints
 from unetdist.distributed import World
 from unetdist.errors import CheckpointError, ConfigError
@@ -172,6 +174,45 @@ def test_a_folder_that_cannot_be_read_says_so(checkpoints, monkeypatch):
         match=r"cannot be read: .*Permission denied; mend that, and run the same command again",
     ):
         checkpoints.load_latest(ALONE)
+
+
+def load_on_each(folders: list[Path]) -> object:
+    rank = dist.get_rank()
+    world = World(rank=rank, world_size=len(folders))
+    try:
+        found = Checkpoints(folders[rank], CheckpointConfig()).load_latest(world)
+    except CheckpointError as error:
+        return str(error)
+    return found and (found[0]["a"].tolist(), found[1])
+
+
+def test_all_ranks_load_what_rank_zero_chose(tmp_path):
+    assert run_ranks(load_on_each, 2, [tmp_path] * 2) == [None, None]
+    writing = Checkpoints(tmp_path, CheckpointConfig())
+    writing.save(5, {"a": torch.arange(3)}, {"step": 5}, final=True)
+    writing.save(10, {"a": torch.arange(4)}, {"step": 10}, final=True)
+    assert run_ranks(load_on_each, 2, [tmp_path] * 2) == [([0, 1, 2, 3], {"step": 10})] * 2
+    (tmp_path / "step_00000010.safetensors").write_bytes(b"rubbish")
+    assert run_ranks(load_on_each, 2, [tmp_path] * 2) == [([0, 1, 2], {"step": 5})] * 2
+    (tmp_path / "step_00000005.safetensors").write_bytes(b"rubbish")
+    one, other = run_ranks(load_on_each, 2, [tmp_path] * 2)
+    assert one == other
+    assert "holds no whole checkpoint" in one
+
+
+def test_nodes_that_do_not_share_the_folder_are_named_on_all_ranks(tmp_path):
+    """Each node would train on weights of its own: those of another run, or fresh ones."""
+    here, older, empty = tmp_path / "here", tmp_path / "older", tmp_path / "empty"
+    for folder, value in ((here, 1.0), (older, 2.0)):
+        Checkpoints(folder, CheckpointConfig()).save(5, {"a": torch.full((3,), value)}, {}, final=True)
+    zero, one, two = run_ranks(load_on_each, 3, [here, older, empty])
+    told = f"rank 1, 2 cannot read the checkpoint of step 5 that rank 0 reads in {here}"
+    remedy = "; give --checkpoint.folder, or --runs_dir, a place that all nodes share."
+    assert zero == told + remedy
+    assert f"({older}/step_00000005.safetensors is damaged: its sha256 is " in one
+    assert f"({empty}/step_00000005.safetensors is missing)" in two
+    assert one.endswith(remedy)
+    assert two.endswith(remedy)
 
 
 def test_the_error_of_a_run_that_diverged_comes_after_its_checkpoint(checkpoints, folder, slow_disk):

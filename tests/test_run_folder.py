@@ -1,5 +1,9 @@
-import pytest
+from pathlib import Path
 
+import pytest
+import torch.distributed as dist
+
+from tests.distributed.launcher import run_ranks
 from tests.synthetic import settings_of
 from unetdist import settings
 from unetdist.checkpoint import CheckpointConfig
@@ -92,3 +96,62 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
         ConfigError, match=r"config.yaml cannot be written \(.+\); give --runs_dir a folder that"
     ):
         claim(tmp_path / "runs" / "run", values(tmp_path))
+
+
+def test_a_change_may_be_accepted_and_is_told(begun, tmp_path, caplog):
+    changed = values(tmp_path, seed=7, optim={"lr": 0.5})
+    with pytest.raises(
+        ConfigError, match=r"or accept the change with --checkpoint.allow_changes '\[optim.lr, seed\]'"
+    ):
+        claim(begun, changed)
+    with pytest.raises(ConfigError, match=r"begun with seed: 0, now .*allow_changes '\[optim.lr, seed\]'"):
+        claim(begun, changed, allow_changes=("optim.lr",))
+    claim(begun, changed, allow_changes=("optim.lr", "seed"))
+    assert caplog.messages == [
+        f"{begun} was begun with {change}: accepted, for checkpoint.allow_changes names it"
+        for change in ("optim.lr: 0.001, now it is 0.5", "seed: 0, now it is 7")
+    ]
+    claim(begun, changed)  # the change is the run's own from now on
+
+
+def test_settings_are_kept_beside_checkpoints_that_have_a_place_of_their_own(tmp_path):
+    """A run may be continued on a machine that has nothing but these."""
+    shared = tmp_path / "shared"
+    claim(tmp_path / "one" / "run", values(tmp_path), folder=str(shared))
+    (shared / "run" / "latest").write_text("step_00000001")
+    claim(tmp_path / "other" / "run", values(tmp_path), folder=str(shared))
+    assert (tmp_path / "other" / "run" / SETTINGS_FILE).is_file()
+    with pytest.raises(ConfigError, match="begun with seed: 0, now it is 7"):
+        claim(tmp_path / "third" / "run", values(tmp_path, seed=7), folder=str(shared))
+
+
+def test_checkpoints_without_settings_are_not_touched_either_where_resume_is_never(begun, tmp_path):
+    (begun / SETTINGS_FILE).unlink()
+    claim(begun, values(tmp_path))
+    (begun / SETTINGS_FILE).unlink()
+    with pytest.raises(ConfigError, match="checkpoint.resume is never"):
+        claim(begun, values(tmp_path), resume="never")
+
+
+def test_settings_that_were_spoilt_are_named(begun, tmp_path):
+    (begun / SETTINGS_FILE).write_text("name: [")
+    with pytest.raises(ConfigError, match="run/config.yaml: not readable as YAML"):
+        claim(begun, values(tmp_path))
+
+
+def claim_on_each(folder: Path, seed: int) -> str:
+    try:
+        claim_run_folder(
+            folder, {"seed": seed}, cfg=CheckpointConfig(), world=World(rank=dist.get_rank(), world_size=2)
+        )
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_all_ranks_hear_what_rank_zero_finds(begun):
+    (begun / SETTINGS_FILE).write_text("seed: 0\n")
+    assert run_ranks(claim_on_each, 2, begun, 0) == ["", ""]
+    one, other = run_ranks(claim_on_each, 2, begun, 7)
+    assert one == other
+    assert "begun with seed: 0, now it is 7" in one
