@@ -24,7 +24,7 @@ from unetdist.equivalence import record
 from unetdist.equivalence.compare import compare
 from unetdist.equivalence.promise import broken_by, check_worlds
 from unetdist.equivalence.report import Report, Row, render
-from unetdist.equivalence.worlds import Plan, has_gpus, processes, runs_of, train
+from unetdist.equivalence.worlds import Plan, has_gpus, processes, runs_of, train_all
 from unetdist.logs import logger, run_script, set_up_logging
 
 
@@ -44,29 +44,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare_worlds(config: Config, worlds: Sequence[int], *, steps: int, float64: bool) -> Report:
     """Train all runs, one after the other, and put them beside the first."""
     on_gpu = has_gpus(worlds)
-    check_worlds(config, worlds, device_type="cuda" if on_gpu else "cpu")
+    all_steps = check_worlds(config, worlds, device_type="cuda" if on_gpu else "cpu")
+    runs = runs_of(worlds)
     with tempfile.TemporaryDirectory(prefix="unetdist-equivalence-") as work:
         plan = Plan(
             config=config,
-            steps=steps,
+            steps=min(steps, all_steps),
             float64=float64,
             on_gpu=on_gpu,
             script=Path(__file__),
             work=Path(work),
         )
-        logger.info("%d runs of %d steps, each begun by a launch of some seconds", len(worlds) + 2, steps)
-        (_, reference), *others = [(run, train(run, plan)) for run in runs_of(worlds)]
-    noise = next(lines for run, lines in others if run.is_nudged)
+        logger.info("%d runs of %d steps, each begun by a launch of some seconds", len(runs), plan.steps)
+        reference, *records = train_all(runs, plan)
+    noise = next(lines for run, lines in zip(runs[1:], records, strict=True) if run.is_nudged)
     rows = [
         Row(
             run,
             compare(reference, lines, noise, float64=float64),
             broken_by(plan.trained, (worlds[0], run.world_size)),
         )
-        for run, lines in others
+        for run, lines in zip(runs[1:], records, strict=True)
     ]
     kind = f"float{64 if float64 else 32} on {'GPUs' if on_gpu else 'the CPU'}"
-    title = f"{config.name}: {len(reference) - 1} steps in {kind}, beside {processes(worlds[0])}"
+    title = f"{config.name}: {plan.steps} steps in {kind}, beside {processes(worlds[0])}"
     return Report(title=title, rows=rows, float64=float64)
 
 

@@ -6,21 +6,23 @@ from unetdist.config import Config
 from unetdist.data.access import open_data
 from unetdist.data.loader import check_batch_sizes
 from unetdist.model.unet import check_norm
+from unetdist.schedule import Schedule
 
 
-def check_worlds(config: Config, worlds: Sequence[int], *, device_type: str) -> None:
-    """Refuse, before anything is started, what one of the runs would refuse.
+def check_worlds(config: Config, worlds: Sequence[int], *, device_type: str) -> int:
+    """Refuse, before anything is started, what one of the runs would refuse; returns the steps of the whole training.
 
     Raises:
         ConfigError: the global batch does not fall into equal parts, or sync_batch has no GPU.
         DataError: there are no training shards.
     """
-    open_data(config.data, config.data.train)
+    _, manifest = open_data(config.data, config.data.train)
     for world_size in worlds:
         check_batch_sizes(
             config.trainer.global_batch_size, samples_per_forward(config, world_size), world_size
         )
         check_norm(config.model, device_type=device_type, world_size=world_size)
+    return Schedule.of(config.trainer, num_samples=manifest.num_samples, save_every=None).max_steps
 
 
 def broken_by(config: Config, worlds: Sequence[int]) -> list[str]:

@@ -49,7 +49,7 @@ def run(task: Task) -> None:
         torch.set_default_dtype(torch.float64)
     with build_trainer(settings.from_mapping(Config, task.settings)) as trainer:
         # The learning rate keeps to the whole length of the run.
-        trainer.schedule = replace(trainer.schedule, max_steps=min(task.steps, trainer.schedule.max_steps))
+        trainer.schedule = replace(trainer.schedule, max_steps=task.steps)
         if task.is_nudged:
             nudge(trainer)
         watch(trainer, task)
@@ -130,6 +130,7 @@ def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
         prefix + name: value.detach().cpu().contiguous()
         for prefix, model in states.items()
         for name, value in model.state_dict().items()
+        if value.is_floating_point()  # not how many batches a norm has seen, which nothing depends on
     }
 
 

@@ -5,7 +5,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,7 @@ import torch
 from unetdist import settings
 from unetdist.checkpoint import CheckpointConfig
 from unetdist.config import Config
+from unetdist.equivalence.compare import Record
 from unetdist.equivalence.record import Task
 from unetdist.errors import TrainingError
 from unetdist.logs import ProgressBar, progress
@@ -111,8 +113,14 @@ def has_gpus(worlds: Sequence[int]) -> bool:
     return torch.cuda.device_count() >= max(worlds)
 
 
-def train(run: Run, plan: Plan) -> list[dict[str, Any]]:
-    """Train one run to its end; its record, step by step, with loss and gradient norm.
+def train_all(runs: Sequence[Run], plan: Plan) -> list[Record]:
+    """Train one run after the other; the record of each."""
+    with progress("training", len(runs) * plan.steps) as bar:
+        return [train(run, plan, bar) for run in runs]
+
+
+def train(run: Run, plan: Plan, bar: ProgressBar) -> Record:
+    """Train one run to its end; its record, with loss and gradient norm.
 
     Raises:
         TrainingError: the run failed; with what it said.
@@ -129,14 +137,22 @@ def train(run: Run, plan: Plan) -> list[dict[str, Any]]:
     )
     weights.mkdir(exist_ok=True)
     write_json(plan.file(run, "json"), asdict(task))
-    with open(plan.file(run, "log"), "wb") as output, progress(run.title, plan.steps) as bar:
-        code = _watch(_start(run, plan, output), plan.file(run, "jsonl"), bar)
+    bar.advance(0, run.title)
+    with open(plan.file(run, "log"), "wb") as output:
+        code = _watch(
+            _start(run, plan, output), lambda done: bar.advance(done, run.title), plan.file(run, "jsonl")
+        )
     if code:
         raise TrainingError(
             f"the run on {run.title} ended with exit code {code}:\n{_cause(plan.file(run, 'log'))}"
         )
-    metrics = {line["step"]: line for line in _lines(plan.work / "runs" / run.name / METRICS_FILE)}
-    return [{**metrics.get(line["step"], {}), **line} for line in _lines(plan.file(run, "jsonl"))]
+    return joined(plan.file(run, "jsonl"), plan.work / "runs" / run.name / METRICS_FILE)
+
+
+def joined(record: Path, metrics: Path) -> Record:
+    """What a run wrote of its steps, and what its metrics.jsonl has of them."""
+    of_step = {line["step"]: line for line in _lines(metrics)}
+    return [{**of_step.get(line["step"], {}), **line} for line in _lines(record)]
 
 
 def _start(run: Run, plan: Plan, output: IO[bytes]) -> "subprocess.Popen[bytes]":
@@ -152,22 +168,19 @@ def _start(run: Run, plan: Plan, output: IO[bytes]) -> "subprocess.Popen[bytes]"
     )
 
 
-def _watch(process: "subprocess.Popen[bytes]", record: Path, bar: ProgressBar) -> int:
-    """Move the bar with the record until the process ends; its exit code."""
+def _watch(process: "subprocess.Popen[bytes]", advance: Callable[[int], None], record: Path) -> int:
+    """Tell of the steps as they come into the record until the process ends; its exit code."""
     done = 0
-    bar.advance(0, "starting")
+    code: int | None = None
     try:
-        while True:
-            try:
+        while code is None:
+            with suppress(subprocess.TimeoutExpired):
                 code = process.wait(LOOK_EVERY_S)
-            except subprocess.TimeoutExpired:
-                code = None
             steps = max(0, len(_lines(record)) - 1)  # the first line is of the weights before training
             if steps > done:
-                bar.advance(steps - done, "")
+                advance(steps - done)
                 done = steps
-            if code is not None:
-                return code
+        return code
     finally:
         if process.poll() is None:
             process.terminate()
