@@ -6,9 +6,9 @@ classes and the mIoU with its 95 % bootstrap interval over images.
 
 import argparse
 
-from unetdist.build import evaluation
 from unetdist.errors import ConfigError
 from unetdist.logs import console, logger, run_script
+from unetdist.scoring import evaluation
 from unetdist.storage import write_json
 from unetdist.tracking.terminal import scores_table
 

@@ -35,7 +35,7 @@ FLOORS = (
     {"data", "model", "losses", "metrics", "optim", "ema"},
     {"inference", "evaluate", "checkpoint", "run_state", "saved_model", "step", "tracking", "export"},
     {"trainer", "validation", "predict", "run_folder"},
-    {"config"},
+    {"config", "scoring"},
     {"build"},
     {"benchmark"},
 )

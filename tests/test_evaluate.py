@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.distributed.launcher import run_ranks
 from unetdist import evaluate as evaluation
 from unetdist.data.batch import Batch
 from unetdist.errors import ConfigError, DataError
-from unetdist.evaluate import Expected, ValidationConfig, evaluate, predict_fixed
+from unetdist.evaluate import Expected, LeftEarlyError, ValidationConfig, evaluate, predict_fixed
 from unetdist.losses import LossConfig, build_loss
 from unetdist.metrics import Scores
 
@@ -35,7 +36,7 @@ def expected(num_samples=7, **changes):
     return Expected("shards/val", num_samples, pixels)
 
 
-def run(batches, expect=None, batch_size=1, **loss):
+def run(batches, expect=None, batch_size=1, is_over=lambda: False, **loss):
     return evaluate(
         predict,
         batches,
@@ -45,6 +46,7 @@ def run(batches, expect=None, batch_size=1, **loss):
         cfg=ValidationConfig(batch_size=batch_size, bootstrap_replicates=50),
         device=torch.device("cpu"),
         num_examples=2,
+        is_over=is_over,
     )
 
 
@@ -148,3 +150,19 @@ def test_the_fingerprint_of_all_samples_comes_in_blocks(num_samples, monkeypatch
     assert evaluation._fingerprint_of_all(num_samples) != evaluation._fingerprint(
         np.arange(1, num_samples + 1)
     )
+
+
+def left_on_one_rank():
+    rank = torch.distributed.get_rank()
+    asked = iter([False, rank == 1])
+    batches = [batch(0, 1), batch(2, 3)] if rank == 0 else [batch(4), batch(5), batch(6)]
+    try:
+        run(batches, is_over=lambda: next(asked))
+    except LeftEarlyError:
+        return True
+    return False
+
+
+def test_all_ranks_leave_when_one_is_asked_to():
+    """The other one, which is not, goes on to the end of its part."""
+    assert run_ranks(left_on_one_rank, 2) == [True, True]

@@ -70,6 +70,7 @@ def trainer(tmp_path, monkeypatch):
         checkpoints=Checkpoints(tmp_path, CheckpointConfig()),
         tracker=SimpleNamespace(),
         stop=SimpleNamespace(),
+        heartbeat=SimpleNamespace(at=lambda place: None),
     )
 
 

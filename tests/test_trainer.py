@@ -169,6 +169,33 @@ def test_a_signal_is_obeyed_soon_however_seldom_is_logged(build, eval_every, sto
     assert trainer.state.step == stopped_at
 
 
+@pytest.mark.parametrize("interrupted", [2, 4])
+def test_a_validation_that_a_signal_interrupts_is_made_up_for(build, tmp_path, interrupted):
+    sections = {"trainer": {"max_steps": 4, "eval_every": 2}}
+    trainer = build(**sections)
+    score = trainer.validator.score
+
+    def interrupt(model, is_over):
+        if trainer.state.step == interrupted:
+            trainer.stop.received = 15
+        return score(model, is_over=is_over)
+
+    trainer.validator.score = interrupt
+    assert not trainer.fit()
+    assert trainer.state.step == interrupted
+    assert [line["step"] for line in lines(tmp_path) if "val/miou" in line] == [2, 4][: interrupted // 2 - 1]
+    assert not (tmp_path / "runs" / "tiny" / "last").exists()
+
+    continued = build(**sections)
+    assert continued.fit()
+    assert [line["step"] for line in lines(tmp_path) if "val/miou" in line] == [2, 4]
+    last = load_model(tmp_path / "runs" / "tiny" / "last").config
+    assert last["metric"]["value"] == [line["val/miou"] for line in lines(tmp_path) if "val/miou" in line][-1]
+    again = build(**sections)
+    again.validator.score = None  # Nothing is owed any more.
+    assert again.fit()
+
+
 def test_a_run_killed_in_its_last_checkpoint_has_its_last_weights(build, tmp_path, monkeypatch):
     """Continued from a checkpoint of the last step there would be nothing left to do, and nobody to write them."""
     trainer = build(trainer={"eval_every": 4})

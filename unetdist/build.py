@@ -1,45 +1,44 @@
 """From settings to a wired run: the only place that knows all parts."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from unetdist import settings
 from unetdist.checkpoint import Checkpoints
 from unetdist.config import Config
-from unetdist.data.access import DataConfig, open_data
+from unetdist.data.access import open_data
 from unetdist.data.batch import Batch
 from unetdist.data.color import LUMA
 from unetdist.data.decode import CHANNEL_MODES
 from unetdist.data.labels import Palette
-from unetdist.data.loader import check_batch_sizes, train_loader, val_loader
+from unetdist.data.loader import check_batch_sizes, train_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.distributed import (
-    MixedPrecision,
     StopSignal,
-    World,
+    introduce,
     make_accelerator,
     seed_everything,
     world_of,
 )
 from unetdist.ema import Ema
 from unetdist.errors import ConfigError
-from unetdist.evaluate import Expected, Report, ValidationConfig
+from unetdist.evaluate import Report
+from unetdist.heartbeat import Heartbeat
 from unetdist.logs import logger, set_up_logging
-from unetdist.losses import Loss, LossConfig, build_loss
-from unetdist.model.unet import UNet, UNetConfig, check_norm
+from unetdist.losses import build_loss
+from unetdist.model.unet import UNet, check_norm
 from unetdist.optim import build_optimizer, lr_factor
+from unetdist.rendezvous import open_store
 from unetdist.run_folder import claim_run_folder
-from unetdist.saved_model import SavedModel, load_model, save_model
+from unetdist.saved_model import save_model
 from unetdist.schedule import Schedule, TrainState
+from unetdist.scoring import build_validator
 from unetdist.tracking import Tracker
 from unetdist.trainer import Trainer
-from unetdist.validation import Validator
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -49,10 +48,11 @@ def build_trainer(config: Config) -> Trainer:
     )
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
+    introduce(world)
     run_dir = Path(config.runs_dir) / config.name
     values = settings.to_mapping(config)
     claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world)
-    logger.info("run %s: %d process(es), %s", run_dir, world.world_size, world.device)
+    logger.info("run %s", run_dir)
 
     folder, manifest = open_data(config.data, config.data.train)
     schedule = Schedule.of(
@@ -133,6 +133,7 @@ def build_trainer(config: Config) -> Trainer:
             facts=facts,
         )
 
+    stop = StopSignal()
     return Trainer(
         accelerator=accelerator,
         world=world,
@@ -154,7 +155,8 @@ def build_trainer(config: Config) -> Trainer:
             config.checkpoint.folder_of(run_dir), config.checkpoint, data=manifest.fingerprint
         ),
         tracker=tracker,
-        stop=StopSignal(),
+        stop=stop,
+        heartbeat=Heartbeat(open_store("heartbeat"), world, limit_s=config.trainer.heartbeat_s, stop=stop),
     )
 
 
@@ -176,81 +178,3 @@ def channel_statistics(manifest: Manifest, channels: int) -> tuple[list[float], 
         # The spread is exact for grey images; of colours it is the upper bound that their channels allow.
         return [float(luma @ mean.double())], [float(luma @ std.double())]
     return [*mean.tolist(), 0.0], [*std.tolist(), 255.0]
-
-
-def build_validator(
-    location: str,
-    *,
-    model_config: UNetConfig,
-    palette: Palette,
-    resize: tuple[int, int] | None,
-    loss: Loss,
-    cfg: ValidationConfig,
-    data_cfg: DataConfig,
-    num_pictures: int,
-    world: World,
-    autocast: Callable[[], AbstractContextManager[object]],
-) -> Validator:
-    """The shards at `location`, ready to score models trained on the classes of `palette` at the size `resize`."""
-    folder, manifest = open_data(data_cfg, location)
-    if manifest.palette_records != tuple(palette.to_records()):
-        raise ConfigError(
-            f"{folder} has other classes than the training shards; shard both with the same Labels.txt and the "
-            "same --ignore."
-        )
-    if not sum(manifest.class_pixels):
-        raise ConfigError(f"{folder} has only ignored pixels, so it has no mIoU; use other shards.")
-    return Validator(
-        batches=val_loader(
-            data_cfg,
-            manifest,
-            folder,
-            channels=model_config.in_channels,
-            num_classes=palette.num_classes,
-            batch_size=cfg.batch_size,
-            rank=world.rank,
-            world_size=world.world_size,
-            local_world_size=world.local_world_size,
-            pin_memory=world.device.type == "cuda",
-        ),
-        expected=Expected(str(folder), manifest.num_samples, np.array(manifest.class_pixels)),
-        palette=palette,
-        loss=loss,
-        cfg=cfg,
-        world=world,
-        autocast=autocast,
-        resize=resize if manifest.resize != resize else None,
-        key_of=ShardReader(folder, manifest).key,
-        num_pictures=num_pictures if world.is_main else 0,
-    )
-
-
-@contextmanager
-def evaluation(
-    model_folder: str,
-    data_folder: str,
-    *,
-    batch_size: int = 1,
-    num_workers: int = 2,
-    mixed_precision: MixedPrecision = "no",
-    allow_pipe: bool = False,
-) -> Iterator[tuple[Validator, SavedModel, World]]:
-    """Collective. A saved model, the shards in `data_folder` to score it on, this process among the others."""
-    accelerator = make_accelerator(mixed_precision=mixed_precision)
-    world = world_of(accelerator)
-    set_up_logging(rank=world.rank, world_size=world.world_size)
-    saved = load_model(model_folder, world.device)
-    validator = build_validator(
-        data_folder,
-        model_config=saved.model.config,
-        palette=saved.palette,
-        resize=saved.resize,
-        loss=build_loss(LossConfig(), num_classes=saved.palette.num_classes).to(world.device),
-        cfg=ValidationConfig(batch_size=batch_size),
-        data_cfg=DataConfig(train=data_folder, num_workers=num_workers, allow_pipe=allow_pipe),
-        num_pictures=0,
-        world=world,
-        autocast=accelerator.autocast,
-    )
-    yield validator, saved, world
-    accelerator.end_training()

@@ -38,8 +38,9 @@ class TrainerConfig:
     max_bad_steps: int = 20
     """Steps in a row whose loss or gradient is not finite, and which are skipped; one more ends the run."""
 
-    heartbeat_s: float = 300.0
-    """Seconds without progress after which a process counts as hung and the run ends, naming it; 0: never."""
+    heartbeat_s: float = 600.0
+    """Seconds without progress after which a process counts as hung, and the run ends and names it; 0: never. More than
+    data.retry_s, during which a process may well wait for a server."""
 
     timeout_s: int = 1800
     """Seconds after which a collective that a process does not join is an error."""
@@ -57,7 +58,7 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"trainer.{name} ({value}) must be above 0 and finite.")
-        for name, default in (("max_bad_steps", 20), ("heartbeat_s", 300)):
+        for name, default in (("max_bad_steps", 20), ("heartbeat_s", 600)):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(
                     f"trainer.{name} ({getattr(self, name)}) must be at least 0 and finite; use {default}."

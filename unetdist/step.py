@@ -13,6 +13,7 @@ from unetdist.data.batch import Batch
 from unetdist.distributed import World, all_reduce_sum
 from unetdist.ema import Ema
 from unetdist.guard import StepGuard, finite_or_nan
+from unetdist.heartbeat import Heartbeat
 from unetdist.losses import Loss
 from unetdist.meter import Meter
 from unetdist.optim import OptimConfig, lr_factor
@@ -41,6 +42,7 @@ class TrainStep:
     """Of dropout."""
 
     meter: Meter
+    heartbeat: Heartbeat
     source_of: Callable[[int], str]
     """Where a sample comes from, by its id."""
 
@@ -56,6 +58,7 @@ class TrainStep:
 
     def __call__(self, micro_batches: list[Batch], step: int) -> Tensor:
         """Collective. The step after `step` others; returns the norm of its gradient."""
+        self.heartbeat.at(f"step {step + 1}: forward and backward")
         self.wrapped.train()
         self.set_lr(step)
         self.seed_dropout(step)
@@ -76,6 +79,7 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update(self.model)
         self.meter.add(shares, is_bad, sum(batch.num_bad for batch in micro_batches))
+        self.heartbeat.at(f"after step {step + 1}")
         return grad_norm
 
     def global_units(self, batches: list[Batch]) -> Tensor:

@@ -15,6 +15,7 @@ from unetdist.distributed import StopSignal, World, barrier
 from unetdist.ema import Ema
 from unetdist.errors import TrainingError
 from unetdist.evaluate import LeftEarlyError, Report
+from unetdist.heartbeat import Heartbeat
 from unetdist.logs import logger
 from unetdist.losses import Loss
 from unetdist.meter import Meter
@@ -46,45 +47,34 @@ class Trainer:
     world: World
     model: nn.Module
     """On the device, not wrapped."""
-
     optimizer: torch.optim.Optimizer
     """Over the parameters of `model`."""
-
     ema: Ema | None
     """Averaged copy that is validated and saved in place of `model`."""
-
     loss: Loss
     """Returns its share of the global loss."""
-
     optim_cfg: OptimConfig
     """Schedule of the learning rate, clipping."""
-
     schedule: Schedule
     global_batch_size: int
     """Samples per step over all processes."""
-
     num_samples: int
     """Of the training set; for the epoch that is logged."""
-
     seed: int
     """Of dropout."""
-
     max_bad_steps: int
     """In a row: one more ends the run."""
-
     source_of: Callable[[int], str]
     """Where a sample of the training set comes from, by its id."""
-
     train_batches: Callable[[int], Iterable[list[Batch]]]
     """From a sample number: endless micro-batches of each step, this rank's part."""
-
     validator: Scorer | None
     save_model: Callable[[nn.Module, TrainState, str, Report | None], None]
     """Writes weights to predict with under a name."""
-
     checkpoints: Checkpoints
     tracker: Tracker
     stop: StopSignal
+    heartbeat: Heartbeat
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +82,7 @@ class Trainer:
     def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
         self.checkpoints.close()
         self.tracker.close()
+        self.heartbeat.close()
         self.stop.close()
         if error is None:  # else it would wait for ranks that wait for it
             self.accelerator.end_training()
@@ -113,6 +104,7 @@ class Trainer:
             max_steps=self.schedule.max_steps,
             seed=self.seed,
             meter=self.meter,
+            heartbeat=self.heartbeat,
             source_of=self.source_of,
         )
 
@@ -167,6 +159,7 @@ class Trainer:
 
     def rehearsed(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
         """Collective. Try one step and one validation image, undone: what is wrong with them shows now."""
+        self.heartbeat.at("rehearsal")
         iterator = iter(steps)
         first = next(iterator)
         self.step.rehearse(first[0])
@@ -211,7 +204,8 @@ class Trainer:
         if self.validator is None:
             return None
         try:
-            report = self.validator.score(self.evaluated_model, is_over=lambda: self.stop.requested)
+            self.heartbeat.at(f"step {self.state.step}: validation")
+            report = self.validator.score(self.evaluated_model, is_over=self.leaves_validation)
         except LeftEarlyError:
             logger.warning("left the validation of step %d, to be made up for", self.state.step)
             return None
@@ -233,6 +227,11 @@ class Trainer:
         self.meter.restart()  # the time of a validation is no step time
         return report
 
+    def leaves_validation(self) -> bool:
+        """Between two of its batches: show that this rank moves on, and look whether any was asked to stop."""
+        self.heartbeat.within(f"step {self.state.step}: validation")
+        return self.stop.requested_anywhere
+
     def settle(self) -> None:
         """Collective. Make the weights what they are on every rank, and refuse those that are not finite."""
         self.step.average_statistics()
@@ -242,6 +241,7 @@ class Trainer:
 
     def checkpoint(self, *, final: bool) -> None:
         """Collective. Save all that is needed to continue; the final one is written when this returns."""
+        self.heartbeat.at(f"step {self.state.step}: checkpoint")
         self.check_steps()
         self.settle()
         if self.world.is_main:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from tests.gpu.conftest import difference, on
-from unetdist.build import evaluation
 from unetdist.metrics import confusion_matrix
+from unetdist.scoring import evaluation
 
 pytestmark = pytest.mark.gpu
 

@@ -1,0 +1,97 @@
+"""A validation set, wired: for a run, and to score saved weights."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import numpy as np
+
+from unetdist.data.access import DataConfig, open_data
+from unetdist.data.labels import Palette
+from unetdist.data.loader import val_loader
+from unetdist.data.reader import ShardReader
+from unetdist.distributed import MixedPrecision, World, make_accelerator, world_of
+from unetdist.errors import ConfigError
+from unetdist.evaluate import Expected, ValidationConfig
+from unetdist.logs import set_up_logging
+from unetdist.losses import Loss, LossConfig, build_loss
+from unetdist.model.unet import UNetConfig
+from unetdist.saved_model import SavedModel, load_model
+from unetdist.validation import Validator
+
+
+def build_validator(
+    location: str,
+    *,
+    model_config: UNetConfig,
+    palette: Palette,
+    resize: tuple[int, int] | None,
+    loss: Loss,
+    cfg: ValidationConfig,
+    data_cfg: DataConfig,
+    num_pictures: int,
+    world: World,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Validator:
+    """The shards at `location`, ready to score models trained on the classes of `palette` at the size `resize`."""
+    folder, manifest = open_data(data_cfg, location)
+    if manifest.palette_records != tuple(palette.to_records()):
+        raise ConfigError(
+            f"{folder} has other classes than the training shards; shard both with the same Labels.txt and the "
+            "same --ignore."
+        )
+    if not sum(manifest.class_pixels):
+        raise ConfigError(f"{folder} has only ignored pixels, so it has no mIoU; use other shards.")
+    return Validator(
+        batches=val_loader(
+            data_cfg,
+            manifest,
+            folder,
+            channels=model_config.in_channels,
+            num_classes=palette.num_classes,
+            batch_size=cfg.batch_size,
+            rank=world.rank,
+            world_size=world.world_size,
+            local_world_size=world.local_world_size,
+            pin_memory=world.device.type == "cuda",
+        ),
+        expected=Expected(str(folder), manifest.num_samples, np.array(manifest.class_pixels)),
+        palette=palette,
+        loss=loss,
+        cfg=cfg,
+        world=world,
+        autocast=autocast,
+        resize=resize if manifest.resize != resize else None,
+        key_of=ShardReader(folder, manifest).key,
+        num_pictures=num_pictures if world.is_main else 0,
+    )
+
+
+@contextmanager
+def evaluation(
+    model_folder: str,
+    data_folder: str,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 2,
+    mixed_precision: MixedPrecision = "no",
+    allow_pipe: bool = False,
+) -> Iterator[tuple[Validator, SavedModel, World]]:
+    """Collective. A saved model, the shards in `data_folder` to score it on, this process among the others."""
+    accelerator = make_accelerator(mixed_precision=mixed_precision)
+    world = world_of(accelerator)
+    set_up_logging(rank=world.rank, world_size=world.world_size)
+    saved = load_model(model_folder, world.device)
+    validator = build_validator(
+        data_folder,
+        model_config=saved.model.config,
+        palette=saved.palette,
+        resize=saved.resize,
+        loss=build_loss(LossConfig(), num_classes=saved.palette.num_classes).to(world.device),
+        cfg=ValidationConfig(batch_size=batch_size),
+        data_cfg=DataConfig(train=data_folder, num_workers=num_workers, allow_pipe=allow_pipe),
+        num_pictures=0,
+        world=world,
+        autocast=accelerator.autocast,
+    )
+    yield validator, saved, world
+    accelerator.end_training()
