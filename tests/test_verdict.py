@@ -64,7 +64,7 @@ def test_of_those_the_silent_one_is_named(clock):
     """A stopped process, and those that wait for it, have come equally far."""
     assert hear(clock, of(0, 7, 0.0), of(1, 7, 0.0, number=-1), rounds=62) == (
         "rank 1 (node gpu1, pid 4001) has not been heard of for 60 s (stopped, killed, or its machine or network is "
-        "gone): place 7"
+        "gone), last: place 7"
     )
     reason = hear(clock, of(0, 7, 70.0), of(1, 7, 30.0, number=-1), rounds=62)
     assert reason.startswith("rank 1 (node gpu1, pid 4001) has not been heard of for 30 s")

@@ -96,7 +96,7 @@ class Heartbeat:
 
     def _start(self) -> None:
         with suppress(RuntimeError):
-            self._say()
+            self._round()  # before it can hang: the others know then who it is
         for loop in (self._talk, self._watch):
             thread = threading.Thread(target=loop, name=f"heartbeat{loop.__name__}", daemon=True)
             thread.start()
@@ -107,10 +107,7 @@ class Heartbeat:
         """Say and hear, round by round; ends where the store does, which `_watch` will find silent."""
         with suppress(RuntimeError):
             while not self._over.wait(self._every_s):
-                self._say()
-                reason = self._compare() if self._rank == 0 else self._read_board()
-                self._rounds += 1
-                if reason:
+                if reason := self._round():
                     self._end(reason)
                     return
             self._say(left=True)
@@ -127,6 +124,13 @@ class Heartbeat:
                     f"the store in which the processes meet, on the machine of rank 0 (node {self._zero.node}), has "
                     f"not answered for {silent_s:.0f} s: that machine, its launcher or the network is gone"
                 )
+
+    def _round(self) -> str | None:
+        """Say how far this process is and hear of the others; the reason to end, if there is one."""
+        self._say()
+        reason = self._compare() if self._rank == 0 else self._read_board()
+        self._rounds += 1
+        return reason
 
     def _say(self, *, left: bool = False) -> None:
         self._beats += 1

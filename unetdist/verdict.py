@@ -101,9 +101,7 @@ def describe(rank: int, beat: Beat, silent_s: float, still_s: float) -> str:
     if beat.left:
         what = "has ended, and the others wait for it"
     elif silent_s >= still_s / 2:
-        what = (
-            f"has not been heard of for {silent_s:.0f} s (stopped, killed, or its machine or network is gone)"
-        )
+        what = f"has not been heard of for {silent_s:.0f} s (stopped, killed, or its machine or network is gone), last"
     else:
         what = f"has not moved for {still_s:.0f} s"
     at = f"; at {beat.frame}" if beat.frame else ""

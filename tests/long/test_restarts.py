@@ -1,0 +1,28 @@
+"""Restarts by the launcher alone: random ranks die at random moments, also while they meet, or hang."""
+
+import os
+
+import pytest
+
+from tests.distributed.restarts import run_restarting
+
+pytestmark = pytest.mark.long
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ranks_that_are_killed_at_random_moments_always_come_back(seed, tmp_path):
+    run_restarting(tmp_path, seed=seed, how="SIGKILL", max_restarts=5, num_processes=2 + seed % 3)
+
+
+@pytest.mark.parametrize("how", ["sleep", "SIGSTOP"])
+def test_ranks_that_hang_are_found_named_and_restarted(how, tmp_path):
+    output = run_restarting(tmp_path, seed=1, how=how, max_restarts=2, num_processes=3)
+    for attempt in range(2):
+        rank, step = (tmp_path / f"hung_{attempt}").read_text().split()
+        found = {path.read_text() for path in tmp_path.glob(f"found_{attempt}_*")}
+        assert found
+        for text in found:
+            assert text.startswith(f"rank {rank} (node {os.uname().nodename}, pid "), output
+            assert text in output
+            if how == "sleep":  # a stopped one was heard of last before it came there
+                assert f": step {step}: waiting for data; at " in text, output
