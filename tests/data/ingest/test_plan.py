@@ -12,7 +12,7 @@ from tests.data.ingest.picture_folders import (
 )
 from unetdist.data.ingest import plan
 from unetdist.data.ingest.layout import LayoutOptions
-from unetdist.data.ingest.share import ALONE
+from unetdist.data.ingest.share import ALONE, Share
 from unetdist.errors import DataError
 from unetdist.folders import open_folder
 
@@ -81,3 +81,21 @@ def test_two_runs_cannot_write_to_one_folder(root, tmp_path):
         pytest.raises(DataError, match="another process is writing to this folder; wait"),
     ):
         write(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("first", "second"), [(Share(0, 2), Share(2, 3)), (Share(2, 3), Share(0, 2))])
+def test_runs_of_different_sizes_cannot_write_to_one_folder_at_once(root, tmp_path, first, second):
+    out = open_folder(tmp_path / "out")
+    message = (
+        rf"out: a run of {first.world_size} processes is writing to this folder \(its process {first.rank} is at "
+        rf"work\), and this one is of {second.world_size}; wait for it, or stop it.*need one --world-size"
+    )
+    with plan.hold(out, first, kind=plan.WRITE):
+        for _ in range(2):
+            with pytest.raises(DataError, match=message):
+                write(root, tmp_path / "out", share=second)
+        with plan.hold(out, Share(1, first.world_size), kind=plan.WRITE):
+            pass
+    assert write(root, tmp_path / "out", share=second) is None  # the lock files of the first are still there
+    with plan.hold(out, second, kind=plan.WRITE), pytest.raises(DataError, match="wait for it, or stop it"):
+        write(root, tmp_path / "out", share=first)

@@ -35,6 +35,8 @@ _UNTOLD = (_SAMPLES, _CONTENTS, "labels")
 def hold(folder: Folder, share: Share, *, kind: str) -> Iterator[None]:
     """Keep other runs, and a second process with this place, out of `folder`, which is made if need be.
 
+    Of runs that share the work, only processes of one world size are let in together.
+
     Only a local folder can be held.
 
     Raises:
@@ -56,22 +58,43 @@ def hold(folder: Folder, share: Share, *, kind: str) -> Iterator[None]:
                 place = records / f"{share.rank}-of-{share.world_size}.lock"
                 place.touch()
                 held.enter_context(_locked(place, folder, is_shared=False))
+                _refuse_other_sizes(records, folder, share)
         yield
 
 
+def _refuse_other_sizes(records: Path, folder: Folder, share: Share) -> None:
+    """`DataError` where a process of another world size works: the two would make the same shards.
+
+    Asked while this process's own place is held: of two that come at once, at least one sees the other.
+    """
+    for path in sorted(records.glob("*-of-*.lock")):
+        rank, _, world_size = path.stem.partition("-of-")
+        if world_size == str(share.world_size):
+            continue
+        message = (
+            f"a run of {world_size} processes is writing to this folder (its process {rank} is at work), and this "
+            f"one is of {share.world_size}; wait for it, or stop it. All that share the work need one --world-size."
+        )
+        # Shared: two that ask at once do not take each other for the one at work. Left behind: nobody holds it.
+        with _locked(path, folder, is_shared=True, message=message):
+            pass
+
+
+_IS_HELD = (
+    "another process is writing to this folder; wait for it, or stop it. Several processes share the work with "
+    "--rank R --world-size N, each with an R of its own."
+)
+
+
 @contextmanager
-def _locked(path: Path, folder: Folder, *, is_shared: bool) -> Iterator[None]:
+def _locked(path: Path, folder: Folder, *, is_shared: bool, message: str = _IS_HELD) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise DataError(
-                    "another process is writing to this folder; wait for it, or stop it. Several processes share "
-                    "the work with --rank R --world-size N, each with an R of its own.",
-                    source=folder,
-                ) from None
+                raise DataError(message, source=folder) from None
             # File systems without locks: the user keeps runs apart.
         yield
     finally:
