@@ -37,7 +37,7 @@ FLOORS = (
     {"trainer", "validation", "predict", "run_folder"},
     {"config", "scoring"},
     {"build"},
-    {"benchmark"},
+    {"benchmark", "equivalence"},
 )
 """Lowest first. A part (file or package) imports from lower floors and from itself; on the ground floor also from
 its neighbours."""

@@ -1,0 +1,129 @@
+"""What the attempts at a run came to, kept in its folder: who restarts it can read it, and a loop of deaths is ended."""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from unetdist import storage
+from unetdist.errors import TrainingError
+
+STATUS_FILE = "status.json"
+STEP_FILE = "step"
+"""Holds the step that has begun; written at each step, so it is no JSON."""
+
+MOST_DEATHS = 3
+"""At the same step, one after the other: one more attempt would only repeat them."""
+
+_WIDTH = 20
+"""Digits, so that each number covers the one before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What `status.json` says.
+
+    Attributes:
+        state: `finished`: all steps are done. `stopped`: a signal asked for it; the same command continues. `failed`:
+            it ended with the error `reason`. `running`: it runs, or died without a word.
+        step: steps done; of a run that is running, at its start.
+        reason: why it failed.
+        is_final: whether the same command would only fail again, as it does where a setting is wrong.
+        attempts: how often the run was started.
+        deaths: steps in which the latest attempts died, without one between them that finished or was stopped; those
+            that died before their first step are left out.
+    """
+
+    state: Literal["running", "finished", "stopped", "failed"] = "running"
+    step: int = 0
+    reason: str = ""
+    is_final: bool = False
+    attempts: int = 0
+    deaths: tuple[int, ...] = ()
+
+
+def read_status(run_dir: str | os.PathLike[str]) -> Status | None:
+    """The status of a run; None where it has none, or an unreadable one."""
+    try:
+        values = json.loads((Path(run_dir) / STATUS_FILE).read_text(encoding="utf-8"))
+        return Status(**{**values, "deaths": tuple(values["deaths"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+class Attempt:
+    """This attempt at the run in `run_dir`, kept by rank 0; on other ranks every method does nothing."""
+
+    def __init__(self, run_dir: str | os.PathLike[str], *, is_main: bool) -> None:
+        self._run_dir = Path(run_dir)
+        self._is_main = is_main
+        self._status = Status()
+        self._file: int | None = None
+
+    def begin(self, step: int) -> None:
+        """Note that the run begins, or goes on, after `step` steps.
+
+        Raises:
+            TrainingError: The latest `MOST_DEATHS` attempts died in the same step.
+        """
+        if not self._is_main:
+            return
+        former = self._continue()
+        deaths = self._status.deaths
+        self._status = replace(self._status, state="running", step=step, attempts=former.attempts + 1)
+        if len(deaths) == MOST_DEATHS and len(set(deaths)) == 1:
+            # The next attempt counts anew: by then this was read, and perhaps the cause removed.
+            self._status = replace(self._status, deaths=())
+            reason = f" (the last time: {former.reason})" if former.reason else ""
+            error = TrainingError(
+                f"the run died in step {deaths[0]} {MOST_DEATHS} times in a row{reason}, and would do so again; look "
+                "at the log, and at the memory and disk of the machine, and then type the same command once more. "
+                f"What was reached by step {step} is kept."
+            )
+            self.fail(str(error), is_final=True)
+            raise error
+        storage.write_json(self._run_dir / STATUS_FILE, asdict(self._status))
+
+    def at(self, step: int) -> None:
+        """Note that `step`, counted from 1, begins; costs microseconds."""
+        if self._file is not None:
+            with suppress(OSError):  # a full disk is for the checkpoint to tell
+                os.pwrite(self._file, b"%*d" % (_WIDTH, step), 0)
+
+    def fail(self, reason: str, *, is_final: bool = False) -> None:
+        """Note why the run ends; may be called from any thread, also where the run goes on to die."""
+        if self._is_main and self._file is None:
+            self._continue()
+        self._end(replace(self._status, state="failed", reason=reason, is_final=is_final))
+
+    def end(self, state: Literal["finished", "stopped"], step: int) -> None:
+        """Note that the run ended as it should, after `step` steps."""
+        self._end(replace(self._status, state=state, step=step, deaths=()))
+
+    def _continue(self) -> Status:
+        """Take over from the attempt before, whose status is returned, and begin a file of steps."""
+        former = read_status(self._run_dir) or Status()
+        deaths = former.deaths
+        if former.state in ("finished", "stopped"):
+            deaths = ()
+        elif (step := _begun_step(self._run_dir)) is not None:
+            deaths = (*deaths, step)[-MOST_DEATHS:]
+        self._status = Status(step=former.step, attempts=former.attempts, deaths=deaths)
+        with suppress(OSError):
+            self._file = os.open(self._run_dir / STEP_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        return former
+
+    def _end(self, status: Status) -> None:
+        if self._is_main and self._run_dir.is_dir():
+            with suppress(OSError):  # the error that matters was told already
+                storage.write_json(self._run_dir / STATUS_FILE, asdict(status))
+
+
+def _begun_step(run_dir: Path) -> int | None:
+    """The step in which the former attempt was, if it was in any."""
+    try:
+        return int((run_dir / STEP_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
