@@ -18,7 +18,7 @@ def values(tmp_path, **sections):
     return settings.to_mapping(config)
 
 
-def claim(folder, values, **checkpoint):
+def claim(folder, values, /, **checkpoint):
     claim_run_folder(folder, values, cfg=CheckpointConfig(**checkpoint), world=World())
 
 
