@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.launcher import run_ranks
+from unetdist import checkpoint
 from unetdist.checkpoint import CheckpointConfig, Checkpoints
 from unetdist.distributed import World
 from unetdist.errors import CheckpointError, ConfigError
@@ -108,6 +109,19 @@ def test_checkpoints_are_written_one_after_the_other(checkpoints, slow_disk, mon
     checkpoints.wait()
     assert written == [5, 10]
     assert checkpoints.load_latest(ALONE)[0]["a"].equal(torch.ones(1))
+
+
+def test_a_disk_that_hangs_costs_checkpoints_but_not_the_training(
+    checkpoints, folder, slow_disk, monkeypatch, caplog
+):
+    monkeypatch.setattr(checkpoint, "PATIENCE_S", 0.05)
+    for step in (5, 10):
+        checkpoints.save(step, {"a": torch.full((1,), step)}, {"step": step})
+    assert caplog.messages == [f"no checkpoint of step 10: the one before is still being written to {folder}"]
+    slow_disk.set()
+    checkpoints.save(15, {"a": torch.zeros(1)}, {"step": 15}, final=True)
+    assert checkpoints.load_latest(ALONE)[1] == {"step": 15}
+    assert (folder / "step_00000005.json").exists()
 
 
 def test_the_final_one_is_written_before_save_returns(checkpoints, folder):

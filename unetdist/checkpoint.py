@@ -22,6 +22,9 @@ from unetdist.logs import logger
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
+PATIENCE_S = 60.0
+"""How long a step waits at most for the checkpoint before: a disk or a server that hangs is no reason not to train."""
+
 T = TypeVar("T")
 
 
@@ -83,7 +86,8 @@ class Checkpoints:
         """Save the state after `step`; call on rank 0 only.
 
         Returns once the checkpoint before is written and the tensors are copied to the host's memory; a thread hashes
-        and writes the copy. Where it cannot, the log says so and training goes on: the former checkpoint stays.
+        and writes the copy. Where it cannot, or not in time for the next, the log says so and training goes on: the
+        former checkpoint stays.
 
         Args:
             step: steps done; of one that is saved already only the facts are saved anew.
@@ -95,7 +99,11 @@ class Checkpoints:
             CheckpointError: the final one cannot be written.
         """
         began = time.monotonic()
-        self.wait()
+        if not self.wait(None if final else PATIENCE_S):
+            logger.error(
+                "no checkpoint of step %d: the one before is still being written to %s", step, self.folder
+            )
+            return
         own_facts = json.loads(json.dumps({"data": self.data, **facts}, allow_nan=False))
         last = self._commits.last
         if last is not None and (last.step, last.facts) == (step, own_facts):
@@ -111,11 +119,14 @@ class Checkpoints:
         )
         self._writer.start()
 
-    def wait(self) -> None:
-        """Until what was saved is written, or could not be."""
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until what was saved is written, or could not be; False where that takes longer than `timeout_s`."""
         if self._writer is not None:
-            self._writer.join()
+            self._writer.join(timeout_s)
+            if self._writer.is_alive():
+                return False
             self._writer = None
+        return True
 
     def close(self) -> None:
         """Wait for the last one, and give back the memory of its copy."""
