@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,8 +35,14 @@ def wait_until(condition) -> None:
 def meet(store, world_size: int) -> list[str]:
     """What each rank is told, all of them alive."""
     with ThreadPoolExecutor(world_size) as pool:
-        others = [pool.submit(call, store, rank, world_size, 20.0, PLACE) for rank in range(1, world_size)]
-        return [gather(store, world_size, 20.0, PLACE), *(other.result() for other in others)]
+        others = [
+            pool.submit(call, store, rank=rank, world_size=world_size, wait_s=20.0, where=PLACE)
+            for rank in range(1, world_size)
+        ]
+        return [
+            gather(store, world_size=world_size, wait_s=20.0, where=PLACE),
+            *(other.result() for other in others),
+        ]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])
@@ -50,31 +57,44 @@ def test_a_call_of_the_dead_is_no_answer(store):
     """Rank 1 called and died; rank 0 must wait for the one that came after it."""
     store.set("call/1", "of the dead")
     with ThreadPoolExecutor(2) as pool:
-        zero = pool.submit(gather, store, 2, 20.0, PLACE)
+        zero = pool.submit(gather, store, world_size=2, wait_s=20.0, where=PLACE)
         wait_until(lambda: store.check(["answer/of the dead"]))
         assert not zero.done()
-        one = pool.submit(call, store, 1, 2, 20.0, PLACE)
+        one = pool.submit(call, store, rank=1, world_size=2, wait_s=20.0, where=PLACE)
         assert zero.result() == one.result()
+
+
+def test_one_that_dies_and_comes_back_while_others_are_awaited_is_met_anew(store):
+    with ThreadPoolExecutor(3) as pool:
+        zero = pool.submit(gather, store, world_size=3, wait_s=20.0, where=PLACE)
+        store.set("call/1", "of the dead")
+        wait_until(lambda: store.check(["answer/of the dead"]))
+        group = store.get("answer/of the dead").decode()
+        store.set(f"confirmed/{group}/1", "of the dead")
+        one = pool.submit(call, store, rank=1, world_size=3, wait_s=20.0, where=PLACE)
+        wait_until(lambda: store.get(f"confirmed/{group}/1") != b"of the dead")
+        two = pool.submit(call, store, rank=2, world_size=3, wait_s=20.0, where=PLACE)
+        assert zero.result() == one.result() == two.result()
 
 
 def test_rank_zero_may_die_and_come_back_while_others_wait(store):
     with ThreadPoolExecutor(3) as pool:
-        one = pool.submit(call, store, 1, 3, 20.0, PLACE)
+        one = pool.submit(call, store, rank=1, world_size=3, wait_s=20.0, where=PLACE)
         wait_until(lambda: store.check(["call/1"]))
         token = store.get("call/1").decode()
         store.set(f"answer/{token}", "group of the dead")
         wait_until(lambda: store.check(["confirmed/group of the dead/1"]))
-        zero = pool.submit(gather, store, 3, 20.0, PLACE)
-        two = pool.submit(call, store, 2, 3, 20.0, PLACE)
+        zero = pool.submit(gather, store, world_size=3, wait_s=20.0, where=PLACE)
+        two = pool.submit(call, store, rank=2, world_size=3, wait_s=20.0, where=PLACE)
         assert zero.result() == one.result() == two.result()
 
 
 def test_ranks_that_never_came_are_named_to_all_that_did(store):
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(call, store, 1, 4, 0.5, PLACE)
+        one = pool.submit(call, store, rank=1, world_size=4, wait_s=0.5, where=PLACE)
         text = r"rank 2, 3 \(of 0 to 3\) did not come to node0:29500 within 0 s: its own error.*--main_process_ip"
         with pytest.raises(LaunchError, match=text):
-            gather(store, 4, 0.4, PLACE)
+            gather(store, world_size=4, wait_s=0.4, where=PLACE)
         with pytest.raises(LaunchError, match=r"rank 2, 3 \(of 0 to 3\) did not come"):
             one.result()
 
@@ -82,13 +102,13 @@ def test_ranks_that_never_came_are_named_to_all_that_did(store):
 def test_a_missing_rank_zero_is_named(store, monkeypatch):
     monkeypatch.setattr(rendezvous, "GRACE_S", 0.1)
     with pytest.raises(LaunchError, match=r"rank 0 did not come to node0:29500 within 0 s: its own error"):
-        call(store, 1, 2, 0.1, PLACE)
+        call(store, rank=1, world_size=2, wait_s=0.1, where=PLACE)
 
 
 def test_two_processes_of_one_rank_do_not_both_train(store):
     """Such as one whose launcher was killed while it started, and the one of the launch after."""
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(call, store, 1, 2, 20.0, PLACE)
+        first = pool.submit(call, store, rank=1, world_size=2, wait_s=20.0, where=PLACE)
         wait_until(lambda: store.check(["call/1"]))
         token = store.get("call/1").decode()
         store.set(f"answer/{token}", "group")
@@ -110,6 +130,24 @@ def test_a_store_that_nobody_hosts_is_named_without_a_stack(monkeypatch, capfd):
     ):
         connect("gloo", timeout_s=5, wait_s=0.2)
     assert "frame #" not in capfd.readouterr().err
+
+
+def test_a_port_that_another_program_has_is_named(monkeypatch):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        for name, value in {
+            "RANK": 0,
+            "WORLD_SIZE": 2,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(
+            LaunchError, match=r"another program has that port; give another --main_process_port"
+        ):
+            connect("gloo", timeout_s=5, wait_s=5)
 
 
 def connected(port: int, agent: str) -> tuple[int, str, bytes]:
@@ -149,9 +187,7 @@ def test_every_rank_that_came_says_who_did_not():
     """Rank 1 may lose the store, which rank 0 takes along, before it has read the names."""
     with pytest.raises(RankError) as told:
         run_ranks(missing_rank, 3, free_port())
-    zero, one = str(told.value).split("--- rank ")[1:]
-    assert "LaunchError: rank 2 (of 0 to 2) did not come to 127.0.0.1:" in zero
-    assert re.search("LaunchError: rank (2 .of 0 to 2. did not come to|1 lost) 127.0.0.1:", one)
+    assert re.search(r"rank 2 \(of 0 to 2\) did not come to 127.0.0.1|rank 1 lost 127.0.0.1", str(told.value))
 
 
 def lost_store(port: int) -> None:

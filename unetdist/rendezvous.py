@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 
 import torch.distributed as dist
@@ -66,29 +67,23 @@ def connect(backend: str, *, timeout_s: float, wait_s: float = WAIT_S) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    where = f"{address}:{port}"
     if not hosts:
         _wait_for_store(rank, address, port, wait_s)
-    store = TCPStore(
-        address,
-        port,
-        is_master=hosts,
-        timeout=timedelta(seconds=wait_s),
-        wait_for_workers=False,  # `gather` waits for them, and can say who is missing
-        multi_tenant=True,
-    )
-    where = f"{address}:{port}"
-    own = PrefixStore("unetdist", store)
     try:
-        group = (
-            gather(own, world_size, wait_s, where)
-            if rank == 0
-            else call(own, rank, world_size, wait_s, where)
+        store = TCPStore(
+            address,
+            port,
+            is_master=hosts,
+            timeout=timedelta(seconds=wait_s),
+            wait_for_workers=False,  # `gather` waits for them, and can say who is missing
+            multi_tenant=True,
         )
+        own = PrefixStore("unetdist", store)
+        meet = gather if rank == 0 else partial(call, rank=rank)
+        group = meet(own, world_size=world_size, wait_s=wait_s, where=where)
     except dist.DistError as error:
-        raise LaunchError(
-            f"rank {rank} lost {where}, where the processes meet ({error}): rank 0 or its launcher has ended; its own "
-            "error stands above or in the log of its machine. Start again: the same command continues."
-        ) from None
+        raise _lost(rank, where, error) from None
     dist.init_process_group(
         backend,
         store=PrefixStore(group, store),
@@ -111,43 +106,47 @@ def open_store(name: str) -> Store | None:
     return store
 
 
-def gather(store: Store, world_size: int, wait_s: float, where: str) -> str:
+def gather(store: Store, *, world_size: int, wait_s: float, where: str) -> str:
     """Rank 0: answer every call until each rank has confirmed; returns the name of the group."""
-    group = uuid.uuid4().hex
-    answered: dict[int, bytes] = {}
-    confirmed: dict[int, str] = {}
+    group, others = uuid.uuid4().hex, set(range(1, world_size))
+    calls: dict[int, str] = {}
+    here: set[int] = set()
     deadline = time.monotonic() + wait_s
-    while len(confirmed) < world_size - 1 and time.monotonic() < deadline:
-        for rank in set(range(1, world_size)) - set(confirmed):
+    while here != others and time.monotonic() < deadline:
+        for rank in others:  # also those that are here: one may die, and call anew, while others are awaited
             token = _read(store, f"call/{rank}")
-            if token and answered.get(rank) != token:
-                store.set(f"answer/{token.decode()}", group)
-                answered[rank] = token
-            if token := _read(store, f"confirmed/{group}/{rank}"):
-                confirmed[rank] = token.decode()
+            if token != calls.get(rank, ""):
+                calls[rank] = token
+                store.set(f"answer/{token}", group)
+            if token and token == _read(store, f"confirmed/{group}/{rank}"):
+                here.add(rank)
+            else:
+                here.discard(rank)
         time.sleep(LOOK_EVERY_S)
-    missing = sorted(set(range(1, world_size)) - set(confirmed))
-    store.set(f"complete/{group}", json.dumps({"missing": missing, "tokens": confirmed}))
+    missing = sorted(others - here)
+    store.set(
+        f"complete/{group}", json.dumps({"missing": missing, "tokens": {rank: calls[rank] for rank in here}})
+    )
     if missing:
         time.sleep(10 * LOOK_EVERY_S)  # for the others to read it: the store may end with this process
     _check_complete(missing, world_size, wait_s, where)
     return group
 
 
-def call(store: Store, rank: int, world_size: int, wait_s: float, where: str) -> str:
+def call(store: Store, *, rank: int, world_size: int, wait_s: float, where: str) -> str:
     """Other ranks: ask for the name of the group, confirm it, and wait until all have; returns it.
 
     Rank 0 may die and come back meanwhile: then the answer changes.
     """
-    token, group = uuid.uuid4().hex, b""
+    token, group = uuid.uuid4().hex, ""
     store.set(f"call/{rank}", token)
     deadline = time.monotonic() + wait_s + GRACE_S
     while time.monotonic() < deadline:
         answer = _read(store, f"answer/{token}")
         if answer and answer != group:
             group = answer
-            store.set(f"confirmed/{group.decode()}/{rank}", token)
-        if group and (complete := _read(store, f"complete/{group.decode()}")):
+            store.set(f"confirmed/{group}/{rank}", token)
+        if group and (complete := _read(store, f"complete/{group}")):
             told = json.loads(complete)
             _check_complete(told["missing"], world_size, wait_s, where)
             if told["tokens"][str(rank)] != token:
@@ -155,7 +154,7 @@ def call(store: Store, rank: int, world_size: int, wait_s: float, where: str) ->
                     f"another process has come as rank {rank} to {where} since this one was started: end one of the "
                     "two launches, or give one of them another --main_process_port."
                 )
-            return group.decode()
+            return group
         time.sleep(LOOK_EVERY_S)
     raise LaunchError(f"rank 0 did not come to {where} within {wait_s:.0f} s: {REMEDY}")
 
@@ -168,9 +167,20 @@ def _check_complete(missing: list[int], world_size: int, wait_s: float, where: s
         )
 
 
-def _read(store: Store, key: str) -> bytes:
+def _lost(rank: int, where: str, error: Exception) -> LaunchError:
+    cause = (
+        "another program has that port; give another --main_process_port."
+        if "EADDRINUSE" in str(error)
+        else "rank 0 or its launcher has ended; its own error stands above or in the log of its machine. Start "
+        "again: the same command continues."
+    )
+    first_line = str(error).splitlines()[0]
+    return LaunchError(f"rank {rank} lost {where}, where the processes meet ({first_line}): {cause}")
+
+
+def _read(store: Store, key: str) -> str:
     """What is written there, or nothing: `get` alone would wait."""
-    return bytes(store.get(key)) if store.check([key]) else b""
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 def _wait_for_store(rank: int, address: str, port: int, wait_s: float) -> None:
