@@ -107,7 +107,7 @@ def test_a_record_has_the_loss_of_each_step_and_the_bar_moves(plan, launched):
     assert [line["step"] for line in record] == [0, 1, 2, 3]
     assert [line["train/loss"] for line in record[1:]] == [1 / 2, 1 / 3, 1 / 4]
     assert sum(amount for amount, _ in bar.done) == plan.steps
-    assert {note for _, note in bar.done} == {"2 processes"}
+    assert [bar.done[0], bar.done[-1][1]] == [(0, "2 processes, starting"), "2 processes"]
 
 
 def test_runs_have_the_settings_of_the_user_but_touch_nothing_of_theirs(plan):

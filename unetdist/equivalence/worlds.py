@@ -137,7 +137,7 @@ def train(run: Run, plan: Plan, bar: ProgressBar) -> Record:
     )
     weights.mkdir(exist_ok=True)
     write_json(plan.file(run, "json"), asdict(task))
-    bar.advance(0, run.title)
+    bar.advance(0, f"{run.title}, starting")
     with open(plan.file(run, "log"), "wb") as output:
         code = _watch(
             _start(run, plan, output), lambda done: bar.advance(done, run.title), plan.file(run, "jsonl")

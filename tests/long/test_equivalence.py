@@ -1,0 +1,60 @@
+"""launch/equivalence.py, from the command line to the verdict, with real launches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.equivalence.runs import values_of, write_data
+from unetdist import settings
+from unetdist.storage import write_text
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.long
+
+
+def typed(folder: Path, *words: str) -> tuple[int, str]:
+    """Exit code and output, of a terminal of 80 columns."""
+    done = subprocess.run(
+        [sys.executable, "launch/equivalence.py", "--config", str(folder / "config.yaml"), *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_data(tmp_path)
+    write_text(tmp_path / "config.yaml", settings.to_yaml(values_of(tmp_path)))
+    return tmp_path
+
+
+def test_one_two_and_four_processes_come_to_the_same_weights(folder):
+    code, output = typed(folder, "--world", "1,2,4", "--steps", "5", "--float64")
+    assert code == 0, output
+    assert "As promised" in output
+    assert output.count(" same ") >= 4
+    assert not (folder / "runs").exists()
+
+
+def test_batch_norm_does_not_and_is_named(folder):
+    code, output = typed(folder, "--world", "1,2", "--steps", "3", "--model.norm", "batch")
+    assert code == 0, output
+    assert "differs, as it may" in output
+    assert "model.norm (batch)" in output
+
+
+def test_a_run_that_fails_is_told_with_its_reason(folder):
+    code, output = typed(folder, "--world", "1,2", "--optim.warmup_steps", "500")
+    assert code == 1
+    assert "error: the run on 1 process ended with exit code 1:" in output
+    assert "optim.warmup_steps (500) must be below" in output
+    assert "Traceback" not in output
