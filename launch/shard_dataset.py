@@ -110,7 +110,7 @@ def index(args: argparse.Namespace) -> int:
         else tar_source.guess_names(tars, image=args.image_name)
     )
     account = index_tars(tars, names, palette, convert=command_line.convert_options(args), options=options)
-    return tell(account, [str(tars.out)])
+    return tell(account, [tars.out.where("")])
 
 
 def tell(account: str | None, folders: Sequence[str]) -> int:

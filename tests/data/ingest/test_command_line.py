@@ -1,10 +1,13 @@
 """What is given on the command line is what is done."""
 
+import re
+
 import pytest
 
 from unetdist.data.ingest import command_line
 from unetdist.data.ingest.convert import ConvertOptions
 from unetdist.data.ingest.share import ALONE, Share
+from unetdist.errors import ConfigError
 from unetdist.logs import logger
 
 
@@ -77,3 +80,36 @@ def test_a_launcher_that_started_one_process_of_several_is_told(monkeypatch, cap
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert command_line.run_options(written()).share == ALONE
     assert "--config_file configs/accelerate/cpu.yaml" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--shapes 3 --images x",
+            "--shapes does not go with --images: samples come from one source; leave out",
+        ),
+        ("--shapes 3 --dataset x", "--shapes does not go with --dataset: samples come from one source"),
+        ("--shapes 0 --list x", "--shapes does not go with --list: "),
+        ("--dataset x --images x --masks y", "leave out --dataset or --images and --masks."),
+        ("--dataset x --list y", "--dataset does not go with --list: samples come from one source"),
+        ("--shapes 3 --mask-name {stem}.png", "--shapes does not go with --mask-name: shapes are no files"),
+        (
+            "--dataset x --image-name {stem}.png",
+            "--dataset does not go with --image-name: a dataset has columns",
+        ),
+        (
+            "--list x --image-name a --mask-name b",
+            "--image-name and --mask-name: the list itself names the files",
+        ),
+        (
+            "--shapes 3 --labels x",
+            "--labels: the shapes have their own classes; leave out --shapes or --labels.",
+        ),
+        ("--shapes 3 --ignore x", "--shapes does not go with --ignore: "),
+        ("--shapes 3 --val-list x --val-fraction 0", "--val-list does not go with --val-fraction: either"),
+    ],
+)
+def test_an_option_that_would_go_unheeded_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        command_line.refuse_conflicts(written(*arguments.split()))

@@ -60,6 +60,18 @@ def test_the_next_command_names_both_folders_where_both_are_written(root, tmp_pa
         assert next_command(folders).endswith(f"--data.train {train} --data.val {val}")
 
 
+def test_the_next_command_tells_no_secrets_and_heeds_no_slash_at_the_end(root, tmp_path):
+    for location in ("s3://key:secret@bucket/shards", "https://host/shards?signature=secret"):
+        told = next_command([location])
+        assert "--data.train" in told
+        assert "secret" not in told
+    for name in ("train", "val"):
+        write(root, tmp_path / name)
+    train, val = (f"file://{tmp_path}/{name}" for name in ("train", "val"))
+    for locations in ([f"{train}/"], [f"{val}/"], [f"{train}/", f"{val}/"]):
+        assert next_command(locations).endswith(f"/train.py --data.train {train} --data.val {val}")
+
+
 def test_grey_images_make_a_grey_data_set(root, tmp_path):
     for number, path in enumerate(sorted((root / "images").rglob("*.jpg"))):
         pixels = np.asarray(Image.fromarray(image_array(number)).convert("L"))

@@ -90,6 +90,24 @@ def test_one_tar_a_brace_notation_and_a_list(tmp_path):
     assert find_tars(str(tmp_path / "x"), str(tmp_path / "x")).shard_names == ("0.tar", "1.tar")
 
 
+@pytest.mark.parametrize("end", ["", "/"])
+def test_out_is_compared_with_where_the_tars_lie(tmp_path, monkeypatch, end):
+    for name in ("x/0.tar", "x/1.tar", "x/what?.tar"):
+        pack(tmp_path / name, ["a"])
+    monkeypatch.chdir(tmp_path)
+    there = find_tars("x/{0..1}.tar", f"x{end}")
+    assert (str(there.out), there.shard_names) == ("x", ("0.tar", "1.tar"))
+    here = find_tars("x/{0..1}.tar", f".{end}")
+    assert here.out.path("") == Path()
+    assert here.shard_names == (f"{tmp_path}/x/0.tar", f"{tmp_path}/x/1.tar")
+    assert find_tars("x/what?.tar").names == ("what?.tar",)
+    folder = "https://user:secret@host.invalid/x"
+    beside = find_tars(f"{folder}/{{0..1}}.tar", f"{folder}{end}")
+    assert (beside.out.where("a"), beside.shard_names) == (f"{folder}/a", ("0.tar", "1.tar"))
+    masked = find_tars(f"{folder}/{{0..1}}.tar", "https://***@host.invalid/x")
+    assert masked.shard_names == (f"{folder}/0.tar", f"{folder}/1.tar")
+
+
 @pytest.mark.parametrize("has_ranges", [True, False])
 def test_tars_on_a_web_server(tmp_path, monkeypatch, has_ranges):
     monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.0)

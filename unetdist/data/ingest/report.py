@@ -12,6 +12,7 @@ from unetdist.data.labels.census import Census
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.errors import DataError
 from unetdist.folders import Folder, open_folder
+from unetdist.retries import mask
 
 MAX_LISTED = 20
 """Problems of one kind that are printed; all of them are in a file."""
@@ -75,7 +76,8 @@ def describe(outcome: Outcome, palette: Palette) -> str:
 
 def next_command(locations: Sequence[str]) -> str:
     """What to type next, once these are written: training and validation shards, or one of the two."""
-    first = locations[0].rstrip("/")
+    locations = [location.rstrip("/") for location in locations]
+    first = locations[0]
     above, _, name = first.rpartition("/")
     beside = f"{above}/" if above else ""
     train, val = locations if len(locations) == 2 else (f"{beside}train", f"{beside}val")
@@ -87,7 +89,7 @@ def next_command(locations: Sequence[str]) -> str:
         train, val, when = "TRAINING_SHARDS", first, "next, once the training shards are written too:"
     elif not is_complete:
         train, val, when = first, "VALIDATION_SHARDS", "next, once validation shards are written too:"
-    return f"{when} accelerate launch launch/train.py --data.train {train} --data.val {val}"
+    return f"{when} accelerate launch launch/train.py --data.train {mask(train)} --data.val {mask(val)}"
 
 
 def count(number: int, noun: str) -> str:

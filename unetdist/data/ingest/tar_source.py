@@ -54,7 +54,8 @@ def find_tars(location: str, out: str | None = None) -> Tars:
             "needs their names: https://host/train-{000000..000099}.tar, or a text file with a URL a line.",
             source=mask(location),
         )
-    if out is not None and str(out).rstrip("/") != str(source).rstrip("/"):
+    folders = {_without_query(source.where(name)).rpartition("/")[0] for name in names}
+    if out is not None and {_place(out)} != set(map(_place, folders)):
         absolute = (source.where(name) for name in names)
         shard_names = tuple(name if is_url(name) else str(Path(name).resolve()) for name in absolute)
         target = open_folder(out)
@@ -64,16 +65,23 @@ def find_tars(location: str, out: str | None = None) -> Tars:
                 "give a local --out, or upload the tars and index them there."
             )
         return Tars(source, tuple(names), target, shard_names)
-    folders = {source.where(name).partition("?")[0].rpartition("/")[0] for name in names}
     if len(folders) > 1:
         raise ConfigError(
             f"the tars lie in {len(folders)} folders; say where index and manifest go with --out DIR."
         )
     if any("/" in name for name in names):
         folder = folders.pop()
-        names = [name.partition("?")[0].rpartition("/")[2] for name in names]
+        names = [_without_query(name).rpartition("/")[2] for name in names]
         source = open_folder(folder)
     return Tars(source, tuple(names), source, tuple(names))
+
+
+def _place(folder: str) -> str:
+    return _without_query(folder).rstrip("/") if is_url(folder) else str(Path(folder).resolve())
+
+
+def _without_query(location: str) -> str:
+    return location.partition("?")[0] if is_url(location) else location
 
 
 def _list(location: str) -> tuple[Folder, list[str]]:
@@ -81,7 +89,7 @@ def _list(location: str) -> tuple[Folder, list[str]]:
         import braceexpand
 
         return open_folder("."), list(braceexpand.braceexpand(location))
-    if location.partition("?")[0].endswith(".tar") and not Path(location).is_dir():
+    if _without_query(location).endswith(".tar") and not Path(location).is_dir():
         return open_folder("."), [location]
     if not is_url(location) and Path(location).is_file():
         lines = (line.strip() for line in read_lines(Path(location)))
