@@ -12,7 +12,7 @@ from tests.distributed.launcher import run_ranks
 from unetdist import checkpoint
 from unetdist.checkpoint import CheckpointConfig, Checkpoints
 from unetdist.distributed import World
-from unetdist.errors import CheckpointError, ConfigError
+from unetdist.errors import CheckpointError, ConfigError, DataError
 
 ALONE = World()
 
@@ -178,16 +178,29 @@ def test_a_run_does_not_go_on_with_other_data_unless_allowed(folder):
     assert Checkpoints(folder, allowing, data="other").load_latest(ALONE)[1] == {}
 
 
-def test_a_folder_that_cannot_be_read_says_so(checkpoints, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/runs/latest"),
+            "the checkpoints cannot be read ([Errno 13] Permission denied: '/runs/latest'); mend that, and run the same "
+            "command again.",
+        ),
+        (
+            DataError("could not be read in 9 attempts", source="s3://a"),
+            "s3://a: could not be read in 9 attempts",
+        ),
+        (ConfigError("s3://a: install s3fs"), "s3://a: install s3fs"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_says_so(checkpoints, monkeypatch, error, message):
     def refuse(_):
-        raise PermissionError(errno.EACCES, "Permission denied")
+        raise error
 
     monkeypatch.setattr(type(checkpoints.folder), "names", refuse)
-    with pytest.raises(
-        CheckpointError,
-        match=r"cannot be read: .*Permission denied; mend that, and run the same command again",
-    ):
+    with pytest.raises(CheckpointError) as raised:
         checkpoints.load_latest(ALONE)
+    assert str(raised.value) == message
 
 
 def load_on_each(folders: list[Path]) -> object:

@@ -15,7 +15,7 @@ from torch import Tensor
 from unetdist import remote
 from unetdist.commits import Commit, Commits
 from unetdist.distributed import World, all_reduce_sum, broadcast
-from unetdist.errors import CheckpointError, ConfigError, DataError, TrainingError, UnetdistError
+from unetdist.errors import CheckpointError, ConfigError, TrainingError, UnetdistError
 from unetdist.folders import Folder, open_folder
 from unetdist.host_copy import HostCopy
 from unetdist.logs import logger
@@ -210,7 +210,7 @@ def _try(read: Callable[[], T]) -> tuple[T | None, str]:
     """What `read` returns, or what is wrong, in words: the other processes wait for this one, whatever happens."""
     try:
         return read(), ""
-    except CheckpointError as error:
+    except UnetdistError as error:
         return None, str(error)
-    except (OSError, DataError) as error:
-        return None, f"it cannot be read: {error}; mend that, and run the same command again"
+    except OSError as error:
+        return None, f"the checkpoints cannot be read ({error}); mend that, and run the same command again."
