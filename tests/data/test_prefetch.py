@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.data.small_shards import write_small_shards
 from tests.faulty_server import serve
 from unetdist import remote, retries
 from unetdist.data.cache import ShardCache
-from unetdist.data.prefetch import Prefetcher
+from unetdist.data.prefetch import POLL_S, Prefetcher, _ahead, _fetch_ahead
 from unetdist.folders import open_folder
 from unetdist.logs import logger
 
@@ -75,13 +76,48 @@ def test_keeps_so_far_ahead_and_follows_the_position(server, manifest, cache):
     assert server.num_requests(".idx") == server.num_requests(".tar") == 6
 
 
-def test_begins_at_a_position_and_ends_with_the_list(server, manifest, cache):
+def test_begins_at_a_position(server, manifest, cache):
     prefetcher = Prefetcher(server.url, manifest, cache, one_pass, first_position=6)
-    until(lambda: not prefetcher.is_alive)
-    assert cached(cache, manifest) == list(range(NUM_SHARDS))
+    until(lambda: cached(cache, manifest) == list(range(NUM_SHARDS)))
     begun = [path for _, path, _ in server.requests if path.endswith(".tar")]
     assert begun[0] in {f"/{number:06d}.tar" for number in (3, 4, 5, 6)}  # Four begin side by side.
     prefetcher.close()
+
+
+def test_what_was_evicted_between_two_validations_is_fetched_again(server, manifest, cache):
+    prefetcher = Prefetcher(server.url, manifest, cache, one_pass)
+    until(lambda: cached(cache, manifest) == list(range(NUM_SHARDS)))
+    prefetcher.position.value = 2 * NUM_SHARDS
+    for number in (0, 3):
+        cache.drop(manifest.shards[number])
+
+    def next_validation():
+        """The end of the last may be seen a moment later."""
+        prefetcher.position.value = 2 * NUM_SHARDS
+        time.sleep(2 * POLL_S)
+        prefetcher.position.value = 0
+        return cached(cache, manifest) == list(range(NUM_SHARDS))
+
+    until(next_validation)
+    assert server.num_requests(".tar") == NUM_SHARDS + 2
+    prefetcher.close()
+
+
+@pytest.mark.parametrize("ahead_bytes", [3500, 10**6])
+def test_the_list_is_asked_for_again_when_the_position_goes_back(manifest, ahead_bytes):
+    """At its end, and while it waits for room."""
+    position = SimpleNamespace(value=0)
+    ahead = _ahead(one_pass, manifest, position, ahead_bytes)
+
+    def given():
+        return list(itertools.takewhile(lambda number: number is not None, ahead))
+
+    first = given()
+    assert first[0] == 0
+    position.value = 3
+    given()
+    position.value = 0
+    assert given() == first
 
 
 def test_a_small_data_set_is_not_gone_through_again_and_again(server, manifest, cache):
@@ -100,8 +136,7 @@ def test_a_small_data_set_is_not_gone_through_again_and_again(server, manifest, 
 
 
 def test_local_shards_are_left_alone(tmp_path, manifest, cache):
-    prefetcher = Prefetcher(tmp_path / "data", manifest, cache, one_pass)
-    until(lambda: not prefetcher.is_alive)
+    _fetch_ahead(open_folder(tmp_path / "data"), manifest, cache, range(NUM_SHARDS))
     assert cached(cache, manifest) == []
 
 
@@ -111,8 +146,8 @@ def test_failures_are_told_once_and_the_rest_is_fetched(tmp_path, server, manife
     log = tmp_path / "log"
     with log_to(log):
         prefetcher = Prefetcher(server.url, manifest, cache, one_pass)
-    until(lambda: not prefetcher.is_alive)
-    assert cached(cache, manifest) == [0, 2, 3, 5, 6, 7]
+    until(lambda: cached(cache, manifest) == [0, 2, 3, 5, 6, 7] and log.read_text())
+    prefetcher.close()
     assert log.read_text().count("could not be fetched ahead (told once): http") == 1
     assert "is not there" in log.read_text()
 

@@ -77,6 +77,17 @@ def test_a_billion_validation_samples_cost_nothing():
         batches[len(batches)]
 
 
+def test_progress_tells_each_validation_apart():
+    progress = SimpleNamespace(value=-1)
+    batches = ValBatches(range(4, 7), batch_size=8, progress=progress)
+    for _ in range(2):
+        groups = iter(batches)
+        assert next(groups) == range(4, 7)
+        assert progress.value == 4
+        assert list(groups) == []
+        assert progress.value == 7
+
+
 def test_shards_of_a_part():
     sizes = np.array([4, 0, 5, 2])
     assert list(shards_of(sizes, range(11))) == [(0, 0), (4, 2), (9, 3)]

@@ -34,8 +34,9 @@ Upcoming = Callable[[int], Iterator[tuple[int, int]]]
 class Prefetcher:
     """Downloads shards ahead of `position`: `ahead_bytes` of them, half the cache unless given.
 
-    `upcoming(first_position)` gives, without end, at which position which shard begins to be needed. Ranks that
-    share a cache should share its half too. It is a process, for threads beside the training would slow it; it ends
+    `upcoming(first_position)` gives at which position which shard begins to be needed; it is asked again when the
+    position goes back, as with each validation, for others may have taken the room since. Ranks that share a cache
+    should share its half too. It is a process, for threads beside the training would slow it; it ends
     with its parent and never keeps it from ending. Where it fails, the workers read for themselves.
     """
 
@@ -133,31 +134,21 @@ def _fetch_ahead(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: I
     pool = ThreadPoolExecutor(DOWNLOADS)
     running: set[Future[None]] = set()
     has_warned = False
-
-    def collect(most: int) -> None:
-        """Look at what has ended, until at most so many downloads are under way."""
-        nonlocal has_warned, running
-        while running:
-            done, running = wait(running, None if len(running) > most else 0, FIRST_COMPLETED)
-            for download in done:
-                try:
-                    download.result()
-                except CacheFullError:
-                    raise
-                except DataError as error:
-                    if not has_warned:
-                        logger.warning("could not be fetched ahead (told once): %s", error)
-                    has_warned = True
-            if len(running) <= most:
-                return
-
     for number in ahead:
-        collect(DOWNLOADS - 1)
+        done, running = wait(running, None if len(running) == DOWNLOADS else 0, FIRST_COMPLETED)
+        for download in done:
+            try:
+                download.result()
+            except CacheFullError:
+                raise
+            except DataError as error:
+                if not has_warned:
+                    logger.warning("could not be fetched ahead (told once): %s", error)
+                has_warned = True
         if number is None:
             sleep(POLL_S)
         elif not folder.is_local or is_url(manifest.shards[number].name):
             running.add(pool.submit(_fetch, folder, manifest.shards[number], cache))
-    collect(0)
 
 
 def _fetch(folder: Folder, shard: Shard, cache: ShardCache) -> None:
@@ -167,17 +158,32 @@ def _fetch(folder: Folder, shard: Shard, cache: ShardCache) -> None:
 
 
 def _ahead(upcoming: Upcoming, manifest: Manifest, position: Any, ahead_bytes: int) -> Iterator[int | None]:
-    """Numbers of the shards that come next; None while there is no room ahead of the position."""
+    """Numbers of the shards that come next, without end; None while there is nothing to fetch."""
+    while True:
+        yield from _ahead_until_it_goes_back(upcoming, manifest, position, ahead_bytes)
+
+
+def _ahead_until_it_goes_back(
+    upcoming: Upcoming, manifest: Manifest, position: Any, ahead_bytes: int
+) -> Iterator[int | None]:
     waiting: deque[tuple[int, int]] = deque()  # (position, bytes) of what was given
     num_bytes = 0
-    for begin, number in upcoming(position.value):
+    seen = position.value
+    for begin, number in upcoming(seen):
         size = manifest.shards[number].num_bytes
         # Not more than an epoch either: a small data set would be gone through again and again.
         while waiting and (num_bytes + size > ahead_bytes or len(waiting) >= len(manifest.shards)):
-            if waiting[0][0] <= position.value:  # Needed by now, so no longer ahead.
+            now = position.value
+            if now < seen:
+                return
+            seen = now
+            if waiting[0][0] <= seen:  # Needed by now, so no longer ahead.
                 num_bytes -= waiting.popleft()[1]
             else:
                 yield None
         waiting.append((begin, size))
         num_bytes += size
         yield number
+    while (now := position.value) >= seen:
+        seen = now
+        yield None

@@ -63,13 +63,19 @@ class ValBatches(Sequence[range]):
     """Samples in groups of `batch_size`; looked up, for there may be millions."""
 
     def __init__(self, ids: range, *, batch_size: int, progress: Any = None) -> None:
-        """`progress`: as of `MicroBatches`."""
+        """`progress`: a shared counter that is set to each group's first sample, and to the end of `ids` in the end."""
         self._ids = ids
         self._batch_size = batch_size
         self._progress = progress
 
     def __len__(self) -> int:
         return -(-len(self._ids) // self._batch_size)
+
+    def __iter__(self) -> Iterator[range]:
+        for number in range(len(self)):
+            yield self[number]
+        if self._progress is not None:
+            self._progress.value = self._ids.stop  # So that the next validation is seen to begin.
 
     def __getitem__(self, number: Any) -> Any:
         """The sample ids of a group."""
@@ -87,7 +93,7 @@ def part_of(num_samples: int, *, rank: int, world_size: int) -> range:
 
 
 def shards_of(shard_sizes: npt.NDArray[np.int64], ids: range) -> Iterator[tuple[int, int]]:
-    """(id of its first sample, shard number) of the shards that hold these samples, in their order."""
+    """(id of its first sample, shard number) of the shards that hold these samples, in their order, once."""
     ends = np.cumsum(shard_sizes)
     first, last = np.searchsorted(ends, [ids.start, ids.stop - 1], side="right") if ids else (0, -1)
     for number in range(first, last + 1):
