@@ -183,8 +183,8 @@ def test_a_run_does_not_go_on_with_other_data_unless_allowed(folder):
     [
         (
             PermissionError(errno.EACCES, "Permission denied", "/runs/latest"),
-            "the checkpoints cannot be read ([Errno 13] Permission denied: '/runs/latest'); mend that, and run the same "
-            "command again.",
+            "the checkpoints cannot be read ([Errno 13] Permission denied: '/runs/latest'); mend that, and run the "
+            "same command again.",
         ),
         (
             DataError("could not be read in 9 attempts", source="s3://a"),
