@@ -34,8 +34,8 @@ FLOORS = (
     {"attempts", "class_weights", "commits", "guard", "host_copy", "meter", "pictures", "schedule"},
     {"data", "model", "losses", "metrics", "optim", "ema"},
     {"inference", "evaluate", "checkpoint", "run_state", "saved_model", "step", "tracking", "export"},
-    {"trainer", "validation", "predict", "run_folder"},
-    {"config", "scoring"},
+    {"validation", "predict", "run_folder"},
+    {"config", "scoring", "trainer"},
     {"build"},
     {"benchmark", "equivalence"},
 )

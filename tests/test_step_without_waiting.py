@@ -71,6 +71,7 @@ def trainer(tmp_path, monkeypatch):
         tracker=SimpleNamespace(),
         stop=SimpleNamespace(),
         heartbeat=SimpleNamespace(at=lambda place: None),
+        attempt=SimpleNamespace(at=lambda step: None),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from tests.synthetic import settings_of, write_shards
 from unetdist import settings
+from unetdist.attempts import Status, read_status
 from unetdist.build import build_trainer
 from unetdist.config import Config
 from unetdist.errors import CheckpointError, TrainingError
@@ -45,7 +46,10 @@ def test_a_run_leaves_what_is_promised(build, tmp_path):
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
+        "status.json",
+        "step",
     }
+    assert read_status(run) == Status(state="finished", step=4, attempts=1)
     best = load_model(run / "best").config
     validations = [line for line in lines(tmp_path) if "val/miou" in line]
     assert [line["step"] for line in validations] == [2, 4]
@@ -162,11 +166,12 @@ def test_weights_that_are_not_finite_are_not_saved(build, tmp_path):
 
 
 @pytest.mark.parametrize(("eval_every", "stopped_at"), [(100, 10), (7, 7)])
-def test_a_signal_is_obeyed_soon_however_seldom_is_logged(build, eval_every, stopped_at):
+def test_a_signal_is_obeyed_soon_however_seldom_is_logged(build, tmp_path, eval_every, stopped_at):
     trainer = build(trainer={"max_steps": 40, "log_every": 40, "eval_every": eval_every})
     trainer.stop.received = 15
     assert not trainer.fit()
     assert trainer.state.step == stopped_at
+    assert read_status(tmp_path / "runs" / "tiny") == Status(state="stopped", step=stopped_at, attempts=1)
 
 
 @pytest.mark.parametrize("interrupted", [2, 4])

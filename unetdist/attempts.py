@@ -1,4 +1,4 @@
-"""What the attempts at a run came to, kept in its folder: who restarts it can read it, and a loop of deaths is ended."""
+"""What the attempts at a run came to, kept in its folder for who restarts it; a loop of deaths is ended here."""
 
 import json
 import os

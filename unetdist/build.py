@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from unetdist import settings
+from unetdist.attempts import Attempt
 from unetdist.checkpoint import Checkpoints
 from unetdist.config import Config
 from unetdist.data.access import open_data
@@ -134,6 +135,7 @@ def build_trainer(config: Config) -> Trainer:
         )
 
     stop = StopSignal()
+    attempt = Attempt(run_dir, is_main=world.is_main)
     return Trainer(
         accelerator=accelerator,
         world=world,
@@ -156,7 +158,14 @@ def build_trainer(config: Config) -> Trainer:
         ),
         tracker=tracker,
         stop=stop,
-        heartbeat=Heartbeat(open_store("heartbeat"), world, limit_s=config.trainer.heartbeat_s, stop=stop),
+        heartbeat=Heartbeat(
+            open_store("heartbeat"),
+            world,
+            limit_s=config.trainer.heartbeat_s,
+            stop=stop,
+            record=attempt.fail,
+        ),
+        attempt=attempt,
     )
 
 

@@ -3,17 +3,18 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from unetdist.attempts import Attempt
 from unetdist.checkpoint import Checkpoints
 from unetdist.data.batch import Batch
 from unetdist.distributed import StopSignal, World, barrier
 from unetdist.ema import Ema
-from unetdist.errors import TrainingError
+from unetdist.errors import ConfigError, TrainingError
 from unetdist.evaluate import LeftEarlyError, Report
 from unetdist.heartbeat import Heartbeat
 from unetdist.logs import logger
@@ -23,20 +24,8 @@ from unetdist.optim import OptimConfig
 from unetdist.run_state import RunState
 from unetdist.schedule import Schedule, TrainState
 from unetdist.step import TrainStep
-from unetdist.tracking import Picture, Tracker
-
-
-class Scorer(Protocol):
-    """The validation set, ready to score a model: see `unetdist.validation`."""
-
-    def score(self, model: nn.Module, *, is_over: Callable[[], bool]) -> Report:
-        """Collective. Score an unwrapped model in evaluation mode; `LeftEarlyError` where `is_over` on any rank."""
-
-    def rehearse(self, model: nn.Module) -> None:
-        """Predict one image."""
-
-    def pictures(self, report: Report) -> list[Picture]:
-        """What the tracker may show."""
+from unetdist.tracking import Tracker
+from unetdist.validation import Validator
 
 
 @dataclass(kw_only=True)
@@ -68,23 +57,26 @@ class Trainer:
     """Where a sample of the training set comes from, by its id."""
     train_batches: Callable[[int], Iterable[list[Batch]]]
     """From a sample number: endless micro-batches of each step, this rank's part."""
-    validator: Scorer | None
+    validator: Validator | None
     save_model: Callable[[nn.Module, TrainState, str, Report | None], None]
     """Writes weights to predict with under a name."""
     checkpoints: Checkpoints
     tracker: Tracker
     stop: StopSignal
     heartbeat: Heartbeat
+    attempt: Attempt
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, error: object = None, *_: object) -> None:
+        if error is not None:
+            self.attempt.fail(str(error), is_final=isinstance(error, (ConfigError, TrainingError)))
         self.checkpoints.close()
         self.tracker.close()
         self.heartbeat.close()
         self.stop.close()
-        if error is None:  # else it would wait for ranks that wait for it
+        if kind is None:  # else it would wait for ranks that wait for it
             self.accelerator.end_training()
 
     def __post_init__(self) -> None:
@@ -111,13 +103,14 @@ class Trainer:
     def fit(self) -> bool:
         """Collective. Train to the end, or to a signal to stop; True if the end was reached."""
         self.restore()
+        self.attempt.begin(self.state.step)
         if self.is_finished and not self.owes_validation:
             logger.info("step %d of %d: nothing left to train", self.state.step, self.schedule.max_steps)
-            return True
+            return self.ended()
         steps = self.rehearsed(self.train_batches(self.state.samples_seen))
         self.tracker.start(step=self.state.step, max_steps=self.schedule.max_steps)
         if self.owes_validation and self.end_step(self.validate()):
-            return self.is_finished and not self.owes_validation
+            return self.ended()
         self.meter.restart()
         for micro_batches in self.meter.timed(steps):
             grad_norm = self.train_step(micro_batches)
@@ -126,7 +119,7 @@ class Trainer:
                 self.log(grad_norm)  # waits for the device, as does all that follows
             report = self.validate() if self.owes_validation else None
             if self.end_step(report):
-                return self.is_finished and not self.owes_validation
+                return self.ended()
         raise TrainingError("the training data ended before the training did; give an endless loader.")
 
     def end_step(self, report: Report | None) -> bool:
@@ -142,6 +135,12 @@ class Trainer:
             self.checkpoint(final=self.is_finished or stopping)
         return self.is_finished or stopping
 
+    def ended(self) -> bool:
+        """Note how training ended; True if nothing is left to do."""
+        finished = self.is_finished and not self.owes_validation
+        self.attempt.end("finished" if finished else "stopped", self.state.step)
+        return finished
+
     @property
     def is_finished(self) -> bool:
         """Whether all steps are done."""
@@ -155,6 +154,7 @@ class Trainer:
 
     def train_step(self, micro_batches: list[Batch]) -> Tensor:
         """Collective. One optimizer step on the global batch; returns the norm of its gradient."""
+        self.attempt.at(self.state.step + 1)
         return self.step(micro_batches, self.state.step)
 
     def rehearsed(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
