@@ -54,6 +54,16 @@ def test_reading(url):
     )
 
 
+def test_names_that_would_mean_something_in_a_link(tmp_path):
+    (tmp_path / "names").mkdir()
+    names = ["50%25.tar", "a#1.tar", "b?c.tar"]
+    for name in names:
+        (tmp_path / "names" / name).write_bytes(DATA)
+    url = f"file://{tmp_path}/names"
+    assert remote.names_in(url) == names
+    assert remote.read(remote.join(url, "a#1.tar")) == DATA
+
+
 def test_what_is_missing(url):
     file = remote.join(url, "missing")
     for action in (

@@ -101,8 +101,10 @@ def names_in(url: str) -> list[str]:
         found = retry(url, lambda: _file_system(url).ls(url, detail=True))
     except FileNotFoundError:
         return []
-    files = (entry["name"] for entry in found if entry["type"] == "file")
-    return sorted({unquote(urlsplit(name).path).rpartition("/")[2] for name in files} - {""})
+    files = [entry["name"] for entry in found if entry["type"] == "file"]
+    if urlsplit(url).scheme in ("http", "https"):  # Links; elsewhere "#" and "%" are letters of a name.
+        files = [unquote(urlsplit(name).path) for name in files]
+    return sorted({name.rpartition("/")[2] for name in files} - {""})
 
 
 def write(url: str, data: bytes | memoryview) -> None:
