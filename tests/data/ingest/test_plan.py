@@ -1,5 +1,8 @@
 """A run goes on only where the same one was stopped."""
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,23 @@ def test_runs_of_different_sizes_cannot_write_to_one_folder_at_once(root, tmp_pa
     assert write(root, tmp_path / "out", share=second) is None  # the lock files of the first are still there
     with plan.hold(out, second, kind=plan.WRITE), pytest.raises(DataError, match="wait for it, or stop it"):
         write(root, tmp_path / "out", share=first)
+
+
+def test_a_place_is_held_where_only_writers_may_lock_alone(tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def flock_of_nfs(descriptor, operation):
+        may_write = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        if operation & fcntl.LOCK_EX and not may_write:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+    out = open_folder(tmp_path / "out")
+    for other in (Share(1, 2), Share(0, 3)):
+        with (
+            plan.hold(out, Share(1, 2), kind=plan.WRITE),
+            pytest.raises(DataError, match="wait for it, or stop it"),
+            plan.hold(out, other, kind=plan.WRITE),
+        ):
+            pass

@@ -88,7 +88,8 @@ _IS_HELD = (
 
 @contextmanager
 def _locked(path: Path, folder: Folder, *, is_shared: bool, message: str = _IS_HELD) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDONLY)
+    # NFS locks a file for one process alone only if that process may write to it.
+    descriptor = os.open(path, os.O_RDONLY if is_shared or path.is_dir() else os.O_RDWR)
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
