@@ -17,6 +17,8 @@ from unetdist.errors import ConfigError
         (1000, 1_024_000, {}, [62, 63] * 8),
         (10, 10, {"samples_per_shard": 4}, [3, 3, 4]),
         (40, 1_000_000, {"shard_size_mb": 4.0}, [4] * 10),
+        (0, 0, {}, [0]),
+        (0, 0, {"samples_per_shard": 4}, [0]),
     ],
 )
 def test_shards_are_of_one_size_and_several_even_if_samples_are_few(count, num_bytes, options, expected):

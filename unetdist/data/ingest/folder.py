@@ -207,11 +207,13 @@ def run(
 ) -> list[Finished]:
     """What `work` tells of each job, in any order; progress in samples."""
     finished: list[Finished] = []
+    num_problems = 0
     with progress(description, sum(job.num_samples for job in jobs), enabled=is_shown) as bar:
 
         def done(item: Finished) -> None:
+            nonlocal num_problems
             finished.append(item)
-            num_problems = sum(len(other.problems) for other in finished)
+            num_problems += len(item.problems)
             bar.advance(
                 jobs_by_number[item.number].num_samples, note=f"{num_problems} bad" if num_problems else ""
             )

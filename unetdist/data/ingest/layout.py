@@ -35,7 +35,7 @@ class LayoutOptions:
         if not self.keep_order:
             ordered.sort(key=lambda sample: hash_key(sample.key))
         if self.samples_per_shard:
-            count = -(-len(ordered) // self.samples_per_shard)
+            count = max(1, -(-len(ordered) // self.samples_per_shard))
         else:
             by_size = round(sum(sample.num_bytes for sample in ordered) / (self.shard_size_mb * 1e6))
             count = max(1, by_size, min(MIN_SHARDS, len(ordered) // MIN_SAMPLES))
