@@ -251,33 +251,3 @@ def test_a_run_is_not_continued_on_other_shards(build, tmp_path):
         CheckpointError, match="was trained on other shards .*; continuing would mix two runs"
     ):
         build().fit()
-
-
-def test_clipping_limits_the_gradient_and_reports_its_norm_before(build):
-    trainer = build(
-        optim={"clip_norm": 1e-3, "kind": "sgd", "lr": 1.0, "momentum": 0, "schedule": "constant"}
-    )
-    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
-    norm = trainer.train_step(next(iter(trainer.train_batches(0))))
-    after = [parameter.detach() for parameter in trainer.model.parameters()]
-    moved = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)])
-    assert norm > 1e-2
-    assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-2)
-
-
-def test_dropout_is_the_same_when_a_step_is_repeated(build):
-    trainer = build(model={"widths": [4, 8], "dropout": 0.5})
-    step = next(iter(trainer.train_batches(0)))
-    losses = []
-    for _ in range(2):
-        trainer.wrapped.train()
-        trainer.step.seed_dropout(3)
-        losses.append(
-            float(
-                trainer.loss(
-                    trainer.wrapped(step[0].image), step[0].mask, trainer.step.global_units(step)
-                ).detach()
-            )
-        )
-        torch.rand(3)
-    assert losses[0] == losses[1]
