@@ -97,10 +97,15 @@ def test_the_pointer_may_be_gone_or_wrong(folder, pointer):
     assert place.read("latest") == b"step_00000015"
 
 
-def test_what_the_listing_of_a_store_does_not_show_yet_is_found_by_the_pointer(folder, monkeypatch):
+def test_what_the_listing_of_a_store_does_not_show_yet_is_found_by_the_pointer_and_kept(folder, monkeypatch):
     place = write(commits(folder), 5, 10).folder
-    listed = [name for name in files(folder) if name not in PAIR_10]
-    monkeypatch.setattr(type(place), "names", lambda _: listed)
+    listed = [name for name in files(folder) if name != PAIR_10[0]]
+    with monkeypatch.context() as patched:
+        patched.setattr(type(place), "names", lambda _: listed)
+        reader = commits(folder)
+        assert reader.newest()[0].step == 10
+        write(reader, 15)
+    place.remove(PAIR_15[0])
     assert newest(folder) == 10
 
 

@@ -85,7 +85,7 @@ class Commits:
         if self.last is not None and self.last.step == step:
             commit = replace(self.last, facts=facts)
         else:
-            self._remove(_leftovers(names))
+            self._remove(self._leftovers(names))
             digest = hashlib.sha256(tensors).hexdigest()
             commit = Commit(step=step, num_bytes=len(tensors), sha256=digest, facts=facts)
             self.folder.write(commit.tensors_file, tensors)
@@ -158,6 +158,18 @@ class Commits:
         except FileNotFoundError:
             return None
 
+    def _leftovers(self, names: list[str]) -> list[str]:
+        """What writers left that were killed: half-written files, and tensors that were never committed."""
+        known = {_name(step) + TENSORS for step in _steps(names)}
+        if self.last is not None:
+            known.add(self.last.tensors_file)  # whether its commit is listed already or not
+        return [
+            name
+            for name in names
+            if (re.fullmatch(rf"step_\d+{re.escape(TENSORS)}", name) and name not in known)
+            or re.fullmatch(rf"\.(step_\d+|{POINTER})\..*{re.escape(TEMPORARY_SUFFIX)}", name)
+        ]
+
     def _remove(self, names: Iterable[str]) -> None:
         """Remove files that are in nobody's way: what cannot be removed is told, and stays."""
         try:
@@ -182,17 +194,6 @@ def _steps(names: Iterable[str]) -> Iterator[int]:
     for name in names:
         if found := re.fullmatch(rf"step_(\d+){re.escape(COMMIT)}", name):
             yield int(found[1])
-
-
-def _leftovers(names: Iterable[str]) -> list[str]:
-    """What writers left that were killed: half-written files, and tensors that were never committed."""
-    committed = {_name(step) + TENSORS for step in _steps(names)}
-    return [
-        name
-        for name in names
-        if (re.fullmatch(rf"step_\d+{re.escape(TENSORS)}", name) and name not in committed)
-        or re.fullmatch(rf"\.(step_\d+|{POINTER})\..*{re.escape(TEMPORARY_SUFFIX)}", name)
-    ]
 
 
 def _hash(values: object) -> str:
