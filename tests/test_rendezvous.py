@@ -120,15 +120,31 @@ def test_two_processes_of_one_rank_do_not_both_train(store):
             first.result()
 
 
-def test_a_store_that_nobody_hosts_is_named_without_a_stack(monkeypatch, capfd):
+def test_of_two_processes_of_rank_zero_the_later_one_leads(store):
+    with ThreadPoolExecutor(3) as pool:
+        orphan = pool.submit(gather, store, world_size=2, wait_s=20.0, where=PLACE)
+        wait_until(lambda: store.check(["leader"]))
+        zero = pool.submit(gather, store, world_size=2, wait_s=20.0, where=PLACE)
+        with pytest.raises(
+            LaunchError, match="another process has come as rank 0 to node0:29500 .*end one of"
+        ):
+            orphan.result()
+        one = pool.submit(call, store, rank=1, world_size=2, wait_s=20.0, where=PLACE)
+        assert zero.result() == one.result()
+
+
+@pytest.mark.parametrize("agent", ["True", "False"])
+def test_a_store_that_nobody_hosts_is_named_without_a_stack(monkeypatch, capfd, agent):
     port = free_port()
+    monkeypatch.setattr(rendezvous, "LAUNCHER_S", 0.2)  # orphans need not look for longer
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(
         LaunchError,
         match=rf"rank 1 could not reach 127.0.0.1:{port}, .* within 0 s .*refused.*is rank 0's machine up",
     ):
-        connect("gloo", timeout_s=5, wait_s=0.2)
+        connect("gloo", timeout_s=5, wait_s=600 if agent == "True" else 0.2)
     assert "frame #" not in capfd.readouterr().err
 
 

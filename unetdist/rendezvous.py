@@ -26,6 +26,9 @@ WAIT_S = 600.0
 GRACE_S = 15.0
 """How much longer the others wait, so that they hear from rank 0 who did not come."""
 
+LAUNCHER_S = 30.0
+"""How long a launcher's store, which is older than its processes, is looked for: they are orphans if it is gone."""
+
 LOOK_EVERY_S = 0.1
 
 REMEDY = (
@@ -66,10 +69,11 @@ def connect(backend: str, *, timeout_s: float, wait_s: float = WAIT_S) -> None:
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    has_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    hosts = rank == 0 and not has_launcher
     where = f"{address}:{port}"
     if not hosts:
-        _wait_for_store(rank, address, port, wait_s)
+        _wait_for_store(rank, address, port, min(wait_s, LAUNCHER_S) if has_launcher else wait_s)
     try:
         store = TCPStore(
             address,
@@ -112,7 +116,10 @@ def gather(store: Store, *, world_size: int, wait_s: float, where: str) -> str:
     calls: dict[int, str] = {}
     here: set[int] = set()
     deadline = time.monotonic() + wait_s
+    store.set("leader", group)
     while here != others and time.monotonic() < deadline:
+        if _read(store, "leader") != group:
+            raise _displaced(0, where)
         for rank in others:  # also those that are here: one may die, and call anew, while others are awaited
             token = _read(store, f"call/{rank}")
             if token != calls.get(rank, ""):
@@ -150,10 +157,7 @@ def call(store: Store, *, rank: int, world_size: int, wait_s: float, where: str)
             told = json.loads(complete)
             _check_complete(told["missing"], world_size, wait_s, where)
             if told["tokens"][str(rank)] != token:
-                raise LaunchError(
-                    f"another process has come as rank {rank} to {where} since this one was started: end one of the "
-                    "two launches, or give one of them another --main_process_port."
-                )
+                raise _displaced(rank, where)
             return group
         time.sleep(LOOK_EVERY_S)
     raise LaunchError(f"rank 0 did not come to {where} within {wait_s:.0f} s: {REMEDY}")
@@ -165,6 +169,13 @@ def _check_complete(missing: list[int], world_size: int, wait_s: float, where: s
         raise LaunchError(
             f"rank {ranks} (of 0 to {world_size - 1}) did not come to {where} within {wait_s:.0f} s: {REMEDY}"
         )
+
+
+def _displaced(rank: int, where: str) -> LaunchError:
+    return LaunchError(
+        f"another process has come as rank {rank} to {where} since this one was started: end one of the two launches, "
+        "or give one of them another --main_process_port."
+    )
 
 
 def _lost(rank: int, where: str, error: Exception) -> LaunchError:

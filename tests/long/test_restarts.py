@@ -2,16 +2,17 @@
 
 import os
 
+import psutil
 import pytest
 
-from tests.distributed.restarts import run_restarting
+from tests.distributed.restarts import run_restarting, start_restarting
 
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_ranks_that_are_killed_at_random_moments_always_come_back(seed, tmp_path):
-    run_restarting(tmp_path, seed=seed, how="SIGKILL", max_restarts=5, num_processes=2 + seed % 3)
+    run_restarting(tmp_path, seed=seed, how="SIGKILL", max_restarts=4, num_processes=2 + seed % 3)
 
 
 @pytest.mark.parametrize("how", ["sleep", "SIGSTOP"])
@@ -26,3 +27,22 @@ def test_ranks_that_hang_are_found_named_and_restarted(how, tmp_path):
             assert text in output
             if how == "sleep":  # a stopped one was heard of last before it came there
                 assert f": step {step}: waiting for data; at " in text, output
+
+
+def test_a_launcher_that_is_killed_while_its_ranks_load_leaves_none_behind(tmp_path):
+    """Those that are further are told by the kernel, but only once they have asked it to."""
+    with open(tmp_path / "log", "w") as log:
+        launcher = start_restarting(tmp_path, seed=0, how="SIGKILL", max_restarts=0, out=log)
+        ranks: list[psutil.Process] = []
+        while len(ranks) < 2:
+            assert launcher.poll() is None, (tmp_path / "log").read_text()
+            ranks = psutil.Process(launcher.pid).children()
+        launcher.kill()
+        launcher.wait()
+        _, left = psutil.wait_procs(ranks, timeout=300)
+    for rank in left:
+        rank.kill()
+    told = (tmp_path / "log").read_text()
+    assert not left, told
+    assert f"error: the launcher (process {launcher.pid}) that" in told or "where the processes meet" in told
+    assert not list(tmp_path.glob("end_*"))
