@@ -77,3 +77,13 @@ def test_other_samples_and_ranks_that_part_are_never_equal():
     assert (other.other_samples, other.is_equal) == (2, False)
     parted = compare(REFERENCE, changed(3, ranks_agree=False), REFERENCE, float64=False)
     assert (parted.ranks_part, parted.is_equal) == (3, False)
+
+
+def test_in_float32_a_weight_may_wander_by_the_learning_rates_so_far():
+    """Adam's step does not shrink with the gradient: one flipped sign of a gradient near 0 is as long as any step."""
+    learning = [line(step, **{"train/lr": 0.01} if step else {}) for step in range(4)]
+    moved = [{**before, "differences": {"a": 0.015} if before["step"] >= 2 else {}} for before in learning]
+    assert compare(learning, moved, learning, float64=False).is_equal
+    assert compare(learning, moved, learning, float64=True).first["weights"].step == 2
+    too_far = [{**before, "differences": {"a": 0.015}} for before in learning]
+    assert [compare(learning, too_far, learning, float64=False).first["weights"].step] == [0]

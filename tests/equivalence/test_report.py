@@ -53,8 +53,8 @@ def test_a_broken_promise_names_step_and_tensor():
     assert "The promise is broken" in text
     assert "DIFFERS" in text
     assert "4 processes, where it first is beyond rounding:" in text
-    assert "step 2 loss apart by 9.1e-02, 1.0e-05 allowed" in text
-    assert "step 2 weights apart by 5.0e-01, 1.0e-05 allowed" in text
+    assert "step 2 loss apart by 9.1e-02, 1.0e-03 allowed" in text
+    assert "step 2 weights apart by 5.0e-01, 1.0e-03 allowed" in text
     assert LONG_NAME in text
     assert "2 processes, where" not in text
 
@@ -98,3 +98,8 @@ def test_no_line_is_longer_than_the_terminal(width):
     report = report_of(changed(1, differences={LONG_NAME: 0.5}), broken_by=[BATCH_NORM])
     assert max(map(len, text_of(report, width).splitlines())) <= width
     assert "differs, as it may" in text_of(report, width)
+
+
+def test_a_wrong_loss_names_the_tensor_that_is_furthest_apart_then():
+    report = report_of(changed(2, differences={"head.bias": 2e-4}, **{"train/loss": 2.2}))
+    assert "step 2 weights furthest apart by 2.0e-04: head.bias" in text_of(report)

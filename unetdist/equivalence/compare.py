@@ -15,9 +15,8 @@ Record = Sequence[Line]
 FACTOR = 10.0
 """How many times as far as by rounding alone a run may differ: both are draws of chance."""
 
-FLOORS = {False: 1e-5, True: 1e-12}
+FLOORS = {False: 1e-3, True: 1e-12}
 """What is always allowed, by whether runs are in float64; of loss and gradient, relative to them."""
-
 
 QUANTITIES = {"loss": "train/loss", "gradient": "train/grad_norm", "weights": ""}
 """Name -> what metrics.jsonl calls it."""
@@ -55,6 +54,9 @@ class Comparison:
     first: Mapping[str, Difference]
     """Likewise, where it first is more than allowed; only what ever is."""
 
+    weights: Sequence[Difference]
+    """After each step, allowed or not."""
+
     @property
     def is_equal(self) -> bool:
         """Whether all differences are what rounding does."""
@@ -76,7 +78,7 @@ def compare(reference: Record, other: Record, noise: Record, *, float64: bool) -
         float64: whether the runs were in double precision.
     """
     steps = list(zip(reference, other, noise, strict=True))
-    found = {what: _differences(what, steps, FLOORS[float64]) for what in QUANTITIES}
+    found = {what: _differences(what, steps, float64=float64) for what in QUANTITIES}
     beyond = {
         what: [difference for difference in differences if difference.amount > difference.allowed]
         for what, differences in found.items()
@@ -87,16 +89,23 @@ def compare(reference: Record, other: Record, noise: Record, *, float64: bool) -
         ),
         ranks_part=_first(line["step"] for line in other if not line["ranks_agree"]),
         largest={what: max(differences, key=lambda one: one.amount) for what, differences in found.items()},
+        weights=found["weights"],
         first={what: differences[0] for what, differences in beyond.items() if differences},
     )
 
 
-def _differences(what: str, steps: Sequence[tuple[Line, Line, Line]], floor: float) -> list[Difference]:
+def _differences(what: str, steps: Sequence[tuple[Line, Line, Line]], *, float64: bool) -> list[Difference]:
     """Of reference, run and noise, step by step; what rounding did once is allowed from there on."""
     by_rounding = accumulate((_amount(what, before, noisy)[0] for before, _, noisy in steps), max)
+    # Adam moves a weight by the learning rate however small its gradient is: if that is all rounding, anywhere.
+    wandered = accumulate(before.get("train/lr", 0.0) for before, _, _ in steps)
     return [
-        Difference(before["step"], *_amount(what, before, after), max(floor, FACTOR * noise))
-        for (before, after, _), noise in zip(steps, by_rounding, strict=True)
+        Difference(
+            before["step"],
+            *_amount(what, before, after),
+            max(FLOORS[float64], FACTOR * noise, 0.0 if float64 or what != "weights" else far),
+        )
+        for (before, after, _), noise, far in zip(steps, by_rounding, wandered, strict=True)
     ]
 
 

@@ -54,6 +54,7 @@ def render(report: Report) -> RenderableType:
         f"equal: no further apart than {FACTOR:.0f} times what a change of the first weights in their last digit "
         f"does by the same step ('nudged'), or {FLOORS[report.float64]:.0e}; loss and gradient norm relative, "
         "weights absolute"
+        + ("" if report.float64 else ", to them the sum of the learning rates is allowed too")
     )
     table = Table(
         "processes", title=report.title, caption=allowed, title_justify="left", caption_justify="left"
@@ -92,6 +93,11 @@ def describe(row: Row) -> RenderableType:
     for what, first in comparison.first.items():
         amounts = f"{what} apart by {number(first.amount)}, {number(first.allowed)} allowed"
         lines.add_row(f"step {first.step}", amounts + (f": {first.where}" if what == "weights" else ""))
+    if comparison.first and "weights" not in comparison.first:
+        there = comparison.weights[min(first.step for first in comparison.first.values())]
+        lines.add_row(
+            f"step {there.step}", f"weights furthest apart by {number(there.amount)}: {there.where}"
+        )
     if lines.row_count:
         return Group(f"\n{row.run.title}, where it first is beyond rounding:", lines)
     if furthest.amount:
@@ -116,7 +122,7 @@ def verdict(report: Report) -> Iterator[RenderableType]:
     else:
         yield "[bold green]As promised:[/bold green] the same samples and the same weights on any number of processes."
         if not report.float64:
-            yield "[dim]Rounding hides what is smaller than it; --float64 looks a million times closer.[/dim]"
+            yield "[dim]In float32 loss and gradient decide, weights only roughly; --float64 looks far closer.[/dim]"
     yield reasons
 
 
