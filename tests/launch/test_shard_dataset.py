@@ -37,16 +37,8 @@ def pairs(root: Path) -> list:
 
 
 def test_a_user_runs_it_and_reads_what_was_written(root, tmp_path):
-    command = [
-        sys.executable,
-        SCRIPT,
-        *pairs(root)[:-1],
-        2,
-        "--out",
-        tmp_path / "out",
-        "--samples-per-shard",
-        5,
-    ]
+    command = [sys.executable, SCRIPT, *pairs(root)[:-1], 2, "--out", tmp_path / "out"]
+    command += ["--samples-per-shard", 5]
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "20 samples in 4 shards" in result.stdout

@@ -19,6 +19,7 @@ from unetdist.data import shards
 from unetdist.data.decode import decode_mask
 from unetdist.data.ingest import folder, records
 from unetdist.data.ingest.layout import LayoutOptions
+from unetdist.data.ingest.sources import from_list
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError
 
@@ -156,3 +157,16 @@ def test_a_disk_that_is_really_full(root, tmp_path):
         assert contents(small / "out") == contents(tmp_path / "whole")
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_source_without_a_whole_sample_is_refused_with_all_that_is_wrong(root, tmp_path, skip_bad):
+    (root / "list.txt").write_text("a.jpg b.png\n")
+    source = from_list(root / "list.txt")
+    message = (
+        "none of 0 samples is left.*run it without --skip-bad to see why"
+        if skip_bad
+        else r"2 problems in 0 samples(.|\n)*a\.jpg: listed in"
+    )
+    with pytest.raises(DataError, match=message):
+        write(root, tmp_path / "out", source=source, skip_bad=skip_bad)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.ingest.picture_folders import write_folders
 from unetdist.data.ingest.sources import Problem, from_folders, from_list
 from unetdist.errors import ConfigError, DataError
 
@@ -166,3 +167,16 @@ def test_a_changed_file_has_another_stamp(tmp_path):
     assert from_folders(tmp_path / "i", tmp_path / "m").samples[0].stamp == before
     (tmp_path / "m/a.png").write_bytes(b"longer than before")
     assert from_folders(tmp_path / "i", tmp_path / "m").samples[0].stamp != before
+
+
+def test_a_link_that_leads_nowhere_is_one_of_the_problems(tmp_path):
+    root = write_folders(tmp_path, 3)
+    for name in ("images/day0/00.jpg", "masks/day1/01.png"):
+        (root / name).unlink()
+        (root / name).symlink_to("nowhere")
+    source = from_folders(root / "images", root / "masks")
+    assert [sample.key for sample in source.samples] == ["day0/02"]
+    assert [(problem.kind, problem.where, problem.detail) for problem in source.problems] == [
+        ("cannot be read", str(root / "images/day0/00.jpg"), "No such file or directory"),
+        ("cannot be read", str(root / "masks/day1/01.png"), "No such file or directory"),
+    ]

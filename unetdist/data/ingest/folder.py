@@ -154,7 +154,7 @@ class FolderRun:
                 number = sum(item.num_samples for item in finished)
                 raise DataError(
                     f"none of {number} samples is left, all are bad; run it without --skip-bad to see why."
-                    if outcome.problems
+                    if skip_bad
                     else "the tars hold no samples.",
                     source=self.folder,
                 )

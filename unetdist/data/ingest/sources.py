@@ -118,8 +118,13 @@ def from_folders(
         for key in sorted(mask_of.keys() - image_of.keys())
     ]
     reader = FileReader(images, masks)
-    pairs = [(key, image_of[key], mask_of[key]) for key in sorted(image_of.keys() & mask_of.keys())]
-    return Source(tuple(_file_sample(reader, *pair) for pair in pairs), tuple(problems), reader)
+    samples = list[Sample]()
+    for key in sorted(image_of.keys() & mask_of.keys()):
+        try:
+            samples.append(_file_sample(reader, key, image_of[key], mask_of[key]))
+        except OSError as error:  # such as a link that leads nowhere
+            problems.append(Problem("cannot be read", str(error.filename), str(error.strerror)))
+    return Source(tuple(samples), tuple(problems), reader)
 
 
 def from_list(
