@@ -1,0 +1,47 @@
+"""launch/train.py, started in its place by tests: also writes down what each rank is fed, before it is.
+
+In the folder RECORD, the file `ATTEMPT.RANK` of each process has one line per step: [step, [[id, checksum of its
+picture and mask], ...]]. FLOAT64=1 trains in float64.
+"""
+
+import json
+import os
+import runpy
+import zlib
+from pathlib import Path
+from typing import Any
+
+from unetdist.data.batch import Batch
+from unetdist.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+def samples_of(micro_batches: list[Batch]) -> list[list[int]]:
+    return [
+        [int(sample_id), zlib.crc32(mask.numpy().tobytes(), zlib.crc32(image.numpy().tobytes()))]
+        for batch in micro_batches
+        for sample_id, image, mask in zip(batch.ids, batch.image, batch.mask, strict=True)
+    ]
+
+
+def record_into(folder: Path) -> None:
+    train_step = Trainer.train_step
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{os.environ['ATTEMPT']}.{os.environ.get('RANK', '0')}"
+
+    def record_and_step(self: Trainer, micro_batches: list[Batch]) -> Any:
+        with open(path, "a") as file:  # one write, which a kill does not cut
+            file.write(json.dumps([self.state.step + 1, samples_of(micro_batches)]) + "\n")
+        return train_step(self, micro_batches)
+
+    Trainer.train_step = record_and_step
+
+
+if __name__ == "__main__":
+    if os.environ.get("FLOAT64"):
+        import torch  # at the top it would come before unetdist, which notes who started this process
+
+        torch.set_default_dtype(torch.float64)
+    record_into(Path(os.environ["RECORD"]))
+    runpy.run_path(str(ROOT / "launch" / "train.py"), run_name="__main__")

@@ -1,0 +1,161 @@
+"""Two machines train together, lose each other or themselves, and come to the weights of a run without mishap."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.long.launched import CLUSTER, CONFIGS, DEADLINE_S, ROOT, Launched, whole_lines
+from tests.long.nodes import Nodes, missing
+from tests.synthetic import write_shards
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missing())]
+
+MAX_STEPS = 600
+HEARTBEAT_S = 10
+LAUNCH = (
+    *(
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(CONFIGS / "several_nodes.yaml"),
+    ),
+    *(
+        "--num_machines",
+        "2",
+        "--num_processes",
+        "2",
+        "--main_process_ip",
+        "node0",
+        "--main_process_port",
+        "29500",
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with shards and with `whole`, a run of two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("nodes")
+    write_shards(folder / "train", 37)
+    whole = Launched(folder / "whole" / "run", 0, 2, words_of(folder / "whole" / "run"))
+    try:
+        assert whole.end() == 0, whole.output()
+    finally:
+        whole.kill_all()
+    return folder
+
+
+def words_of(run_dir: Path) -> tuple[str, ...]:
+    return (
+        *(
+            "--runs_dir",
+            str(run_dir.parent),
+            "--name",
+            run_dir.name,
+            "--data.train",
+            str(run_dir.parents[1] / "train"),
+        ),
+        *("--data.num_workers", "1", "--augment.crop_size", "[16, 16]", "--model.widths", "[8, 16]"),
+        *(
+            "--trainer.global_batch_size",
+            "8",
+            "--trainer.max_steps",
+            str(MAX_STEPS),
+            "--trainer.log_every",
+            "1",
+        ),
+        *("--trainer.heartbeat_s", str(HEARTBEAT_S), "--checkpoint.save_every", "10"),
+        *("--tracking.tracker", "none"),
+    )
+
+
+class Job:
+    """The same command on each node, but for the number of the node."""
+
+    def __init__(self, nodes: Nodes, run_dir: Path, supervisor: tuple[str, ...] = ()) -> None:
+        self.nodes, self.run_dir, self.supervisor = nodes, run_dir, supervisor
+        self.commands = [self._start(0), self._start(1)]
+
+    def _start(self, number: int) -> "subprocess.Popen[bytes]":
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(CLUSTER)}
+        clean |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        clean |= {"GLOO_SOCKET_IFNAME": "eth0"}
+        training = (*LAUNCH, "--machine_rank", str(number), str(ROOT / "launch" / "train.py"))
+        words = (*self.supervisor, *training, *words_of(self.run_dir))
+        return self.nodes[number].start(words, self.log(number), clean)
+
+    def start_again(self, number: int) -> None:
+        """On a node that comes back."""
+        self.commands[number] = self._start(number)
+
+    def log(self, number: int) -> Path:
+        return self.run_dir.with_name(f"{self.run_dir.name}_node{number}.log")
+
+    def output(self) -> str:
+        """Of both."""
+        return "\n".join(
+            f"--- node{number}\n{self.log(number).read_text(errors='replace')}" for number in (0, 1)
+        )
+
+    def train_beyond(self, step: int) -> None:
+        """Wait until more than so many steps are made."""
+        metrics = self.run_dir / "metrics.jsonl"
+        self.wait_until(lambda: metrics.exists() and len(whole_lines(metrics)) > step)
+        assert len(whole_lines(metrics)) < MAX_STEPS, "too late for a mishap"
+
+    def wait_until(self, is_true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not is_true():
+            assert all(command.poll() is None for command in self.commands), self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.05)
+
+    def end(self) -> list[int]:
+        """Wait for the end of both; their exit codes."""
+        try:
+            codes = [command.wait(DEADLINE_S) for command in self.commands]
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"one of them does not end\n{self.output()}")
+        for number in (0, 1):
+            assert self.nodes[number].processes() == [], self.output()
+        return codes
+
+
+def check_result(run_dir: Path) -> None:
+    """Weights and optimizer bit by bit, and each step once in the metrics."""
+    last = Path("checkpoints", f"step_{MAX_STEPS:08d}.safetensors")
+    assert (run_dir / last).read_bytes() == (run_dir.parents[1] / "whole" / "run" / last).read_bytes()
+    steps = [json.loads(line)["step"] for line in whole_lines(run_dir / "metrics.jsonl")]
+    assert steps == list(range(1, MAX_STEPS + 1))
+
+
+def test_a_cut_cable_ends_both_with_the_reason_and_once_mended_they_continue(runs):
+    run_dir = runs / "cut" / "run"
+    with Nodes(2, runs) as nodes:
+        job = Job(nodes, run_dir)
+        job.train_beyond(30)
+        nodes[1].unplug()
+        assert job.end() == [1, 1], job.output()
+        ends = "; this process ends so that the job can be restarted"
+        (of_node0,) = {
+            line for line in job.log(0).read_text().splitlines() if line.startswith("[rank 0] ERROR")
+        }
+        assert of_node0.startswith("[rank 0] ERROR rank 1 (node node1, "), of_node0
+        assert of_node0.endswith(ends)
+        (of_node1,) = {
+            line for line in job.log(1).read_text().splitlines() if line.startswith("[rank 1] ERROR")
+        }
+        assert "on the machine of rank 0 (node node0), has not answered for" in of_node1
+        assert of_node1.endswith(ends)
+        nodes[1].plug_in()
+        job = Job(nodes, run_dir)
+        assert job.end() == [0, 0], job.output()
+        assert "continuing at step" in job.log(0).read_text()
+    check_result(run_dir)
