@@ -1,11 +1,12 @@
-"""Started by `accelerate launch --max_restarts` in tests: counts to NUM_STEPS by collectives, however often it dies.
+"""Started by `accelerate launch --max_restarts` in tests: counts by collectives, however often it dies.
 
     restarting.py FOLDER SEED HOW
 
 In each attempt but the last a random rank dies (HOW is SIGKILL) at a random moment of meeting or training, or hangs in
-a step (sleep, SIGSTOP). Continues from the step in FOLDER; writes what heartbeats found there.
+a step (sleep, SIGSTOP). Continues from the step in FOLDER; writes what heartbeats found there. The last ends.
 """
 
+import itertools
 import os
 import random
 import signal
@@ -50,8 +51,8 @@ def main() -> None:
     )
     state = folder / "state"
     first = broadcast(int(state.read_text()) if state.exists() else 0)
-    hangs_at = chance.randrange(first, NUM_STEPS)
-    for step in range(first, NUM_STEPS):
+    hangs_at = first + chance.randrange(NUM_STEPS)
+    for step in itertools.count(first) if attempt < last else range(first, first + NUM_STEPS):
         heartbeat.at(f"step {step}: waiting for data")
         if is_victim and how != "SIGKILL" and step == hangs_at:
             (folder / f"hung_{attempt}").write_text(f"{world.rank} {step}")
