@@ -88,9 +88,7 @@ class Heartbeat:
         """Tell the others that this process leaves as it should."""
         self._over.set()
         for thread in self._threads:
-            thread.join(
-                timeout=TELL_WITHIN_S
-            )  # a thread inside torch would crash the exit of the interpreter
+            thread.join(TELL_WITHIN_S)  # one inside torch could crash the interpreter's exit
         self._threads = []
         atexit.unregister(self.close)
 
