@@ -96,6 +96,7 @@ def test_one_that_left_is_named_once_all_others_wait(clock):
 def test_nobody_is_named_at_the_end(clock):
     assert hear(clock, of(0, 8, 500.0, left=True), of(1, 8, 500.0, left=True), rounds=100) is None
     assert hear(clock, of(0, 8, 3.0), of(1, 8, 500.0, left=True), rounds=100) is None
+    assert hear(clock, of(0, 8, 500.0), of(1, 8, 0.0, left=True)) is None
 
 
 def test_without_a_limit_nobody_is_named(clock):

@@ -90,7 +90,8 @@ class Judge:
         fewest = min(beat.moves for beat in heard.values())
         behind = [rank for rank, beat in heard.items() if beat.moves == fewest]
         waited_for = [rank for rank in behind if rank in living]
-        if any(still_s[rank] < self._limit_s for rank in waited_for or living):
+        nobody_waits = waited_for == living and len(living) == 1  # such as for the last upload of rank 0
+        if nobody_waits or any(still_s[rank] < self._limit_s for rank in waited_for or living):
             return []
         dumb = [rank for rank in waited_for if silent_s[rank] >= self._limit_s / 2]
         return dumb or waited_for or behind
