@@ -72,9 +72,9 @@ class Trainer:
     def __exit__(self, kind: type[BaseException] | None = None, error: object = None, *_: object) -> None:
         if error is not None:
             self.attempt.fail(str(error), is_final=isinstance(error, (ConfigError, TrainingError)))
+        self.heartbeat.close()  # what is left to write may take long
         self.checkpoints.close()
         self.tracker.close()
-        self.heartbeat.close()
         self.stop.close()
         if kind is None:  # else it would wait for ranks that wait for it
             self.accelerator.end_training()
