@@ -29,16 +29,14 @@ class Launched:
         self.records = run_dir.with_name(f"{run_dir.name}_record")
         self.log = run_dir.with_name(f"{run_dir.name}_{number}.log")
         self._mark = secrets.token_hex(8)
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(CLUSTER)}
-        clean |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        clean |= {"RECORD": str(self.records), "ATTEMPT": str(number), "MARK": self._mark, **env}
+        marks = {"RECORD": str(self.records), "ATTEMPT": str(number), "MARK": self._mark}
         config = CONFIGS / ("cpu.yaml" if world_size > 1 else "one_gpu.yaml")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as output:
             self.launcher = subprocess.Popen(
                 [*command, "--num_processes", str(world_size), str(SCRIPT), *words],
-                env=clean,
+                env=environment(**marks, **env),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -50,7 +48,7 @@ class Launched:
         return {
             int(env["RANK"]): process
             for process in self.processes()
-            if "RANK" in (env := alone | _environment(process)) and _parent(process) == self.launcher.pid
+            if "RANK" in (env := alone | _environment_of(process)) and _parent(process) == self.launcher.pid
         }
 
     def processes(self) -> list[psutil.Process]:
@@ -58,7 +56,7 @@ class Launched:
         return [
             process
             for process in psutil.process_iter()
-            if _environment(process).get("MARK") == self._mark and _is_alive(process)
+            if _environment_of(process).get("MARK") == self._mark and _is_alive(process)
         ]
 
     def steps(self) -> list[int]:
@@ -94,7 +92,22 @@ class Launched:
         self.launcher.wait()
 
 
-def _environment(process: psutil.Process) -> dict[str, str]:
+def train_to_the_end(run_dir: Path, number: int, world_size: int, words: Sequence[str], **env: str) -> None:
+    """Launch once, and let nothing happen."""
+    launched = Launched(run_dir, number, world_size, words, **env)
+    try:
+        assert launched.end() == 0, launched.output()
+    finally:
+        launched.kill_all()
+
+
+def environment(**more: str) -> dict[str, str]:
+    """As in a fresh shell; GPUs hidden, whatever the machine has."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(CLUSTER)}
+    return clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | more
+
+
+def _environment_of(process: psutil.Process) -> dict[str, str]:
     try:
         return process.environ()
     except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):

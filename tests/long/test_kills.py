@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.long.launched import Launched, whole_lines
+from tests.long.launched import Launched, train_to_the_end, whole_lines
 from tests.synthetic import write_shards
 
 pytestmark = pytest.mark.long
@@ -24,14 +24,13 @@ NUM_KILLS = 30
 MOMENTS = ("start-up", "step", "checkpoint")
 
 MAX_STEPS = 900
-"""More than thirty attempts can take, so that each of them is killed."""
+"""More than so many attempts can make, so that each of them is killed."""
 
-WORDS = (
-    *("--data.num_workers", "1", "--augment.crop_size", "[16, 16]", "--augment.flip_horizontal", "0.5"),
-    *("--model.widths", "[8, 16, 32]", "--model.norm", "group", "--trainer.global_batch_size", str(BATCH)),
-    *("--trainer.log_every", "1", "--trainer.ema_decay", "0.9", "--trainer.eval_every", "50"),
-    *("--checkpoint.save_every", str(SAVE_EVERY), "--tracking.tracker", "none"),
-)
+SETTINGS = (
+    "--data.num_workers 1 --augment.crop_size [16,16] --augment.flip_horizontal 0.5 --model.widths [8,16,32] "
+    f"--model.norm group --trainer.global_batch_size {BATCH} --trainer.log_every 1 --trainer.eval_every 50 "
+    f"--trainer.ema_decay 0.9 --checkpoint.save_every {SAVE_EVERY} --tracking.tracker none"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def shards(tmp_path_factory) -> tuple[str, ...]:
 
 def words_of(run_dir: Path, shards: tuple[str, ...], max_steps: int) -> tuple[str, ...]:
     where = ("--runs_dir", str(run_dir.parent), "--name", run_dir.name)
-    return (*WORDS, *shards, *where, "--trainer.max_steps", str(max_steps))
+    return (*SETTINGS, *shards, *where, "--trainer.max_steps", str(max_steps))
 
 
 def test_thirty_kills_leave_no_trace(tmp_path, shards):
@@ -80,14 +79,6 @@ def test_kills_leave_no_trace_though_each_restart_has_another_number_of_processe
     for line, twin in zip(metrics(killed), metrics(whole), strict=True):
         assert line == pytest.approx(twin, abs=1e-9)
     assert samples_of_steps(killed, max_steps) == samples_of_steps(whole, max_steps)
-
-
-def train_to_the_end(run_dir: Path, number: int, world_size: int, words: tuple[str, ...], **env: str) -> None:
-    attempt = Launched(run_dir, number, world_size, words, **env)
-    try:
-        assert attempt.end() == 0, attempt.output()
-    finally:
-        attempt.kill_all()
 
 
 def train_through_kills(

@@ -1,7 +1,6 @@
 """Two machines train together, lose each other or themselves, and come to the weights of a run without mishap."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -10,33 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.long.launched import CLUSTER, CONFIGS, DEADLINE_S, ROOT, Launched, whole_lines
+from tests.long.launched import CONFIGS, DEADLINE_S, ROOT, environment, train_to_the_end, whole_lines
 from tests.long.nodes import Nodes, missing
 from tests.synthetic import write_shards
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missing())]
+WHY_NOT = missing()
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 MAX_STEPS = 600
 HEARTBEAT_S = 10
+SETTINGS = (
+    "--data.num_workers 1 --augment.crop_size [16,16] --model.widths [8,16] --trainer.global_batch_size 8 "
+    f"--trainer.max_steps {MAX_STEPS} --trainer.log_every 1 --trainer.heartbeat_s {HEARTBEAT_S} "
+    "--checkpoint.save_every 10 --tracking.tracker none"
+).split()
 LAUNCH = (
-    *(
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(CONFIGS / "several_nodes.yaml"),
-    ),
-    *(
-        "--num_machines",
-        "2",
-        "--num_processes",
-        "2",
-        "--main_process_ip",
-        "node0",
-        "--main_process_port",
-        "29500",
-    ),
-)
+    f"{sys.executable} -m accelerate.commands.launch --config_file {CONFIGS / 'several_nodes.yaml'} "
+    "--num_machines 2 --num_processes 2 --main_process_ip node0 --main_process_port 29500"
+).split()
+SUPERVISOR = (sys.executable, str(ROOT / "launch" / "supervise.py"), "--max-restarts", "20", "--")
 
 
 @pytest.fixture(scope="module")
@@ -44,36 +35,14 @@ def runs(tmp_path_factory) -> Path:
     """A folder with shards and with `whole`, a run of two processes that nothing happened to."""
     folder = tmp_path_factory.mktemp("nodes")
     write_shards(folder / "train", 37)
-    whole = Launched(folder / "whole" / "run", 0, 2, words_of(folder / "whole" / "run"))
-    try:
-        assert whole.end() == 0, whole.output()
-    finally:
-        whole.kill_all()
+    run_dir = folder / "whole" / "run"
+    train_to_the_end(run_dir, 0, 2, words_of(run_dir))
     return folder
 
 
 def words_of(run_dir: Path) -> tuple[str, ...]:
-    return (
-        *(
-            "--runs_dir",
-            str(run_dir.parent),
-            "--name",
-            run_dir.name,
-            "--data.train",
-            str(run_dir.parents[1] / "train"),
-        ),
-        *("--data.num_workers", "1", "--augment.crop_size", "[16, 16]", "--model.widths", "[8, 16]"),
-        *(
-            "--trainer.global_batch_size",
-            "8",
-            "--trainer.max_steps",
-            str(MAX_STEPS),
-            "--trainer.log_every",
-            "1",
-        ),
-        *("--trainer.heartbeat_s", str(HEARTBEAT_S), "--checkpoint.save_every", "10"),
-        *("--tracking.tracker", "none"),
-    )
+    where = ("--runs_dir", str(run_dir.parent), "--name", run_dir.name)
+    return (*where, "--data.train", str(run_dir.parents[1] / "train"), *SETTINGS)
 
 
 class Job:
@@ -81,15 +50,13 @@ class Job:
 
     def __init__(self, nodes: Nodes, run_dir: Path, supervisor: tuple[str, ...] = ()) -> None:
         self.nodes, self.run_dir, self.supervisor = nodes, run_dir, supervisor
+        run_dir.parent.mkdir(exist_ok=True)
         self.commands = [self._start(0), self._start(1)]
 
     def _start(self, number: int) -> "subprocess.Popen[bytes]":
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(CLUSTER)}
-        clean |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        clean |= {"GLOO_SOCKET_IFNAME": "eth0"}
         training = (*LAUNCH, "--machine_rank", str(number), str(ROOT / "launch" / "train.py"))
         words = (*self.supervisor, *training, *words_of(self.run_dir))
-        return self.nodes[number].start(words, self.log(number), clean)
+        return self.nodes[number].start(words, self.log(number), environment(GLOO_SOCKET_IFNAME="eth0"))
 
     def start_again(self, number: int) -> None:
         """On a node that comes back."""
@@ -110,10 +77,11 @@ class Job:
         self.wait_until(lambda: metrics.exists() and len(whole_lines(metrics)) > step)
         assert len(whole_lines(metrics)) < MAX_STEPS, "too late for a mishap"
 
-    def wait_until(self, is_true: Callable[[], bool]) -> None:
+    def wait_until(self, is_true: Callable[[], bool], of: tuple[int, ...] = (0, 1)) -> None:
+        """Wait for something to happen; a command `of` these nodes that ends before it fails the test."""
         deadline = time.monotonic() + DEADLINE_S
         while not is_true():
-            assert all(command.poll() is None for command in self.commands), self.output()
+            assert all(self.commands[number].poll() is None for number in of), self.output()
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.05)
 
@@ -158,4 +126,19 @@ def test_a_cut_cable_ends_both_with_the_reason_and_once_mended_they_continue(run
         job = Job(nodes, run_dir)
         assert job.end() == [0, 0], job.output()
         assert "continuing at step" in job.log(0).read_text()
+    check_result(run_dir)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_machine_that_crashes_is_taken_in_again_when_it_comes_back(runs, lost):
+    run_dir = runs / f"lost{lost}" / "run"
+    with Nodes(2, runs) as nodes:
+        job = Job(nodes, run_dir, SUPERVISOR)
+        job.train_beyond(30)
+        nodes[lost].crash()
+        kept = 1 - lost
+        job.wait_until(lambda: "so that the job can be restarted" in job.log(kept).read_text(), of=(kept,))
+        nodes.replace(lost)
+        job.start_again(lost)
+        assert job.end() == [0, 0], job.output()
     check_result(run_dir)
