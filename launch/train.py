@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from unetdist import settings
+from unetdist.attempts import STOPPED_EARLY
 from unetdist.build import build_trainer
 from unetdist.config import Config
 from unetdist.logs import run_script
@@ -12,9 +13,6 @@ from unetdist.schedule import TrainState
 DESCRIPTION = """Train a U-Net on shards that launch/shard_dataset.py wrote. Settings come from the YAML file of
 --config; any of them can be changed on the command line as --section.field value. The weights of the best
 validation mIoU are kept in RUNS_DIR/NAME/best; the same command again continues an interrupted run."""
-
-STOPPED_EARLY = 75
-"""Exit code after a signal (EX_TEMPFAIL of sysexits.h): run the same command again to continue."""
 
 
 def main() -> int:

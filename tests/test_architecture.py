@@ -33,7 +33,7 @@ FLOORS = (
     },
     {"attempts", "class_weights", "commits", "guard", "host_copy", "meter", "pictures", "schedule"},
     {"data", "model", "losses", "metrics", "optim", "ema"},
-    {"inference", "evaluate", "checkpoint", "run_state", "saved_model", "step", "tracking", "export"},
+    {"inference", "evaluate", "checkpoint", "run_state", "saved_model", "step", "supervisor", "tracking", "export"},
     {"validation", "predict", "run_folder"},
     {"config", "scoring", "trainer"},
     {"build"},

@@ -14,6 +14,9 @@ STATUS_FILE = "status.json"
 STEP_FILE = "step"
 """Holds the step that has begun; written at each step, so it is no JSON."""
 
+STOPPED_EARLY = 75
+"""Exit code of what was stopped by a signal (EX_TEMPFAIL of sysexits.h): the same command continues."""
+
 MOST_DEATHS = 3
 """At the same step, one after the other: one more attempt would only repeat them."""
 
@@ -51,6 +54,14 @@ def read_status(run_dir: str | os.PathLike[str]) -> Status | None:
         return Status(**{**values, "deaths": tuple(values["deaths"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def status_time(run_dir: str | os.PathLike[str]) -> int:
+    """When the status was last written, in nanoseconds of some clock; 0: never."""
+    try:
+        return (Path(run_dir) / STATUS_FILE).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 class Attempt:
