@@ -115,7 +115,8 @@ class Node:
         self._hub.call(f"ip link set {self._port} up")
 
     def crash(self) -> None:
-        """Cut the power."""
+        """Cut the power: its processes end, and no word of it reaches the network."""
+        self.unplug()
         self._own.kill()
         deadline = time.monotonic() + WITHIN_S
         while self._is_wired():

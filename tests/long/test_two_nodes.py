@@ -129,15 +129,16 @@ def test_a_cut_cable_ends_both_with_the_reason_and_once_mended_they_continue(run
     check_result(run_dir)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_machine_that_crashes_is_taken_in_again_when_it_comes_back(runs, lost):
-    run_dir = runs / f"lost{lost}" / "run"
+@pytest.mark.parametrize(("lost", "back"), [(0, "late"), (1, "late"), (1, "at once")])
+def test_a_machine_that_crashes_is_taken_in_again_when_it_comes_back(runs, lost, back):
+    run_dir = runs / f"lost_{lost}_{back.replace(' ', '_')}" / "run"
+    kept = 1 - lost
     with Nodes(2, runs) as nodes:
         job = Job(nodes, run_dir, SUPERVISOR)
         job.train_beyond(30)
         nodes[lost].crash()
-        kept = 1 - lost
-        job.wait_until(lambda: "so that the job can be restarted" in job.log(kept).read_text(), of=(kept,))
+        if back == "late":
+            job.wait_until(lambda: "the job can be restarted" in job.log(kept).read_text(), of=(kept,))
         nodes.replace(lost)
         job.start_again(lost)
         assert job.end() == [0, 0], job.output()
