@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from unetdist.storage import write_text
 
@@ -13,30 +14,36 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsFile:
     """One JSON object per line: {"step": ..., name: value or null}.
 
-    A run that continues from a checkpoint repeats the steps after it: their old lines are dropped, and with
-    them a line that a crash cut short, so that nothing stands in the file twice.
+    A run that continues from a checkpoint repeats the steps after it: `continue_after` drops their old lines, so that
+    nothing stands in the file twice.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_continued = False
+        self._first_step: int | None = None
+
+    def continue_after(self, step: int) -> None:
+        """Drop what was written after `step`, and a line that a crash cut short; make the file where there is none."""
+        self._rewrite(lambda values: values["step"] <= step)
+        self._first_step = step
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Append one line."""
-        if not self._is_continued:
-            self._drop_from(step)
-            self._is_continued = True
+        if step == self._first_step:  # its validation, made up for; perhaps not for the first time
+            self._rewrite(lambda old: old["step"] != step or old.keys().isdisjoint(values))
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def _drop_from(self, step: int) -> None:
+    def _rewrite(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-        write_text(self.path, "".join(line for line in lines if _step_of(line) < step))
+        write_text(self.path, "".join(line for line in lines if is_kept(_values_of(line))))
 
 
-def _step_of(line: str) -> float:
+def _values_of(line: str) -> dict[str, Any]:
+    """As written; of a line that was cut short, only a step after all others."""
     try:
-        return float(json.loads(line)["step"])
+        values: dict[str, Any] = json.loads(line)
+        return {**values, "step": float(values["step"])}
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return {"step": math.inf}

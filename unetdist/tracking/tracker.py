@@ -104,9 +104,11 @@ class Tracker:
             self._try("wandb", start)
 
     def start(self, *, step: int, max_steps: int) -> None:
-        """Show the progress of a run that stands at `step`."""
+        """Show the progress of a run that stands at `step`; forget what was logged of later ones."""
         bar = progress("training", max_steps, completed=step, enabled=self.is_main)
         self._bar, self._step = self._screen.enter_context(bar), step
+        if self.is_main:
+            self._try(METRICS_FILE, lambda: self._metrics.continue_after(step))
 
     def log_train(self, stats: TrainStats, *, step: int, samples_seen: int) -> None:
         """Log what was measured since the last call."""
