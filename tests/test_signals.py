@@ -181,6 +181,35 @@ def test_a_launcher_that_is_killed_takes_its_training_along(variable, told):
         assert out.read() == ("told\n" if told else "")
 
 
+WATCHING = """
+import time
+from unetdist.signals import SignalWatch, follow_launcher
+follow_launcher()
+with SignalWatch() as stop:
+    print("ready", flush=True)
+    while not stop.requested: time.sleep(0.01)
+    time.sleep(0.1)
+    print("orphan" if stop.is_orphan else "asked", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+@pytest.mark.parametrize(("kills", "told"), [("launcher", "orphan"), ("child", "asked")])
+def test_an_orphan_knows_that_nobody_asked_it_to_stop(kills, told):
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, WATCHING],
+        env={**os.environ, "ACCELERATE_MIXED_PRECISION": "no"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with launcher.stdout as out:
+        child = int(out.readline())
+        assert out.readline() == "ready\n"
+        os.kill(launcher.pid if kills == "launcher" else child, signal.SIGTERM)
+        assert out.read() == f"{told}\n"
+    launcher.wait()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 @pytest.mark.parametrize("env", [{"ACCELERATE_MIXED_PRECISION": "no"}, {"TORCHELASTIC_RUN_ID": "none"}])
 def test_a_launcher_that_ended_while_libraries_were_loaded_is_noticed(monkeypatch, env):

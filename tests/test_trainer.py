@@ -174,6 +174,17 @@ def test_a_signal_is_obeyed_soon_however_seldom_is_logged(build, tmp_path, eval_
     assert read_status(tmp_path / "runs" / "tiny") == Status(state="stopped", step=stopped_at, attempts=1)
 
 
+def test_a_run_whose_launcher_ended_was_not_asked_to_stop(build, tmp_path, monkeypatch):
+    """Who restarts it can tell."""
+    trainer = build(trainer={"max_steps": 40})
+    trainer.stop.received = 15
+    monkeypatch.setattr(type(trainer.stop), "is_orphan", True)
+    assert not trainer.fit()
+    status = read_status(tmp_path / "runs" / "tiny")
+    assert (status.state, status.is_final) == ("failed", False)
+    assert status.reason == "a launcher ended before its processes, so all stopped with a checkpoint"
+
+
 @pytest.mark.parametrize("interrupted", [2, 4])
 def test_a_validation_that_a_signal_interrupts_is_made_up_for(build, tmp_path, interrupted):
     sections = {"trainer": {"max_steps": 4, "eval_every": 2}}

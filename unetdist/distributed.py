@@ -211,3 +211,7 @@ class StopSignal(SignalWatch):
     def agreed(self, world: World) -> bool:
         """Collective. Whether any rank was asked to stop."""
         return any_rank(self.requested, world.device)
+
+    def orphaned(self, world: World) -> bool:
+        """Collective. Whether any rank stops only because its launcher has ended."""
+        return any_rank(self.is_orphan, world.device)

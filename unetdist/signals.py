@@ -37,7 +37,7 @@ def follow_launcher() -> None:
     Raises:
         LaunchError: the launcher has ended already, while this process was loading its libraries.
     """
-    if sys.platform == "linux" and any(name.startswith(LAUNCHER_VARIABLES) for name in os.environ):
+    if sys.platform == "linux" and _is_launched():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         pid, parent = STARTED_BY
         if pid == os.getpid() and parent != os.getppid():
@@ -45,6 +45,10 @@ def follow_launcher() -> None:
                 f"the launcher (process {parent}) that started this process has ended, so this one ends too; start "
                 "again with the same command, under `nohup` or `setsid` if it should outlive your shell."
             )
+
+
+def _is_launched() -> bool:
+    return any(name.startswith(LAUNCHER_VARIABLES) for name in os.environ)
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -97,6 +101,11 @@ class SignalWatch:
     def requested(self) -> bool:
         """Whether this process was asked to stop."""
         return self.received is not None
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the launcher has ended, a moment ago at least: then it was the kernel that asked to stop."""
+        return _is_launched() and STARTED_BY[0] == os.getpid() and STARTED_BY[1] != os.getppid()
 
     @property
     def requested_anywhere(self) -> bool:

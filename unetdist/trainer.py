@@ -126,19 +126,19 @@ class Trainer:
         """Collective. Save what is due after a step; whether training ends here."""
         if self.is_finished and not self.owes_validation and self.world.is_main:
             self.save_model(self.evaluated_model, self.state, "last", report)
-        agreeing = any(
-            map(self.every, (self.schedule.log_every, self.schedule.eval_every, StopSignal.AGREE_EVERY))
-        )
-        # Collective: a signal on one rank stops all.
-        stopping = (agreeing or self.is_finished) and self.stop.agreed(self.world)
+        agree_at = (self.schedule.log_every, self.schedule.eval_every, StopSignal.AGREE_EVERY)
+        stopping = (any(map(self.every, agree_at)) or self.is_finished) and self.stop.agreed(self.world)
         if self.every(self.schedule.save_every) or self.is_finished or stopping:
             self.checkpoint(final=self.is_finished or stopping)
         return self.is_finished or stopping
 
     def ended(self) -> bool:
-        """Note how training ended; True if nothing is left to do."""
+        """Collective. Note how training ended; True if nothing is left to do."""
         finished = self.is_finished and not self.owes_validation
-        self.attempt.end("finished" if finished else "stopped", self.state.step)
+        if not finished and self.stop.orphaned(self.world):
+            self.attempt.fail("a launcher ended before its processes, so all stopped with a checkpoint")
+        else:
+            self.attempt.end("finished" if finished else "stopped", self.state.step)
         return finished
 
     @property
