@@ -100,7 +100,8 @@ class Node:
         found = []
         for process in psutil.process_iter():
             with suppress(OSError, psutil.Error):
-                if _pid_namespace(process) == _pid_namespace(first) and process.pid not in own:
+                is_here = _pid_namespace(process) == _pid_namespace(first)
+                if is_here and process.pid not in own and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
