@@ -86,3 +86,37 @@ def test_torchrun_shows_an_error_as_the_cause(tmp_path, monkeypatch):
 def test_our_own_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         logs.run_script(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/a/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.1]:408: Connection reset by peer\nmore",
+        "[Gloo] ranks failed to connect",
+        "NCCL error: remote process exited or there was a network error",
+    ],
+)
+def test_a_lost_connection_is_told_in_words(capsys, monkeypatch, tmp_path, text):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+
+    def main():
+        raise RuntimeError(text)
+
+    with pytest.raises(SystemExit) as exited:
+        logs.run_script(main)
+    assert exited.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "[rank 3] error: the connection to another process of the run is lost: it ended, or its"
+    )
+    assert told.endswith(f"the same command continues the run. ({text.splitlines()[0]})\n")
+    assert not (tmp_path / "error.json").exists()
+
+
+def test_other_errors_of_torch_keep_their_traceback():
+    def main():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        logs.run_script(main)

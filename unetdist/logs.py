@@ -24,6 +24,10 @@ PLAIN_PROGRESS_EVERY_S = 15.0
 """Seconds between progress lines where there is no terminal (log files, CI)."""
 
 
+BACKENDS = ("/gloo/", "[Gloo]", "NCCL")
+"""What torch's errors of collectives contain."""
+
+
 def set_up_logging(*, rank: int = 0, world_size: int = 1) -> None:
     """Log to stderr: everything from rank 0, warnings from the others, the rank as prefix."""
     prefix = f"[rank {rank}] " if world_size > 1 else ""
@@ -107,14 +111,27 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except UnetdistError as error:
-        prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
-        print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
+        _print_error(error)
         tell_launcher(f"error: {error}")
+        code = 1
+    except RuntimeError as error:
+        if not any(backend in str(error) for backend in BACKENDS):
+            raise
+        # Not told to the launcher, whose report ends with the cause: that is with the other process.
+        _print_error(
+            "the connection to another process of the run is lost: it ended, or its machine or network is gone; what it "
+            f"said last tells why, and the same command continues the run. ({str(error).splitlines()[0]})"
+        )
         code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         code = 130
     sys.exit(code)
+
+
+def _print_error(text: object) -> None:
+    prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+    print(f"{prefix}error: {text}", file=sys.stderr, flush=True)
 
 
 def tell_launcher(text: str) -> None:
