@@ -119,8 +119,8 @@ def run_script(main: Callable[[], int | None]) -> None:
             raise
         # Not told to the launcher, whose report ends with the cause: that is with the other process.
         _print_error(
-            "the connection to another process of the run is lost: it ended, or its machine or network is gone; what it "
-            f"said last tells why, and the same command continues the run. ({str(error).splitlines()[0]})"
+            "the connection to another process of the run is lost: it ended, or its machine or network is gone; what "
+            f"it said last tells why, and the same command continues the run. ({str(error).splitlines()[0]})"
         )
         code = 1
     except KeyboardInterrupt:
