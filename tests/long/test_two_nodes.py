@@ -60,6 +60,7 @@ class Job:
 
     def start_again(self, number: int) -> None:
         """On a node that comes back."""
+        self.commands[number].wait(DEADLINE_S)  # what was started on it ended with it
         self.commands[number] = self._start(number)
 
     def log(self, number: int) -> Path:
