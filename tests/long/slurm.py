@@ -71,7 +71,12 @@ class Slurm:
     def __init__(self) -> None:
         """Start it, and wait for its nodes."""
         self.folder = Path(tempfile.mkdtemp(prefix="slurm_"))  # a socket's path must be short
-        self.env = environment(PATH=PATH, SLURM_CONF=str(self.folder / "slurm.conf"), GLOO_SOCKET_IFNAME="lo")
+        self.env = environment(
+            PATH=PATH,
+            VIRTUAL_ENV=sys.prefix,
+            SLURM_CONF=str(self.folder / "slurm.conf"),
+            GLOO_SOCKET_IFNAME="lo",
+        )
         self._daemons: list[subprocess.Popen[bytes]] = []
         with ExitStack() as on_error:
             on_error.callback(self._tear_down)

@@ -17,7 +17,7 @@ SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
 OPTIONS = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1")
 """In place of those that the script's comments ask to be changed."""
 
-MAX_STEPS = 1000
+MAX_STEPS = 600
 SETTINGS = (
     "--data.num_workers 1 --augment.crop_size [16,16] --model.widths [8,16] --model.norm group "
     f"--trainer.global_batch_size 8 --trainer.max_steps {MAX_STEPS} --trainer.log_every 1 "
