@@ -1,6 +1,7 @@
 """A SLURM of two nodes on this machine: controller, two slurmd and munge on loopback, all of it in one folder.
 
-Needs root and Debian's `slurm-wlm` and `munge`, of which nothing else needs to run; gone at the end of the `with`.
+Needs root and Debian's `slurm-wlm` and `munge`, of which nothing else needs to run. Its processes, and those of its
+jobs, have a namespace of their own, and end with it.
 """
 
 import os
@@ -13,13 +14,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-import psutil
-
 from tests.long.launched import DEADLINE_S, environment
+from tests.long.nodes import Namespace
+from tests.long.nodes import missing as missing_namespaces
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("n0", "n1")
@@ -62,7 +63,7 @@ def missing() -> str:
     """Why there can be no SLURM here; nothing where there can."""
     if absent := [name for name in (*DAEMONS, "sbatch", "scontrol") if shutil.which(name, path=PATH) is None]:
         return f"needs {', '.join(absent)}: apt-get install slurm-wlm munge"
-    return "" if os.geteuid() == 0 else "needs root, for slurmd"
+    return missing_namespaces()
 
 
 class Slurm:
@@ -77,6 +78,7 @@ class Slurm:
             SLURM_CONF=str(self.folder / "slurm.conf"),
             GLOO_SOCKET_IFNAME="lo",
         )
+        self._inside = Namespace(("--mount", "--pid"), "mount -t proc proc /proc")
         self._daemons: list[subprocess.Popen[bytes]] = []
         with ExitStack() as on_error:
             on_error.callback(self._tear_down)
@@ -103,11 +105,14 @@ class Slurm:
 
     def _start_daemon(self, *words: str) -> None:
         with open(self.folder / f"{words[0]}.out", "ab") as output:
-            self._daemons.append(
-                subprocess.Popen(
-                    words, env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-                )
+            daemon = subprocess.Popen(
+                self._inside.command(*words),
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
+        self._daemons.append(daemon)
 
     def call(self, *words: str, cwd: Path | None = None) -> str:
         """What one of SLURM's commands prints, errors too."""
@@ -149,11 +154,7 @@ class Slurm:
         self._tear_down()
 
     def _tear_down(self) -> None:
-        """All that was started in here has SLURM_CONF in its environment, the jobs too."""
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                if process.environ().get("SLURM_CONF") == self.env["SLURM_CONF"]:
-                    process.kill()
+        self._inside.kill()
         for daemon in self._daemons:
             daemon.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
