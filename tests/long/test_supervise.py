@@ -41,9 +41,9 @@ def test_a_killed_supervisor_takes_all_along_and_the_same_command_continues(tmp_
         assert not survivors(all_of_it)
     reached = run.status().step
     assert reached > 5
-    with train_supervised(tmp_path, max_steps=reached + 5) as run:
-        assert run.end() == 0, run.output()
-    assert (run.status().state, run.status().step) == ("finished", reached + 5)
+    with train_supervised(tmp_path) as run:
+        run.train_beyond(reached + 1, attempt=2)
+        assert f"continuing at step {reached} of " in run.output()
 
 
 def test_a_launcher_of_one_process_which_hands_no_signal_on(tmp_path):
@@ -56,7 +56,8 @@ def test_a_launcher_of_one_process_which_hands_no_signal_on(tmp_path):
         assert run.status().step > 5
 
 
-def test_a_setting_that_is_wrong_is_not_tried_again(tmp_path):
+def test_a_setting_that_is_wrong_is_given_up_soon(tmp_path):
+    """It is found before the run has a folder to say so in."""
     with train_supervised(tmp_path, max_steps=-1) as run:
         assert run.end() == 1, run.output()
-        assert "restart" not in run.output()
+        assert "ERROR giving up after 2 restart(s), for the run did not even begin" in run.output()
