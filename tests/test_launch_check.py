@@ -112,6 +112,17 @@ def test_variables_that_override_the_settings(name, value, reason):
     check_launch({**CONNECTED, name: launch_check.OVERRIDES[name][0][0]})
 
 
+def test_gpus_that_would_stay_idle():
+    env = {**SINGLE, "ACCELERATE_USE_CPU": "true"}
+    with pytest.raises(
+        LaunchError,
+        match=r"ACCELERATE_USE_CPU \(true\) would train on the CPU and leave 2 GPU\(s\) idle; .*"
+        r"`unset ACCELERATE_USE_CPU`, or, to train on the CPU, hide the GPUs: `CUDA_VISIBLE_DEVICES= accelerate",
+    ):
+        check_launch(env, num_gpus=2)
+    check_launch(env, num_gpus=0)
+
+
 @pytest.mark.parametrize(("launched", "ours"), [("fp16", "no"), ("bf16", "fp16"), ("fp8", "bf16")])
 def test_another_mixed_precision(launched, ours):
     with pytest.raises(

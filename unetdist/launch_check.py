@@ -70,6 +70,7 @@ def check_launch(
     _check_connected(env, asked_processes)
     _check_counts(env, asked_processes, num_gpus)
     _check_overrides(env, mixed_precision)
+    _check_device(env, num_gpus)
 
 
 def asked_processes(command: Sequence[str] | None = None) -> int | None:
@@ -181,4 +182,13 @@ def _check_overrides(env: Mapping[str, str], mixed_precision: str) -> None:
             f"ACCELERATE_MIXED_PRECISION ({launched}) is not the mixed_precision of the settings "
             f"({mixed_precision}); leave `--mixed_precision` out of `accelerate launch` and of its "
             f"configuration file, and set it in the YAML, or pass `--mixed_precision {mixed_precision}`."
+        )
+
+
+def _check_device(env: Mapping[str, str], num_gpus: int) -> None:
+    if num_gpus and _is_true(env.get("ACCELERATE_USE_CPU", "")):
+        raise LaunchError(
+            f"ACCELERATE_USE_CPU ({env['ACCELERATE_USE_CPU']}) would train on the CPU and leave {num_gpus} GPU(s) "
+            "idle; leave `--cpu` and `use_cpu: true` out and `unset ACCELERATE_USE_CPU`, or, to train on the CPU, hide "
+            "the GPUs: `CUDA_VISIBLE_DEVICES= accelerate launch ...`."
         )
