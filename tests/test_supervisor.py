@@ -41,14 +41,14 @@ def stop(*_):
 """
 
 
-def start(tmp_path, body, *options, first_pause_s="0.01"):
+def start(tmp_path, body, *options, first_pause_s="0.01", prelude=""):
     """A supervisor over a launcher that does `body`; its output is a file that the next launch appends to."""
     script = tmp_path / "launcher.py"
     script.write_text(LAUNCHER.format(root=str(ROOT)) + textwrap.dedent(body))
     driver = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'supervise.py'\n"
         "from unetdist import supervisor\n"
-        f"supervisor.LAST_WORDS_S = 1\n"
+        f"supervisor.LAST_WORDS_S = 1\n{prelude}\n"
         f"supervisor.Supervisor.__init__.__kwdefaults__['first_pause_s'] = {first_pause_s}\n"
         f"exec(open({str(ROOT / 'launch' / 'supervise.py')!r}).read())"
     )
@@ -58,8 +58,8 @@ def start(tmp_path, body, *options, first_pause_s="0.01"):
     )
 
 
-def run(tmp_path, body, *options):
-    process = start(tmp_path, body, *options)
+def run(tmp_path, body, *options, prelude=""):
+    process = start(tmp_path, body, *options, prelude=prelude)
     _, told = process.communicate(timeout=60)
     return process.returncode, told
 
@@ -124,6 +124,21 @@ def test_a_command_line_that_never_begins_a_run_is_given_up_soon(tmp_path):
     assert told.splitlines()[-1] == (
         "ERROR giving up after 2 restart(s), for the run did not even begin: the launcher ended with code 2"
     )
+
+
+def test_long_launches_that_never_begin_a_run_are_given_up_too(tmp_path):
+    """As where another machine does not come back."""
+    short = "supervisor.LONGEST_PAUSE_S = 0; supervisor.LONGEST_ABSENCE_S = 0.5"
+    code, told = run(tmp_path, "time.sleep(0.2); sys.exit(1)", prelude=short)
+    assert code == 1
+    assert "for the run did not even begin" in told.splitlines()[-1]
+
+
+def test_news_that_come_late_are_heard(tmp_path):
+    """Of a run that another machine stopped: written by now, but not seen yet when the launcher ends."""
+    late = "times = iter([0, 0, 7]); supervisor.status_time = lambda _: next(times)"
+    code, _ = run(tmp_path, "begin(3); attempt.end('stopped', 3); sys.exit(1)", prelude=late)
+    assert (code, launches(tmp_path)) == (75, 1)
 
 
 @pytest.mark.parametrize("number", supervisor.SIGNALS)

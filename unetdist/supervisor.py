@@ -33,6 +33,9 @@ LONGEST_PAUSE_S = 60.0
 MOST_FALSE_STARTS = 3
 """Launches, one after the other, that end soon (`LONGEST_PAUSE_S`) without a run: a wrong word on the command line."""
 
+LONGEST_ABSENCE_S = 3600.0
+"""Without a run that begins, such as while another machine does not come back: then give up."""
+
 LAST_WORDS_S = 30.0
 """For what a launcher left behind to end, once it was told to."""
 
@@ -87,23 +90,22 @@ class Supervisor:
             # What outlives a launcher then becomes a child of this process, which can wait for it and end it.
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         restarts = false_starts = 0
+        absent_s = 0.0
         pause_s = self.first_pause_s
         while True:
             before = status_time(self.run_dir)
             began = time.monotonic()
             code = self._launch()
             lasted_s = time.monotonic() - began
-            status = read_status(self.run_dir) if status_time(self.run_dir) != before else None
+            status = self._status_since(before)
             if (verdict := self._verdict(code, status)) is not None:
                 return verdict
             false_starts = false_starts + 1 if status is None and lasted_s < LONGEST_PAUSE_S else 0
-            if restarts >= self.max_restarts or false_starts >= MOST_FALSE_STARTS:
-                logger.error(
-                    "giving up after %d restart(s)%s: %s",
-                    restarts,
-                    ", for the run did not even begin" if false_starts >= MOST_FALSE_STARTS else "",
-                    _describe(code, status),
-                )
+            absent_s = 0.0 if status else absent_s + lasted_s
+            is_absent = false_starts >= MOST_FALSE_STARTS or absent_s >= LONGEST_ABSENCE_S
+            if restarts >= self.max_restarts or is_absent:
+                why = ", for the run did not even begin" if is_absent else ""
+                logger.error("giving up after %d restart(s)%s: %s", restarts, why, _describe(code, status))
                 return 1
             restarts += 1
             pause_s = self.first_pause_s if lasted_s >= LONGEST_PAUSE_S else pause_s
@@ -116,8 +118,16 @@ class Supervisor:
             )
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            if self._num_signals:
-                return STOPPED_EARLY
+            # Looked at once more: on a file system of several machines, news take a while.
+            status = self._status_since(before)
+            if self._num_signals or status:
+                verdict = self._verdict(code, status)
+                if verdict is not None:
+                    return verdict
+
+    def _status_since(self, before: int) -> Status | None:
+        """What the run came to, if anything was written since the time `before`."""
+        return read_status(self.run_dir) if status_time(self.run_dir) != before else None
 
     def _verdict(self, code: int, status: Status | None) -> int | None:
         """The exit code that follows from how a launch ended; None: restart."""
