@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +43,7 @@ class _Loader:
         cfg = DataConfig(train=location, num_workers=0, cache_dir=cache_dir)
         folder, manifest = open_data(cfg, location)
         self._reader = open_reader(cfg, folder, manifest)
-        steps = train_loader(
+        self._steps = train_loader(
             cfg,
             AugmentConfig(crop_size=(crop, crop), flip_horizontal=0.5),
             manifest,
@@ -53,9 +54,13 @@ class _Loader:
             global_batch_size=BATCH_SIZE,
             micro_batch_size=BATCH_SIZE,
         )
-        self._batches: Iterator[Batch] = (step[0] for step in steps)
+        self._batches: Iterator[Batch] = (step[0] for step in self._steps)
         next(self._batches)
         self.first_batch_s = time.perf_counter() - began
+
+    def close(self) -> None:
+        """End the prefetching process."""
+        self._steps.close()
 
     def fill_cache(self) -> None:
         """Wait until the prefetching process has fetched every shard."""
@@ -87,16 +92,16 @@ class _Loader:
 def stream(local: Path, urls: Sequence[str], *, crop: int, num_rounds: int, seconds: float) -> Streamed:
     """Measure the same shards in a local folder and at each URL, with a cache of its own."""
     locations = (str(local), *urls)
-    with TemporaryDirectory(prefix="unetdist-") as folder:
+    # The prefetching processes end before the cache goes.
+    with TemporaryDirectory(prefix="unetdist-") as folder, ExitStack() as opened:
         loaders = {}
         for number, location in enumerate(locations):
-            loaders[location] = _Loader(location, f"{folder}/{number}", crop)
+            loaders[location] = opened.enter_context(closing(_Loader(location, f"{folder}/{number}", crop)))
             logger.info("%s: first batch after %.2f s", location, loaders[location].first_batch_s)
         for loader in loaders.values():
             loader.fill_cache()
         measured = run_rounds(loaders, num_rounds=num_rounds, seconds=seconds, label="measuring")
         first_batch_s = {location: loader.first_batch_s for location, loader in loaders.items()}
-        del loader, loaders  # Their prefetching processes end before the cache goes.
     return Streamed(locations, first_batch_s, measured)
 
 

@@ -1,6 +1,6 @@
 """The data path as loaders: training without end from any sample number, validation with each sample once."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def train_loader(
     local_world_size: int = 1,
     from_sample: int = 0,
     pin_memory: bool = False,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """Endless steps of this rank, each the list of its micro-batches, beginning at sample `from_sample`.
 
     The samples of a step and their pixels are the same for any world size, number of workers and micro-batch
@@ -157,7 +157,7 @@ def _steps(
     max_bad_samples: int,
     folder: Folder,
     prefetcher: Prefetcher | None,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     try:
         yield from _grouped(batches, accumulation, max_bad_samples, folder)
     finally:
