@@ -30,9 +30,12 @@ FLOORS = (
         "rendezvous",
         "heartbeat",
         "verdict",
+        "host_memory",
+        "performance",
     },
     {"attempts", "class_weights", "commits", "guard", "host_copy", "meter", "pictures", "schedule"},
     {"data", "model", "losses", "metrics", "optim", "ema"},
+    {"feed", "share"},
     {
         "inference",
         "evaluate",

@@ -49,11 +49,7 @@ def test_dropout_is_the_same_when_a_step_is_repeated(build):
         trainer.wrapped.train()
         trainer.step.seed_dropout(3)
         losses.append(
-            float(
-                trainer.loss(
-                    trainer.wrapped(step[0].image), step[0].mask, trainer.step.global_units(step)
-                ).detach()
-            )
+            float(trainer.wrapped(step[0].image, step[0].mask, trainer.step.global_units(step)).detach())
         )
         torch.rand(3)
     assert losses[0] == losses[1]

@@ -16,6 +16,7 @@ from unetdist.losses import LossConfig, build_loss
 from unetdist.model.unet import UNet, UNetConfig
 from unetdist.optim import OptimConfig, build_optimizer
 from unetdist.schedule import Schedule
+from unetdist.share import LossShare
 from unetdist.trainer import Trainer
 
 META = torch.device("meta")
@@ -56,7 +57,7 @@ def trainer(tmp_path, monkeypatch):
         model=model,
         optimizer=optimizer,
         ema=Ema(model, 0.9),
-        loss=build_loss(LossConfig(dice_weight=1.0), num_classes=3).to(META),
+        share=LossShare(model, build_loss(LossConfig(dice_weight=1.0), num_classes=3).to(META)),
         optim_cfg=optim_cfg,
         schedule=Schedule(max_steps=10, eval_every=10, save_every=10, log_every=10),
         global_batch_size=4,
@@ -103,7 +104,7 @@ def test_a_read_back_would_be_found(trainer, micro_batches):
 
 
 def test_a_copy_would_be_found(trainer, micro_batches):
-    on_host = trainer.loss.class_weights.new_ones(3, device="cpu")
-    trainer.loss.units = lambda class_pixels: class_pixels.sum(0).double() * on_host.to(META)
+    on_host = trainer.share.loss.class_weights.new_ones(3, device="cpu")
+    trainer.share.loss.units = lambda class_pixels: class_pixels.sum(0).double() * on_host.to(META)
     with NoCopies(), pytest.raises(AssertionError, match="_to_copy.default between cpu and meta"):
         trainer.train_step(micro_batches)

@@ -38,6 +38,7 @@ from unetdist.run_folder import claim_run_folder
 from unetdist.saved_model import save_model
 from unetdist.schedule import Schedule, TrainState
 from unetdist.scoring import build_validator
+from unetdist.share import LossShare
 from unetdist.tracking import Tracker
 from unetdist.trainer import Trainer
 
@@ -142,7 +143,7 @@ def build_trainer(config: Config) -> Trainer:
         model=model,
         optimizer=optimizer,
         ema=ema,
-        loss=loss,
+        share=LossShare(model, loss),
         optim_cfg=config.optim,
         schedule=schedule,
         global_batch_size=config.trainer.global_batch_size,

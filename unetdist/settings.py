@@ -119,7 +119,10 @@ def _plain_type_error(text: str) -> str:
     kinds = re.sub(r"<class '(\w+)'>", r"\1", kinds).replace("tuple[", "[")
     choices = re.sub(r"Literal\[([^]]*)\]", r"\1", kinds)
     several = found["union"] or "Literal" in kinds
-    return f"{found['key']} ({found['value']}) must be {'one of: ' if several else ''}{choices}."
+    hint = ""
+    if found["value"] in ("True", "False") and "bool" not in kinds:
+        hint = " YAML reads on, off, yes and no as true and false: write them in quotes."
+    return f"{found['key']} ({found['value']}) must be {'one of: ' if several else ''}{choices}.{hint}"
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from unetdist.data.batch import Batch
-from unetdist.distributed import World, all_reduce_sum
+from unetdist.distributed import World, all_reduce_sum, any_rank
 from unetdist.ema import Ema
 from unetdist.guard import StepGuard, finite_or_nan
 from unetdist.heartbeat import Heartbeat
-from unetdist.losses import Loss
+from unetdist.logs import logger
 from unetdist.meter import Meter
 from unetdist.optim import OptimConfig, lr_factor
+from unetdist.share import LossShare
 
 
 @dataclass(kw_only=True)
@@ -28,14 +30,14 @@ class TrainStep:
     model: nn.Module
     """Not wrapped."""
 
+    share: LossShare
+    """The model with its loss, not wrapped."""
+
     wrapped: nn.Module
-    """As Accelerate prepared it."""
+    """`share` as Accelerate prepared it."""
 
     optimizer: torch.optim.Optimizer
     ema: Ema | None
-    loss: Loss
-    """Returns its share of the global loss."""
-
     optim_cfg: OptimConfig
     max_steps: int
     seed: int
@@ -69,22 +71,26 @@ class TrainStep:
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
-                share = self.loss(self.wrapped(batch.image), batch.mask, units)
-                # DDP averages; we want the sum.
-                self.accelerator.backward(share * (self.world.world_size * finite_or_nan(share)))
+                with record_function("step: forward"):
+                    share = self.wrapped(batch.image, batch.mask, units)
+                with record_function("step: backward"):
+                    # DDP averages; we want the sum.
+                    self.accelerator.backward(share * (self.world.world_size * finite_or_nan(share)))
             shares.append(share.detach())
-        grad_norm = self.clip_gradients()
-        is_bad = self.guard.step(step, grad_norm, shares, [batch.ids for batch in micro_batches])
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.model)
+        with record_function("step: optimizer"):
+            grad_norm = self.clip_gradients()
+            is_bad = self.guard.step(step, grad_norm, shares, [batch.ids for batch in micro_batches])
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.ema is not None:
+                self.ema.update(self.model)
         self.meter.add(shares, is_bad, sum(batch.num_bad for batch in micro_batches))
         self.heartbeat.at(f"after step {step + 1}")
         return grad_norm
 
     def global_units(self, batches: list[Batch]) -> Tensor:
         """Collective. The denominators of the loss over the whole global batch."""
-        return all_reduce_sum(self.loss.units(torch.cat([batch.class_pixels for batch in batches])))
+        class_pixels = torch.cat([batch.class_pixels for batch in batches])
+        return all_reduce_sum(self.share.loss.units(class_pixels))
 
     def clip_gradients(self) -> Tensor:
         """Scale the gradient down to the largest norm allowed; returns its norm before."""
@@ -107,12 +113,22 @@ class TrainStep:
         before = {name: value.clone() for name, value in self.model.named_buffers()}
         self.wrapped.train()
         batch = batch.to(self.world.device)
-        self.accelerator.backward(
-            self.loss(self.wrapped(batch.image), batch.mask, self.global_units([batch]))
-        )
+        units = self.global_units([batch])
+        if self.share.is_compiled:
+            self.prove_compiled(batch, units)
+        self.accelerator.backward(self.wrapped(batch.image, batch.mask, units))
         self.optimizer.zero_grad(set_to_none=True)
         for name, value in self.model.named_buffers():
             value.copy_(before[name])
+
+    def prove_compiled(self, batch: Batch, units: Tensor) -> None:
+        """Collective. Use the compiled graph only if it does on every rank what the plain path does."""
+        self.heartbeat.at("rehearsal: compiling")
+        problem = self.share.prove(batch.image, batch.mask, units)
+        if problem is not None:
+            logger.warning("trains without the compiler: %s", problem)
+        if any_rank(problem is not None, self.world.device):
+            self.share.use_plain()
 
     def average_statistics(self) -> None:
         """Collective. Batch norm's running statistics become the mean over ranks, each of which saw its own part."""

@@ -18,11 +18,11 @@ from unetdist.errors import ConfigError, TrainingError
 from unetdist.evaluate import LeftEarlyError, Report
 from unetdist.heartbeat import Heartbeat
 from unetdist.logs import logger
-from unetdist.losses import Loss
 from unetdist.meter import Meter
 from unetdist.optim import OptimConfig
 from unetdist.run_state import RunState
 from unetdist.schedule import Schedule, TrainState
+from unetdist.share import LossShare
 from unetdist.step import TrainStep
 from unetdist.tracking import Tracker
 from unetdist.validation import Validator
@@ -40,8 +40,8 @@ class Trainer:
     """Over the parameters of `model`."""
     ema: Ema | None
     """Averaged copy that is validated and saved in place of `model`."""
-    loss: Loss
-    """Returns its share of the global loss."""
+    share: LossShare
+    """`model` with its loss, which returns its share of the global loss."""
     optim_cfg: OptimConfig
     """Schedule of the learning rate, clipping."""
     schedule: Schedule
@@ -81,17 +81,17 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.state = TrainState()
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.share, self.optimizer)
         self.run_state = RunState(self.model, self.optimizer, self.ema, self.accelerator.scaler)
         self.meter = Meter(self.world)
         self.step = TrainStep(
             accelerator=self.accelerator,
             world=self.world,
             model=self.model,
+            share=self.share,
             wrapped=self.wrapped,
             optimizer=self.optimizer,
             ema=self.ema,
-            loss=self.loss,
             optim_cfg=self.optim_cfg,
             max_steps=self.schedule.max_steps,
             seed=self.seed,

@@ -1,7 +1,7 @@
 """What the workers hand to the trainer: pixels as bytes, and the counts that the loss needs of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -59,8 +59,14 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The batch on `device`, but for its ids, which only the host reads."""
+        there = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(there, ids=self.ids)
+
+    def keep_for(self, stream: torch.cuda.Stream) -> None:
+        """Hold the memory of a batch that was made on another CUDA stream until `stream` is done with it."""
+        for tensor in (self.image, self.mask, self.class_pixels):
+            tensor.record_stream(stream)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which a GPU copies without waiting (DataLoader calls it)."""

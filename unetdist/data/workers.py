@@ -1,7 +1,6 @@
 """Processes that prepare batches: they start once, live as long as the loader, and leave signals to the trainer."""
 
 import atexit
-import ctypes
 import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,17 +12,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from unetdist.errors import DataError, UnetdistError
+from unetdist.host_memory import keep_freed
 from unetdist.signals import leave_to_parent
 
 CAN_SHARE = sys.platform == "linux"
 """Whether workers are forked, and so see an `Arena` that was made before them; elsewhere they start anew."""
 
 KEPT_BYTES = 64 << 20
-"""Freed memory that a worker keeps. By default the C library gives the pixels of nearly every picture back to the
-system, which hands them out again page by page, zeroed: a tenth of the time of decoding."""
+"""Freed memory that a worker keeps."""
 _LARGEST_KEPT = 32 << 20
-"""Bytes of a single array that is kept; glibc admits no more."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # Of malloc.h.
+"""Bytes of a single array that is kept."""
 
 
 def work(
@@ -84,12 +82,5 @@ def _set_up_worker(is_closing: Any, _: int) -> None:
     """One thread per worker; signals are the trainer's until it exits (`is_closing`)."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    _keep_memory()
+    keep_freed(KEPT_BYTES, largest=_LARGEST_KEPT)
     leave_to_parent(lambda: is_closing.value, 0)
-
-
-def _keep_memory() -> None:
-    """For the pictures to come; nothing where the C library is not glibc."""
-    if CAN_SHARE and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
-        library.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -1,0 +1,78 @@
+"""The choice of the fast path is a pure function of facts."""
+
+from dataclasses import replace
+
+import pytest
+
+from unetdist.performance import PLAIN, Facts, choose
+
+GPU = Facts(
+    device_type="cuda",
+    has_compiler=True,
+    is_one_graph=True,
+    run_s=3600.0,
+    step_s=0.080,
+    pixels_bytes=253_000_000,
+    device_bytes=141_000_000_000,
+    host_bytes=128_000_000_000,
+    mixed_precision="bf16",
+)
+
+
+def test_off_is_the_plain_path():
+    assert choose("off", GPU) is PLAIN
+    assert (PLAIN.compiler, PLAIN.store, PLAIN.autotunes, PLAIN.keeps_memory) == (None, None, False, False)
+
+
+def test_a_cpu_never_waits_for_a_compiler():
+    path = choose("auto", replace(GPU, device_type="cpu"))
+    assert path.compiler is None
+    assert path.store is None
+    assert path.keeps_memory
+
+
+def test_a_long_run_on_a_gpu_is_compiled_and_has_its_pixels_there():
+    path = choose("auto", GPU)
+    assert (path.compiler, path.cuda_graphs, path.store, path.autotunes) == (
+        "inductor",
+        False,
+        "device",
+        True,
+    )
+    assert str(path) == "compiled; 0.3 GB of pixels lie in the GPU's memory"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"run_s": 120.0}, "training takes but about 120 s"),
+        ({"has_compiler": False}, "Triton or a GPU that it supports is missing"),
+        ({"is_one_graph": False}, "sync_batch norm communicates"),
+    ],
+)
+def test_what_does_not_pay_or_work_is_not_compiled_and_the_reason_is_told(changes, reason):
+    path = choose("auto", replace(GPU, step_s=0.001, **changes))
+    assert path.compiler is None
+    assert not path.cuda_graphs
+    assert reason in str(path)
+
+
+def test_a_step_that_the_host_cannot_keep_up_with_is_replayed():
+    assert choose("auto", replace(GPU, step_s=0.002)).cuda_graphs
+    for changes in ({"world_size": 2}, {"num_micro_batches": 2}):
+        assert not choose("auto", replace(GPU, step_s=0.002, **changes)).cuda_graphs
+
+
+def test_pixels_lie_where_they_fit():
+    gigabyte = 10**9
+    assert choose("auto", replace(GPU, pixels_bytes=35 * gigabyte)).store == "device"
+    assert choose("auto", replace(GPU, pixels_bytes=60 * gigabyte)).store == "host"
+    assert choose("auto", replace(GPU, pixels_bytes=60 * gigabyte, local_world_size=2)).store is None
+    path = choose("auto", replace(GPU, pixels_bytes=2000 * gigabyte))
+    assert path.store is None
+    assert "2000.0 GB of pixels are decoded as they are used" in str(path)
+
+
+def test_a_faster_number_format_is_told_of():
+    assert "mixed_precision: bf16" in str(choose("auto", replace(GPU, mixed_precision="no")))
+    assert "mixed_precision" not in str(choose("auto", GPU))

@@ -1,0 +1,88 @@
+"""The compiled graph is used only if it does what the plain path does."""
+
+import pytest
+import torch
+
+from unetdist.losses import LossConfig, build_loss
+from unetdist.model.unet import UNet, UNetConfig
+from unetdist.share import LossShare
+
+CONFIGS = {
+    "plain": (UNetConfig(widths=(4, 8, 8)), LossConfig()),
+    "all": (
+        UNetConfig(widths=(4, 8), residual=True, deep_supervision=True, upsample="bilinear", norm="group"),
+        LossConfig(dice_weight=1.0, focal_weight=0.5, lovasz_weight=0.5, label_smoothing=0.1),
+    ),
+}
+
+
+def parts(name="plain", **changes):
+    torch.manual_seed(0)
+    model_cfg, loss_cfg = CONFIGS[name]
+    model = UNet(
+        UNetConfig(**{**vars(model_cfg), **changes}), num_classes=3, mean=[120.0] * 3, std=[60.0] * 3
+    )
+    return model, build_loss(loss_cfg, num_classes=3)
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    image = torch.randint(0, 256, (2, 3, 20, 24), dtype=torch.uint8)
+    mask = torch.randint(0, 4, (2, 20, 24), dtype=torch.uint8)
+    mask[mask == 3] = 255
+    return image, mask, torch.tensor([900.0, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_graph_gives_the_loss_gradient_and_statistics_of_the_plain_path(name, batch):
+    results = []
+    for compiler in (None, "aot_eager"):
+        share = LossShare(*parts(name), compiler=compiler)
+        assert share.is_compiled == (compiler is not None)
+        loss = share(*batch)
+        loss.backward()
+        results.append((loss.detach(), [p.grad for p in share.parameters()], list(share.model.buffers())))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_proven_stays_compiled(batch):
+    share = LossShare(*parts(), compiler="aot_eager")
+    assert share.prove(*batch) is None
+    assert share.is_compiled
+
+
+def test_another_loss_or_gradient_is_found(batch):
+    share = LossShare(*parts(), compiler="aot_eager")
+    right = share._graph
+    share._graph = lambda *given: 1.2 * right(*given)
+    assert (problem := share.prove(*batch)) is not None
+    assert problem.startswith("its loss on the first batch is ")
+    share._graph = lambda *given: 1.2 * right(*given) - 0.2 * right(*given).detach()
+    assert (problem := share.prove(*batch)) is not None
+    assert problem.startswith("its norm of the gradient on the first batch is ")
+    share._graph = lambda *given: right(*given) * float("nan")
+    assert share.prove(*batch) is not None
+
+
+def test_an_error_of_the_compiler_is_told(batch):
+    def broken(graph, inputs):
+        raise RuntimeError("no kernel\nfor this")
+
+    torch._dynamo.reset()
+    share = LossShare(*parts(), compiler=broken)
+    problem = share.prove(*batch)
+    assert problem is not None
+    assert "no kernel" in problem
+    share.use_plain()
+    assert not share.is_compiled
+    assert share(*batch).isfinite()
+
+
+def test_with_dropout_each_path_draws_its_own_numbers_and_only_errors_count(batch):
+    share = LossShare(*parts(dropout=0.5), compiler="aot_eager")
+    assert share.prove(*batch) is None
+
+
+def test_inductor_knows_the_options():
+    assert LossShare(*parts(), compiler="inductor", cuda_graphs=True).is_compiled

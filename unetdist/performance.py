@@ -1,0 +1,114 @@
+"""How a run is made fast: chosen from facts about device, data and length, so that nobody has to know a flag."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Performance = Literal["auto", "off"]
+Store = Literal["device", "host"]
+
+COMPILER = "inductor"
+COMPILES_FROM_S = 600.0
+"""Predicted seconds of training, without the compiler, from which its minute or two pay."""
+LAUNCH_BOUND_S = 0.010
+"""A step that is shorter is bound by the host, which launches some 500 kernels at about 10 us each, twice over."""
+DEVICE_SHARE = 0.25
+"""Of the device's memory that decoded pictures may take: the rest is for activations."""
+HOST_SHARE = 0.5
+"""Of the free memory of the machine that decoded pictures may take, those of all its processes together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the choice depends on; the same on every rank but for memory."""
+
+    device_type: str
+    has_compiler: bool
+    """Triton is there, and the GPU is one that it compiles for."""
+    is_one_graph: bool
+    """The network has no collective inside."""
+    world_size: int = 1
+    local_world_size: int = 1
+    num_micro_batches: int = 1
+    """Of a step, on each process."""
+    run_s: float
+    """Predicted seconds of the whole training without the compiler."""
+    step_s: float
+    """Predicted seconds of a step that is compiled."""
+    pixels_bytes: int
+    """Of all pictures and masks of the training set, decoded."""
+    device_bytes: int = 0
+    """Memory of the device."""
+    host_bytes: int = 0
+    """Memory of this machine that is free."""
+    mixed_precision: str = "no"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastPath:
+    """What a run does beside the plain path. Nothing of it changes results beyond rounding."""
+
+    keeps_memory: bool = False
+    """The C library keeps freed memory (CPU)."""
+    autotunes: bool = False
+    """cuDNN tries its kernels and takes the fastest."""
+    compiler: str | None = None
+    """Backend of torch.compile for the network with its loss."""
+    cuda_graphs: bool = False
+    """The compiled kernels are replayed as CUDA graphs."""
+    store: Store | None = None
+    """Where all pictures lie decoded; None: workers decode them at each use."""
+    reasons: tuple[str, ...] = ("off",)
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons)
+
+
+PLAIN = FastPath()
+"""`performance: off`."""
+
+
+def choose(performance: Performance, facts: Facts) -> FastPath:
+    """The fast path for these facts; each choice, for or against, with its reason."""
+    if performance == "off":
+        return PLAIN
+    if facts.device_type != "cuda":
+        return FastPath(keeps_memory=True, reasons=("freed memory is kept", "no compiler on the CPU"))
+    compiler, why_compiler = _compiler(facts)
+    cuda_graphs, why_graphs = _cuda_graphs(facts, compiler)
+    store, why_store = _store(facts)
+    reasons = [why_compiler, why_graphs, why_store]
+    if facts.mixed_precision == "no":
+        reasons.append("trainer.mixed_precision: bf16 would be faster")
+    return FastPath(
+        autotunes=True,
+        compiler=compiler,
+        cuda_graphs=cuda_graphs,
+        store=store,
+        reasons=tuple(filter(None, reasons)),
+    )
+
+
+def _compiler(facts: Facts) -> tuple[str | None, str]:
+    if not facts.has_compiler:
+        return None, "not compiled, for Triton or a GPU that it supports is missing"
+    if not facts.is_one_graph:
+        return None, "not compiled, for sync_batch norm communicates inside the network"
+    if facts.run_s < COMPILES_FROM_S:
+        return None, f"not compiled, for training takes but about {facts.run_s:.0f} s"
+    return COMPILER, "compiled"
+
+
+def _cuda_graphs(facts: Facts, compiler: str | None) -> tuple[bool, str]:
+    is_simple = facts.world_size == 1 and facts.num_micro_batches == 1
+    if compiler is None or facts.step_s >= LAUNCH_BOUND_S or not is_simple:
+        return False, ""
+    return True, f"CUDA graphs, for a step takes about {1000 * facts.step_s:.1f} ms"
+
+
+def _store(facts: Facts) -> tuple[Store | None, str]:
+    size = f"{facts.pixels_bytes / 1e9:.1f} GB of pixels"
+    if facts.pixels_bytes <= DEVICE_SHARE * facts.device_bytes:
+        return "device", f"{size} lie in the GPU's memory"
+    if facts.pixels_bytes * facts.local_world_size <= HOST_SHARE * facts.host_bytes:
+        return "host", f"{size} lie in this machine's memory"
+    return None, f"{size} are decoded as they are used"
