@@ -9,9 +9,16 @@ from tests.distributed.launcher import run_ranks
 from unetdist import evaluate as evaluation
 from unetdist.data.batch import Batch
 from unetdist.errors import ConfigError, DataError
-from unetdist.evaluate import Expected, LeftEarlyError, ValidationConfig, evaluate, predict_fixed
+from unetdist.evaluate import (
+    Expected,
+    LeftEarlyError,
+    ValidationConfig,
+    _ImageCounts,
+    evaluate,
+    predict_fixed,
+)
 from unetdist.losses import LossConfig, build_loss
-from unetdist.metrics import Scores
+from unetdist.metrics import PoissonBootstrap, Scores
 
 CLASSES = ("sky", "road", "tree")
 IMAGES = torch.randint(0, 256, (7, 3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -166,3 +173,21 @@ def left_on_one_rank():
 def test_all_ranks_leave_when_one_is_asked_to():
     """The other one, which is not, goes on to the end of its part."""
     assert run_ranks(left_on_one_rank, 2) == [True, True]
+
+
+def test_the_device_is_read_but_now_and_then_and_every_image_counts(monkeypatch):
+    images = _ImageCounts(2, replicates=5)
+    at_once = PoissonBootstrap(2, replicates=5)
+    reads = []
+    monkeypatch.setattr(images, "READ_EVERY", 4)
+    read = images.read
+    monkeypatch.setattr(images, "read", lambda: (reads.append(len(images._unread)), read()))
+    for number in range(10):
+        confusion = torch.tensor([[number, 1], [0, 2]])
+        images.add(number, confusion)
+        at_once.add(number, confusion.numpy())
+    assert reads == [4, 4]
+    images.read()
+    images.read()
+    assert images.confusion.tolist() == [[45, 10], [0, 20]]
+    assert (images.bootstrap.sums == at_once.sums).all()

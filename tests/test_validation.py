@@ -42,3 +42,18 @@ def test_a_model_trained_on_resized_images_scores_at_the_size_of_the_shards(tmp_
         resized = validator.score(trainer.model.eval())
     assert plain.confusion.sum() == resized.confusion.sum()
     assert not np.array_equal(plain.confusion, resized.confusion)
+
+
+def test_images_are_scored_without_autotuning_which_training_may_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen = []
+    write_shards(tmp_path / "train", 4)
+    write_shards(tmp_path / "val", 3)
+    values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs")
+    with build_trainer(settings.from_mapping(Config, values)) as trainer:
+        model = trainer.model.eval()
+        model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+        trainer.validator.rehearse(model)
+        trainer.validator.score(model)
+    assert seen == [False] * 4
+    assert torch.backends.cudnn.benchmark

@@ -168,6 +168,15 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(count.item())
 
 
+def least(value: int, device: torch.device | str = "cpu") -> int:
+    """Collective. The smallest `value` of all ranks, within int64; `device` is where the backend computes."""
+    if not dist.is_initialized():
+        return value
+    smallest = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest.item())
+
+
 def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
     """Collective. Rank 0's `value` on every rank; what the others pass is ignored.
 

@@ -124,8 +124,7 @@ def evaluate(
         LeftEarlyError: on every rank, where `is_over` said so on any.
     """
     num_classes = len(class_names)
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    bootstrap = PoissonBootstrap(num_classes, replicates=cfg.bootstrap_replicates)
+    images = _ImageCounts(num_classes, replicates=cfg.bootstrap_replicates)
     loss_parts = torch.zeros(4, dtype=torch.float64, device=device)  # two sums, two units
     seen = torch.zeros(2, dtype=torch.int64)
     was_left = torch.zeros(1, dtype=torch.int64)
@@ -134,25 +133,25 @@ def evaluate(
         if is_over():
             was_left += 1
             break
-        mask = batch.mask.to(device)
-        logits = predict_fixed(predict, batch.image.to(device), cfg.batch_size)
+        there = batch.to(device, non_blocking=True)
+        mask, class_pixels = there.mask, there.class_pixels
+        logits = predict_fixed(predict, there.image, cfg.batch_size)
         preds = logits.argmax(1)
-        class_pixels = batch.class_pixels.to(device)
         for index, sample_id in enumerate(batch.ids.tolist()):
             one = slice(index, index + 1)  # image by image: the sums of a batch round by its company
             loss_parts += torch.cat(
                 [loss.sums(logits[one], mask[one]).double(), loss.units(class_pixels[one])]
             )
-            of_image = confusion_matrix(preds[index], mask[index], num_classes).cpu()
-            confusion += of_image
-            bootstrap.add(sample_id, of_image.numpy())
+            images.add(sample_id, confusion_matrix(preds[index], mask[index], num_classes))
             if len(examples) < num_examples:
                 examples.append(Example(sample_id, batch.image[index], batch.mask[index], preds[index].cpu()))
         seen += torch.tensor([len(batch.ids), _fingerprint(batch.ids.numpy())])
         on_batch(len(batch.ids))
 
+    images.read()
+    bootstrap = images.bootstrap
     sums = torch.as_tensor(bootstrap.sums)
-    counts = torch.cat([was_left, confusion.flatten(), sums.flatten(), seen]).to(device)
+    counts = torch.cat([was_left, images.confusion.flatten(), sums.flatten(), seen]).to(device)
     counts, loss_parts = all_reduce_sum(counts).cpu(), all_reduce_sum(loss_parts).cpu()
     was_left, counts = counts[:1], counts[1:]
     if was_left:
@@ -170,6 +169,33 @@ def evaluate(
         num_samples=int(counts[-2]),
         examples=tuple(examples),
     )
+
+
+class _ImageCounts:
+    """Confusion matrices of images, which stay on the device until there are some: to read is to wait for it."""
+
+    READ_EVERY = 64
+
+    def __init__(self, num_classes: int, *, replicates: int) -> None:
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.bootstrap = PoissonBootstrap(num_classes, replicates=replicates)
+        self._unread: list[tuple[int, Tensor]] = []
+
+    def add(self, sample_id: int, confusion: Tensor) -> None:
+        """The (C, C) matrix of one image; to be counted."""
+        self._unread.append((sample_id, confusion))
+        if len(self._unread) == self.READ_EVERY:
+            self.read()
+
+    def read(self) -> None:
+        """Count all that is on the device."""
+        if not self._unread:
+            return
+        ids, confusions = zip(*self._unread, strict=True)
+        self._unread = []
+        for sample_id, confusion in zip(ids, torch.stack(confusions).cpu(), strict=True):
+            self.confusion += confusion
+            self.bootstrap.add(sample_id, confusion.numpy())
 
 
 @torch.inference_mode()

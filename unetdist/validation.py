@@ -1,7 +1,7 @@
 """Scores a model on the validation set, with progress, pictures and the tracker."""
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from einops import rearrange
@@ -59,7 +59,7 @@ class Validator:
         `is_over` is asked before each batch; where it says so on any rank, all raise `LeftEarlyError`.
         """
         mine = part_of(self.expected.num_samples, rank=self.world.rank, world_size=self.world.world_size)
-        with progress("validating", len(mine), enabled=self.world.is_main) as bar:
+        with progress("validating", len(mine), enabled=self.world.is_main) as bar, equal_kernels():
             return evaluate(
                 lambda image: self._predict(model, image),
                 self.batches,
@@ -77,7 +77,8 @@ class Validator:
         """Predict this rank's first image, so that lack of memory shows before the first epoch is trained."""
         for batch in self.batches:
             image = batch.image.to(self.world.device)
-            predict_fixed(lambda image: self._predict(model, image), image, self.cfg.batch_size)
+            with equal_kernels():
+                predict_fixed(lambda image: self._predict(model, image), image, self.cfg.batch_size)
             return
 
     def pictures(self, report: Report) -> list[Picture]:
@@ -93,3 +94,13 @@ class Validator:
         return Picture(
             self.key_of(example.id), image, example.mask.numpy(), example.pred.to(torch.uint8).numpy()
         )
+
+
+@contextmanager
+def equal_kernels() -> Iterator[None]:
+    """Without autotuning, by which each process takes the convolutions that were fastest there, and rounds by them."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

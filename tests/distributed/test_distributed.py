@@ -19,6 +19,7 @@ from unetdist.distributed import (
     barrier,
     broadcast,
     introduce,
+    least,
     make_accelerator,
     seed_everything,
     world_of,
@@ -27,24 +28,25 @@ from unetdist.errors import ConfigError
 from unetdist.logs import set_up_logging
 
 
-def collectives() -> tuple[torch.Tensor, torch.Tensor, bool, bool]:
+def collectives() -> tuple[torch.Tensor, torch.Tensor, bool, bool, int]:
     rank = dist.get_rank()
     counts = torch.tensor([2**53 + rank, rank], dtype=torch.int64)
     returned = all_reduce_sum(counts)
     assert returned is counts
     shares = all_reduce_sum(torch.full((2,), 0.1, dtype=torch.float64))
     barrier()
-    return counts, shares, any_rank(rank == 1), any_rank(False)
+    return counts, shares, any_rank(rank == 1), any_rank(False), least(2**62 - rank)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_collectives_sum_and_or(world_size):
-    for counts, shares, one, none in run_ranks(collectives, world_size):
+    for counts, shares, one, none, smallest in run_ranks(collectives, world_size):
         ranks = range(world_size)
         assert counts.tolist() == [sum(2**53 + rank for rank in ranks), sum(ranks)]
         assert shares.tolist() == pytest.approx([0.1 * world_size] * 2, rel=1e-15)
         assert one is (world_size > 1)
         assert none is False
+        assert smallest == 2**62 - (world_size - 1)
 
 
 CHOICE = {"name": "step_00000042.safetensors", "loss": [0.1, 1e-310, None], "größe": 2**60}
