@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from tests.data.small_shards import write_small_shards
-from unetdist.errors import ConfigError
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "benchmark.py"
 
@@ -30,11 +29,6 @@ def test_anybody_can_run_it_without_data(tmp_path, capsys):
     assert len(case["raw"]["rounds"]) == 2
     with Image.open(tmp_path / "out" / "data.png") as picture:
         assert picture.width > 400
-
-
-def test_a_core_that_is_not_ours_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"--core \(9999\) is not among the cores of this process"):
-        script.main(["data", "--core", "9999", "--work", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """Shards of other machines beside the same ones on the local disk: time to the first batch, speed once cached."""
 
+import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
+from unetdist.benchmark.arguments import add_out, positive, positive_seconds
 from unetdist.benchmark.rounds import Measured, run_rounds
 from unetdist.data.access import DataConfig, open_data, open_reader
 from unetdist.data.augment import AugmentConfig
@@ -17,11 +20,31 @@ from unetdist.data.batch import Batch
 from unetdist.data.loader import train_loader
 from unetdist.errors import DataError
 from unetdist.logs import logger
+from unetdist.storage import write_json
 
 BATCH_SIZE = 16
 LEAD_BATCHES = 3
 FILL_S = 600.0
 """Longest wait until all shards are in the cache."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the subcommand `remote` understands."""
+    add = parser.add_argument
+    add("--local", type=Path, required=True, metavar="DIR", help="the shards on a local disk")
+    add("--at", nargs="+", required=True, metavar="URL", help="where the same shards are too")
+    add("--crop", type=positive, default=256, metavar="PX", help="(%(default)s)")
+    add("--rounds", type=positive, default=15, metavar="N", help="that count (%(default)s)")
+    add("--seconds", type=positive_seconds, default=1.0, help="of a round (%(default)s)")
+    add_out(parser)
+
+
+def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
+    """The subcommand `remote`: measure and print; all numbers go to OUT/remote.json."""
+    streamed = stream(args.local, args.at, crop=args.crop, num_rounds=args.rounds, seconds=args.seconds)
+    write_json(args.out / "remote.json", {**facts, **to_mapping(streamed)})
+    Console().print(table(streamed))
+    logger.info("all numbers are in %s", args.out / "remote.json")
 
 
 @dataclass(frozen=True)
