@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetdist.data.augment import AugmentConfig, Augmenter, Draw
+from unetdist.data.augment import AugmentConfig, Augmenter, Draw, find
+from unetdist.data.batch import count_values
 from unetdist.errors import ConfigError
 
 COLORS = np.zeros((256, 3), np.uint8)
@@ -235,3 +236,19 @@ def test_rare_class_crop_of_a_wholly_ignored_mask_is_an_ordinary_crop():
 def test_settings_that_cannot_work(options, message):
     with pytest.raises(ConfigError, match=message):
         AugmentConfig(**options)
+
+
+@pytest.mark.parametrize("density", [0.001, 0.2, 1.0])
+def test_a_place_is_found_as_in_the_list_of_all(density):
+    is_there = np.random.default_rng(1).random(60_000) < density
+    places = np.flatnonzero(is_there)
+    for number in (0, 1, len(places) // 2, len(places) - 1):
+        assert find(is_there, number) == places[number]
+
+
+def test_known_counts_change_nothing_but_the_time():
+    mask = blobs(3)
+    augment = augmenter(crop_size=(30, 40), rare_class_crop=0.7)
+    for draws in augment.draws([(0, number) for number in range(20)]):
+        known = augment.change(mask, draws, count_values(mask))
+        assert known.window == augment.change(mask, draws).window

@@ -120,7 +120,7 @@ def test_at_any_scale_the_outside_is_filled(window, scale):
     mask = window.apply(white, fill=(255,), interpolation=cv2.INTER_NEAREST)
     matrix = window.matrix()
     rows, columns = np.indices(mask.shape)
-    x, y, _ = np.tensordot(matrix, np.stack([columns, rows, np.ones_like(rows)]), 1)
+    x, y = np.tensordot(matrix, np.stack([columns, rows, np.ones_like(rows)]), 1)
     slack = 1e-2  # OpenCV rounds coordinates to 1/1024 pixel.
     inside = (x > -0.5 + slack) & (x < 30.5 - slack) & (y > -0.5 + slack) & (y < 22.5 - slack)
     outside = (x < -0.5 - slack) | (x > 30.5 + slack) | (y < -0.5 - slack) | (y > 22.5 + slack)

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from unetdist.data.batch import count_values
 from unetdist.data.color import LUMA, ColorJitter
 from unetdist.data.geometry import Window
 from unetdist.errors import ConfigError
@@ -21,6 +22,10 @@ from unetdist.keyed_random import Stream, keyed_uniform
 
 Pixels = npt.NDArray[np.uint8]
 Draws = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.integer]
+
+_BLOCK = 16_384
+"""Pixels that are counted at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +131,7 @@ class Augmenter:
         self.seed = seed
         self._rarity = 1 / np.maximum(np.asarray(class_pixels, np.float64), 1)
         self._mean = tuple(float(value) for value in mean)
-        self._color = ColorJitter(
+        self.color = ColorJitter(
             brightness=config.brightness,
             contrast=config.contrast,
             saturation=config.saturation,
@@ -149,27 +154,31 @@ class Augmenter:
         epoch, sample_id = np.array(keys, np.int64).T[..., None]
         return keyed_uniform(Stream.AUGMENT, self.seed, epoch, sample_id, _ALL_DRAWS)
 
-    def change(self, mask: Pixels, draws: Draws) -> Change:
-        """What is done to a sample; only the part `change.window.box(mask.shape)` of its image is needed then."""
-        return Change(self._window(mask, draws), draws[Draw.BRIGHTNESS : Draw.HUE + 1])
+    def change(self, mask: Pixels, draws: Draws, counts: Counts | None = None) -> Change:
+        """What is done to a sample; only the part `change.window.box(mask.shape)` of its image is needed then.
+
+        `counts`: (256,) pixels of the mask by value, where they are known already.
+        """
+        return Change(self._window(mask, draws, counts), draws[Draw.BRIGHTNESS : Draw.HUE + 1])
 
     def image(self, part: Pixels, size: tuple[int, int], change: Change) -> Pixels:
         """The changed image from the part of it that `change` needs; `size`: (height, width) of the whole."""
-        fill = self._fill(part.shape[2])
+        fill = self.fill(part.shape[2])
         image = change.window.apply_to_box(part, size, fill=fill, interpolation=cv2.INTER_LINEAR)
-        return self._color.apply(image, change.jitter)
+        return self.color.apply(image, change.jitter)
 
     def mask(self, mask: Pixels, change: Change) -> Pixels:
         """The changed mask, from the whole one."""
         return change.window.apply(mask, fill=(IGNORE_INDEX,), interpolation=cv2.INTER_NEAREST)
 
-    def _fill(self, channels: int) -> tuple[int, ...]:
+    def fill(self, channels: int) -> tuple[int, ...]:
+        """The colour of what lies outside of the picture."""
         red, green, blue = self._mean
         if channels == 1:
             return (round(float(np.dot(LUMA, self._mean))),)
         return (round(red), round(green), round(blue), 255)[:channels]
 
-    def _window(self, mask: Pixels, draws: Draws) -> Window:
+    def _window(self, mask: Pixels, draws: Draws, counts: Counts | None) -> Window:
         """Draw what part of the picture is taken, and how it is laid."""
         cfg = self.config
         height, width = cfg.crop_size or mask.shape
@@ -179,7 +188,10 @@ class Augmenter:
             turns = 1 + int(3 * draws[Draw.TURN] / cfg.quarter_turns)
         if turns % 2 == 1:
             height, width = width, height  # Of the window; the turn exchanges them again.
-        if draws[Draw.RARE] < cfg.rare_class_crop and (pixel := self._rare_pixel(mask, draws)) is not None:
+        pixel = None
+        if draws[Draw.RARE] < cfg.rare_class_crop:
+            pixel = self._rare_pixel(mask, draws, count_values(mask) if counts is None else counts)
+        if pixel is not None:
             y, x = pixel
             # The pixel comes to lie anywhere in the middle half of the crop.
             top = int((y + 0.5) * scale - (0.25 + 0.5 * draws[Draw.CROP_TOP]) * height)
@@ -204,16 +216,27 @@ class Augmenter:
             quarter_turns=turns,
         )
 
-    def _rare_pixel(self, mask: Pixels, draws: Draws) -> tuple[int, int] | None:
+    def _rare_pixel(self, mask: Pixels, draws: Draws, counts: Counts) -> tuple[int, int] | None:
         """(y, x) of a pixel of a class that the mask holds; None where all is ignored."""
-        counts = np.bincount(mask.ravel(), minlength=256)[: len(self._rarity)]
-        weights = np.cumsum(np.where(counts > 0, self._rarity, 0.0))
+        weights = np.cumsum(np.where(counts[: len(self._rarity)] > 0, self._rarity, 0.0))
         if weights[-1] == 0:
             return None
         index = int(np.searchsorted(weights, draws[Draw.RARE_CLASS] * weights[-1], side="right"))
-        places = np.flatnonzero(mask == index)
-        y, x = divmod(int(places[int(draws[Draw.RARE_PIXEL] * len(places))]), mask.shape[1])
+        place = find(mask.ravel() == index, int(draws[Draw.RARE_PIXEL] * counts[index]))
+        y, x = divmod(place, mask.shape[1])
         return y, x
+
+
+def find(is_there: npt.NDArray[np.bool_], number: int) -> int:
+    """Place of the true value before which `number` others lie."""
+    # To count is several times as fast as to list the places.
+    for start in range(0, len(is_there), _BLOCK):
+        block = is_there[start : start + _BLOCK]
+        held = int(np.count_nonzero(block))
+        if number < held:
+            return start + int(np.flatnonzero(block)[number])
+        number -= held
+    raise IndexError(number)
 
 
 def _offsets(size: int, scale: float, crop: int) -> tuple[int, int]:

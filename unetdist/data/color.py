@@ -16,6 +16,11 @@ LUMA = (0.299, 0.587, 0.114)
 
 _TO_YIQ = np.array([LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
+_LUMA_ONLY = _FROM_YIQ[:, :1] @ _TO_YIQ[:1]
+_CHROMA = _FROM_YIQ[:, 1:] @ _TO_YIQ[1:]
+"""With `_LUMA_ONLY` the identity."""
+_TURNED_CHROMA = _FROM_YIQ[:, 1:] @ np.array([[0, -1], [1, 0]]) @ _TO_YIQ[1:]
+"""A quarter of the colour circle on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,29 +39,34 @@ class ColorJitter:
 
         Alpha is kept. Values are rounded once, at the end, and stay in 0..255.
         """
-        is_grey = image.shape[2] == 1
-        if not (self.brightness or self.contrast or ((self.saturation or self.hue) and not is_grey)):
+        channels = image.shape[2]
+        if not self.changes(channels):
             return image
-        matrix = self.matrix(draws)
-        if is_grey:
-            # On grey the three rows agree and saturation and hue do nothing.
-            matrix = np.array([[matrix[0, :3].sum(), matrix[0, 3]]])
-        colors = cv2.transform(np.ascontiguousarray(image[..., :3]), matrix.astype(np.float32))
+        colors = cv2.transform(np.ascontiguousarray(image[..., :3]), self.rows(draws, channels))
         changed: Pixels = colors.reshape(*image.shape[:2], -1)  # type: ignore[assignment]
-        return changed if image.shape[2] != 4 else np.concatenate((changed, image[..., 3:]), axis=2)
+        return changed if channels != 4 else np.concatenate((changed, image[..., 3:]), axis=2)
+
+    def changes(self, channels: int) -> bool:
+        """Whether images of so many channels are changed at all."""
+        return bool(self.brightness or self.contrast or ((self.saturation or self.hue) and channels != 1))
+
+    def rows(self, draws: npt.NDArray[np.float64], channels: int) -> npt.NDArray[np.float32]:
+        """The rows that `cv2.transform` takes: (..., 3, 4) of colour images, (..., 1, 2) of grey ones."""
+        matrix = self.matrix(draws)
+        if channels == 1:
+            # On grey the three rows agree and saturation and hue do nothing.
+            matrix = np.stack((matrix[..., :1, :3].sum(-1), matrix[..., :1, 3]), axis=-1)
+        return matrix.astype(np.float32)
 
     def matrix(self, draws: npt.NDArray[np.float64]) -> Matrix:
-        """(3, 4): (red, green, blue, 1) to the new red, green, blue."""
-        sway = 2 * draws - 1
-        gain = (1 + self.brightness * sway[0]) * (1 + self.contrast * sway[1])
+        """(..., 3, 4): (red, green, blue, 1) to the new red, green, blue; `draws`: (..., 4)."""
+        brightness, contrast, saturation, hue = np.moveaxis(2 * draws - 1, -1, 0)[..., None, None]
+        gain = (1 + self.brightness * brightness) * (1 + self.contrast * contrast)
+        angle = 2 * math.pi * self.hue * hue
+        chroma = 1 + self.saturation * saturation
+        plane = chroma * (np.cos(angle) * _CHROMA + np.sin(angle) * _TURNED_CHROMA)
         mean_grey = float(np.dot(LUMA, self.mean))
-        angle = 2 * math.pi * self.hue * sway[3]
-        chroma = (1 + self.saturation * sway[2]) * np.array(
-            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-        )
-        plane = np.eye(3)
-        plane[1:, 1:] = chroma
-        matrix = np.empty((3, 4))
-        matrix[:, :3] = gain * (_FROM_YIQ @ plane @ _TO_YIQ)
-        matrix[:, 3] = -self.contrast * sway[1] * mean_grey
+        matrix = np.empty((*draws.shape[:-1], 3, 4))
+        matrix[..., :3] = gain * (_LUMA_ONLY + plane)
+        matrix[..., 3:] = -self.contrast * contrast * mean_grey
         return matrix

@@ -29,6 +29,13 @@ class Box(NamedTuple):
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
+class Axis(NamedTuple):
+    """Where an axis of the source goes: its coordinate is gain * place along an axis of the output + shift."""
+
+    gain: float
+    shift: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """What is taken of a picture: scale, cut, flip, turn, in this order; parts outside are filled."""
@@ -77,40 +84,33 @@ class Window:
         bottom, right = self._end(self.top + self.height, height), self._end(self.left + self.width, width)
         return Box(top, left, max(bottom, top + 1), max(right, left + 1))
 
+    def axes(self) -> tuple[Axis, Axis]:
+        """Of the source's x and y: x runs along an output row, y along a column; exchanged by odd quarter turns."""
+        is_left = self.flip_horizontal != (self.quarter_turns in (1, 2))
+        is_up = self.flip_vertical != (self.quarter_turns in (2, 3))
+        return self._axis(self.left, self.width, is_left), self._axis(self.top, self.height, is_up)
+
     def matrix(self) -> Matrix:
-        """(3, 3): (x, y, 1) of an output pixel to that of the source, integers being pixel centres."""
-        last_x, last_y = self.width - 1.0, self.height - 1.0
-        turn = {
-            0: np.eye(3),
-            1: np.array([[0, -1, last_x], [1, 0, 0], [0, 0, 1]]),
-            2: np.array([[-1, 0, last_x], [0, -1, last_y], [0, 0, 1]]),
-            3: np.array([[0, 1, 0], [-1, 0, last_y], [0, 0, 1]]),
-        }[self.quarter_turns]
-        flip = np.eye(3)
-        if self.flip_horizontal:
-            flip[0] = -1, 0, last_x
-        if self.flip_vertical:
-            flip[1] = 0, -1, last_y
+        """(2, 3): (x, y, 1) of an output pixel to that of the source, integers being pixel centres."""
+        x, y = self.axes()
+        if self.quarter_turns % 2:
+            return np.array([[0, x.gain, x.shift], [y.gain, 0, y.shift]])
+        return np.array([[x.gain, 0, x.shift], [0, y.gain, y.shift]])
+
+    def _axis(self, begin: int, length: int, is_reversed: bool) -> Axis:
         step = 1 / self.scale
-        unscale: Matrix = np.array(
-            [
-                [step, 0, (self.left + 0.5) * step - 0.5],
-                [0, step, (self.top + 0.5) * step - 0.5],
-                [0, 0, 1],
-            ]
-        )
-        matrix: Matrix = unscale @ flip @ turn
-        return matrix
+        shift = (begin + 0.5) * step - 0.5
+        return Axis(-step, shift + (length - 1) * step) if is_reversed else Axis(step, shift)
 
     def _warp(self, pixels: Pixels, box: Box, fill: tuple[int, ...], interpolation: int) -> Pixels:
         """The window's content through `matrix`, at any scale."""
         matrix = self.matrix()
         size = (self.width, self.height) if self.quarter_turns % 2 == 0 else (self.height, self.width)
         # OpenCV takes no source beyond 32767 pixels, and is more exact near zero: it gets the box alone.
-        matrix[:2, 2] -= box.left, box.top
+        matrix[:, 2] -= box.left, box.top
         warped: Pixels = cv2.warpAffine(  # type: ignore[assignment]
             pixels,
-            matrix[:2],
+            matrix,
             size,
             flags=interpolation | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
