@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from unetdist.host_memory import keep_all_freed
 from unetdist.logs import run_script, set_up_logging
 from unetdist.predict import find_device, predict_files
 from unetdist.saved_model import load_model
@@ -39,6 +40,7 @@ def main() -> int:
     args = parser.parse_args()
     set_up_logging()
     device = find_device(args.device)
+    keep_all_freed()
     saved = load_model(args.model, device=device)
     failures = predict_files(saved, args.input, args.out, overlay=args.overlay, device=device)
     return 1 if failures else 0

@@ -85,5 +85,6 @@ def settings_of(train: Path, val: Path | None, runs: Path, **sections: Any) -> d
         "tracking": {"tracker": "none"},
     }
     for section, values in sections.items():
-        settings[section] = {**settings[section], **values} if section in settings else values
+        merges = isinstance(settings.get(section), dict)
+        settings[section] = {**settings[section], **values} if merges else values
     return settings

@@ -31,11 +31,10 @@ FLOORS = (
         "heartbeat",
         "verdict",
         "host_memory",
-        "performance",
     },
     {"attempts", "class_weights", "commits", "guard", "host_copy", "meter", "pictures", "schedule"},
     {"data", "model", "losses", "metrics", "optim", "ema"},
-    {"feed", "share"},
+    {"feed", "performance", "share"},
     {
         "inference",
         "evaluate",

@@ -1,10 +1,15 @@
+import json
+
 import pytest
+import torch
 
 from tests.synthetic import settings_of, write_shards
+from unetdist import build as wiring
 from unetdist import settings
 from unetdist.build import build_trainer, channel_statistics
 from unetdist.config import Config
 from unetdist.errors import ConfigError
+from unetdist.performance import PLAIN, FastPath
 
 
 def build(tmp_path, **sections):
@@ -59,3 +64,53 @@ def test_what_cannot_be_trained_is_refused_before_a_tracker_begins(tmp_path, cha
     with pytest.raises(ConfigError, match=message):
         build(tmp_path, tracking={"tracker": "wandb", "mode": "offline"}, **changed)
     assert not (tmp_path / "runs" / "tiny" / "wandb").exists()
+
+
+@pytest.mark.parametrize("trainer", [{}, {"micro_batch_size": 2}], ids=["whole", "accumulated"])
+def test_the_compiled_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, trainer):
+    write_shards(tmp_path / "train", 9)
+    write_shards(tmp_path / "val", 2)
+    sections = {
+        "model": {"widths": [4, 8, 8], "deep_supervision": True},
+        "loss": {"dice_weight": 0.5},
+        "optim": {"clip_norm": 1.0},
+        "trainer": {"log_every": 1, "max_steps": 6, "ema_decay": 0.9, **trainer},
+    }
+    losses = {}
+    for name, path in (("plain", PLAIN), ("fast", FastPath(compiler="aot_eager", keeps_memory=True))):
+        torch._dynamo.reset()
+        monkeypatch.setattr(wiring, "choose", lambda *_, path=path: path)
+        with build(tmp_path, **sections, name=name) as made:
+            assert made.fit()
+            assert made.share.is_compiled == (path is not PLAIN)
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = torch.tensor([json.loads(line).get("train/loss", 0.0) for line in lines])
+    assert int((losses["plain"] > 0).sum()) == 6
+    torch.testing.assert_close(losses["fast"], losses["plain"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiler_that_fails_is_told_of_and_done_without(tmp_path, monkeypatch, capsys):
+    write_shards(tmp_path / "train", 9)
+    write_shards(tmp_path / "val", 2)
+
+    def broken(graph, inputs):
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(wiring, "choose", lambda *_: FastPath(compiler=broken))
+    with build(tmp_path) as trainer:
+        assert trainer.fit()
+        assert not trainer.share.is_compiled
+    told = capsys.readouterr().err
+    assert "trains without the compiler: " in told
+    assert "no kernel for this" in told
+
+
+def test_the_choice_is_told_and_off_is_the_plain_path(tmp_path, capsys):
+    write_shards(tmp_path / "train", 9)
+    write_shards(tmp_path / "val", 2)
+    with build(tmp_path):
+        pass
+    assert "performance: freed memory is kept; no compiler on the CPU" in capsys.readouterr().err
+    with build(tmp_path, performance="off", name="plain"):
+        pass
+    assert "performance: off" in capsys.readouterr().err

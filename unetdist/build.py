@@ -28,11 +28,13 @@ from unetdist.distributed import (
 from unetdist.ema import Ema
 from unetdist.errors import ConfigError
 from unetdist.evaluate import Report
+from unetdist.feed import feed
 from unetdist.heartbeat import Heartbeat
 from unetdist.logs import logger, set_up_logging
 from unetdist.losses import build_loss
 from unetdist.model.unet import UNet, check_norm
 from unetdist.optim import build_optimizer, lr_factor
+from unetdist.performance import choose, gather, prepare
 from unetdist.rendezvous import open_store
 from unetdist.run_folder import claim_run_folder
 from unetdist.saved_model import save_model
@@ -75,6 +77,21 @@ def build_trainer(config: Config) -> Trainer:
     check_norm(config.model, device_type=world.device.type, world_size=world.world_size)
     seed_everything(config.seed)
     model = build_model(config, manifest, palette).to(world.device)
+    path = choose(
+        config.performance,
+        gather(
+            world,
+            model_config=config.model,
+            num_classes=palette.num_classes,
+            manifest=manifest,
+            crop_size=config.augment.crop_size,
+            schedule=schedule,
+            batch_sizes=(config.trainer.global_batch_size, micro_batch_size),
+            mixed_precision=config.trainer.mixed_precision,
+        ),
+    )
+    logger.info("performance: %s", path)
+    prepare(path)
     optimizer = build_optimizer(model, config.optim)
     ema = Ema(model, config.trainer.ema_decay) if config.trainer.ema_decay else None
     validator = None
@@ -101,7 +118,7 @@ def build_trainer(config: Config) -> Trainer:
     )
 
     def train_batches(from_sample: int) -> Iterator[list[Batch]]:
-        return train_loader(
+        batches = train_loader(
             config.data,
             config.augment,
             manifest,
@@ -117,6 +134,7 @@ def build_trainer(config: Config) -> Trainer:
             from_sample=from_sample,
             pin_memory=world.device.type == "cuda",
         )
+        return feed(batches, world.device)
 
     def save(model: nn.Module, state: TrainState, name: str, report: Report | None) -> None:
         facts = {
@@ -143,7 +161,7 @@ def build_trainer(config: Config) -> Trainer:
         model=model,
         optimizer=optimizer,
         ema=ema,
-        share=LossShare(model, loss),
+        share=LossShare(model, loss, compiler=path.compiler, cuda_graphs=path.cuda_graphs),
         optim_cfg=config.optim,
         schedule=schedule,
         global_batch_size=config.trainer.global_batch_size,

@@ -11,6 +11,7 @@ from unetdist.evaluate import ValidationConfig
 from unetdist.losses import LossConfig
 from unetdist.model.unet import UNetConfig
 from unetdist.optim import OptimConfig
+from unetdist.performance import Performance
 from unetdist.schedule import TrainerConfig
 from unetdist.tracking import TrackingConfig
 
@@ -30,6 +31,9 @@ class Config:
 
     seed: int = 0
     """Fixes weights, order, augmentation and dropout."""
+
+    performance: Performance = "auto"
+    """`auto`: what makes this run fast on this device, with results equal up to rounding; `"off"`: the plain path."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to the training images."""

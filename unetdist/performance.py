@@ -1,7 +1,17 @@
 """How a run is made fast: chosen from facts about device, data and length, so that nobody has to know a flag."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
+from torch.utils._triton import has_triton
+
+from unetdist.data.manifest import Manifest
+from unetdist.distributed import MixedPrecision, World, least
+from unetdist.host_memory import free_bytes, keep_all_freed
+from unetdist.model.unet import UNetConfig
+from unetdist.schedule import Schedule
 
 Performance = Literal["auto", "off"]
 Store = Literal["device", "host"]
@@ -40,7 +50,7 @@ class Facts:
     """Memory of the device."""
     host_bytes: int = 0
     """Memory of this machine that is free."""
-    mixed_precision: str = "no"
+    mixed_precision: MixedPrecision = "no"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,3 +122,43 @@ def _store(facts: Facts) -> tuple[Store | None, str]:
     if facts.pixels_bytes * facts.local_world_size <= HOST_SHARE * facts.host_bytes:
         return "host", f"{size} lie in this machine's memory"
     return None, f"{size} are decoded as they are used"
+
+
+def gather(
+    world: World,
+    *,
+    model_config: UNetConfig,
+    num_classes: int,
+    manifest: Manifest,
+    crop_size: tuple[int, int] | None,
+    schedule: Schedule,
+    batch_sizes: tuple[int, int],
+    mixed_precision: MixedPrecision,
+) -> Facts:
+    """Collective. The facts of a run; `batch_sizes`: of the whole step, and of a forward pass."""
+    global_batch_size, micro_batch_size = batch_sizes
+    num_micro_batches = global_batch_size // (world.world_size * micro_batch_size)
+    is_gpu = world.device.type == "cuda"
+    device_bytes = torch.cuda.get_device_properties(world.device).total_memory if is_gpu else 0
+    return Facts(
+        device_type=world.device.type,
+        has_compiler=is_gpu and has_triton(),
+        is_one_graph=model_config.norm != "sync_batch",
+        world_size=world.world_size,
+        local_world_size=world.local_world_size,
+        num_micro_batches=num_micro_batches,
+        run_s=math.inf,
+        step_s=math.inf,
+        pixels_bytes=manifest.num_pixels * (model_config.in_channels + 1),
+        device_bytes=least(device_bytes, world.device),
+        host_bytes=least(free_bytes(), world.device),
+        mixed_precision=mixed_precision,
+    )
+
+
+def prepare(path: FastPath) -> None:
+    """Set what holds for the whole process."""
+    if path.keeps_memory:
+        keep_all_freed()
+    torch.backends.cudnn.benchmark = path.autotunes
+    torch.backends.cudnn.benchmark_limit = 0  # all kernels, not the first ten

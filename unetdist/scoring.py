@@ -12,6 +12,7 @@ from unetdist.data.reader import ShardReader
 from unetdist.distributed import MixedPrecision, World, make_accelerator, world_of
 from unetdist.errors import ConfigError
 from unetdist.evaluate import Expected, ValidationConfig
+from unetdist.host_memory import keep_all_freed
 from unetdist.logs import set_up_logging
 from unetdist.losses import Loss, LossConfig, build_loss
 from unetdist.model.unet import UNetConfig
@@ -80,6 +81,7 @@ def evaluation(
     accelerator = make_accelerator(mixed_precision=mixed_precision)
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
+    keep_all_freed()
     saved = load_model(model_folder, world.device)
     validator = build_validator(
         data_folder,
