@@ -161,6 +161,7 @@ def test_dtype_and_layout_are_kept():
     image = pictures(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     model = unet(norm="batch").to(memory_format=torch.channels_last)
     assert model(image).is_contiguous(memory_format=torch.channels_last)
+    assert model(image.contiguous()).is_contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(image).dtype == torch.bfloat16
     assert model.double()(image).dtype == torch.float64

@@ -206,7 +206,8 @@ class UNet(nn.Module):
         test of the size would tie an exported model to the sizes that it was traced with.
         """
         bottom, right = (_missing(size, 2**self.config.depth) for size in x.shape[-2:])
-        return F.pad(x, (0, right, 0, bottom), mode="replicate")
+        padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        return padded.contiguous(memory_format=torch.channels_last)  # On CUDA padding forgets the layout.
 
 
 def check_norm(config: UNetConfig, *, device_type: str, world_size: int) -> None:
