@@ -29,7 +29,11 @@ class Bar:
 
 def draw_chart(results: Sequence[Result], caption: str) -> np.ndarray:
     """(H, W, 3) uint8: one panel of bars per result, below one another; `caption` says what it was measured on."""
-    panels = [draw_bars(_title(result), bars_of(result)) for result in results]
+    return draw_sheet([draw_bars(_title(result), bars_of(result)) for result in results], caption)
+
+
+def draw_sheet(panels: Sequence[Image.Image], caption: str) -> np.ndarray:
+    """(H, W, 3) uint8: panels below one another, and the caption."""
     font = ImageFont.load_default(13)
     width = max(*(panel.width for panel in panels), round(font.getlength(caption)) + 2 * _GAP_PX)
     height = sum(panel.height for panel in panels) + 2 * _GAP_PX + 4

@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from unetdist.benchmark.peers.protocol import Job
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,8 +99,24 @@ class VoidError(Exception):
 class Process:
     """A contender at work: started idle, busy only between a request and its reply."""
 
-    def __init__(self, contender: Contender, *, python: str, core: int | None, log: Path) -> None:
-        """`core`: the one that the process may use, None for all; `log`: file for what it prints."""
+    def __init__(
+        self,
+        contender: Contender,
+        *,
+        python: str,
+        core: int | None,
+        log: Path,
+        variables: Mapping[str, str] = ONE_THREAD,
+    ) -> None:
+        """Start it.
+
+        Args:
+            contender: what to run.
+            python: of the environment that holds the others' packages.
+            core: the one that the process may use; None: all.
+            log: file for what it prints.
+            variables: added to the environment.
+        """
         self.contender = contender
         self.python = sys.executable if not contender.packages else python
         self.log = log
@@ -111,7 +129,7 @@ class Process:
                 stderr=file,
                 text=True,
                 cwd=ROOT,
-                env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
             )
         if core is not None:
             os.sched_setaffinity(
@@ -136,9 +154,9 @@ class Process:
         self._settle()
         return reply
 
-    def open(self, job: Job) -> None:
-        """Prepare the contender's format and start its loader on a job."""
-        self.ask("open", **asdict(job))
+    def open(self, job: "DataclassInstance") -> Any:
+        """Prepare the contender's format and start it on a job."""
+        return self.ask("open", **asdict(job))
 
     def close(self) -> None:
         """End the process."""

@@ -58,11 +58,11 @@ class Result:
     titles: dict[str, str] = field(default_factory=dict)
 
 
-def choose(names: str) -> tuple[Contender, ...]:
+def choose(names: str, everybody: tuple[Contender, ...] = PEERS) -> tuple[Contender, ...]:
     """The contenders of `--against`: `all`, or names with commas between."""
-    known = {contender.name: contender for contender in PEERS}
+    known = {contender.name: contender for contender in everybody}
     if names == "all":
-        return PEERS
+        return everybody
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:

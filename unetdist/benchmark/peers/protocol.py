@@ -117,17 +117,28 @@ def serve(
             return extras[do](rounds.job, **arguments)
         return getattr(rounds, do)(**arguments)
 
-    with os.fdopen(os.dup(1), "w", buffering=1) as replies:
-        os.dup2(2, 1)  # Whatever a library prints goes to the log, not between the replies.
+    with replies() as tell:
         for line in sys.stdin:
             request = json.loads(line)
             try:
-                reply = answer(request.pop("do"), request)
+                tell(answer(request.pop("do"), request))
             except Exception as error:
-                traceback.print_exc()
-                missing = error.name if isinstance(error, ModuleNotFoundError) else None
-                reply = {"error": f"{type(error).__name__}: {error}", "missing": missing}
-            replies.write(json.dumps(reply) + "\n")
+                tell(failure(error))
+
+
+@contextlib.contextmanager
+def replies() -> Iterator[Callable[[Any], None]]:
+    """A function that sends one reply; whatever a library prints goes to the log, not between the replies."""
+    with os.fdopen(os.dup(1), "w", buffering=1) as channel:
+        os.dup2(2, 1)
+        yield lambda reply: print(json.dumps(reply), file=channel)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """The reply that tells an error, whose traceback goes to the log; with the package that is missing, if one is."""
+    traceback.print_exception(error)
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    return {"error": f"{type(error).__name__}: {error}", "missing": missing}
 
 
 def installed(*packages: str) -> Callable[[], dict[str, str]]:

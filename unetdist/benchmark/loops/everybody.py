@@ -1,0 +1,36 @@
+"""Whose training loops are compared."""
+
+from unetdist.benchmark.contenders import Contender
+
+_LOOPS = "unetdist.benchmark.loops"
+
+OURS = Contender("ours", "ours", f"{_LOOPS}.ours", arguments=("auto",))
+
+SELVES = (
+    Contender("ours-device", "ours, data on the device", f"{_LOOPS}.ours", arguments=("auto", "device")),
+    Contender("ours-off", "ours, performance: off", f"{_LOOPS}.ours", arguments=("off",)),
+)
+"""Ours in other ways: without the data path, and as it is without the fast path."""
+
+PEERS = (
+    Contender("accelerate", "Accelerate", f"{_LOOPS}.accelerate_loop"),
+    Contender("accelerate-best", "Accelerate, best flags", f"{_LOOPS}.accelerate_loop", arguments=("best",)),
+    Contender("lightning", "Lightning", f"{_LOOPS}.lightning_loop", ("lightning",)),
+    Contender(
+        "lightning-best",
+        "Lightning, best flags",
+        f"{_LOOPS}.lightning_loop",
+        ("lightning",),
+        arguments=("best",),
+    ),
+    Contender("milesial", "as milesial/Pytorch-UNet", f"{_LOOPS}.amp_loop"),
+    Contender(
+        "milesial-best", "as milesial/Pytorch-UNet, best flags", f"{_LOOPS}.amp_loop", arguments=("best",)
+    ),
+    Contender("nnunet", "as nnU-Net", f"{_LOOPS}.nnunet_loop"),
+    Contender("nnunet-best", "as nnU-Net, best flags", f"{_LOOPS}.nnunet_loop", arguments=("best",)),
+    Contender("careful", "the best a careful user would write", f"{_LOOPS}.careful_loop"),
+)
+
+EVERYBODY = (*SELVES, *PEERS)
+"""All that `--against` knows beside ours, in the order of the table."""

@@ -1,0 +1,34 @@
+"""The network that all loops train, and its optimizer."""
+
+import torch
+from torch import nn
+
+from unetdist.benchmark.loops.files import MEAN, STD
+from unetdist.benchmark.loops.protocol import TrainJob
+from unetdist.model.unet import UNet, UNetConfig
+
+
+def build_network(job: TrainJob, *, channels_last: bool, normalises: bool = False) -> nn.Module:
+    """Our U-Net on the job's device, with the same weights for everybody.
+
+    `normalises`: it is given pixels 0..255 and brings them to mean 0 and spread 1 itself; else its workers do.
+    """
+    torch.manual_seed(job.seed)
+    mean, std = (MEAN, STD) if normalises else ([0.0] * 3, [1.0] * 3)
+    network = UNet(UNetConfig(widths=tuple(job.widths)), num_classes=job.num_classes, mean=mean, std=std)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return network.to(job.device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def build_adamw(network: nn.Module, job: TrainJob, *, fused: bool = False) -> torch.optim.Optimizer:
+    """AdamW; `fused`: on a GPU in one kernel, which is not its default."""
+    use_fused = True if fused and job.device.type == "cuda" else None
+    return torch.optim.AdamW(network.parameters(), lr=job.lr, fused=use_fused)
+
+
+def compile_on_gpu(network: nn.Module, job: TrainJob) -> nn.Module:
+    """`torch.compile` on a GPU; on a CPU it takes minutes, and nobody does it there."""
+    if job.device.type != "cuda":
+        return network
+    module: nn.Module = torch.compile(network)  # type: ignore[assignment]
+    return module
