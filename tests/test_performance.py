@@ -4,7 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from unetdist.performance import PLAIN, Facts, choose
+from tests.synthetic import write_shards
+from unetdist.distributed import World
+from unetdist.model.unet import UNetConfig
+from unetdist.performance import PLAIN, Facts, choose, gather
+from unetdist.schedule import Schedule
 
 GPU = Facts(
     device_type="cuda",
@@ -76,3 +80,23 @@ def test_pixels_lie_where_they_fit():
 def test_a_faster_number_format_is_told_of():
     assert "mixed_precision: bf16" in str(choose("auto", replace(GPU, mixed_precision="no")))
     assert "mixed_precision" not in str(choose("auto", GPU))
+
+
+def test_facts_are_gathered_from_the_run(tmp_path):
+    manifest = write_shards(tmp_path, 8)
+    made = gather(
+        World(world_size=2, local_world_size=2),
+        model_config=UNetConfig(preset="student", norm="sync_batch"),
+        num_classes=3,
+        manifest=manifest,
+        crop_size=(480, 352),
+        schedule=Schedule(max_steps=1000, eval_every=10, save_every=10, log_every=10),
+        batch_sizes=(64, 16),
+        mixed_precision="bf16",
+    )
+    assert (made.device_type, made.has_compiler, made.is_one_graph) == ("cpu", False, False)
+    assert (made.world_size, made.num_micro_batches, made.device_bytes) == (2, 2, 0)
+    assert made.pixels_bytes == 8 * 24 * 32 * 4
+    assert made.host_bytes > 0
+    assert 1000 / made.run_s * 32 == pytest.approx(3446, rel=0.05)  # images/s of a process
+    assert 32 / made.step_s == pytest.approx(5300, rel=0.05)

@@ -1,6 +1,5 @@
 """How a run is made fast: chosen from facts about device, data and length, so that nobody has to know a flag."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +9,7 @@ from torch.utils._triton import has_triton
 from unetdist.data.manifest import Manifest
 from unetdist.distributed import MixedPrecision, World, least
 from unetdist.host_memory import free_bytes, keep_all_freed
+from unetdist.model.limit import layers_of, seconds_of
 from unetdist.model.unet import UNetConfig
 from unetdist.schedule import Schedule
 
@@ -17,8 +17,8 @@ Performance = Literal["auto", "off"]
 Store = Literal["device", "host"]
 
 COMPILER = "inductor"
-COMPILES_FROM_S = 600.0
-"""Predicted seconds of training, without the compiler, from which its minute or two pay."""
+COMPILES_FROM_S = 300.0
+"""Least seconds of training without the compiler from which its minute or two pay."""
 LAUNCH_BOUND_S = 0.010
 """A step that is shorter is bound by the host, which launches some 500 kernels at about 10 us each, twice over."""
 DEVICE_SHARE = 0.25
@@ -41,9 +41,9 @@ class Facts:
     num_micro_batches: int = 1
     """Of a step, on each process."""
     run_s: float
-    """Predicted seconds of the whole training without the compiler."""
+    """Least seconds of the whole training without the compiler, on an H200; others take longer."""
     step_s: float
-    """Predicted seconds of a step that is compiled."""
+    """Least seconds of a step that is compiled, likewise."""
     pixels_bytes: int
     """Of all pictures and masks of the training set, decoded."""
     device_bytes: int = 0
@@ -139,6 +139,11 @@ def gather(
     global_batch_size, micro_batch_size = batch_sizes
     num_micro_batches = global_batch_size // (world.world_size * micro_batch_size)
     is_gpu = world.device.type == "cuda"
+    layers = layers_of(model_config, num_classes, crop_size or manifest.max_size)
+    plain_s, compiled_s = (
+        num_micro_batches * seconds_of(layers, execution, batch_size=micro_batch_size)
+        for execution in ("eager", "compiled")
+    )
     device_bytes = torch.cuda.get_device_properties(world.device).total_memory if is_gpu else 0
     return Facts(
         device_type=world.device.type,
@@ -147,8 +152,8 @@ def gather(
         world_size=world.world_size,
         local_world_size=world.local_world_size,
         num_micro_batches=num_micro_batches,
-        run_s=math.inf,
-        step_s=math.inf,
+        run_s=plain_s * schedule.max_steps,
+        step_s=compiled_s,
         pixels_bytes=manifest.num_pixels * (model_config.in_channels + 1),
         device_bytes=least(device_bytes, world.device),
         host_bytes=least(free_bytes(), world.device),

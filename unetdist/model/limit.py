@@ -1,0 +1,206 @@
+"""How fast training a U-Net can be: FLOPs and least bytes of each layer, and the seconds that these take.
+
+A kernel takes max(FLOPs / peak, bytes / bandwidth), and kernels follow one another (the roofline model, Williams et
+al. 2009, with a network as a sum of kernels). How many bytes there are depends on what is fused:
+
+- `ideal`: all that can be. The sums of a norm come with the convolution before it, normalising, ReLU and pooling with
+  the one after it, forward and backward; joining with the skip is free; head and cross entropy are one kernel each way.
+- `compiled`: convolutions alone, as of a library, and everything between two of them in as few passes as there can be.
+- `eager`: one pass per operator.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unetdist.model.unet import UNet, UNetConfig
+
+Execution = Literal["ideal", "compiled", "eager"]
+
+OPTIMIZER_BYTES = 28
+"""Of Adam, a parameter: weight and two averages read and written, gradient read, in float32."""
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a device can do."""
+
+    flops: float
+    """Of matrix products, per second."""
+    bandwidth: float
+    """Bytes per second of device memory, read and written together."""
+
+
+H200 = Peaks(788e12, 4.3e12)
+"""bf16 matrix product on random data and copy, measured."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one kernel."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, peaks: Peaks) -> float:
+        """The least time that it takes."""
+        return max(self.flops / peaks.flops, self.bytes / peaks.bandwidth)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of the network with what belongs to it, for one image."""
+
+    name: str
+    """Of the module, such as `encoder.0.layers.1.conv`."""
+    kind: Literal["conv", "up", "head"]
+    in_shape: tuple[int, int, int]
+    """Channels, height, width."""
+    out_shape: tuple[int, int, int]
+    kernel_size: int
+    is_normed: bool
+    is_first: bool
+    """Its input is the image, in bytes, which needs no gradient."""
+    is_pooled: bool
+    """Its input is the level above, pooled."""
+    is_skip: bool
+    """Its output goes to the level below and, past it, to the decoder."""
+
+    @property
+    def num_weights(self) -> int:
+        """Without biases and norms."""
+        return self.in_shape[0] * self.out_shape[0] * self.kernel_size**2
+
+    @property
+    def flops(self) -> int:
+        """Of the forward pass, of the gradient of the input, and of that of the weights: each as many."""
+        _, height, width = self.in_shape if self.kind == "up" else self.out_shape
+        return 2 * self.num_weights * height * width
+
+    @property
+    def training_flops(self) -> int:
+        """Forward and backward."""
+        return self.flops * (2 if self.is_first else 3)
+
+    def kernels(self, execution: Execution, batch_size: int, value_bytes: int = 2) -> Iterator[Work]:
+        """What a training step does for this layer: forward, gradients of input and weights, and what lies between."""
+        out = batch_size * math.prod(self.out_shape) * value_bytes
+        read = batch_size * math.prod(self.in_shape) * (1 if self.is_first else value_bytes)
+        flops, weights = self.flops * batch_size, self.num_weights * value_bytes
+        pooled = out / 4 if self.is_skip else 0.0
+        if execution == "ideal":
+            # What comes before a pooled input is read in full; a norm's gradient wants its input beside it.
+            taken = 4 * read if self.is_pooled else read
+            if self.kind == "head":
+                mask = batch_size * math.prod(self.out_shape[1:])
+                yield Work(flops, read + mask)
+                yield Work(2 * flops, 2 * read + mask)
+                return
+            yield Work(flops, taken + out + weights)
+            gradient = (2 * out if self.is_normed else out) + pooled
+            if not self.is_first:
+                yield Work(flops, gradient + 2 * read + weights)
+            yield Work(flops, gradient + taken + 2 * weights)
+            return
+        if self.is_first:
+            yield Work(
+                0, read * (1 + value_bytes) if execution == "compiled" else read * (1 + 8 + value_bytes)
+            )
+            read *= value_bytes
+        yield Work(flops, read + out + weights)
+        if not self.is_first:
+            yield Work(flops, out + read + weights)
+        yield Work(flops, out + read + 2 * weights)
+        yield Work(0, sum(_passes(self, execution)) * out)
+
+
+def _passes(layer: Layer, execution: Execution) -> Iterator[float]:
+    """Passes over the output of a layer beside its convolution, in units of its bytes."""
+    compiled = execution == "compiled"
+    match layer.kind:
+        case (
+            "head"
+        ):  # cast, log-softmax, loss and their gradients; in float32 where each is a pass of its own
+            yield 4 if compiled else 24
+        case "up":  # joined with the skip, and parted again
+            yield 4 if compiled else 8
+        case "conv":
+            if layer.is_normed:
+                yield 3  # sums; normalise
+                yield 5 if compiled else 6  # sums of the gradient; its values
+            if not compiled:
+                yield 5  # ReLU and its gradient
+            if layer.is_skip:  # pooling, its gradient, and the sum with that of the skip
+                yield 0.75 if compiled else 6.5
+
+
+def layers_of(config: UNetConfig, num_classes: int, size: tuple[int, int]) -> list[Layer]:
+    """The layers of a network for images of `size` (height, width), in the order of computation."""
+    with torch.device("meta"):
+        channels = config.in_channels
+        model = UNet(config, num_classes, mean=[0.0] * channels, std=[1.0] * channels).train()
+        image = torch.empty(1, channels, *size, dtype=torch.uint8)
+    found: list[Layer] = []
+
+    def note(name: str, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            found.append(_layer(name, module, given[0].shape, out.shape, config))
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda module, given, out, name=name: note(name, module, given, out))
+    model(image)
+    return found
+
+
+def flops_of(layers: Sequence[Layer]) -> int:
+    """Of training on one image, as `torch.utils.flop_counter.FlopCounterMode` counts them."""
+    return sum(layer.training_flops for layer in layers)
+
+
+def seconds_of(
+    layers: Sequence[Layer],
+    execution: Execution,
+    *,
+    batch_size: int,
+    peaks: Peaks = H200,
+    value_bytes: int = 2,
+) -> float:
+    """Of a training step; `value_bytes`: of an activation, 2 in bf16."""
+    kernels = (work for layer in layers for work in layer.kernels(execution, batch_size, value_bytes))
+    optimizer = sum(layer.num_weights for layer in layers) * OPTIMIZER_BYTES / peaks.bandwidth
+    return sum(work.seconds(peaks) for work in kernels) + optimizer
+
+
+def _layer(
+    name: str,
+    module: nn.Conv2d | nn.ConvTranspose2d,
+    given: Sequence[int],
+    out: Sequence[int],
+    config: UNetConfig,
+) -> Layer:
+    part, *inner = name.split(".")
+    is_entry = ".layers.0." in name or ".shortcut." in name
+    is_head = part in ("head", "aux_heads")
+    is_up = inner[-1:] == ["up"]
+    return Layer(
+        name=name,
+        kind="head" if is_head else "up" if is_up else "conv",
+        in_shape=(given[1], given[2], given[3]),
+        out_shape=(out[1], out[2], out[3]),
+        kernel_size=module.kernel_size[0],
+        is_normed=config.norm != "none" and not is_head and not is_up,
+        is_first=is_entry and (name.startswith("encoder.0.") or config.depth == 0),
+        is_pooled=is_entry
+        and config.depth > 0
+        and (part == "bottleneck" or (part == "encoder" and inner[0] != "0")),
+        is_skip=part == "encoder" and name == _last_of_level(config, int(inner[0])),
+    )
+
+
+def _last_of_level(config: UNetConfig, level: int) -> str:
+    convs = config.encoder_convs
+    return f"encoder.{level}.layers.{(convs if isinstance(convs, int) else convs[level]) - 1}.conv"
