@@ -87,7 +87,7 @@ def test_facts_are_gathered_from_the_run(tmp_path):
     made = gather(
         World(world_size=2, local_world_size=2),
         model_config=UNetConfig(preset="student", norm="sync_batch"),
-        num_classes=3,
+        num_classes=12,
         manifest=manifest,
         crop_size=(480, 352),
         schedule=Schedule(max_steps=1000, eval_every=10, save_every=10, log_every=10),
