@@ -28,6 +28,9 @@ from unetdist.signals import SignalWatch, follow_launcher
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
+BROADCAST_PART = 1 << 28
+"""Numbers that are sent at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -195,6 +198,22 @@ def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
         text = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
     dist.broadcast(text, src=0)
     return json.loads(bytes(text.tolist()))
+
+
+def broadcast_tensor(tensor: torch.Tensor, src: int, device: torch.device | str = "cpu") -> None:
+    """Collective. Overwrite a contiguous `tensor` by that of rank `src`, of equal shape and kind, in place.
+
+    It may lie in host memory where the backend computes on another `device`: it goes there in parts.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    flat = tensor.view(-1)
+    for start in range(0, len(flat), BROADCAST_PART):
+        part = flat[start : start + BROADCAST_PART]
+        there = part.to(device)
+        dist.broadcast(there, src=src)
+        if there is not part:
+            part.copy_(there)
 
 
 def barrier() -> None:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.opencv import FOLLOWED, NOT_FOLLOWED
+from tests.no_copies import NoCopies
 from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.batch import count_values
 from unetdist.data.device_augment import DeviceAugmenter, Place
@@ -119,6 +120,21 @@ def test_a_sample_without_a_change_is_blank(channels, jitter):
         assert mask[0].eq(255).all()
         assert class_pixels[0].eq(0).all()
         assert image[1].any() == (changes[1] is not None)
+
+
+def test_nothing_waits_for_the_device():
+    augment = augmenter(crop_size=(8, 9), scale_min=0.5, scale_max=2, rare_class_crop=1, hue=0.1)
+    samples = pictures([(20, 30)] * len(KEYS), 4)
+    with NoCopies():
+        twin = DeviceAugmenter(augment, size=(8, 9), channels=4, num_classes=NUM_CLASSES)
+        images, masks, places = (
+            torch.empty((3600, 4), dtype=torch.uint8, device="meta"),
+            torch.empty(3600, dtype=torch.uint8, device="meta"),
+            storage(samples)[2],
+        )
+        packed = twin.pack([augment.change(samples[0][1], augment.draws(KEYS)[0])] * 6, places)
+        image, *_ = twin(images, masks, torch.empty(packed.shape, dtype=torch.float64, device="meta"))
+    assert image.device.type == "meta"
 
 
 def twin_compiled_by(compiler):

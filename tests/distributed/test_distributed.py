@@ -18,6 +18,7 @@ from unetdist.distributed import (
     any_rank,
     barrier,
     broadcast,
+    broadcast_tensor,
     introduce,
     least,
     make_accelerator,
@@ -64,6 +65,20 @@ def told_by_rank_zero() -> list:
 def test_broadcast_tells_the_value_of_rank_zero():
     assert run_ranks(told_by_rank_zero, 3) == [[CHOICE, 0, ""]] * 3
     assert broadcast((1, CHOICE)) == [1, CHOICE]
+
+
+def overwritten() -> list[list[int]]:
+    distributed.BROADCAST_PART = 4
+    numbers = torch.arange(10, dtype=torch.uint8).view(5, 2) + 100 * dist.get_rank()
+    broadcast_tensor(numbers[1:4], src=1)
+    broadcast_tensor(numbers[4:4], src=1)
+    return numbers.tolist()
+
+
+def test_broadcast_tensor_overwrites_in_parts():
+    zero, one = run_ranks(overwritten, 2)
+    assert one == [[100, 101], [102, 103], [104, 105], [106, 107], [108, 109]]
+    assert zero == [[0, 1], *one[1:4], [8, 9]]
 
 
 def test_without_a_process_group_collectives_change_nothing():

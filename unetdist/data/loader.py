@@ -1,6 +1,6 @@
 """The data path as loaders: training without end from any sample number, validation with each sample once."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,8 @@ def train_loader(
     size: they depend on `seed` and the position alone. `channels` is what the model takes (1, 3 or 4).
     `ConfigError` and `DataError` come at once where they can be known, else from the iterator.
     """
+    blank_size = train_size(augment_cfg, manifest, folder)
     check_batch_sizes(global_batch_size, micro_batch_size, world_size)
-    blank_size = augment_cfg.crop_size or manifest.max_size
-    if augment_cfg.crop_size is None and manifest.min_size != manifest.max_size:
-        (low_h, low_w), (high_h, high_w) = manifest.min_size, manifest.max_size
-        raise ConfigError(
-            f"augment.crop_size (None) must be set, because the images in {folder} differ in size "
-            f"({low_h}..{high_h} high, {low_w}..{high_w} wide); use [256, 256], or write the shards with "
-            "--resize."
-        )
     order = Order(manifest.shard_sizes, seed=seed, lanes=cfg.lanes, window=cfg.window)
     reader = open_reader(cfg, folder, manifest)
     reader.check(rank=rank, world_size=world_size)
@@ -134,6 +127,20 @@ class ValLoader:
             yield from batches
 
 
+def train_size(
+    augment_cfg: AugmentConfig, manifest: Manifest, folder: str | Path | Folder
+) -> tuple[int, int]:
+    """(height, width) of what is trained on; `ConfigError` where whole pictures differ."""
+    if augment_cfg.crop_size is None and manifest.min_size != manifest.max_size:
+        (low_h, low_w), (high_h, high_w) = manifest.min_size, manifest.max_size
+        raise ConfigError(
+            f"augment.crop_size (None) must be set, because the images in {folder} differ in size "
+            f"({low_h}..{high_h} high, {low_w}..{high_w} wide); use [256, 256], or write the shards with "
+            "--resize."
+        )
+    return augment_cfg.crop_size or manifest.max_size
+
+
 def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
     """`ConfigError` unless the global batch falls into equal micro-batches on all ranks."""
     unit = world_size * micro_batch_size
@@ -151,27 +158,13 @@ def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size:
         )
 
 
-def _steps(
-    batches: "DataLoader[Any]",
-    accumulation: int,
-    max_bad_samples: int,
-    folder: Folder,
-    prefetcher: Prefetcher | None,
-) -> Generator[list[Batch], None, None]:
-    try:
-        yield from _grouped(batches, accumulation, max_bad_samples, folder)
-    finally:
-        if prefetcher:
-            prefetcher.close()
-
-
-def _grouped(
-    batches: "DataLoader[Any]", accumulation: int, max_bad_samples: int, folder: Folder
+def steps_of(
+    batches: Iterable[Batch], accumulation: int, max_bad_samples: int, folder: Folder
 ) -> Iterator[list[Batch]]:
+    """The micro-batches in groups of `accumulation`; `DataError` once more than `max_bad_samples` were blank."""
     num_bad = 0
     step: list[Batch] = []
-    for ready in items(batches):
-        batch: Batch = ready.batch() if isinstance(ready, FilledSlot) else ready
+    for batch in batches:
         num_bad += batch.num_bad
         if num_bad > max_bad_samples:
             raise DataError(
@@ -183,3 +176,22 @@ def _grouped(
         if len(step) == accumulation:
             yield step
             step = []
+
+
+def _steps(
+    batches: "DataLoader[Any]",
+    accumulation: int,
+    max_bad_samples: int,
+    folder: Folder,
+    prefetcher: Prefetcher | None,
+) -> Generator[list[Batch], None, None]:
+    try:
+        yield from steps_of(_in_place(items(batches)), accumulation, max_bad_samples, folder)
+    finally:
+        if prefetcher:
+            prefetcher.close()
+
+
+def _in_place(prepared: Iterable[Batch | FilledSlot]) -> Iterator[Batch]:
+    for ready in prepared:
+        yield ready.batch() if isinstance(ready, FilledSlot) else ready
