@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 from PIL import Image
+from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
@@ -77,7 +78,7 @@ def _limits(layers: Sequence[Layer], batch_size: int, peaks: Peaks, value_bytes:
 
 
 def _table(times: Sequence[PassTime], peaks: Peaks) -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     for heading in ("layer", "channels", "pass"):
         table.add_column(heading, no_wrap=True)
     for heading in ("ms", "TFLOP/s", "GB/s", "of roof"):

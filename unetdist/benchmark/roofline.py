@@ -40,9 +40,8 @@ def draw_roofline(times: Sequence[PassTime], peaks: Peaks, title: str, caption: 
     roof = [(each, min(peaks.flops, each * peaks.bandwidth)) for each in (low, ridge, high)]
     pen.line([(across.at(x), up.at(max(y, up.low))) for x, y in roof if y >= up.low], _INK, 2)
     pen.text((across.end, up.at(peaks.flops) - 6), f"{_flops(peaks.flops)}/s", _INK, font, anchor="rb")
-    pen.text(
-        (across.begin + 8, up.end), f"{peaks.bandwidth / 1e9:.0f} GB/s on the slope", _INK, font, anchor="lt"
-    )
+    slope = (across.at(ridge) - 12, up.at(peaks.flops))
+    pen.text(slope, f"{peaks.bandwidth / 1e9:.0f} GB/s", _INK, font, anchor="rm")
     for each in times:
         x, y = across.at(each.intensity), up.at(each.flops_per_s)
         pen.ellipse((x - _DOT_PX, y - _DOT_PX, x + _DOT_PX, y + _DOT_PX), _COLORS[each.name], _PAPER)
