@@ -55,7 +55,7 @@ FLOORS = (
 its neighbours."""
 
 FRAMEWORK_PARTS = {
-    "accelerate": {"distributed", "launch_check", "step", "tracking", "trainer"},
+    "accelerate": {"benchmark", "distributed", "launch_check", "step", "tracking", "trainer"},
     "torch.distributed": {"distributed", "rendezvous"},
 }
 """Who may touch what is kept in few hands."""

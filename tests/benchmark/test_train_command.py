@@ -1,0 +1,96 @@
+"""That it measures is shown in tests/long/test_benchmark_train.py."""
+
+import argparse
+import json
+
+import pytest
+from PIL import Image
+
+from unetdist.benchmark import train_command
+from unetdist.benchmark.contenders import VoidError
+from unetdist.benchmark.loops.trace import PARTS
+from unetdist.benchmark.train import TrainCase
+from unetdist.model.limit import H200
+
+
+def test_words_become_values():
+    assert train_command.parse_train_case("classic:480x352:8") == TrainCase("classic", 480, 352, 8)
+    assert train_command.parse_precisions("bf16,fp32") == ("bf16", "fp32")
+    assert train_command.default_workers() >= 1
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "message"),
+    [
+        (
+            train_command.parse_train_case,
+            "huge:8x8:1",
+            "invalid PRESET:WxH:BATCH value: 'huge:8x8:1'; use student:",
+        ),
+        (train_command.parse_train_case, "student:8x8", "invalid PRESET:WxH:BATCH value"),
+        (train_command.parse_precisions, "bf16,int8", "invalid precisions: 'bf16,int8'; use fp32,bf16,fp16"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(parse, text, message):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        parse(text)
+
+
+def test_defaults_are_cases_that_can_be_run():
+    parser = argparse.ArgumentParser()
+    train_command.add_arguments(parser)
+    args = parser.parse_args([])
+    assert all(isinstance(case, TrainCase) for case in args.cases)
+    assert args.rounds > 1
+
+
+class FakeLoop:
+    """Answers as a loop would; Lightning is not there, and `milesial` learns nothing."""
+
+    def __init__(self, contender, **_):
+        self.name = contender.name
+
+    def open(self, job):
+        if self.name == "lightning":
+            raise VoidError("python has no module lightning; install: python -m pip install lightning")
+        return {"first_step_s": 2.0}
+
+    def ask(self, do, **_):
+        return {
+            "check": {"loss": 2.5 if self.name == "milesial" else 1.0},
+            "time": {"samples": 300.0 if self.name == "ours" else 100.0, "seconds": 1.0, "cpu_seconds": 1.0},
+            "facts": {"peak_gb": 1.0, "versions": {"torch": "2"}},
+            "syncs": {"syncs": None},
+            "split": dict.fromkeys(PARTS, 1.0),
+        }[do]
+
+    def close(self):
+        pass
+
+
+def test_who_cannot_be_measured_is_void_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("unetdist.benchmark.train.Process", FakeLoop)
+    monkeypatch.setattr("unetdist.benchmark.train_command.measure_peaks", lambda *_: H200)
+    parser = argparse.ArgumentParser()
+    train_command.add_arguments(parser)
+    words = [
+        "--against",
+        "accelerate,lightning,milesial,careful",
+        "--cases",
+        "student:32x32:2",
+        "student:32x24:2",
+    ]
+    words += ["--samples", "2", "--rounds", "2", "--precisions", "fp32"]
+    args = parser.parse_args([*words, "--work", str(tmp_path / "work"), "--out", str(tmp_path)])
+    train_command.run(args, {"cpu": "a chip", "cores": 2, "date": "2030-01-01T00:00", "commit": "abc"})
+    record = json.loads((tmp_path / "train.json").read_text())
+    assert len(record["cases"]) == 2
+    rows = {row["name"].split()[0]: row for row in record["cases"][0]["rows"]}
+    assert rows["accelerate"]["ours_is_faster_by"]["median"] == 3
+    assert rows["lightning"]["void"].endswith("install: python -m pip install lightning")
+    assert rows["milesial"]["void"].startswith("its loss after the steps of the check is 2.500")
+    out = capsys.readouterr().out
+    assert "the best a careful user would write" in out
+    assert "void: Lightning fp32: python has no module lightning" in out
+    with Image.open(tmp_path / "train.png") as picture:
+        assert picture.height > 400
