@@ -122,6 +122,18 @@ def test_a_sample_without_a_change_is_blank(channels, jitter):
         assert image[1].any() == (changes[1] is not None)
 
 
+@pytest.mark.parametrize("num_classes", [1, 16, 17, 255])
+def test_any_number_of_classes_is_counted(num_classes):
+    values = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
+    values[values >= num_classes] = 255
+    augment = augmenter(crop_size=(40, 50))
+    twin = DeviceAugmenter(augment, size=(40, 50), channels=1, num_classes=num_classes)
+    images, masks, places = storage([(values[..., None], values)])
+    packed = twin.pack([augment.change(values, augment.draws(KEYS)[0])], places)
+    *_, class_pixels = twin(images, masks, torch.from_numpy(packed))
+    assert class_pixels.tolist() == [np.bincount(values.ravel(), minlength=256)[:num_classes].tolist()]
+
+
 def test_nothing_waits_for_the_device():
     augment = augmenter(crop_size=(8, 9), scale_min=0.5, scale_max=2, rare_class_crop=1, hue=0.1)
     samples = pictures([(20, 30)] * len(KEYS), 4)

@@ -37,7 +37,7 @@ def open_train(folder, *, data=None, augment=AUGMENT, **options):
     cfg = DataConfig(train=str(folder), **{"num_workers": 0, "lanes": 3, "window": 4, **(data or {})})
     manifest = Manifest.load(folder)
     fixed = {"seed": 5, "channels": 3, "num_classes": NUM_CLASSES}
-    return train_loader(cfg, augment, manifest, folder, **fixed, **options)
+    return train_loader(cfg, augment, manifest, folder, **{**fixed, **options})
 
 
 def open_val(folder, *, num_workers=0, batch_size=3, **options):

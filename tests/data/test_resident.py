@@ -3,6 +3,8 @@ import multiprocessing
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.data.opencv import FOLLOWED, NOT_FOLLOWED
 from tests.data.small_shards import NUM_CLASSES, write_small_shards
@@ -32,7 +34,7 @@ def open_resident(folder, *, data=None, augment, store="device", **options):
     options = {"global_batch_size": 6, "micro_batch_size": 1, **options}
     cfg = DataConfig(train=str(folder), **{"num_workers": 0, "lanes": 3, "window": 4, **(data or {})})
     fixed = {"seed": 5, "channels": 3, "num_classes": NUM_CLASSES, "device": "cpu", "store": store}
-    return resident_loader(cfg, augment, Manifest.load(folder), folder, **fixed, **options)
+    return resident_loader(cfg, augment, Manifest.load(folder), folder, **{**fixed, **options})
 
 
 def content(steps, number):
@@ -55,6 +57,48 @@ def test_the_batches_are_those_of_the_workers(folder, store, kind, micro_batch_s
     expected = content(open_train(folder, **options), 5)
     assert content(open_resident(folder, store=store, **options), 5) == expected
     assert content(open_resident(folder, store=store, from_sample=18, **options), 2) == expected[3:]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_small_shards(folder, [4, 0, 5, 2], sizes=SIZES)
+    return folder
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    augment=st.fixed_dictionaries(
+        {
+            "crop_size": st.tuples(st.integers(1, 40), st.integers(1, 40)),
+            "flip_horizontal": st.sampled_from([0, 0.5]),
+            "flip_vertical": st.sampled_from([0, 0.5]),
+            "quarter_turns": st.sampled_from([0, 0.75]),
+            "rare_class_crop": st.sampled_from([0, 0.5, 1]),
+        }
+    ),
+    change=st.sampled_from([{}, *([OPTIONS["scaled and recoloured"]] if FOLLOWED else [])]),
+    order=st.fixed_dictionaries({"lanes": st.integers(1, 4), "window": st.integers(1, 20)}),
+    batch=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    from_sample=st.integers(0, 40),
+    store=st.sampled_from(["device", "host"]),
+    channels=st.sampled_from([1, 3, 4]),
+)
+def test_whatever_is_set_and_wherever_it_begins(
+    shards, augment, change, order, batch, from_sample, store, channels
+):
+    micro_batch_size, accumulation = batch
+    options = {
+        "data": order,
+        "augment": AugmentConfig(**augment, **change),
+        "micro_batch_size": micro_batch_size,
+        "global_batch_size": micro_batch_size * accumulation,
+        "from_sample": from_sample,
+        "channels": channels,
+    }
+    assert content(open_resident(shards, store=store, **options), 2) == content(
+        open_train(shards, **options), 2
+    )
 
 
 def test_whole_pictures(tmp_path):

@@ -33,6 +33,8 @@ _VECTOR = 16
 """Columns that OpenCV warps together."""
 _COLOR_BITS = 10
 """Fraction of the fixed point in which OpenCV changes colours."""
+_CLASSES = 16
+"""That are counted at a time, for the sake of memory."""
 _FAR = 1e9
 """Beyond all places and colours."""
 
@@ -170,9 +172,10 @@ def change(
     image = _interpolated(color, x, y) if is_scaled else color(row, column)
     if is_colored:
         image = _recolored(image, packed[:, None, None, _COLORS:])
-    classes = torch.arange(num_classes, device=mask.device, dtype=torch.uint8)
-    class_pixels = (mask[:, None] == classes[:, None, None]).sum(dim=(2, 3))
-    return image.permute(0, 3, 1, 2), mask, class_pixels
+    classes = torch.arange(num_classes, device=mask.device, dtype=torch.uint8)[:, None, None]
+    some_at_once = (classes[start : start + _CLASSES] for start in range(0, num_classes, _CLASSES))
+    counts = [(mask[:, None] == some).sum(dim=(2, 3)) for some in some_at_once]
+    return image.permute(0, 3, 1, 2), mask, torch.cat(counts, dim=1)
 
 
 def _places(axes: Tensor, is_turned: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +50,13 @@ class Kept:
     counts: npt.NDArray[np.int64]
     """(samples, num_classes) pixels of each class."""
 
+    def pixels(self, sample_ids: range) -> slice:
+        """Those of neighbours."""
+        if not sample_ids:
+            return slice(0)
+        first, (start, height, width) = self.places[sample_ids.start].first, self.places[sample_ids.stop - 1]
+        return slice(first, start + height * width)
+
     def is_bad(self, sample_id: int) -> bool:
         """Whether the sample is to be left blank."""
         return self.places[sample_id].height == 0
@@ -93,34 +100,55 @@ def keep(
             source=reader.folder,
         )
     at("decoding pictures: exchanging them")
-    facts = np.zeros((manifest.num_samples, 2 + num_classes), np.int64)
-    for sample_id, sample in zip(parts[rank], decoded, strict=True):
-        if sample is not None:
-            facts[sample_id] = *sample.mask.shape, *sample.counts[:num_classes]
-    facts = all_reduce_sum(torch.from_numpy(facts).to(device)).cpu().numpy()
-    sizes = facts[:, 0] * facts[:, 1]
-    firsts = np.cumsum(sizes) - sizes
-    places = [Place(*each) for each in zip(firsts.tolist(), *facts[:, :2].T.tolist(), strict=True)]
-    room = max(int(sizes.sum()), 1)
-    images, masks = _room((room, channels), device, store), _room((room,), device, store)
-    for place in (places[sample_id] for sample_id in parts[rank]):
-        sample = decoded.popleft()  # so that it does not lie in memory twice
-        if sample is not None:
-            pixels = slice(place.first, place.first + sample.mask.size)
-            images[pixels] = _tensor(sample.image).view(-1, channels)
-            masks[pixels] = _tensor(sample.mask).view(-1)
+    kept = _laid_out(
+        _facts(decoded, parts[rank], num_classes, manifest.num_samples, device), channels, device, store
+    )
+    _fill(kept, decoded, parts[rank])
     for src, part in enumerate(parts):
-        pixels = slice(int(sizes[: part.start].sum()), int(sizes[: part.stop].sum()))
-        broadcast_tensor(images[pixels], src, device)
-        broadcast_tensor(masks[pixels], src, device)
+        pixels = kept.pixels(part)
+        broadcast_tensor(kept.images[pixels], src, device)
+        broadcast_tensor(kept.masks[pixels], src, device)
     logger.info(
         "%d pictures, %.2f GB, were decoded in %.0f s and stay in the memory of the %s",
         manifest.num_samples,
-        (images.numel() + masks.numel()) / 1e9,
+        (kept.images.numel() + kept.masks.numel()) / 1e9,
         time.monotonic() - start_s,
         store,
     )
-    return Kept(images, masks, places, facts[:, 2:])
+    return kept
+
+
+def _facts(
+    decoded: Sequence[Sample | None], part: range, num_classes: int, num_samples: int, device: torch.device
+) -> npt.NDArray[np.int64]:
+    """Collective. Height, width, and pixels of each class of every sample, (samples, 2 + num_classes)."""
+    facts = np.zeros((num_samples, 2 + num_classes), np.int64)
+    for sample_id, sample in zip(part, decoded, strict=True):
+        if sample is not None:
+            facts[sample_id] = *sample.mask.shape, *sample.counts[:num_classes]
+    return all_reduce_sum(torch.from_numpy(facts).to(device)).cpu().numpy()
+
+
+def _laid_out(facts: npt.NDArray[np.int64], channels: int, device: torch.device, store: Store) -> Kept:
+    """Room for all pictures, of which `facts` tell."""
+    heights, widths = facts[:, 0], facts[:, 1]
+    ends = np.cumsum(heights * widths)
+    firsts = (ends - heights * widths).tolist()
+    places = [Place(*each) for each in zip(firsts, heights.tolist(), widths.tolist(), strict=True)]
+    room = max(int(ends[-1]), 1)
+    return Kept(
+        _room((room, channels), device, store), _room((room,), device, store), places, facts[:, 2:].copy()
+    )
+
+
+def _fill(kept: Kept, decoded: deque[Sample | None], part: range) -> None:
+    """Move the samples of `part` to where they stay, one by one, so that they do not take their memory twice."""
+    for sample_id in part:
+        sample = decoded.popleft()
+        if sample is not None:
+            pixels = kept.pixels(range(sample_id, sample_id + 1))
+            kept.images[pixels] = _tensor(sample.image).view(-1, kept.images.shape[1])
+            kept.masks[pixels] = _tensor(sample.mask).view(-1)
 
 
 def _decoded(

@@ -153,7 +153,8 @@ def _batch(
 def _masks(kept: Kept, *, is_seen: bool) -> Callable[[Place], Pixels]:
     """The mask at a place, for who decides on a crop; where nobody looks at it, only its size is right."""
     if not is_seen:
-        return lru_cache(lambda place: np.broadcast_to(np.uint8(0), (place.height, place.width)))
+        unseen = lru_cache(lambda size: np.broadcast_to(np.uint8(0), size))
+        return lambda place: unseen((place.height, place.width))
     masks = kept.masks.cpu().numpy()
 
     def mask_of(place: Place) -> Pixels:
