@@ -66,18 +66,24 @@ def test_what_cannot_be_trained_is_refused_before_a_tracker_begins(tmp_path, cha
     assert not (tmp_path / "runs" / "tiny" / "wandb").exists()
 
 
-@pytest.mark.parametrize("trainer", [{}, {"micro_batch_size": 2}], ids=["whole", "accumulated"])
-def test_the_compiled_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, trainer):
+@pytest.mark.parametrize(
+    ("trainer", "store"),
+    [({}, None), ({"micro_batch_size": 2}, None), ({}, "device"), ({"micro_batch_size": 2}, "host")],
+    ids=["whole", "accumulated", "device", "host"],
+)
+def test_the_fast_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, trainer, store):
     write_shards(tmp_path / "train", 9)
     write_shards(tmp_path / "val", 2)
     sections = {
+        "augment": {"scale_min": 0.7, "scale_max": 1.5, "rare_class_crop": 0.3, "hue": 0.1},
         "model": {"widths": [4, 8, 8], "deep_supervision": True},
         "loss": {"dice_weight": 0.5},
         "optim": {"clip_norm": 1.0},
         "trainer": {"log_every": 1, "max_steps": 6, "ema_decay": 0.9, **trainer},
     }
     losses = {}
-    for name, path in (("plain", PLAIN), ("fast", FastPath(compiler="aot_eager", keeps_memory=True))):
+    fast = FastPath(compiler="aot_eager", keeps_memory=True, store=store)
+    for name, path in (("plain", PLAIN), ("fast", fast)):
         torch._dynamo.reset()
         monkeypatch.setattr(wiring, "choose", lambda *_, path=path: path)
         with build(tmp_path, **sections, name=name) as made:
