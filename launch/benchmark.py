@@ -7,12 +7,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from unetdist.benchmark import data_command, layers_command, remote, train_command
+from unetdist.benchmark import data_command, layers_command, remote, train_command, validation
 from unetdist.benchmark.machine import machine_facts
 from unetdist.logs import run_script, set_up_logging
 
 COMMANDS = {
     "data": (data_command, "samples/s of the data path on one core"),
+    "eval": (validation, "validation images/s, ours beside plain loops"),
     "layers": (layers_command, "every convolution of a network, under the roofs of the device"),
     "remote": (remote, "shards of other machines: first batch, and speed once cached"),
     "train": (train_command, "images/s of training loops, ours beside what people would write"),
