@@ -1,10 +1,12 @@
 """FLOPs are those that torch counts; images/s those that were worked out by hand for an H200."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetdist.model.limit import H200, Layer, Peaks, Work, flops_of, layers_of, seconds_of
+from unetdist.model.limit import H200, Execution, Layer, Peaks, Work, flops_of, layers_of, seconds_of
 from unetdist.model.unet import UNet, UNetConfig
 
 OPTIONS = [
@@ -85,6 +87,54 @@ def test_layers_know_their_place():
         is_pooled=False,
         is_skip=False,
     )
+
+
+@pytest.mark.parametrize("execution", get_args(Execution))
+@pytest.mark.parametrize("options", [{"residual": True}, {"deep_supervision": True}], ids=str)
+def test_what_options_add_is_counted(execution, options):
+    plain, more = (
+        sum(work.bytes for layer in layers for work in layer.kernels(execution, 4))
+        for layers in (
+            layers_of(UNetConfig(widths=(8, 8, 16), **given), 4, (64, 64)) for given in ({}, options)
+        )
+    )
+    assert more > plain
+
+
+def test_a_relu_without_a_norm_is_a_kernel_of_its_own():
+    layer, *_ = layers_of(UNetConfig(widths=(8, 16), norm="none"), 4, (64, 64))
+    between = list(layer.kernels("compiled", batch_size=2))[-1]
+    assert between == Work(0, 5 * 2 * 8 * 64 * 64 * 2)
+
+
+def test_layers_of_options_know_their_place():
+    layers = layers_of(
+        UNetConfig(widths=(4, 8, 16), residual=True, upsample="bilinear", deep_supervision=True), 3, (32, 32)
+    )
+    assert {layer.name for layer in layers if layer.is_shortcut} == {
+        f"{block}.shortcut.conv"
+        for block in ("encoder.0", "encoder.1", "bottleneck", "decoder.0.block", "decoder.1.block")
+    }
+    assert [layer.name for layer in layers if layer.adds_shortcut] == [
+        f"{block}.layers.1.conv"
+        for block in ("encoder.0", "encoder.1", "bottleneck", "decoder.0.block", "decoder.1.block")
+    ]
+    assert {layer.name: layer.scale for layer in layers if layer.scale > 1} == {
+        "decoder.0.up": 2,
+        "decoder.1.up": 2,
+        "aux_heads.0": 2,
+    }
+
+
+def test_nothing_is_computed_or_drawn(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("it runs on GPUs only, as soon as there are several processes")
+
+    monkeypatch.setattr(torch.nn.SyncBatchNorm, "forward", refuse)
+    state = torch.get_rng_state()
+    layers = layers_of(UNetConfig(preset="classic", norm="sync_batch", dropout=0.5), 3, (4000, 6000))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert layers == layers_of(UNetConfig(preset="classic"), 3, (4000, 6000))
 
 
 def test_a_kernel_takes_what_its_larger_part_takes():

@@ -11,12 +11,13 @@ al. 2009, with a network as a sum of kernels). How many bytes there are depends 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from unetdist.model.blocks import ConvBlock
 from unetdist.model.unet import UNet, UNetConfig
 
 Execution = Literal["ideal", "compiled", "eager"]
@@ -69,6 +70,12 @@ class Layer:
     """Its input is the level above, pooled."""
     is_skip: bool
     """Its output goes to the level below and, past it, to the decoder."""
+    adds_shortcut: bool = False
+    """It ends a residual block."""
+    is_shortcut: bool = False
+    """It leads past a residual block, and no ReLU follows it."""
+    scale: int = 1
+    """Its output is interpolated to so many times its height and width."""
 
     @property
     def num_weights(self) -> int:
@@ -93,17 +100,20 @@ class Layer:
         flops, weights = self.flops * batch_size, self.num_weights * value_bytes
         pooled = out / 4 if self.is_skip else 0.0
         if execution == "ideal":
+            area = self.scale**2
             # What comes before a pooled input is read in full; a norm's gradient wants its input beside it.
             taken = 4 * read if self.is_pooled else read
             if self.kind == "head":
-                mask = batch_size * math.prod(self.out_shape[1:])
+                mask = batch_size * math.prod(self.out_shape[1:]) * area
                 yield Work(flops, read + mask)
                 yield Work(2 * flops, 2 * read + mask)
                 return
-            yield Work(flops, taken + out + weights)
+            out *= area
+            shortcut = out if self.adds_shortcut else 0
+            yield Work(flops, taken + out + shortcut + weights)
             gradient = (2 * out if self.is_normed else out) + pooled
             if not self.is_first:
-                yield Work(flops, gradient + 2 * read + weights)
+                yield Work(flops, gradient + shortcut + 2 * read + weights)
             yield Work(flops, gradient + taken + 2 * weights)
             return
         if self.is_first:
@@ -121,34 +131,41 @@ class Layer:
 def _passes(layer: Layer, execution: Execution) -> Iterator[float]:
     """Passes over the output of a layer beside its convolution, in units of its bytes."""
     compiled = execution == "compiled"
+    area = layer.scale**2
+    if layer.scale > 1:  # interpolation and its gradient; fused, but for the smaller side, with what follows
+        yield 2 if compiled else 2 + 2 * area
     match layer.kind:
-        case (
-            "head"
-        ):  # cast, log-softmax, loss and their gradients; in float32 where each is a pass of its own
-            yield 4 if compiled else 24
+        case "head":
+            # Cast, log-softmax, loss and their gradients; in float32 where each is a pass of its own.
+            yield 4 * area if compiled else 24 * area
         case "up":  # joined with the skip, and parted again
-            yield 4 if compiled else 8
+            yield 4 * area if compiled else 8 * area
         case "conv":
             if layer.is_normed:
                 yield 3  # sums; normalise
                 yield 5 if compiled else 6  # sums of the gradient; its values
-            if not compiled:
+            if not layer.is_shortcut and not (compiled and layer.is_normed):
                 yield 5  # ReLU and its gradient
+            if layer.adds_shortcut:  # the sum; the gradient's sum at the block's entry
+                yield 3 if compiled else 6
             if layer.is_skip:  # pooling, its gradient, and the sum with that of the skip
                 yield 0.75 if compiled else 6.5
 
 
 def layers_of(config: UNetConfig, num_classes: int, size: tuple[int, int]) -> list[Layer]:
     """The layers of a network for images of `size` (height, width), in the order of computation."""
+    if config.norm == "sync_batch":  # It refuses to run anywhere but on GPUs, and costs what batch norm does.
+        config = replace(config, norm="batch")
     with torch.device("meta"):
         channels = config.in_channels
         model = UNet(config, num_classes, mean=[0.0] * channels, std=[1.0] * channels).train()
         image = torch.empty(1, channels, *size, dtype=torch.uint8)
+    ends = {block.layers[-1].conv for block in model.modules() if isinstance(block, ConvBlock)}
     found: list[Layer] = []
 
     def note(name: str, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            found.append(_layer(name, module, given[0].shape, out.shape, config))
+            found.append(_layer(name, module, given[0].shape, out.shape, config, ends_block=module in ends))
 
     for name, module in model.named_modules():
         module.register_forward_hook(lambda module, given, out, name=name: note(name, module, given, out))
@@ -181,11 +198,19 @@ def _layer(
     given: Sequence[int],
     out: Sequence[int],
     config: UNetConfig,
+    *,
+    ends_block: bool,
 ) -> Layer:
     part, *inner = name.split(".")
-    is_entry = ".layers.0." in name or ".shortcut." in name
+    is_shortcut = ".shortcut." in name
+    is_entry = ".layers.0." in name or is_shortcut
     is_head = part in ("head", "aux_heads")
     is_up = inner[-1:] == ["up"]
+    scale = 1
+    if is_up and config.upsample == "bilinear":
+        scale = 2
+    elif part == "aux_heads":
+        scale = 2 ** (config.depth - 1 - int(inner[0]))
     return Layer(
         name=name,
         kind="head" if is_head else "up" if is_up else "conv",
@@ -197,10 +222,8 @@ def _layer(
         is_pooled=is_entry
         and config.depth > 0
         and (part == "bottleneck" or (part == "encoder" and inner[0] != "0")),
-        is_skip=part == "encoder" and name == _last_of_level(config, int(inner[0])),
+        is_skip=part == "encoder" and ends_block,
+        adds_shortcut=config.residual and ends_block,
+        is_shortcut=is_shortcut,
+        scale=scale,
     )
-
-
-def _last_of_level(config: UNetConfig, level: int) -> str:
-    convs = config.encoder_convs
-    return f"encoder.{level}.layers.{(convs if isinstance(convs, int) else convs[level]) - 1}.conv"
