@@ -19,6 +19,7 @@ from unetdist.data.augment import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.data.loader import train_loader
 from unetdist.data.manifest import Manifest
+from unetdist.host_memory import keep_all_freed
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "shard_dataset.py"
 
@@ -118,6 +119,7 @@ def handover(job: Job, count: int) -> dict[str, list[float]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    keep_all_freed()  # as launch/train.py
     own = sys.argv[1:] != ["foreign"]
     serve(
         own_batches if own else foreign_batches,
