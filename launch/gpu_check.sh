@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# What a machine with a GPU must show: the tests that need one pass, and the built-in shapes, sharded, are learnt in
-# float32 and in bf16 and scored. Prints a summary with times; a few minutes. Without a GPU: says so, exit code 2.
-#   launch/gpu_check.sh [FOLDER]      # logs, shards and runs go there (default: a new one); PYTHON=... chooses the python
+# What a machine with a GPU must show: the tests that need one pass; every layer beside what the device could do; our
+# training loop beside what people would write; the built-in shapes, sharded, are learnt in float32 and in bf16 and
+# scored. Prints a summary with times; under 9 minutes, as what is left then is cut short. Without a GPU: says so, exit
+# code 2.
+#   launch/gpu_check.sh [FOLDER]      # logs, JSON, shards and runs go there (default: a new one); PYTHON=... chooses the
+#                                     # python, PEERS_PYTHON=... that of Lightning, LIMIT_S=... the seconds (530)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,15 +16,17 @@ if ! machine=$("$python" -c "$facts" 2>/dev/null); then
 fi
 out=$(realpath -m "${1:-$(mktemp -d)}")
 mkdir -p "$out"
+limit_s=${LIMIT_S:-530}
 summary=()
 failed=0
 
-# Run a command with its output in a log; its time goes to the summary, and a failure does not end the check.
+# Run a command with its output in a log; its time goes to the summary, and a failure does not end the check. What takes
+# longer than is left fails with 124.
 step() {
   local name=$1 began=$SECONDS result=ok
   shift
   echo "$name: $*"
-  "$@" >"$out/$name.log" 2>&1 || { result="FAILED ($?), see $out/$name.log"; failed=1; tail -n 20 "$out/$name.log"; }
+  timeout --kill-after=10 "$((limit_s > SECONDS ? limit_s - SECONDS : 1))" "$@" >"$out/$name.log" 2>&1 || { result="FAILED ($?), see $out/$name.log"; failed=1; tail -n 20 "$out/$name.log"; }
   summary+=("$(printf '%-14s %4d s  %s' "$name" $((SECONDS - began)) "$result")")
 }
 
@@ -35,7 +40,30 @@ print(f"{statistics.median(speed[len(speed) // 2 :]):.0f} images/s, mIoU {miou:.
 '
 launch=("$python" -m accelerate.commands.launch --config_file configs/accelerate/one_gpu.yaml)
 
+# Median images/s of each loop, and how many times as fast ours is.
+loops='
+import json, sys
+for case in json.load(open(sys.argv[1]))["cases"]:
+    for row in case["rows"]:
+        rate = row.get("images_per_s", {}).get("median")
+        ratio = row.get("ours_is_faster_by", {}).get("median")
+        name = case["case"] + " " + row["name"]
+        text = f"void: {row['void']}" if rate is None else f"{rate:.0f} images/s, ours {ratio:.2f} x" if ratio else f"{rate:.0f} images/s"
+        print(f"  {name:40s} {text}" + (f", {row['share_of_limit']:.2f} of the limit" if rate else ""))
+'
+train_loops() {
+  local name=$1 case=$2 workers=$3
+  step "$name" "$python" launch/benchmark.py train --cases "$case" --precisions bf16 --workers "$workers" --samples 600 \
+    --against ours-device,ours-off,accelerate,lightning,nnunet,careful --rounds 4 --seconds 0.5 \
+    --peers-python "${PEERS_PYTHON:-$python}" --work "$out/work" --out "$out/$name"
+  summary+=("$("$python" -c "$loops" "$out/$name/train.json" 2>/dev/null || echo "no numbers of $name")")
+}
+
 step tests "$python" -m pytest -m gpu
+step layers "$python" launch/benchmark.py layers --out "$out/layers"
+train_loops loops_student student:480x352:32 12
+train_loops loops_classic classic:512x512:32 4
+step validation "$python" launch/benchmark.py eval --rounds 3 --work "$out/work" --out "$out/validation"
 step shards "$python" launch/shard_dataset.py --shapes 400 --val-fraction 0.2 --out "$out/shards"
 for precision in no bf16; do
   run="$out/runs/$precision"
