@@ -1,7 +1,9 @@
 import time
+from dataclasses import dataclass
 
 import torch
 
+from unetdist.benchmark import stopwatch
 from unetdist.benchmark.stopwatch import LEAST_CALLS, WARM_UP_CALLS, seconds_per_call
 
 CPU = torch.device("cpu")
@@ -23,3 +25,28 @@ def test_quick_calls_fill_the_budget():
 def test_a_peak_is_the_best_call():
     waits = iter([0.0, 0.0, 0.05, 0.001, 0.05, 0.05, 0.05])
     assert seconds_per_call(lambda: time.sleep(next(waits)), CPU, budget_s=0, of=min) < 0.05
+
+
+def test_on_a_gpu_calls_queue_up_before_they_are_timed(monkeypatch):
+    done = []
+
+    @dataclass
+    class Event:
+        enable_timing: bool
+        at_ms: int = 0
+
+        def record(self):
+            done.append("mark")
+            self.at_ms = 10 * done.count("call") ** 2
+
+        def synchronize(self):
+            done.append("wait")
+
+        def elapsed_time(self, later):
+            return float(later.at_ms - self.at_ms)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append("sleep"))
+    monkeypatch.setattr(stopwatch, "CALLS_AT_ONCE", 3)
+    assert stopwatch._on_cuda(lambda: done.append("call")) == [0.010, 0.030, 0.050]
+    assert done == ["sleep", "mark", *["call", "mark"] * 3, "wait"]
