@@ -7,11 +7,7 @@ from tests.gpu.test_training_on_gpu import waiting_is_an_error as waiting_is_an_
 from unetdist import build
 from unetdist.performance import PLAIN, FastPath
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
-    pytest.mark.filterwarnings("ignore::UserWarning:torch._inductor"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # the compiler warns of itself
 
 PATHS = {
     "autotuned": FastPath(autotunes=True),
