@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from unetdist.benchmark import data_command, layers_command, remote, train_command, validation
+from unetdist.benchmark import data_command, layers_command, limit_command, remote, train_command, validation
 from unetdist.benchmark.machine import machine_facts
 from unetdist.logs import run_script, set_up_logging
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "data": (data_command, "samples/s of the data path on one core"),
     "eval": (validation, "validation images/s, ours beside plain loops"),
     "layers": (layers_command, "every convolution of a network, under the roofs of the device"),
+    "limit": (limit_command, "images/s of training at most, by FLOPs and bytes"),
     "remote": (remote, "shards of other machines: first batch, and speed once cached"),
     "train": (train_command, "images/s of training loops, ours beside what people would write"),
 }
