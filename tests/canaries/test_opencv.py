@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from tests.data.opencv import FOLLOWED, NOT_FOLLOWED
+from unetdist.data.device_warp import IS_FIXED_POINT
 
-pytestmark = pytest.mark.skipif(not FOLLOWED, reason=NOT_FOLLOWED)
+floats = pytest.mark.skipif(not FOLLOWED or IS_FIXED_POINT, reason=NOT_FOLLOWED)
 
 INVERSE = cv2.WARP_INVERSE_MAP
 
@@ -17,12 +18,14 @@ def warp(pixels, matrix, size, interpolation):
     )
 
 
+@floats
 def test_a_tie_goes_to_the_even_pixel():
     row = np.arange(200, dtype=np.uint8)[None]
     found = warp(row, np.array([[1, 0, 0.5], [0, 1, 0.0]]), (160, 1), cv2.INTER_NEAREST)[0]
     np.testing.assert_array_equal(found, np.rint(np.arange(160) + 0.5))
 
 
+@floats
 def test_places_are_of_float32_and_rounded_once_in_whole_vectors_of_16_columns_and_twice_in_the_rest():
     row = np.arange(200, dtype=np.uint8)[None]
     column = np.arange(61, dtype=np.float32)
@@ -41,6 +44,7 @@ def test_places_are_of_float32_and_rounded_once_in_whole_vectors_of_16_columns_a
     assert differs[48:].any()
 
 
+@floats
 def test_shares_of_neighbours_are_not_rounded():
     pair = np.array([[0, 200]], np.uint8)
     for share in (0.101, 0.2524, 0.7476):
@@ -58,3 +62,11 @@ def test_colours_are_changed_in_fixed_point_of_ten_bits_and_grey_in_float():
     grey = np.ascontiguousarray(image[..., :1])
     expected = np.rint((grey.astype(np.float64) * rows[0, 0] + rows[0, 3]).astype(np.float32)).clip(0, 255)
     np.testing.assert_array_equal(cv2.transform(grey, rows[:1, [0, 3]])[..., None], expected)
+
+
+@pytest.mark.skipif(not IS_FIXED_POINT, reason="OpenCV 4 computes in fixed point")
+def test_shares_of_neighbours_are_32ths():
+    pair = np.array([[0, 200]], np.uint8)
+    for share in (0.101, 0.2524, 0.7476):
+        found = warp(pair, np.array([[1, 0, share], [0, 1, 0.0]]), (1, 1), cv2.INTER_LINEAR)[0, 0]
+        assert found == round(200 * round(share * 32) / 32)

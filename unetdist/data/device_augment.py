@@ -1,9 +1,7 @@
 """Random changes of a whole micro-batch on the device: the twin of what workers do to one sample after another.
 
 What is changed is decided on the host, by the same `Augmenter`; only numbers travel. The device follows the arithmetic
-of OpenCV 5 on x86 with AVX2, so that the pixels are equal to the last bit: a warp finds its places in float32, product
-and sum rounded together in the columns that fill whole vectors and one after the other in those that are left, and a
-change of colours is in fixed point. Other versions and processors round otherwise, and differ where it matters.
+of OpenCV, so that the pixels are equal to the last bit; see `device_warp` for where they are not.
 """
 
 import textwrap
@@ -17,26 +15,23 @@ import torch
 from torch import Tensor
 
 from unetdist.data.augment import Augmenter, Change
+from unetdist.data.device_warp import IS_FIXED_POINT, as_bytes, find_places, fma, interpolated, nearest
 from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import logger
 
 Packed = npt.NDArray[np.float64]
 
 _FILL, _COLORS, _END = 9, 13, 25
-"""What is told of a sample are `_END` numbers, integers or of float32, all of which float64 holds:
+"""What is told of a sample are `_END` numbers of float64:
 
 the first pixel of the box that is looked at, the picture's width, the box's height and width; whether rows of the
 output are columns of the source; gain and shift of the source's axis that runs along a row of the output, and of that
 along a column; from `_FILL` on the four colours of what lies outside; from `_COLORS` on the rows of the change of
 colours, in fixed point, but of grey images just two numbers as they are."""
-_VECTOR = 16
-"""Columns that OpenCV warps together."""
 _COLOR_BITS = 10
 """Fraction of the fixed point in which OpenCV changes colours."""
 _CLASSES = 16
 """That are counted at a time, for the sake of memory."""
-_FAR = 1e9
-"""Beyond all places and colours."""
 
 _Three = tuple[Tensor, Tensor, Tensor]
 _Change = Callable[[Tensor, Tensor, Tensor], _Three]
@@ -73,6 +68,7 @@ class DeviceAugmenter:
             num_classes=num_classes,
             is_scaled=(augmenter.config.scale_min, augmenter.config.scale_max) != (1, 1),
             is_colored=self._is_colored,
+            is_fixed_point=IS_FIXED_POINT,
         )
         self._unproved: _Change | None = None
         if compiler is not None:
@@ -152,10 +148,16 @@ def change(
     num_classes: int,
     is_scaled: bool,
     is_colored: bool,
+    is_fixed_point: bool,
 ) -> _Three:
-    """As `DeviceAugmenter.__call__`; without scales and colours the pixels are only moved."""
+    """As `DeviceAugmenter.__call__`; without scales and colours the pixels are only moved.
+
+    `is_fixed_point`: as `find_places` takes it.
+    """
     first, stride, height, width, is_turned = packed[:, :5, None, None].long().unbind(1)
-    x, y = _places(packed[:, 5:_FILL, None, None].float(), is_turned != 0, size)
+    x, y = find_places(
+        packed[:, 5:_FILL, None, None], is_turned != 0, size, is_fixed_point=is_scaled and is_fixed_point
+    )
     fill = packed[:, None, None, _FILL : _FILL + images.shape[1]].to(torch.uint8)
 
     def look(row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,10 +168,10 @@ def change(
         is_inside, pixel = look(row, column)
         return torch.where(is_inside[..., None], images[pixel], fill)
 
-    row, column = y.round().long(), x.round().long()
+    row, column = nearest(y), nearest(x)
     is_inside, pixel = look(row, column)
     mask = torch.where(is_inside, masks[pixel], IGNORE_INDEX)
-    image = _interpolated(color, x, y) if is_scaled else color(row, column)
+    image = interpolated(color, x, y) if is_scaled else color(row, column)
     if is_colored:
         image = _recolored(image, packed[:, None, None, _COLORS:])
     classes = torch.arange(num_classes, device=mask.device, dtype=torch.uint8)[:, None, None]
@@ -178,58 +180,12 @@ def change(
     return image.permute(0, 3, 1, 2), mask, torch.cat(counts, dim=1)
 
 
-def _places(axes: Tensor, is_turned: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where the output's pixels lie in their boxes: x and y, float32, (B, h, w)."""
-    height, width = size
-    row_gain, row_shift, column_gain, column_shift = axes.unbind(1)
-    column = torch.arange(width, device=axes.device, dtype=torch.float32)
-    row = torch.arange(height, device=axes.device, dtype=torch.float32)[:, None]
-    in_vectors = column < width // _VECTOR * _VECTOR
-    along = torch.where(in_vectors, _fma(column, row_gain, row_shift), _product(column, row_gain) + row_shift)
-    down = _product(row, column_gain) + column_shift
-    return torch.where(is_turned, down, along), torch.where(is_turned, along, down)
-
-
-def _interpolated(color: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """Between the four pixels around each place, (B, h, w, C) uint8."""
-    left, top = x.floor(), y.floor()
-    to_right, to_bottom = (x - left)[..., None], (y - top)[..., None]
-    column, row = left.long(), top.long()
-
-    def between(row: Tensor) -> Tensor:
-        here, right = color(row, column).float(), color(row, column + 1).float()
-        return _fma(to_right, right - here, here)
-
-    above, below = between(row), between(row + 1)
-    return _as_bytes(_fma(to_bottom, below - above, above))
-
-
 def _recolored(image: Tensor, rows: Tensor) -> Tensor:
     """`image` (B, h, w, C) uint8, `rows` (B, 1, 1, 12)."""
     if image.shape[3] == 1:
-        return _as_bytes(_fma(image.float(), rows[..., :1].float(), rows[..., 1:2].float()))
+        return as_bytes(fma(image.float(), rows[..., :1].float(), rows[..., 1:2].float()))
     red, green, blue, offset = rows.int().reshape(-1, 1, 1, 3, 4).unbind(4)
     pixels = image.int()
     total = red * pixels[..., 0:1] + green * pixels[..., 1:2] + blue * pixels[..., 2:3] + offset
     changed = ((total + (1 << (_COLOR_BITS - 1))) >> _COLOR_BITS).clamp(0, 255).to(torch.uint8)
     return torch.cat((changed, image[..., 3:]), dim=3) if image.shape[3] == 4 else changed
-
-
-def _fma(a: Tensor, b: Tensor, c: Tensor | float) -> Tensor:
-    """The float32 a * b + c, rounded once.
-
-    float64 holds the product; that the sum is rounded twice shows in one of 2**29 results.
-    """
-    c = c.double() if isinstance(c, Tensor) else c
-    total = (a.double() * b.double() + c).float()
-    # The bounds do nothing, but without them torch.compile may take a conversion and that back for none.
-    return total.clamp(-_FAR, _FAR)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The float32 a * b, rounded before anything is added: a compiler may round a product and a sum as one."""
-    return _fma(a, b, 0.0)
-
-
-def _as_bytes(values: Tensor) -> Tensor:
-    return values.round().clamp(0, 255).to(torch.uint8)
