@@ -143,13 +143,15 @@ def _passes(layer: Layer, execution: Execution) -> Iterator[float]:
         case "conv":
             if layer.is_normed:
                 yield 3  # sums; normalise
-                yield 5 if compiled else 6  # sums of the gradient; its values
+                yield 5 if compiled else 6  # two sums of the gradient, at once or one by one; its values
             if not layer.is_shortcut and not (compiled and layer.is_normed):
                 yield 5  # ReLU and its gradient
             if layer.adds_shortcut:  # the sum; the gradient's sum at the block's entry
                 yield 3 if compiled else 6
-            if layer.is_skip:  # pooling, its gradient, and the sum with that of the skip
-                yield 0.75 if compiled else 6.5
+            if layer.is_skip:
+                # Pooling writes a quarter, and where each value came from, in one byte or in eight; its gradient reads
+                # the same and, eager, writes all. The sum with the skip's is one more read, or a pass of its own.
+                yield 0.25 + 0.125 + 0.25 + 0.125 + 1 if compiled else 1.25 + 1 + 1.25 + 1 + 3
 
 
 def layers_of(config: UNetConfig, num_classes: int, size: tuple[int, int]) -> list[Layer]:
