@@ -10,6 +10,7 @@ from unetdist.benchmark.source import Case
 def test_words_become_values():
     assert arguments.parse_case("480x360:256") == Case(480, 360, 256)
     assert arguments.parse_workers("1,2") == (1, 2)
+    assert arguments.parse_workers("none") == ()
     assert arguments.positive("3") == 3
     assert arguments.positive_seconds(".5") == 0.5
     parser = argparse.ArgumentParser()

@@ -45,6 +45,12 @@ def test_one_core_and_one_thread(start):
     assert start(code, core=0).ask("look") == [[0], "1"]
 
 
+def test_a_search_path_of_the_user_is_kept(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/of/the/user")
+    paths = start(REPLY.format(reply="sys.path")).ask("look")
+    assert {str(tmp_path), "/of/the/user"} <= set(paths)
+
+
 def test_a_missing_package_is_named_with_what_to_install(start):
     reply = REPLY.format(reply="{'error': 'ModuleNotFoundError', 'missing': 'numpy'}")
     process = start(reply, packages=("numpy", "torch"))

@@ -19,6 +19,7 @@ from unetdist.benchmark.train import (
     prepare,
     rows_of,
     start,
+    variables_of,
 )
 from unetdist.errors import ConfigError
 
@@ -49,6 +50,16 @@ def test_pictures_are_larger_than_the_crop_and_shapes_have_spare_classes(tmp_pat
     lines = (tmp_path / "pictures" / "Labels.txt").read_text().splitlines()
     assert len(lines) == 1 + NUM_CLASSES
     assert (tmp_path / "formats" / "shards" / "manifest.json").exists()
+
+
+def test_a_cold_start_finds_nothing_that_was_compiled(tmp_path):
+    left = tmp_path / "ours.compiled" / "inductor"
+    left.mkdir(parents=True)
+    assert variables_of(plan_in(tmp_path), tmp_path / "ours.log") == {}
+    assert left.exists()
+    variables = variables_of(plan_in(tmp_path, is_cold=True), tmp_path / "ours.log")
+    assert variables["TORCHINDUCTOR_CACHE_DIR"] == str(left)
+    assert not left.exists()
 
 
 def row(loss):

@@ -18,7 +18,16 @@ spec.loader.exec_module(script)
 
 def test_anybody_can_run_it_without_data(tmp_path, capsys):
     words = ["data", "--against", "files-pil", "--cases", "64x48:32", "--samples", "32", "--rounds", "2"]
-    words += ["--seconds", "0.01", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    words += [
+        "--workers",
+        "none",
+        "--seconds",
+        "0.01",
+        "--work",
+        str(tmp_path / "work"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert script.main(words) == 0
     assert "files + PIL" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "data.json").read_text())

@@ -23,7 +23,9 @@ def parse_case(text: str) -> Case:
 
 
 def parse_workers(text: str) -> tuple[int, ...]:
-    """N,N,..., each over 0."""
+    """N,N,..., each over 0, or `none`."""
+    if text == "none":
+        return ()
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
         raise argparse.ArgumentTypeError(f"invalid list of workers: {text!r}; use 1,2")
     return tuple(map(int, text.split(",")))

@@ -121,6 +121,7 @@ class Process:
         self.python = sys.executable if not contender.packages else python
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with open(log, "wb") as file:
             self._process = subprocess.Popen(
                 [self.python, "-W", "ignore", "-m", contender.module, *contender.arguments],
@@ -129,7 +130,7 @@ class Process:
                 stderr=file,
                 text=True,
                 cwd=ROOT,
-                env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(paths)},
             )
         if core is not None:
             os.sched_setaffinity(

@@ -46,8 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=positive_seconds, default=1.0, help="of a contender's round (%(default)s)")
     add("--core", type=int, help="the one core that is used; default: the last one")
     add("--peers-python", default=sys.executable, metavar="PATH", help="python that has the others' packages")
-    add("--split", action="store_true", help="our time by read, decode, augment, collate")
-    add("--workers", type=parse_workers, default=(), metavar="N,N", help="also ours with so many workers")
+    add("--split", action="store_true", help="our time by read, decode, augment, collate, transfer")
+    cores = len(os.sched_getaffinity(0))
+    add(
+        "--workers",
+        type=parse_workers,
+        default=(cores,),
+        metavar="N,N",
+        help=f"none, or also ours with so many workers, on all cores ({cores})",
+    )
     add("--handover", action="store_true", help="also the way from a worker to the trainer")
     add("--work", type=Path, default=Path("runs/benchmark/work"), metavar="DIR", help="(%(default)s)")
     add_out(parser)

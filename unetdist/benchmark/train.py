@@ -5,6 +5,7 @@ after some steps is not that of the others is void.
 """
 
 import math
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -66,6 +67,8 @@ class TrainPlan:
     check_steps: int = 50
     split_steps: int = 10
     on_device: bool = False
+    is_cold: bool = False
+    """Nobody finds what it compiled before."""
 
 
 @dataclass
@@ -178,7 +181,9 @@ def start(
 ) -> Process:
     """A loop after its first step and its check; `VoidError` where it cannot."""
     try:
-        process = Process(contender, python=plan.peers_python, core=None, log=log, variables={})
+        process = Process(
+            contender, python=plan.peers_python, core=None, log=log, variables=variables_of(plan, log)
+        )
     except OSError as error:
         raise ConfigError(
             f"--peers-python ({plan.peers_python}) does not run ({error.strerror}); give the python of the "
@@ -194,6 +199,15 @@ def start(
         raise
     logger.info("%s: first step after %.1f s, loss %.3f", row.name, row.first_step_s, row.loss)
     return process
+
+
+def variables_of(plan: TrainPlan, log: Path) -> dict[str, str]:
+    """Of a loop's environment: empty folders for what it compiles, where the first step is to be a cold one."""
+    if not plan.is_cold:
+        return {}
+    folder = log.with_suffix(".compiled")
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
 
 
 def loss_problems(rows: Mapping[str, Row], names: Sequence[str] | Mapping[str, Process]) -> dict[str, str]:

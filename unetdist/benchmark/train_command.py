@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=positive_seconds, default=1.0, help="of a loop's round (%(default)s)")
     add("--check-steps", type=positive, default=50, metavar="N", help="whose loss is compared (%(default)s)")
     add("--on-device", action="store_true", help="batches of the device's memory: loops without data path")
+    add("--cold", action="store_true", help="let nobody find what was compiled before: true first steps")
     add("--peers-python", default=sys.executable, metavar="PATH", help="python that has the others' packages")
     add("--work", type=Path, default=Path("runs/benchmark/work"), metavar="DIR", help="(%(default)s)")
     add_out(parser)
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
         seconds=args.seconds,
         check_steps=args.check_steps,
         on_device=args.on_device,
+        is_cold=args.cold,
     )
     pictures = Pictures(args.images, args.masks, args.labels)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -125,7 +125,7 @@ class Answers:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if has_gpu else [])]
         with TemporaryDirectory(prefix="unetdist-") as folder:
             file = Path(folder, "trace.json")
-            with profile(activities=activities, acc_events=True) as profiler:
+            with profile(activities=activities) as profiler:
                 began = time.perf_counter()
                 for _ in range(steps):
                     yield
@@ -152,10 +152,7 @@ class Answers:
 
     def facts(self) -> Generator[None, ReadLoss, dict[str, Any]]:
         """Peak memory in GB, of the device or else of this process, and versions."""
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = peak_of_process()
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_of_process()
         return {"peak_gb": peak / 1e9, "versions": installed(*self.packages)()}
         yield  # A generator, as its neighbours are.
 
