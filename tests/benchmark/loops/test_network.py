@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from tests.benchmark.loops.test_protocol import JOB
@@ -12,6 +13,19 @@ def test_everybody_has_the_same_weights_in_the_layout_asked_for():
     is_wide = [p.ndim == 4 and min(p.shape[1:]) > 1 for p in last.parameters()].index(True)
     assert list(first.parameters())[is_wide].is_contiguous()
     assert list(last.parameters())[is_wide].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("size", [(8, 12), (7, 9)])
+def test_everything_inside_has_that_layout_too(channels_last, size):
+    network = build_network(JOB, channels_last=channels_last)
+    layouts = set()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.out_channels > 1:
+            module.register_forward_hook(lambda _module, _given, out: layouts.add(out.is_contiguous()))
+    logits = network(torch.rand(2, 3, *size))
+    assert logits.shape == (2, 2, *size)
+    assert layouts == {not channels_last}
 
 
 def test_normalising_inside_and_outside_is_the_same():

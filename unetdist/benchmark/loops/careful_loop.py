@@ -39,6 +39,7 @@ def train(job: TrainJob, after_step: AfterStep) -> None:
     model.train()
     loader = open_files(job, reader="opencv", as_bytes=True)
     for image, mask in on_device(loader, job) if job.on_device else ahead(loader, job.device):
+        image = image.contiguous(memory_format=torch.channels_last)
         with (
             record_function("step: forward"),
             torch.autocast(job.device.type, job.autocast_dtype, enabled=job.precision != "fp32"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unetdist.benchmark.loops.files import MEAN, STD
+from unetdist.benchmark.loops.network import NchwUNet
 from unetdist.benchmark.peers.protocol import Batches, Job, installed, serve
 from unetdist.model.unet import UNet, UNetConfig
 
@@ -45,7 +46,8 @@ def passes(job: Job) -> Batches:
     torch.manual_seed(job.seed)
     config: Any = UNetConfig(preset=preset)  # type: ignore[arg-type]
     layout = torch.channels_last if best else torch.contiguous_format
-    model: Any = UNet(config, num_classes=num_classes, mean=MEAN, std=STD).to(device).eval()
+    kind = UNet if best else NchwUNet
+    model: Any = kind(config, num_classes=num_classes, mean=MEAN, std=STD).to(device).eval()
     model = model.to(memory_format=layout)
     loader = DataLoader(
         Whole(job, as_bytes=best),

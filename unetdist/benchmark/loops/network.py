@@ -1,11 +1,20 @@
 """The network that all loops train, and its optimizer."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unetdist.benchmark.loops.files import MEAN, STD
 from unetdist.benchmark.loops.protocol import TrainJob
 from unetdist.model.unet import UNet, UNetConfig
+
+
+class NchwUNet(UNet):
+    """Our network as it is in most people's layout: ours brings its input to channels last by itself."""
+
+    def _pad(self, x: Tensor) -> Tensor:
+        factor = 2**self.config.depth
+        fits = x.shape[-2] % factor == 0 and x.shape[-1] % factor == 0
+        return x.contiguous() if fits else super()._pad(x).contiguous()
 
 
 def build_network(job: TrainJob, *, channels_last: bool, normalises: bool = False) -> nn.Module:
@@ -15,7 +24,8 @@ def build_network(job: TrainJob, *, channels_last: bool, normalises: bool = Fals
     """
     torch.manual_seed(job.seed)
     mean, std = (MEAN, STD) if normalises else ([0.0] * 3, [1.0] * 3)
-    network = UNet(UNetConfig(widths=tuple(job.widths)), num_classes=job.num_classes, mean=mean, std=std)
+    kind = UNet if channels_last else NchwUNet
+    network = kind(UNetConfig(widths=tuple(job.widths)), num_classes=job.num_classes, mean=mean, std=std)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return network.to(job.device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
