@@ -1,7 +1,8 @@
 import numpy as np
+from PIL import Image, ImageDraw
 
 from unetdist.benchmark.layers import PassTime
-from unetdist.benchmark.roofline import _COLORS, _Axis, draw_roofline
+from unetdist.benchmark.roofline import _COLORS, _INK, _Axis, _overlap, _write_beside, draw_roofline
 from unetdist.model.limit import Peaks, Work, layers_of
 from unetdist.model.unet import UNetConfig
 
@@ -26,3 +27,20 @@ def test_an_axis_is_logarithmic_and_has_round_ticks():
     axis = _Axis([1.5, 1000 / 1.2], 0, 300)
     assert (axis.at(1), round(axis.at(10)), round(axis.at(1000))) == (0, 100, 300)
     assert list(axis.ticks()) == [1, 3, 10, 30, 100, 300, 1000]
+
+
+def test_names_lie_over_one_another_nowhere():
+    sheet = Image.new("RGB", (980, 640), (255, 255, 255))
+    names = []
+    for _ in range(6):
+        _write_beside(ImageDraw.Draw(sheet), "decoder.0.up wgrad", (400, 300), [(395, 295, 405, 305)], names)
+    assert len(names) == 4
+    assert not any(_overlap(one, other) for one in names for other in names if one is not other)
+
+
+def test_the_slope_is_drawn_from_where_it_enters():
+    (layer, *_) = layers_of(UNetConfig(widths=(4, 8)), 3, (8, 12))
+    times = [PassTime(layer, "forward", Work(1e7, 1e9), 1e-5), PassTime(layer, "wgrad", Work(1e12, 1e9), 0.2)]
+    picture = draw_roofline(times, Peaks(5e12, 1e9), "", "")
+    columns = np.flatnonzero((picture[120:560, 100:900] == np.array(_INK, np.uint8)).all(-1).any(0))
+    assert len(columns) > 30

@@ -11,8 +11,11 @@ from unetdist.model.limit import Peaks
 
 _PAPER, _INK, _FAINT, _GRID = (255, 255, 255), (25, 25, 25), (130, 130, 130), (228, 228, 228)
 _COLORS = {"forward": (31, 119, 180), "dgrad": (214, 96, 20), "wgrad": (44, 140, 60)}
-_SIZE_PX, _MARGIN_PX, _DOT_PX = (980, 640), (90, 70, 40, 70), 5
+_SIZE_PX, _MARGIN_PX, _DOT_PX = (980, 640), (90, 70, 70, 70), 5
 """(width, height); left, top, right, bottom; radius."""
+
+_Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 
 def draw_roofline(times: Sequence[PassTime], peaks: Peaks, title: str, caption: str) -> np.ndarray:
@@ -36,20 +39,27 @@ def draw_roofline(times: Sequence[PassTime], peaks: Peaks, title: str, caption: 
         y = up.at(value)
         pen.line((across.begin, y, across.end, y), _GRID)
         pen.text((across.begin - 8, y), _flops(value), _FAINT, font, anchor="rm")
-    low, high = across.low, across.high
-    roof = [(each, min(peaks.flops, each * peaks.bandwidth)) for each in (low, ridge, high)]
-    pen.line([(across.at(x), up.at(max(y, up.low))) for x, y in roof if y >= up.low], _INK, 2)
-    pen.text((across.end, up.at(peaks.flops) - 6), f"{_flops(peaks.flops)}/s", _INK, font, anchor="rb")
+    begin = max(across.low, up.low / peaks.bandwidth)
+    roof = [(each, min(peaks.flops, each * peaks.bandwidth)) for each in (begin, ridge, across.high)]
+    pen.line([(across.at(x), up.at(y)) for x, y in roof], _INK, 2)
     slope = (across.at(ridge) - 12, up.at(peaks.flops))
     pen.text(slope, f"{peaks.bandwidth / 1e9:.0f} GB/s", _INK, font, anchor="rm")
+    pen.text(
+        (across.end + 4, up.at(peaks.flops)),
+        f"{_flops(peaks.flops)}/s".replace(" ", "\n"),
+        _INK,
+        font,
+        anchor="lm",
+    )
+    dots = []
     for each in times:
         x, y = across.at(each.intensity), up.at(each.flops_per_s)
-        pen.ellipse((x - _DOT_PX, y - _DOT_PX, x + _DOT_PX, y + _DOT_PX), _COLORS[each.name], _PAPER)
+        dots.append((x - _DOT_PX, y - _DOT_PX, x + _DOT_PX, y + _DOT_PX))
+        pen.ellipse(dots[-1], _COLORS[each.name], _PAPER)
+    names: list[_Box] = []
     for each in _worst(times, peaks):
-        x, y = across.at(each.intensity), up.at(each.flops_per_s)
-        is_left = x > 0.7 * _SIZE_PX[0]
         label = f"{each.layer.name.removesuffix('.conv')} {each.name}"
-        pen.text((x - 8 if is_left else x + 8, y), label, _FAINT, font, anchor="rm" if is_left else "lm")
+        _write_beside(pen, label, (across.at(each.intensity), up.at(each.flops_per_s)), dots, names)
     pen.text((_MARGIN_PX[0], 16), title, _INK, ImageFont.load_default(17))
     for number, name in enumerate(PASSES):
         x = _MARGIN_PX[0] + 110 * number
@@ -63,6 +73,27 @@ def draw_roofline(times: Sequence[PassTime], peaks: Peaks, title: str, caption: 
 def _worst(times: Sequence[PassTime], peaks: Peaks, count: int = 5) -> list[PassTime]:
     """Where the most seconds are lost: the only points that are named."""
     return sorted(times, key=lambda each: each.work.seconds(peaks) - each.seconds)[:count]
+
+
+def _write_beside(
+    pen: ImageDraw.ImageDraw, label: str, at: tuple[float, float], dots: Sequence[_Box], names: list[_Box]
+) -> None:
+    """Beside, over or under a point, wherever there is room; over other points if need be, but over no other name."""
+    font, gap = ImageFont.load_default(13), _DOT_PX + 4
+    places = [("lm", gap, 0), ("rm", -gap, 0), ("mb", 0, -gap), ("mt", 0, gap)]
+    for obstacles in ([*dots, *names], list(names)):
+        for anchor, right, down in places:
+            place = (at[0] + right, at[1] + down)
+            box = pen.textbbox(place, label, font, anchor=anchor)
+            is_inside = box[0] >= 0 and box[2] <= _SIZE_PX[0]
+            if is_inside and not any(_overlap(box, other) for other in obstacles):
+                pen.text(place, label, _FAINT, font, anchor=anchor)
+                names.append(box)
+                return
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _flops(value: float) -> str:
