@@ -91,14 +91,15 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
     pictures = Pictures(args.images, args.masks, args.labels)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     peaks = {precision: measure_peaks(device, precision) for precision in plan.precisions}
-    results, cases, panels = [], [], []
+    torch.cuda.empty_cache()  # The loops need the memory.
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    cases, panels = [], []
     for case in args.cases:
         result = run_case(case, pictures, plan)
         limits = {
             precision: Limit.of(case, result.num_classes, precision, peaks[precision])
             for precision in plan.precisions
         }
-        results.append(tables(result, limits))
         cases.append(to_mapping(result, limits))
         panels.append(panel(result, limits))
         name = torch.cuda.get_device_name() if device == "cuda" else facts["cpu"]
@@ -108,9 +109,7 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
         caption = f"{name}, {facts['cores']} cores, {facts['date'][:10]}, commit {facts['commit']}"
         with write_atomic(args.out / "train.png") as file:
             Image.fromarray(draw_sheet(panels, caption)).save(file, "PNG")
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    for table in results:
-        console.print(table)
+        console.print(tables(result, limits))
     logger.info("all numbers are in %s, a chart in %s", args.out / "train.json", args.out / "train.png")
 
 
