@@ -26,3 +26,7 @@ def test_the_hand_over_is_timed_in_three_ways(tmp_path, monkeypatch):
     assert all(value > 0 for values in times.values() for value in values)
     assert all(first <= both for first, both in zip(times["next"], times["next_and_copy"], strict=True))
     assert Manifest.load(tmp_path / "formats" / "shards").num_samples == 64
+
+
+def test_the_copy_of_a_batch_is_timed():
+    assert ours.transfer_time((torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8)), 3) > 0
