@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from tests.benchmark.peers.checked import check_contender
 from unetdist.benchmark import ours
