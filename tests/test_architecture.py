@@ -33,8 +33,8 @@ FLOORS = (
         "host_memory",
     },
     {"attempts", "class_weights", "commits", "guard", "host_copy", "meter", "pictures", "schedule"},
-    {"data", "model", "losses", "metrics", "optim", "ema"},
-    {"feed", "performance", "share"},
+    {"boundary", "calibration", "data", "model", "losses", "metrics", "optim", "ema"},
+    {"comparison", "completeness", "feed", "image_counts", "performance", "share"},
     {
         "inference",
         "evaluate",

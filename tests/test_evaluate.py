@@ -6,19 +6,17 @@ import pytest
 import torch
 
 from tests.distributed.launcher import run_ranks
-from unetdist import evaluate as evaluation
+from unetdist.completeness import Expected
 from unetdist.data.batch import Batch
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluate import (
-    Expected,
     LeftEarlyError,
     ValidationConfig,
-    _ImageCounts,
     evaluate,
     predict_fixed,
 )
 from unetdist.losses import LossConfig, build_loss
-from unetdist.metrics import PoissonBootstrap, Scores
+from unetdist.metrics import Scores
 
 CLASSES = ("sky", "road", "tree")
 IMAGES = torch.randint(0, 256, (7, 3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -43,16 +41,19 @@ def expected(num_samples=7, **changes):
     return Expected("shards/val", num_samples, pixels)
 
 
-def run(batches, expect=None, batch_size=1, is_over=lambda: False, **loss):
+def run(batches, expect=None, batch_size=1, is_over=lambda: False, extras=False, **loss):
     return evaluate(
         predict,
         batches,
         expected=expect or expected(),
         class_names=CLASSES,
         loss=build_loss(LossConfig(**loss), num_classes=3),
-        cfg=ValidationConfig(batch_size=batch_size, bootstrap_replicates=50),
+        cfg=ValidationConfig(
+            batch_size=batch_size, bootstrap_replicates=50, boundary=extras, calibration=extras
+        ),
         device=torch.device("cpu"),
         num_examples=2,
+        per_image=extras,
         is_over=is_over,
     )
 
@@ -148,17 +149,6 @@ def test_settings_that_cannot_work_are_refused(name):
         ValidationConfig(**{name: 0})
 
 
-@pytest.mark.parametrize("num_samples", [1, 4, 5, 12])
-def test_the_fingerprint_of_all_samples_comes_in_blocks(num_samples, monkeypatch):
-    monkeypatch.setattr(evaluation, "FINGERPRINT_BLOCK", 4)
-    assert evaluation._fingerprint_of_all(num_samples) == evaluation._fingerprint(
-        np.arange(num_samples)[::-1]
-    )
-    assert evaluation._fingerprint_of_all(num_samples) != evaluation._fingerprint(
-        np.arange(1, num_samples + 1)
-    )
-
-
 def left_on_one_rank():
     rank = torch.distributed.get_rank()
     asked = iter([False, rank == 1])
@@ -175,19 +165,26 @@ def test_all_ranks_leave_when_one_is_asked_to():
     assert run_ranks(left_on_one_rank, 2) == [True, True]
 
 
-def test_the_device_is_read_but_now_and_then_and_every_image_counts(monkeypatch):
-    images = _ImageCounts(2, replicates=5)
-    at_once = PoissonBootstrap(2, replicates=5)
-    reads = []
-    monkeypatch.setattr(images, "READ_EVERY", 4)
-    read = images.read
-    monkeypatch.setattr(images, "read", lambda: (reads.append(len(images._unread)), read()))
-    for number in range(10):
-        confusion = torch.tensor([[number, 1], [0, 2]])
-        images.add(number, confusion)
-        at_once.add(number, confusion.numpy())
-    assert reads == [4, 4]
-    images.read()
-    images.read()
-    assert images.confusion.tolist() == [[45, 10], [0, 20]]
-    assert (images.bootstrap.sums == at_once.sums).all()
+def everything(parts):
+    rank = torch.distributed.get_rank()
+    report = run([batch(*ids) for ids in parts[rank]], batch_size=2, extras=True)
+    return report.to_mapping(), report.per_image
+
+
+def test_outlines_calibration_and_every_image_are_the_same_on_any_number_of_ranks():
+    ((whole, per_image),) = run_ranks(everything, 1, [[(0, 1), (2, 3), (4, 5), (6,)]])
+    for mapping, images in run_ranks(everything, 2, [[(6, 2)], [(0,), (5, 4), (3, 1)]]):
+        assert mapping == {**whole, "loss": pytest.approx(whole["loss"], rel=1e-12)}
+        assert np.array_equal(images, per_image)
+    assert per_image.shape == (7, 3, 3)
+    assert per_image.sum(0).tolist() == whole["confusion"]
+    assert whole["confusion"] == run([batch(i) for i in range(7)]).confusion.tolist()
+    assert set(whole["boundary"]["classes"]) == set(CLASSES)
+    assert whole["boundary"]["boundary_miou"] > 0
+    assert sum(whole["calibration"]["pixels"]) == int((MASKS != 255).sum())
+
+
+def test_what_was_not_asked_for_is_not_in_the_report():
+    report = run([batch(*range(7))], batch_size=7)
+    assert report.boundary is report.reliability is report.per_image is None
+    assert not {"boundary", "calibration"} & set(report.to_mapping())

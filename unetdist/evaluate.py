@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unetdist.boundary import BoundaryScores
+from unetdist.calibration import Reliability
+from unetdist.completeness import Expected, fingerprint, prove_complete
 from unetdist.data.batch import Batch
 from unetdist.distributed import all_reduce_sum
-from unetdist.errors import ConfigError, DataError
-from unetdist.keyed_random import Stream, keyed_hash
+from unetdist.errors import ConfigError
+from unetdist.image_counts import ImageCounts
 from unetdist.losses import Loss
-from unetdist.metrics import PoissonBootstrap, Scores, confusion_matrix
-
-FINGERPRINT_BLOCK = 2**20
-"""Sample ids that are hashed together."""
+from unetdist.metrics import Scores
 
 Predict = Callable[[Tensor], Tensor]
 """Image (B, C, H, W) uint8 -> logits (B, num_classes, H, W) at the same height and width."""
@@ -32,22 +32,18 @@ class ValidationConfig:
     bootstrap_replicates: int = 1000
     """Replicates of the bootstrap over images behind the 95 % interval of mIoU."""
 
+    boundary: bool = False
+    """Score outlines too (boundary IoU, Cheng et al. 2021)."""
+
+    calibration: bool = False
+    """Compare confidence and accuracy too (expected calibration error, Guo et al. 2017)."""
+
     def __post_init__(self) -> None:
         for name in ("batch_size", "bootstrap_replicates"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"validation.{name} ({getattr(self, name)}) must be at least 1; use the default."
                 )
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the manifest says the data set holds; the score is refused unless exactly this was counted."""
-
-    source: str
-    num_samples: int
-    class_pixels: np.ndarray
-    """(num_classes,) int64: pixels of each class over all masks."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,11 @@ class Report:
 
     loss: float
     num_samples: int
+    boundary: BoundaryScores | None = None
+    reliability: Reliability | None = None
+    per_image: np.ndarray | None = None
+    """(num_samples, C, C) int64: the confusion matrix of each image, by its id."""
+
     examples: tuple["Example", ...] = field(default=(), compare=False)
     """This rank's first images with their prediction."""
 
@@ -75,6 +76,8 @@ class Report:
             "loss": self.loss if np.isfinite(self.loss) else None,
             "num_samples": self.num_samples,
             "confusion": self.confusion.tolist(),
+            **({} if self.boundary is None else {"boundary": self.boundary.to_record()}),
+            **({} if self.reliability is None else {"calibration": self.reliability.to_record()}),
         }
 
 
@@ -102,6 +105,7 @@ def evaluate(
     cfg: ValidationConfig,
     device: torch.device,
     num_examples: int = 0,
+    per_image: bool = False,
     on_batch: Callable[[int], None] = lambda _: None,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Report:
@@ -116,6 +120,7 @@ def evaluate(
         cfg: settings.
         device: where `predict` runs.
         num_examples: how many of this rank's first images to keep in the report.
+        per_image: whether to keep the confusion matrix of every image of the data set.
         on_batch: called with the number of images after each batch.
         is_over: asked before each batch: whether to leave.
 
@@ -124,7 +129,13 @@ def evaluate(
         LeftEarlyError: on every rank, where `is_over` said so on any.
     """
     num_classes = len(class_names)
-    images = _ImageCounts(num_classes, replicates=cfg.bootstrap_replicates)
+    images = ImageCounts(
+        num_classes,
+        replicates=cfg.bootstrap_replicates,
+        boundary=cfg.boundary,
+        calibration=cfg.calibration,
+        num_kept=expected.num_samples if per_image else 0,
+    )
     loss_parts = torch.zeros(4, dtype=torch.float64, device=device)  # two sums, two units
     seen = torch.zeros(2, dtype=torch.int64)
     was_left = torch.zeros(1, dtype=torch.int64)
@@ -142,60 +153,32 @@ def evaluate(
             loss_parts += torch.cat(
                 [loss.sums(logits[one], mask[one]).double(), loss.units(class_pixels[one])]
             )
-            images.add(sample_id, confusion_matrix(preds[index], mask[index], num_classes))
+            images.add(sample_id, logits[index], preds[index], mask[index])
             if len(examples) < num_examples:
                 examples.append(Example(sample_id, batch.image[index], batch.mask[index], preds[index].cpu()))
-        seen += torch.tensor([len(batch.ids), _fingerprint(batch.ids.numpy())])
+        seen += torch.tensor([len(batch.ids), fingerprint(batch.ids.numpy())])
         on_batch(len(batch.ids))
 
-    images.read()
-    bootstrap = images.bootstrap
-    sums = torch.as_tensor(bootstrap.sums)
-    counts = torch.cat([was_left, images.confusion.flatten(), sums.flatten(), seen]).to(device)
+    counts = torch.cat([was_left, seen, images.to_vector()]).to(device)
     counts, loss_parts = all_reduce_sum(counts).cpu(), all_reduce_sum(loss_parts).cpu()
-    was_left, counts = counts[:1], counts[1:]
-    if was_left:
+    if counts[0]:
         raise LeftEarlyError
-    confusion_size = num_classes * num_classes
-    total = counts[:confusion_size].reshape(num_classes, num_classes).numpy()
-    bootstrap.sums = counts[confusion_size:-2].reshape(sums.shape).numpy()
-    _prove_complete(total, counts[-2:].tolist(), expected, class_names)
+    seen = counts[1:3]
+    images.load_vector(counts[3:])
+    total = images.confusion.numpy()
+    prove_complete(total, seen.tolist(), expected, class_names)
     per_unit = torch.where(loss_parts[2:] > 0, loss_parts[:2] / loss_parts[2:], 0.0)
     return Report(
         confusion=total,
         scores=Scores.from_confusion(total, class_names),
-        interval=bootstrap.interval(0.95),
+        interval=images.bootstrap.interval(0.95),
         loss=float(per_unit.sum()),
-        num_samples=int(counts[-2]),
+        num_samples=int(seen[0]),
+        boundary=BoundaryScores.from_counts(images.boundary.numpy(), class_names) if cfg.boundary else None,
+        reliability=Reliability.from_counts(images.reliability.numpy()) if cfg.calibration else None,
+        per_image=images.per_image.numpy() if per_image else None,
         examples=tuple(examples),
     )
-
-
-class _ImageCounts:
-    """Confusion matrices of images, which stay on the device until there are some: to read is to wait for it."""
-
-    READ_EVERY = 64
-
-    def __init__(self, num_classes: int, *, replicates: int) -> None:
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        self.bootstrap = PoissonBootstrap(num_classes, replicates=replicates)
-        self._unread: list[tuple[int, Tensor]] = []
-
-    def add(self, sample_id: int, confusion: Tensor) -> None:
-        """The (C, C) matrix of one image; to be counted."""
-        self._unread.append((sample_id, confusion))
-        if len(self._unread) == self.READ_EVERY:
-            self.read()
-
-    def read(self) -> None:
-        """Count all that is on the device."""
-        if not self._unread:
-            return
-        ids, confusions = zip(*self._unread, strict=True)
-        self._unread = []
-        for sample_id, confusion in zip(ids, torch.stack(confusions).cpu(), strict=True):
-            self.confusion += confusion
-            self.bootstrap.add(sample_id, confusion.numpy())
 
 
 @torch.inference_mode()
@@ -209,39 +192,3 @@ def predict_fixed(predict: Predict, image: Tensor, batch_size: int) -> Tensor:
     if missing > 0:
         image = torch.cat([image, image[-1:].expand(missing, -1, -1, -1)])
     return predict(image)[: batch_size - missing]
-
-
-def _prove_complete(
-    confusion: np.ndarray, seen: list[int], expected: Expected, class_names: tuple[str, ...]
-) -> None:
-    num_samples, fingerprint = seen
-    remedy = "the score would be wrong, so it is refused; run launch/shard_dataset.py again on this folder"
-    if num_samples != expected.num_samples:
-        raise DataError(
-            f"{num_samples} samples were scored, the manifest lists {expected.num_samples}; {remedy}",
-            source=expected.source,
-        )
-    if fingerprint != _fingerprint_of_all(expected.num_samples):
-        raise DataError(
-            f"{num_samples} samples were scored, but some of them twice and others never; {remedy}",
-            source=expected.source,
-        )
-    counted = confusion.sum(1)
-    for name, pixels, listed in zip(class_names, counted, expected.class_pixels, strict=True):
-        if pixels != listed:
-            raise DataError(
-                f"{pixels} pixels of class {name} were scored, the manifest lists {listed}; {remedy}",
-                source=expected.source,
-            )
-
-
-def _fingerprint(sample_ids: np.ndarray) -> int:
-    """A sum of hashes that tells sets of samples apart; it wraps at 64 bits, as the sum over ranks does."""
-    return int(keyed_hash(Stream.SCORED, sample_ids).view(np.int64).sum())
-
-
-def _fingerprint_of_all(num_samples: int) -> int:
-    """Of the samples 0..num_samples - 1, block by block, for there may be a billion."""
-    starts = range(0, num_samples, FINGERPRINT_BLOCK)
-    blocks = [_fingerprint(np.arange(at, min(at + FINGERPRINT_BLOCK, num_samples))) for at in starts]
-    return int(np.array(blocks, np.int64).sum())

@@ -5,13 +5,14 @@ from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 
+from unetdist.completeness import Expected
 from unetdist.data.access import DataConfig, open_data
 from unetdist.data.labels import Palette
 from unetdist.data.loader import val_loader
 from unetdist.data.reader import ShardReader
 from unetdist.distributed import MixedPrecision, World, make_accelerator, world_of
 from unetdist.errors import ConfigError
-from unetdist.evaluate import Expected, ValidationConfig
+from unetdist.evaluate import ValidationConfig
 from unetdist.host_memory import keep_all_freed
 from unetdist.logs import set_up_logging
 from unetdist.losses import Loss, LossConfig, build_loss

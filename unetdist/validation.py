@@ -7,11 +7,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from unetdist.completeness import Expected
 from unetdist.data.batch import Batch
 from unetdist.data.labels import Palette
 from unetdist.data.requests import part_of
 from unetdist.distributed import World
-from unetdist.evaluate import Example, Expected, Report, ValidationConfig, evaluate, predict_fixed
+from unetdist.evaluate import Example, Report, ValidationConfig, evaluate, predict_fixed
 from unetdist.inference import predict_logits
 from unetdist.logs import progress
 from unetdist.losses import Loss
@@ -53,10 +54,13 @@ class Validator:
         self.loss, self.cfg, self.world, self.autocast = loss, cfg, world, autocast
         self.resize, self.key_of, self.num_pictures = resize, key_of, num_pictures
 
-    def score(self, model: nn.Module, *, is_over: Callable[[], bool] = lambda: False) -> Report:
+    def score(
+        self, model: nn.Module, *, per_image: bool = False, is_over: Callable[[], bool] = lambda: False
+    ) -> Report:
         """Collective. The exact score of `model`, which must be unwrapped and in evaluation mode.
 
-        `is_over` is asked before each batch; where it says so on any rank, all raise `LeftEarlyError`.
+        `per_image` keeps the confusion matrix of every image. `is_over` is asked before each batch;
+        where it says so on any rank, all raise `LeftEarlyError`.
         """
         mine = part_of(self.expected.num_samples, rank=self.world.rank, world_size=self.world.world_size)
         with progress("validating", len(mine), enabled=self.world.is_main) as bar, equal_kernels():
@@ -69,6 +73,7 @@ class Validator:
                 cfg=self.cfg,
                 device=self.world.device,
                 num_examples=self.num_pictures,
+                per_image=per_image,
                 on_batch=bar.advance,
                 is_over=is_over,
             )
