@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.synthetic import write_shards
+from unetdist import performance
 from unetdist.distributed import World
 from unetdist.model.unet import UNetConfig
 from unetdist.performance import PLAIN, Facts, choose, gather
@@ -100,3 +102,13 @@ def test_facts_are_gathered_from_the_run(tmp_path):
     assert made.host_bytes > 0
     assert 1000 / made.run_s * 32 == pytest.approx(3446, rel=0.05)  # images/s of a process
     assert 32 / made.step_s == pytest.approx(5300, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_triton", "expected"),
+    [((9, 0), True, True), ((6, 1), True, False), ((9, 0), False, False)],
+)
+def test_inductor_needs_triton_and_a_gpu_that_it_supports(monkeypatch, capability, has_triton, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(performance, "find_spec", lambda name: name if has_triton else None)
+    assert performance._has_compiler(torch.device("cuda")) == expected

@@ -1,7 +1,7 @@
 """What the C library does with freed memory: by default it gives large arrays back to the system after every use.
 
 The system hands them out again page by page, zeroed. Training a U-Net on a CPU makes and frees its activations at
-every step, and so spends half of the time there; decoding a picture, a tenth.
+every step, and so spends a quarter to a half of the time there; decoding a picture, a tenth.
 """
 
 import ctypes

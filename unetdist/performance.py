@@ -1,10 +1,10 @@
 """How a run is made fast: chosen from facts about device, data and length, so that nobody has to know a flag."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from torch.utils._triton import has_triton
 
 from unetdist.data.manifest import Manifest
 from unetdist.distributed import MixedPrecision, World, least
@@ -147,7 +147,7 @@ def gather(
     device_bytes = torch.cuda.get_device_properties(world.device).total_memory if is_gpu else 0
     return Facts(
         device_type=world.device.type,
-        has_compiler=is_gpu and has_triton(),
+        has_compiler=is_gpu and _has_compiler(world.device),
         is_one_graph=model_config.norm != "sync_batch",
         world_size=world.world_size,
         local_world_size=world.local_world_size,
@@ -159,6 +159,11 @@ def gather(
         host_bytes=least(free_bytes(), world.device),
         mixed_precision=mixed_precision,
     )
+
+
+def _has_compiler(device: torch.device) -> bool:
+    """Whether Inductor can compile for this GPU: by Triton, which asks for compute capability 7.0."""
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def prepare(path: FastPath) -> None:
