@@ -24,6 +24,7 @@ class Stream(IntEnum):
     AUGMENT = 3
     BOOTSTRAP = 4
     SCORED = 5
+    SWAPS = 6
 
 
 def keyed_hash(*key: KeyPart) -> npt.NDArray[np.uint64]:

@@ -90,7 +90,7 @@ class Scores:
             dice=_ratio(2 * hits, targets + predictions),
             precision=_ratio(hits, predictions),
             recall=_ratio(hits, targets),
-            miou=float(_mean_iou(hits, targets, predictions)),
+            miou=float(mean_iou(hits, targets, predictions)),
             pixel_accuracy=float(_ratio(hits.sum(), num_pixels)),
             fw_iou=float(_ratio((targets * np.where(has_class, iou, 0)).sum(), num_pixels)),
             absent=tuple(name for name, has in zip(class_names, has_class, strict=True) if not has),
@@ -145,7 +145,7 @@ class PoissonBootstrap:
         """
         if not 0 < level < 1:
             raise ConfigError(f"level ({level}) must be between 0 and 1; use 0.95")
-        mious = _mean_iou(self.sums[:, 0], self.sums[:, 1], self.sums[:, 2])
+        mious = mean_iou(self.sums[:, 0], self.sums[:, 1], self.sums[:, 2])
         mious = mious[~np.isnan(mious)]
         if not mious.size:
             return math.nan, math.nan
@@ -160,7 +160,7 @@ def _ratio(numerator: Any, denominator: Any) -> NDArray[np.float64]:
     return ratio
 
 
-def _mean_iou(hits: Any, targets: Any, predictions: Any) -> NDArray[np.float64]:
+def mean_iou(hits: Any, targets: Any, predictions: Any) -> NDArray[np.float64]:
     """Mean over the last axis of the IoU of the classes that occur; nan where none does."""
     iou = _ratio(hits, targets + predictions - hits)
     has_class = ~np.isnan(iou)
