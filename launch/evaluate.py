@@ -1,68 +1,137 @@
 """Score a trained model exactly: `accelerate launch launch/evaluate.py --model runs/x/best --data shards/val`.
 
 Each sample is scored once, at its own size, on any number of processes with the same result. Prints a table of the
-classes and the mIoU with its 95 % bootstrap interval over images.
+classes and the mIoU with its 95 % bootstrap interval over images. `--compare A B` in place of `--model` scores two
+models on the same images and says how far apart they are, with an interval and a test over images.
 """
 
 import argparse
+from typing import Any
 
+from PIL import Image
+
+from unetdist.calibration import reliability_diagram
+from unetdist.comparison import compare
 from unetdist.errors import ConfigError
+from unetdist.evaluate import Report, ValidationConfig
+from unetdist.image_counts import write_per_image
 from unetdist.logs import console, logger, run_script
-from unetdist.scoring import evaluation
-from unetdist.storage import write_json
-from unetdist.tracking.terminal import scores_table
+from unetdist.scoring import evaluations
+from unetdist.storage import write_atomic, write_json
+from unetdist.tracking.terminal import comparison_table, scores_table
 
 
 def main() -> None:
     """Parse, score, print and write."""
-    parser = argparse.ArgumentParser(prog="launch/evaluate.py", description=__doc__)
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="a trained model, such as runs/NAME/best"
-    )
-    parser.add_argument("--data", required=True, metavar="DIR", help="shards to score it on: a path or URL")
-    parser.add_argument(
-        "--allow-pipe", action="store_true", help="--data may be pipe:COMMAND, run by a shell"
-    )
-    parser.add_argument(
-        "--json", metavar="FILE", help="write all numbers, the confusion matrix too, to this file"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=1, help="images per forward pass (default: %(default)s)"
-    )
-    parser.add_argument("--num-workers", type=int, default=2, help="loader processes (default: %(default)s)")
-    parser.add_argument(
-        "--mixed-precision", choices=("no", "fp16", "bf16"), default="no", help="number format (default: no)"
-    )
-    args = parser.parse_args()
-    with evaluation(
-        args.model,
-        args.data,
+    args = _parse()
+    cfg = ValidationConfig(
         batch_size=args.batch_size,
+        boundary=args.boundary,
+        calibration=args.calibration or args.reliability_diagram is not None,
+    )
+    with evaluations(
+        args.compare or [args.model],
+        args.data,
+        cfg=cfg,
         num_workers=args.num_workers,
         mixed_precision=args.mixed_precision,
         allow_pipe=args.allow_pipe,
-    ) as (validator, saved, world):
-        report = validator.score(saved.model)
+    ) as (models, world):
+        keeps_images = args.compare is not None or args.per_image is not None
+        reports = [validator.score(saved.model, per_image=keeps_images) for validator, saved in models]
         if not world.is_main:
             return
-        console.print(
-            scores_table(
-                report.scores,
-                report.confusion,
-                report.loss,
-                report.interval,
-                of=args.data,
-                loss_name="cross entropy",  # a run's own loss may be another, with weights
-            )
-        )
+        if args.compare is not None:
+            _tell_difference(args, reports)
+            return
+        (report,) = reports
+        _print(report, args.data)
         if args.json is not None:
-            try:
-                write_json(args.json, {"model": args.model, "data": args.data, **report.to_mapping()})
-            except OSError as error:
-                raise ConfigError(
-                    f"--json ({args.json}) cannot be written ({error.strerror}); give another file."
-                ) from None
-            logger.info("all numbers are in %s", args.json)
+            _write_json(args.json, {"model": args.model, "data": args.data, **report.to_mapping()})
+        if report.per_image is not None:
+            validator = models[0][0]
+            keys = [validator.key_of(sample_id) for sample_id in range(report.num_samples)]
+            write_per_image(args.per_image, report.per_image, keys, report.scores.class_names)
+            logger.info("the matrix of every image is in %s", args.per_image)
+        if args.reliability_diagram is not None:
+            _draw(report, args.reliability_diagram, args.data)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="launch/evaluate.py", description=__doc__)
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="DIR", help="a trained model, such as runs/NAME/best")
+    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two trained models, to be compared")
+    add("--data", required=True, metavar="DIR", help="shards to score it on: a path or URL")
+    add("--allow-pipe", action="store_true", help="--data may be pipe:COMMAND, run by a shell")
+    add("--json", metavar="FILE", help="write all numbers, the confusion matrix too, to this file")
+    add("--per-image", metavar="FILE.npz", help="write the confusion matrix of every image to this file")
+    add("--boundary", action="store_true", help="score outlines too: boundary IoU")
+    add("--calibration", action="store_true", help="compare confidence and accuracy too")
+    add("--reliability-diagram", metavar="FILE.png", help="draw what --calibration finds")
+    add("--batch-size", type=int, default=1, help="images per forward pass (default: %(default)s)")
+    add("--num-workers", type=int, default=2, help="loader processes (default: %(default)s)")
+    add("--mixed-precision", choices=("no", "fp16", "bf16"), default="no", help="number format (default: no)")
+    args = parser.parse_args()
+    if args.compare and (args.per_image or args.reliability_diagram):
+        parser.error(
+            "--per-image and --reliability-diagram are of one model; give --model instead of --compare"
+        )
+    return args
+
+
+def _print(report: Report, data: str) -> None:
+    console.print(
+        scores_table(
+            report.scores,
+            report.confusion,
+            report.loss,
+            report.interval,
+            of=data,
+            loss_name="cross entropy",  # a run's own loss may be another, with weights
+            boundary=report.boundary,
+        )
+    )
+    if report.reliability is not None:
+        console.print(f"expected calibration error: {100 * report.reliability.error:.2f} %")
+
+
+def _tell_difference(args: argparse.Namespace, reports: list[Report]) -> None:
+    a, b = (report.per_image for report in reports)
+    assert a is not None
+    assert b is not None
+    comparison = compare(a, b)
+    for report, name in zip(reports, args.compare, strict=True):
+        _print(report, name)
+    console.print(comparison_table(comparison, tuple(args.compare), of=args.data))
+    if args.json is not None:
+        models = [
+            {"model": name, **report.to_mapping()} for name, report in zip(args.compare, reports, strict=True)
+        ]
+        _write_json(args.json, {"data": args.data, "comparison": comparison.to_mapping(), "models": models})
+
+
+def _write_json(file: str, numbers: dict[str, Any]) -> None:
+    try:
+        write_json(file, numbers)
+    except OSError as error:
+        raise ConfigError(
+            f"--json ({file}) cannot be written ({error.strerror}); give another file."
+        ) from None
+    logger.info("all numbers are in %s", file)
+
+
+def _draw(report: Report, file: str, title: str) -> None:
+    assert report.reliability is not None
+    try:
+        with write_atomic(file) as out:
+            Image.fromarray(reliability_diagram(report.reliability, title)).save(out, "PNG")
+    except OSError as error:
+        raise ConfigError(
+            f"--reliability-diagram ({file}) cannot be written ({error.strerror}); give another file."
+        ) from None
+    logger.info("the reliability diagram is in %s", file)
 
 
 if __name__ == "__main__":

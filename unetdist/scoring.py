@@ -1,7 +1,8 @@
 """A validation set, wired: for a run, and to score saved weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -69,32 +70,45 @@ def build_validator(
 
 
 @contextmanager
-def evaluation(
-    model_folder: str,
+def evaluations(
+    model_folders: Sequence[str],
     data_folder: str,
     *,
-    batch_size: int = 1,
+    cfg: ValidationConfig | None = None,
     num_workers: int = 2,
     mixed_precision: MixedPrecision = "no",
     allow_pipe: bool = False,
-) -> Iterator[tuple[Validator, SavedModel, World]]:
-    """Collective. A saved model, the shards in `data_folder` to score it on, this process among the others."""
+) -> Iterator[tuple[list[tuple[Validator, SavedModel]], World]]:
+    """Collective. Saved models, each with the shards in `data_folder` to score it on, this process among the others."""
     accelerator = make_accelerator(mixed_precision=mixed_precision)
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
     keep_all_freed()
-    saved = load_model(model_folder, world.device)
-    validator = build_validator(
-        data_folder,
-        model_config=saved.model.config,
-        palette=saved.palette,
-        resize=saved.resize,
-        loss=build_loss(LossConfig(), num_classes=saved.palette.num_classes).to(world.device),
-        cfg=ValidationConfig(batch_size=batch_size),
-        data_cfg=DataConfig(train=data_folder, num_workers=num_workers, allow_pipe=allow_pipe),
-        num_pictures=0,
-        world=world,
-        autocast=accelerator.autocast,
-    )
-    yield validator, saved, world
+
+    def validator_of(saved: SavedModel) -> Validator:
+        return build_validator(
+            data_folder,
+            model_config=saved.model.config,
+            palette=saved.palette,
+            resize=saved.resize,
+            loss=build_loss(LossConfig(), num_classes=saved.palette.num_classes).to(world.device),
+            cfg=cfg or ValidationConfig(),
+            data_cfg=DataConfig(train=data_folder, num_workers=num_workers, allow_pipe=allow_pipe),
+            num_pictures=0,
+            world=world,
+            autocast=accelerator.autocast,
+        )
+
+    models = [load_model(folder, world.device) for folder in model_folders]
+    yield [(validator_of(saved), saved) for saved in models], world
     accelerator.end_training()
+
+
+@contextmanager
+def evaluation(
+    model_folder: str, data_folder: str, *, batch_size: int = 1, **settings: Any
+) -> Iterator[tuple[Validator, SavedModel, World]]:
+    """Collective. `evaluations` of one model, with its settings."""
+    cfg = ValidationConfig(batch_size=batch_size)
+    with evaluations([model_folder], data_folder, cfg=cfg, **settings) as (((validator, saved),), world):
+        yield validator, saved, world

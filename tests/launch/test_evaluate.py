@@ -1,10 +1,13 @@
 """launch/evaluate.py as a user types it."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.synthetic import settings_of, write_shards
 from unetdist import settings
@@ -19,19 +22,60 @@ script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
 
 
-def test_a_file_that_cannot_be_written_is_named_after_the_score(tmp_path, monkeypatch):
-    write_shards(tmp_path / "train", 4)
-    write_shards(tmp_path / "val", 2)
-    values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with val/ and, of one run, best/ and last/."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_shards(folder / "train", 4)
+    write_shards(folder / "val", 3)
+    values = settings_of(folder / "train", folder / "val", folder / "runs")
     with build_trainer(settings.from_mapping(Config, values)) as trainer:
         trainer.fit()
-    (tmp_path / "taken").write_text("a file where the folder should be")
-    options = {"--model": tmp_path / "runs/tiny/best", "--data": tmp_path / "val", "--num-workers": 0}
-    options["--json"] = tmp_path / "taken" / "metrics.json"
-    monkeypatch.setattr(
-        sys, "argv", ["evaluate.py", *(str(word) for pair in options.items() for word in pair)]
-    )
-    with pytest.raises(
-        ConfigError, match=r"--json \(.+metrics.json\) cannot be written \(.+\); give another"
-    ):
-        script.main()
+    (folder / "taken").write_text("a file where the folder should be")
+    return folder
+
+
+def evaluate(trained, monkeypatch, *words, model=True):
+    models = ["--model", trained / "runs/tiny/best"] if model else []
+    words = [*models, "--data", trained / "val", "--num-workers", 0, *words]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
+    script.main()
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--json", "x.json"), ("--per-image", "x.npz"), ("--reliability-diagram", "x.png")]
+)
+def test_a_file_that_cannot_be_written_is_named_after_the_score(trained, monkeypatch, option, name):
+    with pytest.raises(ConfigError, match=rf"{option} \(.+{name}\) cannot be written \(.+\); give another"):
+        evaluate(trained, monkeypatch, option, trained / "taken" / name)
+
+
+def test_every_number_and_picture_that_was_asked_for(trained, monkeypatch, tmp_path):
+    files = [tmp_path / name for name in ("all.json", "images.npz", "bins.png")]
+    options = zip(("--json", "--per-image", "--reliability-diagram"), files, strict=True)
+    evaluate(trained, monkeypatch, "--boundary", *(word for pair in options for word in pair))
+    numbers = json.loads(files[0].read_text())
+    assert numbers["boundary"]["boundary_miou"] <= 1
+    assert len(numbers["calibration"]["pixels"]) == 15
+    with np.load(files[1]) as images:
+        assert images["confusion"].sum(0).tolist() == numbers["confusion"]
+        assert len(set(images["keys"].tolist())) == 3
+    with Image.open(files[2]) as picture:
+        assert picture.size[0] > 300
+
+
+def test_two_models_are_compared_on_the_same_images(trained, monkeypatch, tmp_path, capsys):
+    best = trained / "runs/tiny/best"
+    words = ("--compare", best, trained / "runs/tiny/last", "--json", tmp_path / "all.json")
+    evaluate(trained, monkeypatch, *words, model=False)
+    numbers = json.loads((tmp_path / "all.json").read_text())
+    assert numbers["comparison"]["a"]["miou"] == numbers["models"][0]["miou"]
+    assert numbers["comparison"]["a"]["miou_interval_95"] == numbers["models"][0]["miou_interval_95"]
+    assert numbers["models"][0]["model"] == str(best)
+    assert 0 < numbers["comparison"]["p_value"] <= 1
+
+
+def test_files_of_one_model_are_not_written_of_two(trained, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(trained, monkeypatch, "--compare", "a", "b", "--per-image", "x.npz", model=False)
+    assert "are of one model; give --model instead of --compare" in capsys.readouterr().err

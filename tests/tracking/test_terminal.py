@@ -2,8 +2,10 @@ import numpy as np
 from rich.console import Console
 
 from tests.tracking.samples import CONFUSION, NAMES, SCORES, stats
+from unetdist.boundary import BoundaryScores
+from unetdist.comparison import Comparison
 from unetdist.metrics import Scores
-from unetdist.tracking.terminal import scores_table, train_note
+from unetdist.tracking.terminal import comparison_table, scores_table, train_note
 
 
 def text_of(scores, confusion, is_best):
@@ -47,3 +49,22 @@ def test_note_is_short_and_says_what_is_slow():
     assert train_note(stats(num_bad=3)).endswith("3 bad samples")
     assert train_note(stats(bad_steps=3)).endswith("3 bad steps")
     assert "wait 0 %" in train_note(stats(step_s=0.0))
+
+
+def test_outlines_have_a_column_where_they_were_scored():
+    outlines = BoundaryScores(NAMES, np.array([0.5, 0.25, np.nan]), 0.375)
+    table = scores_table(SCORES, CONFUSION, 0.25, (0.6, 0.71), of="val", boundary=outlines)
+    assert str(table.title).endswith(", boundary mIoU 37.5 %")
+    assert list(table.columns[2].cells) == ["50.0", "25.0", "-"]
+    assert table.columns[2].header == "boundary IoU %"
+
+
+def test_two_models_and_their_difference():
+    comparison = Comparison(0.5, (0.4, 0.6), 0.525, (0.45, 0.61), (-0.001, 0.051), 0.0601, 12)
+    table = comparison_table(comparison, ("runs/[a]", "runs/b"), of="val")
+    assert table.title == "val: 12 images, p = 0.0601"
+    assert [list(column.cells) for column in table.columns] == [
+        [r"A: runs/\[a]", "B: runs/b", "B - A"],
+        ["50.0", "52.5", "+2.50"],
+        ["40.00 .. 60.00", "45.00 .. 61.00", "-0.10 .. 5.10"],
+    ]

@@ -6,6 +6,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from unetdist.boundary import BoundaryScores
+from unetdist.comparison import Comparison
 from unetdist.meter import TrainStats
 from unetdist.metrics import Scores
 
@@ -19,21 +21,46 @@ def scores_table(
     of: str,
     is_best: bool = False,
     loss_name: str = "loss",
+    boundary: BoundaryScores | None = None,
 ) -> Table:
     """A validation as a table for the terminal, in percent; `of` says what was scored."""
     low, high = interval
     best = ", [green]best so far[/green]" if is_best else ""
     bounds = f"95 % interval {_percent(low)} .. {_percent(high)}"
-    title = f"{of}: mIoU {_percent(scores.miou)} % ({bounds}){best}"
+    outlines = "" if boundary is None else f", boundary mIoU {_percent(boundary.miou)} %"
+    title = f"{of}: mIoU {_percent(scores.miou)} % ({bounds}){outlines}{best}"
     absent = "; absent, not in mIoU: " + escape(", ".join(scores.absent)) if scores.absent else ""
     caption = f"{loss_name} {loss:.4f}, pixel accuracy {_percent(scores.pixel_accuracy)} %{absent}"
     table = Table("class", title=title, caption=caption, title_justify="left", caption_justify="left")
-    for heading in ("IoU %", "Dice %", "precision %", "recall %", "pixels %"):
+    columns = {
+        "IoU %": scores.iou,
+        **({} if boundary is None else {"boundary IoU %": boundary.iou}),
+        "Dice %": scores.dice,
+        "precision %": scores.precision,
+        "recall %": scores.recall,
+        "pixels %": confusion.sum(1) / max(1, confusion.sum()),
+    }
+    for heading in columns:
         table.add_column(heading, justify="right")
-    share = confusion.sum(1) / max(1, confusion.sum())
-    columns = (scores.iou, scores.dice, scores.precision, scores.recall, share)
-    for name, *row in zip(scores.class_names, *columns, strict=True):
+    for name, *row in zip(scores.class_names, *columns.values(), strict=True):
         table.add_row(escape(name), *map(_percent, row), style="dim" if name in scores.absent else None)
+    return table
+
+
+def comparison_table(comparison: Comparison, names: tuple[str, str], *, of: str) -> Table:
+    """Two models scored on the same images, in percent; `names` says which, A first."""
+    title = f"{of}: {comparison.num_samples} images, p = {comparison.p_value:.4f}"
+    caption = "p: two-sided randomization test over images; it knows nothing of other seeds of the training"
+    table = Table("model", title=title, caption=caption, title_justify="left", caption_justify="left")
+    for heading in ("mIoU %", "95 % interval"):
+        table.add_column(heading, justify="right")
+    rows = (
+        (f"A: {names[0]}", _percent(comparison.miou_a), comparison.interval_a),
+        (f"B: {names[1]}", _percent(comparison.miou_b), comparison.interval_b),
+        ("B - A", f"{100 * comparison.difference:+.2f}", comparison.interval_difference),
+    )
+    for name, miou, (low, high) in rows:
+        table.add_row(escape(name), miou, f"{100 * low:.2f} .. {100 * high:.2f}")
     return table
 
 
