@@ -1,7 +1,8 @@
 """Calibration: whether a network that is 80 % sure is right 80 % of the time.
 
 Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 2: pixels in bins by the
-probability of the class that is predicted. Counted in integers, so that images and ranks add up.
+probability of the class that is predicted. Counted in integers, so that images and ranks add up. The logits
+themselves round by the number of threads of a process on a CPU, which the tenth digit of the error may show.
 """
 
 import math

@@ -81,7 +81,7 @@ class ImageCounts:
     def load_vector(self, vector: Tensor) -> None:
         """Take the sums of all ranks in place of this one's."""
         parts = self._parts()
-        for part, values in zip(parts, vector.split([part.numel() for part in parts]), strict=True):
+        for part, values in zip(parts, torch.split(vector, [part.numel() for part in parts]), strict=True):
             part.copy_(values.view_as(part))
 
     def _parts(self) -> tuple[Tensor, ...]:
