@@ -45,12 +45,12 @@ def test_a_model_trained_on_resized_images_scores_at_the_size_of_the_shards(tmp_
 
 
 def test_images_are_scored_without_autotuning_which_training_may_have(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     seen = []
     write_shards(tmp_path / "train", 4)
     write_shards(tmp_path / "val", 3)
     values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs")
     with build_trainer(settings.from_mapping(Config, values)) as trainer:
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as on a GPU
         model = trainer.model.eval()
         model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
         trainer.validator.rehearse(model)
