@@ -100,7 +100,9 @@ def test_the_rehearsal_leaves_no_trace(build):
 def spoil(trainer, *steps):
     """Make the loss of these steps (counted from 0) NaN, as an overflow would."""
     forward = trainer.share.loss.forward
-    trainer.share.loss.forward = lambda *given: forward(*given) * (math.nan if trainer.state.step in steps else 1)
+    trainer.share.loss.forward = lambda *given: (
+        forward(*given) * (math.nan if trainer.state.step in steps else 1)
+    )
 
 
 def test_a_bad_step_is_skipped_and_told_with_its_samples(build, tmp_path, capsys):
