@@ -1,5 +1,7 @@
 """What every test is spared: the traces of the one before it, and a GPU that it does not ask for."""
 
+import logging
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -10,14 +12,19 @@ from unetdist.logs import logger
 
 @pytest.fixture(autouse=True)
 def leave_no_trace():
-    """Restore the package's logger and torch's default number format."""
-    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    """Each test finds the package's logger as it was imported, and torch's default number format."""
     dtype = torch.get_default_dtype()
+    forget_the_log()  # a fixture of a whole module may have set it up
     yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
-    logger.propagate = propagate
+    forget_the_log()
     torch.set_default_dtype(dtype)
+
+
+def forget_the_log():
+    """Where the logger does not propagate pytest listens to it itself, and hears twice what a test lets through."""
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture(autouse=True)
