@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from unetdist.checkpoint import CheckpointConfig
 from unetdist.data.access import DataConfig
-from unetdist.data.augment import AugmentConfig
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.errors import ConfigError
 from unetdist.evaluate import ValidationConfig
 from unetdist.losses import LossConfig

@@ -6,7 +6,7 @@ import pytest
 
 from tests.data.small_shards import NUM_CLASSES, numbered_sample, write_small_shards
 from unetdist.data.access import DataConfig, fetch_ahead, open_data, open_reader
-from unetdist.data.augment import AugmentConfig
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.loader import train_loader, val_loader
 from unetdist.errors import ConfigError, DataError
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from tests.data.opencv import FOLLOWED, NOT_FOLLOWED
 from tests.no_copies import NoCopies
-from unetdist.data.augment import AugmentConfig, Augmenter
+from unetdist.data.augment import Augmenter
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import count_values
 from unetdist.data.device_augment import DeviceAugmenter, Place
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
 from unetdist.data.access import DataConfig
-from unetdist.data.augment import AugmentConfig
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.loader import check_batch_sizes, train_loader, val_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.requests import part_of

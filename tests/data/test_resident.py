@@ -11,7 +11,7 @@ from tests.data.small_shards import NUM_CLASSES, write_small_shards
 from tests.data.test_loader import BAD, open_train
 from tests.distributed.launcher import run_ranks
 from unetdist.data.access import DataConfig
-from unetdist.data.augment import AugmentConfig
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.manifest import Manifest
 from unetdist.data.resident import resident_loader
 from unetdist.errors import ConfigError, DataError

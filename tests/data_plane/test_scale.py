@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.small_shards import NUM_CLASSES, write_small_shards
 from unetdist.data.access import DataConfig
-from unetdist.data.augment import AugmentConfig
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.loader import train_loader, val_loader
 from unetdist.data.order import Order
 

@@ -10,7 +10,7 @@ from tests.data.small_shards import write_small_shards
 from tests.data.test_device_augment import KEYS, augmenter, check_equal, pictures
 from tests.data.test_loader import open_train
 from tests.data.test_resident import OPTIONS, SIZES, content, open_resident
-from unetdist.data.augment import AugmentConfig
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.kept import _room
 from unetdist.feed import feed
 

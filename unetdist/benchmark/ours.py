@@ -15,7 +15,7 @@ from unetdist.benchmark.peers.protocol import Batches, Job, installed, serve
 from unetdist.benchmark.peers.tars import SAMPLES_PER_TAR, write_tars
 from unetdist.benchmark.split import split_time
 from unetdist.data.access import DataConfig
-from unetdist.data.augment import AugmentConfig
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.data.loader import train_loader
 from unetdist.data.manifest import Manifest

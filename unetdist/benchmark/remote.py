@@ -15,7 +15,7 @@ from rich.table import Table
 from unetdist.benchmark.arguments import add_out, positive, positive_seconds
 from unetdist.benchmark.rounds import Measured, run_rounds
 from unetdist.data.access import DataConfig, open_data, open_reader
-from unetdist.data.augment import AugmentConfig
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.data.loader import train_loader
 from unetdist.errors import DataError

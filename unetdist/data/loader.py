@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from unetdist.data.access import DataConfig, fetch_ahead, open_reader
 from unetdist.data.arena import Arena, FilledSlot
-from unetdist.data.augment import AugmentConfig, Augmenter
+from unetdist.data.augment import Augmenter
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Batch, batch_dtype
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from unetdist.data.access import DataConfig, open_reader
-from unetdist.data.augment import AugmentConfig, Augmenter, Change
+from unetdist.data.augment import Augmenter, Change
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.data.device_augment import DeviceAugmenter, Place
 from unetdist.data.kept import Kept, Store, keep

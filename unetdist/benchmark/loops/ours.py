@@ -18,7 +18,7 @@ from unetdist.benchmark.loops.protocol import AfterStep, TrainJob, serve, waited
 from unetdist.build import build_trainer
 from unetdist.config import Config
 from unetdist.data.access import DataConfig
-from unetdist.data.augment import AugmentConfig
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.distributed import MixedPrecision
 from unetdist.model.unet import UNetConfig

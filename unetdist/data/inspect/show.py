@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from unetdist.data.augment import AugmentConfig, Augmenter
+from unetdist.data.augment import Augmenter
+from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.labels import Palette
 from unetdist.data.order import Order
 from unetdist.data.reader import ShardReader
