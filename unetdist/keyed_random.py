@@ -25,6 +25,7 @@ class Stream(IntEnum):
     BOOTSTRAP = 4
     SCORED = 5
     SWAPS = 6
+    MIX = 7
 
 
 def keyed_hash(*key: KeyPart) -> npt.NDArray[np.uint64]:

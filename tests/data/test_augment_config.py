@@ -12,6 +12,12 @@ from unetdist.errors import ConfigError
             r"augment.crop_size \(\[0, 9\]\) must be a height and a width over 0; use \[256",
         ),
         ({"flip_vertical": 1.5}, r"augment.flip_vertical \(1.5\) must be a probability from 0 to 1; use 0.5"),
+        ({"classmix": 1.5}, r"augment.classmix \(1.5\) must be a probability from 0 to 1; use 0.5"),
+        (
+            {"cutmix": 0.6, "classmix": 0.5},
+            r"augment.cutmix \(0.6\) and augment.classmix \(0.5\) must add up to at most 1, for a sample gets one of "
+            r"them; use 0.5 and 0.5",
+        ),
         ({"hue": 0.7}, r"augment.hue \(0.7\) must be a strength from 0 to 0.5; use 0.1"),
         ({"contrast": -1}, r"augment.contrast \(-1\) must be a strength from 0 to 1; use 0.1"),
         (

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 AUGMENT = AugmentConfig(
     crop_size=(8, 8), flip_horizontal=0.5, scale_min=0.7, scale_max=1.5, rare_class_crop=0.3, hue=0.1
 )
+MIXED = replace(AUGMENT, cutmix=0.4, classmix=0.4)
 BAD = encode_png(numbered_sample(0)[0])[:200], encode_mask(numbered_sample(0)[1])
 
 
@@ -83,6 +85,47 @@ def test_same_pixels_for_any_world_and_accumulation(folder, world_size, micro_ba
     ]
     together = [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)]
     assert together == content(take(open_train(folder, micro_batch_size=6), 5))
+
+
+def test_same_pixels_for_any_world_and_accumulation_when_mixed(folder):
+    """Of an odd number of samples some partners lie in the next epoch, of an odd batch some in the next step."""
+    whole = content(take(open_train(folder, augment=MIXED, global_batch_size=9, micro_batch_size=9), 6))
+    assert whole != content(take(open_train(folder, global_batch_size=9, micro_batch_size=9), 6))
+    for world_size, micro_batch_size, num_workers in ((1, 3, 2), (3, 1, 0), (3, 3, 1), (9, 1, 0)):
+        ranks = [
+            content(
+                take(
+                    open_train(
+                        folder,
+                        augment=MIXED,
+                        data={"num_workers": num_workers},
+                        global_batch_size=9,
+                        rank=rank,
+                        world_size=world_size,
+                        micro_batch_size=micro_batch_size,
+                        from_sample=18,
+                    ),
+                    4,
+                )
+            )
+            for rank in range(world_size)
+        ]
+        assert [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)] == whole[2:]
+
+
+def test_the_classes_are_counted_after_mixing(folder):
+    for step in take(open_train(folder, augment=MIXED, micro_batch_size=3), 4):
+        for batch in step:
+            counts = [(batch.mask == index).sum(dim=(1, 2)) for index in range(NUM_CLASSES)]
+            assert torch.equal(batch.class_pixels, torch.stack(counts, dim=1))
+
+
+def test_a_bad_partner_leaves_the_sample_alone(tmp_path):
+    write_small_shards(tmp_path, [2], encoded={1: BAD})
+    options = {"data": {"on_bad_sample": "blank"}, "global_batch_size": 2, "micro_batch_size": 2}
+    mixed = take(open_train(tmp_path, augment=MIXED, **options), 10)
+    assert content(mixed) == content(take(open_train(tmp_path, **options), 10))
+    assert [batch.num_bad for step in mixed for batch in step] == [1] * 10
 
 
 def test_steps_are_lists_of_equal_micro_batches(folder):

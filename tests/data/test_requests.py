@@ -41,6 +41,23 @@ def test_slots_are_taken_while_there_are_any():
     assert [request.slot for request in take(2)] == [None, None]
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_partners_are_neighbours_of_the_endless_order(world_size):
+    order = Order([5, 0, 6], seed=1, lanes=3, window=4)
+    epoch, number, _ = order.locate(np.arange(24))
+    keys = list(zip(epoch.tolist(), number.tolist(), strict=True))
+    expected = {key: keys[position ^ 1] for position, key in enumerate(keys)}
+    for rank in range(world_size):
+        share = {"rank": rank, "world_size": world_size}
+        requests = take(12 // world_size, has_partners=True, **share)
+        assert [expected[key] for request in requests for key in request.keys] == [
+            partner for request in requests for partner in request.partners
+        ]
+        alone = take(12 // world_size, **share)
+        assert [request.keys for request in alone] == [request.keys for request in requests]
+        assert not any(request.partners for request in alone)
+
+
 def test_progress_tells_the_first_sample_of_the_step():
     progress = SimpleNamespace(value=-1)
     take(4, from_sample=6, progress=progress)

@@ -16,6 +16,7 @@ from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import count_values
 from unetdist.data.color import LUMA, ColorJitter
 from unetdist.data.geometry import Window
+from unetdist.data.mix import Mixer
 from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.keyed_random import Stream, keyed_uniform
 
@@ -67,6 +68,7 @@ class Augmenter:
         self.seed = seed
         self._rarity = 1 / np.maximum(np.asarray(class_pixels, np.float64), 1)
         self._mean = tuple(float(value) for value in mean)
+        self.mixer = Mixer(config, seed=seed, num_classes=len(class_pixels))
         self.color = ColorJitter(
             brightness=config.brightness,
             contrast=config.contrast,

@@ -32,6 +32,11 @@ class AugmentConfig:
     """Strength 0..1: as brightness, about the grey of each pixel; nothing on grey images."""
     hue: float = 0.0
     """Largest change of hue either way, in turns of the colour circle, 0..0.5; nothing on grey images."""
+    cutmix: float = 0.0
+    """Probability of laying a rectangle of another sample, image and mask, over this one; its share of the area is
+    equally likely anywhere from 0 to 1."""
+    classmix: float = 0.0
+    """Probability of laying half of the classes of another sample, drawn, over this one."""
 
     def __post_init__(self) -> None:
         if self.crop_size is not None and min(self.crop_size) < 1:
@@ -39,11 +44,23 @@ class AugmentConfig:
                 f"augment.crop_size ({list(self.crop_size)}) must be a height and a width over 0; "
                 "use [256, 256]."
             )
-        for name in ("flip_horizontal", "flip_vertical", "quarter_turns", "rare_class_crop"):
+        for name in (
+            "flip_horizontal",
+            "flip_vertical",
+            "quarter_turns",
+            "rare_class_crop",
+            "cutmix",
+            "classmix",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(
                     f"augment.{name} ({getattr(self, name)}) must be a probability from 0 to 1; use 0.5."
                 )
+        if self.cutmix + self.classmix > 1:
+            raise ConfigError(
+                f"augment.cutmix ({self.cutmix}) and augment.classmix ({self.classmix}) must add up to at most 1, for "
+                "a sample gets one of them; use 0.5 and 0.5."
+            )
         for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
             if not 0 <= getattr(self, name) <= most:
                 raise ConfigError(

@@ -58,9 +58,10 @@ def train_loader(
         # What workers have under way or ready, and two steps that the trainer may hold.
         num_slots = cfg.num_workers * cfg.prefetch + 2 * accumulation + 1
         arena = Arena(num_slots, batch_dtype(micro_batch_size, blank_size, channels, num_classes))
+    augmenter = Augmenter(augment_cfg, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean)
     dataset = TrainDataset(
         Samples(reader, channels=channels, num_classes=num_classes),
-        Augmenter(augment_cfg, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean),
+        augmenter,
         on_bad_sample=cfg.on_bad_sample,
         blank_size=blank_size,
         arena=arena,
@@ -74,6 +75,7 @@ def train_loader(
         from_sample=from_sample,
         arena=arena,
         progress=prefetcher.position if prefetcher else None,
+        has_partners=augmenter.mixer.is_on,
     )
     batches = work(
         dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory

@@ -86,6 +86,17 @@ class Order:
         epoch, sample_id, _ = self.locate(self._share(first_position, global_batch_size, rank, world_size))
         return epoch, sample_id
 
+    def partners(
+        self, first_position: int, global_batch_size: int, rank: int, world_size: int
+    ) -> tuple[Ints, Ints]:
+        """(epoch, sample id) of the partner of each sample of `rank_slice`: of that at position p the one at p XOR 1.
+
+        It lies in the same step, if the batch is even, and in the lane beside, which mostly is the same rank's.
+        """
+        share = self._share(first_position, global_batch_size, rank, world_size)
+        epoch, sample_id, _ = self.locate(share ^ 1)
+        return epoch, sample_id
+
     def upcoming(
         self,
         first_position: int,

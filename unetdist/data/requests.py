@@ -19,6 +19,8 @@ class MicroBatch(NamedTuple):
     """(epoch, sample id)"""
     slot: int | None = None
     """Of the arena; None: new memory."""
+    partners: Sequence[tuple[int, int]] = ()
+    """(epoch, sample id) of the other sample that each may get a part of; none where nothing is mixed."""
 
 
 class MicroBatches(Sampler[MicroBatch]):
@@ -35,6 +37,7 @@ class MicroBatches(Sampler[MicroBatch]):
         from_sample: int,
         arena: Arena | None = None,
         progress: Any = None,
+        has_partners: bool = False,
     ) -> None:
         """`progress`: a shared counter that is set to each step's first sample, for who fetches shards ahead."""
         self._order = order
@@ -45,18 +48,23 @@ class MicroBatches(Sampler[MicroBatch]):
         self._from_sample = from_sample
         self._arena = arena
         self._progress = progress
+        self._has_partners = has_partners
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for first in count(self._from_sample, self._global_batch_size):
             if self._progress is not None:
                 self._progress.value = first
-            epoch, sample_id = self._order.rank_slice(
-                first, self._global_batch_size, self._rank, self._world_size
-            )
-            keys = list(zip(epoch.tolist(), sample_id.tolist(), strict=True))
-            for at in range(0, len(keys), self._micro_batch_size):
+            share = (first, self._global_batch_size, self._rank, self._world_size)
+            keys = _keys(*self._order.rank_slice(*share))
+            partners = _keys(*self._order.partners(*share)) if self._has_partners else []
+            for start in range(0, len(keys), self._micro_batch_size):
                 slot = self._arena.take() if self._arena else None
-                yield MicroBatch(keys[at : at + self._micro_batch_size], slot)
+                part = slice(start, start + self._micro_batch_size)
+                yield MicroBatch(keys[part], slot, partners[part])
+
+
+def _keys(epoch: npt.NDArray[np.int64], sample_id: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    return list(zip(epoch.tolist(), sample_id.tolist(), strict=True))
 
 
 class ValBatches(Sequence[range]):

@@ -18,6 +18,7 @@ from unetdist.data.jpeg import parse_header
 from unetdist.data.labels import Palette
 from unetdist.data.labels.mask_reader import MaskReader
 from unetdist.data.manifest import Manifest
+from unetdist.data.mix import mixed
 from unetdist.data.reader import ShardReader
 from unetdist.data.requests import MicroBatch
 from unetdist.errors import DataError, SourceError, UnetdistError
@@ -131,15 +132,25 @@ class TrainDataset(Dataset[Batch | FilledSlot | UnetdistError]):
     def __getitem__(self, request: MicroBatch) -> Batch | FilledSlot | UnetdistError:
         """The batch of a request, or where in the arena it lies."""
         try:
-            encoded = self.samples.reader.read_many([sample_id for _, sample_id in request.keys])
-            draws = self.augmenter.draws(request.keys)
-            samples = [self._sample(*each) for each in zip(request.keys, encoded, draws, strict=True)]
+            samples = self._samples(request)
             if self.arena is None or request.slot is None:
                 return collate(samples, self.samples.num_classes)
             batch = collate(samples, self.samples.num_classes, into=self.arena.record(request.slot))
             return FilledSlot(self.arena.number, request.slot, batch.num_bad)
         except UnetdistError as error:
             return error
+
+    def _samples(self, request: MicroBatch) -> list[Sample]:
+        """Each with the part that it gets of its partner, which is read once, as one more of the request."""
+        mixes = self.augmenter.mixer(request.keys, request.partners)
+        keys = list(dict.fromkeys([*request.keys, *(mix.partner for mix in mixes if mix)]))
+        encoded = self.samples.reader.read_many([sample_id for _, sample_id in keys])
+        draws = self.augmenter.draws(keys)
+        alone = dict(zip(keys, map(self._sample, keys, encoded, draws), strict=True))
+        return [
+            mixed(alone[key], alone[mix.partner], mix) if mix else alone[key]
+            for key, mix in zip(request.keys, mixes, strict=True)
+        ]
 
     def _sample(self, key: tuple[int, int], encoded: tuple[bytes, bytes] | DataError, draws: Draws) -> Sample:
         epoch, sample_id = key
