@@ -1,10 +1,12 @@
 """The protocol, by threads over torch's own store; real restarts are in tests/distributed/test_restarts.py."""
 
+import gc
 import json
 import os
 import re
 import socket
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,7 +17,7 @@ import unetdist.rendezvous as rendezvous
 from tests.distributed.launcher import RankError, run_ranks
 from tests.distributed.ports import free_port
 from unetdist.errors import LaunchError
-from unetdist.rendezvous import call, connect, gather, open_store
+from unetdist.rendezvous import call, connect, gather, keep_group, open_store
 
 PLACE = "node0:29500"
 
@@ -226,3 +228,15 @@ def test_a_store_that_ends_meanwhile_is_named():
 
 def test_nothing_is_shared_by_one_process_alone():
     assert open_store("here") is None
+
+
+def end_the_group() -> bool:
+    keep_group()
+    group = weakref.ref(dist.group.WORLD)
+    dist.destroy_process_group()
+    gc.collect()
+    return group() is not None
+
+
+def test_a_group_that_ended_is_held_by_python_and_not_by_a_ddp_alone():
+    assert run_ranks(end_the_group, 2) == [True, True]

@@ -36,6 +36,9 @@ REMEDY = (
     "same --main_process_ip, --main_process_port and --num_machines, and a firewall must let that port through."
 )
 
+_groups: list[dist.ProcessGroup | None] = []
+"""See `keep_group`."""
+
 
 class Store(Protocol):
     """What is used of torch's stores of keys and values."""
@@ -95,6 +98,17 @@ def connect(backend: str, *, timeout_s: float, wait_s: float = WAIT_S) -> None:
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
     )
+
+
+def keep_group() -> None:
+    """Hold the process group until the interpreter ends, so that no DDP is the last to hold it.
+
+    Who frees a DDP frees its reducer, and with the GIL held, the process group if nothing else holds it: that waits for
+    gloo's threads, one of which may wait for the GIL to free the tensor of the last collective, and so for ever (torch
+    2.13; seen once in 30 short runs on a busy machine). Freed by Python the group gives up the GIL first.
+    """
+    if dist.is_initialized() and dist.group.WORLD not in _groups:
+        _groups.append(dist.group.WORLD)
 
 
 def open_store(name: str) -> Store | None:

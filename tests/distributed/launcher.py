@@ -3,6 +3,7 @@
 The fork server imports torch once per test session (about 7 s); after that, N ranks start in some 50 ms.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -56,7 +57,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
             ends[reading] = rank
             processes.append(process)
         try:
-            return _gather(ends, world_size, timeout_s)
+            return _gather(ends, world_size, timeout_s, Path(folder))
         finally:
             for process in processes:
                 process.join(timeout=0.5)
@@ -65,7 +66,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
                     process.join()
 
 
-def _gather(ends: dict[Connection, int], world_size: int, timeout_s: float) -> list[Any]:
+def _gather(ends: dict[Connection, int], world_size: int, timeout_s: float, folder: Path) -> list[Any]:
     results: dict[int, Any] = {}
     errors: dict[int, str] = {}
     pending = dict(ends)
@@ -87,8 +88,15 @@ def _gather(ends: dict[Connection, int], world_size: int, timeout_s: float) -> l
         told = [f"--- rank {rank}\n{text}" for rank, text in sorted(errors.items())]
         if pending:
             told.append(f"unfinished when the others had ended: rank {sorted(pending.values())}")
+            told += [f"where rank {rank} was:\n{_stacks(folder, rank)}" for rank in sorted(pending.values())]
         raise RankError("\n".join([f"{len(results)} of {world_size} ranks succeeded", *told]))
     return [results[rank] for rank in range(world_size)]
+
+
+def _stacks(folder: Path, rank: int) -> str:
+    """What a rank wrote of its threads when most of the time was over, if it came to that."""
+    file = folder / f"stacks_{rank}"
+    return file.read_text() if file.exists() else ""
 
 
 def _environment(rank: int, world_size: int) -> dict[str, str]:
@@ -111,6 +119,8 @@ def _rank_main(
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    stacks = open(Path(folder) / f"stacks_{rank}", "w")  # noqa: SIM115 - as long as the process lives
+    faulthandler.dump_traceback_later(0.8 * timeout_s, file=stacks)
     store = dist.FileStore(str(Path(folder) / "store"), world_size)
     timeout = timedelta(seconds=timeout_s)
     try:
