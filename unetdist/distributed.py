@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from unetdist.errors import ConfigError, LaunchError
 from unetdist.launch_check import asked_processes, check_launch
 from unetdist.logs import logger
-from unetdist.rendezvous import connect
+from unetdist.rendezvous import connect, keep_group
 from unetdist.signals import SignalWatch, follow_launcher
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -117,6 +117,7 @@ def make_accelerator(
             f"WORLD_SIZE is {expected}, but Accelerate connected {accelerator.num_processes} process(es); "
             "call make_accelerator() before anything else creates an Accelerator or a PartialState."
         )
+    keep_group()
     return accelerator
 
 
