@@ -217,6 +217,17 @@ def broadcast_tensor(tensor: torch.Tensor, src: int, device: torch.device | str 
             part.copy_(there)
 
 
+def gather_on(owner: int, tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Collective. The tensors of all ranks, of equal shape and kind, by rank, on rank `owner`; elsewhere none."""
+    if not dist.is_initialized():
+        return [tensor]
+    mine = tensor.contiguous()
+    is_owner = dist.get_rank() == owner
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())] if is_owner else []
+    dist.gather(mine, parts if is_owner else None, dst=owner)
+    return parts
+
+
 def barrier() -> None:
     """Collective. Wait until every rank is here."""
     if dist.is_initialized():

@@ -19,6 +19,7 @@ from unetdist.distributed import (
     barrier,
     broadcast,
     broadcast_tensor,
+    gather_on,
     introduce,
     least,
     make_accelerator,
@@ -81,12 +82,24 @@ def test_broadcast_tensor_overwrites_in_parts():
     assert zero == [[0, 1], *one[1:4], [8, 9]]
 
 
+def gathered(owner: int) -> list[list[int]]:
+    columns = torch.full((2, 2), dist.get_rank())[:, 0]
+    return [part.tolist() for part in gather_on(owner, columns)]
+
+
+@pytest.mark.parametrize("owner", [0, 2])
+def test_gather_on_hands_the_tensors_of_all_ranks_to_one(owner):
+    expected = [[[0, 0], [1, 1], [2, 2]] if rank == owner else [] for rank in range(3)]
+    assert run_ranks(gathered, 3, owner) == expected
+
+
 def test_without_a_process_group_collectives_change_nothing():
     tensor = torch.tensor([3])
     assert all_reduce_sum(tensor) is tensor
     assert tensor.item() == 3
     assert any_rank(True) is True
     assert any_rank(False) is False
+    assert gather_on(0, tensor) == [tensor]
     barrier()
 
 
