@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from unetdist.host_memory import keep_all_freed
+from unetdist.inference_options import add_inference_options, inference_of
 from unetdist.logs import run_script, set_up_logging
 from unetdist.predict import find_device, predict_files
 from unetdist.saved_model import load_model
@@ -32,17 +33,21 @@ def main() -> int:
         action="store_true",
         help="also write NAME_overlay.png: the image under its classes' colours, with a legend",
     )
+    add_inference_options(parser)
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where to compute: cpu, cuda, cuda:1 (default here: %(default)s)",
     )
     args = parser.parse_args()
+    inference = inference_of(args)
     set_up_logging()
     device = find_device(args.device)
     keep_all_freed()
     saved = load_model(args.model, device=device)
-    failures = predict_files(saved, args.input, args.out, overlay=args.overlay, device=device)
+    failures = predict_files(
+        saved, args.input, args.out, overlay=args.overlay, inference=inference, device=device
+    )
     return 1 if failures else 0
 
 

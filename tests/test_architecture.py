@@ -45,7 +45,7 @@ FLOORS = (
         "tracking",
         "export",
     },
-    {"validation", "predict", "run_folder"},
+    {"validation", "predict", "run_folder", "inference_options"},
     {"config", "scoring", "trainer"},
     {"build"},
     {"benchmark", "equivalence"},

@@ -12,6 +12,7 @@ from torch import nn
 from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError, DataError
+from unetdist.inference import InferenceConfig
 from unetdist.predict import find_device, find_jobs, predict_files, predict_image, read_upright, write_png
 from unetdist.saved_model import SavedModel
 
@@ -131,6 +132,16 @@ def test_resize_of_the_training_is_applied_and_the_size_is_the_images_own(saved)
     assert pred.shape == (40, 60)
     assert pred.dtype == np.uint8
     assert (pred == (image[..., 0] > 127)).mean() > 0.95
+
+
+def test_windows_reach_every_pixel_once(tmp_path, saved):
+    seen = []
+    saved.model.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    save(tmp_path / "in.png", bright_corner(50, 70))
+    inference = InferenceConfig(window=(16, 24), window_batch=1)
+    predict_files(saved, tmp_path / "in.png", tmp_path, inference=inference)
+    assert np.array_equal(read(tmp_path / "in_ids.png")[1], ids_of(bright_corner(50, 70)))
+    assert set(seen) == {(1, 3, 16, 24)}
 
 
 def test_overlay_has_the_colors_of_the_classes(tmp_path, saved):

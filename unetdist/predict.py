@@ -13,7 +13,7 @@ from unetdist import pictures, storage
 from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
 from unetdist.data.orientation import orientation_of, upright
 from unetdist.errors import ConfigError, DataError
-from unetdist.inference import predict_logits
+from unetdist.inference import WHOLE_IMAGE, InferenceConfig, predict_rows
 from unetdist.logs import logger, progress
 from unetdist.saved_model import SavedModel
 
@@ -70,7 +70,13 @@ def find_jobs(source: Path, out: Path) -> list[Job]:
 
 
 def predict_files(
-    saved: SavedModel, source: Path, out: Path, *, overlay: bool = False, device: torch.device | str = "cpu"
+    saved: SavedModel,
+    source: Path,
+    out: Path,
+    *,
+    overlay: bool = False,
+    inference: InferenceConfig = WHOLE_IMAGE,
+    device: torch.device | str = "cpu",
 ) -> list[Failure]:
     """Write the class ids of every image of `source` below `out`; the files that cannot be read are returned.
 
@@ -81,6 +87,7 @@ def predict_files(
         source: an image or a folder.
         out: folder; files of earlier runs are replaced.
         overlay: also write the image under its classes' colours, with a legend.
+        inference: windows, flips, scales.
         device: where to compute.
 
     Raises:
@@ -95,7 +102,7 @@ def predict_files(
             except DataError as error:
                 failures.append(Failure(job.source, str(error)))
             else:
-                pred = predict_image(saved, image, device=device)
+                pred = predict_image(saved, image, inference=inference, device=device)
                 write_png(Path(f"{job.target}_ids.png"), saved.palette.to_ids(pred))
                 if overlay:
                     picture = pictures.overlay(image, pred, saved.palette.colors, saved.palette.class_names)
@@ -107,12 +114,21 @@ def predict_files(
     return failures
 
 
-def predict_image(saved: SavedModel, image: np.ndarray, *, device: torch.device | str = "cpu") -> np.ndarray:
-    """Class indices (H, W) uint8 of an image (H, W, C) uint8 with the channels of the model."""
+def predict_image(
+    saved: SavedModel,
+    image: np.ndarray,
+    *,
+    inference: InferenceConfig = WHOLE_IMAGE,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Class indices (H, W) uint8 of an image (H, W, C) uint8 with the channels of the model.
+
+    With a window the memory that this takes does not grow with the image, but for its pixels and classes.
+    """
     # One image per forward pass: its result must not depend on the files beside it.
     batch = rearrange(torch.from_numpy(np.ascontiguousarray(image)), "h w c -> 1 c h w").to(device)
-    logits = predict_logits(saved.model, batch, resize=saved.resize)
-    return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+    portions = predict_rows(saved.model, batch, resize=saved.resize, inference=inference)
+    return np.concatenate([logits.argmax(0).to(torch.uint8).cpu().numpy() for logits in portions])
 
 
 def read_upright(path: Path, channels: int) -> np.ndarray:
