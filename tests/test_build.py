@@ -55,6 +55,10 @@ def test_a_run_without_validation_keeps_its_last_weights(tmp_path):
     ("changed", "message"),
     [
         ({"optim": {"warmup_steps": 4}}, r"optim.warmup_steps \(4\) must be below the 4 steps of the run"),
+        (
+            {"augment": {"native_epochs": 9}},
+            r"augment.native_epochs \(9\) must be at most the \d+ epochs of the run",
+        ),
         ({"trainer": {"micro_batch_size": 3}}, r"global_batch_size \(4\) must be divisible by"),
     ],
 )

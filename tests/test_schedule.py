@@ -1,7 +1,7 @@
 import pytest
 
 from unetdist.errors import ConfigError
-from unetdist.schedule import Schedule, TrainerConfig
+from unetdist.schedule import Schedule, TrainerConfig, first_native_epoch
 
 
 def test_epochs_become_steps():
@@ -16,6 +16,25 @@ def test_explicit_steps_win():
 
 def test_a_batch_larger_than_the_data_set_is_one_step_per_epoch():
     assert Schedule.of(TrainerConfig(max_epochs=0.1), num_samples=2, save_every=None) == Schedule(1, 1, 1, 10)
+
+
+def native(native_epochs, max_epochs=15):
+    cfg = TrainerConfig(max_epochs=max_epochs, global_batch_size=8)
+    schedule = Schedule.of(cfg, num_samples=367, save_every=None)
+    return first_native_epoch(native_epochs, schedule, global_batch_size=8, num_samples=367)
+
+
+@pytest.mark.parametrize(("native_epochs", "first"), [(0, None), (1, 14), (4, 11), (15, 0)])
+def test_native_epochs_are_counted_from_the_end(native_epochs, first):
+    assert native(native_epochs) == first
+
+
+def test_a_run_has_at_most_its_own_epochs_native():
+    with pytest.raises(
+        ConfigError,
+        match=r"augment.native_epochs \(16\) must be at most the 15 epochs of the run; use 1.",
+    ):
+        native(16)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from unetdist.performance import choose, gather, prepare
 from unetdist.rendezvous import open_store
 from unetdist.run_folder import claim_run_folder
 from unetdist.saved_model import save_model
-from unetdist.schedule import Schedule, TrainState
+from unetdist.schedule import Schedule, TrainState, first_native_epoch
 from unetdist.scoring import build_validator
 from unetdist.share import LossShare
 from unetdist.tracking import Tracker
@@ -65,6 +65,12 @@ def build_trainer(config: Config) -> Trainer:
         config.trainer, num_samples=manifest.num_samples, save_every=config.checkpoint.save_every
     )
     lr_factor(0, schedule.max_steps, config.optim)  # refuses a warm-up that is longer than the run
+    native_from = first_native_epoch(
+        config.augment.native_epochs,
+        schedule,
+        global_batch_size=config.trainer.global_batch_size,
+        num_samples=manifest.num_samples,
+    )
     micro_batch_size = config.trainer.micro_batch_size or max(
         1, config.trainer.global_batch_size // world.world_size
     )
@@ -130,6 +136,7 @@ def build_trainer(config: Config) -> Trainer:
             "world_size": world.world_size,
             "local_world_size": world.local_world_size,
             "from_sample": from_sample,
+            "native_from": native_from,
         }
         where = (config.data, config.augment, manifest, folder)
         if path.store is not None:

@@ -93,6 +93,25 @@ class Schedule:
         return cls(max_steps, eval_every, save_every or eval_every, cfg.log_every)
 
 
+def first_native_epoch(
+    native_epochs: int, schedule: Schedule, *, global_batch_size: int, num_samples: int
+) -> int | None:
+    """The epoch that begins `native_epochs` before the end of the run, in whole epochs, or None for 0.
+
+    Raises:
+        ConfigError: The run has fewer epochs.
+    """
+    if native_epochs == 0:
+        return None
+    epochs = round(schedule.max_steps * global_batch_size / num_samples)
+    if native_epochs > epochs:
+        raise ConfigError(
+            f"augment.native_epochs ({native_epochs}) must be at most the {epochs} epochs of the run; use "
+            f"{epochs // 10}."
+        )
+    return epochs - native_epochs
+
+
 @dataclass
 class TrainState:
     """Where a run stands: with the weights, all that is needed to continue it."""

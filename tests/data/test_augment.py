@@ -210,6 +210,25 @@ def test_rare_class_crop_of_a_wholly_ignored_mask_is_an_ordinary_crop():
     np.testing.assert_array_equal(*both)
 
 
+def test_from_the_native_epochs_on_only_the_scale_is_gone():
+    mask = blobs(3)
+    config = AugmentConfig(
+        crop_size=(30, 40), scale_min=0.5, scale_max=2, flip_horizontal=0.5, hue=0.1, cutmix=1
+    )
+    known = {"seed": 0, "class_pixels": (1000,) * 4, "mean": MEAN}
+    whole, finished = Augmenter(config, **known), Augmenter(config, **known, native_from=3)
+    draws = whole.draws([(0, number) for number in range(20)])
+    np.testing.assert_array_equal(finished.draws([(0, number) for number in range(20)]), draws)
+    for row in draws:
+        assert finished.change(mask, row, epoch=2).window == whole.change(mask, row, epoch=2).window
+        before, after = (augment.change(mask, row, epoch=3) for augment in (whole, finished))
+        assert before.window.scale != after.window.scale == 1
+        assert after.window.flip_horizontal == before.window.flip_horizontal
+        np.testing.assert_array_equal(after.jitter, before.jitter)
+    assert finished.mixer([(3, 1), (2, 1)], [(2, 0), (3, 0)])[0] is None
+    assert finished.mixer([(3, 1), (2, 1)], [(2, 0), (3, 0)])[1] is not None
+
+
 @pytest.mark.parametrize("density", [0.001, 0.2, 1.0])
 def test_a_place_is_found_as_in_the_list_of_all(density):
     is_there = np.random.default_rng(1).random(60_000) < density
@@ -222,5 +241,5 @@ def test_known_counts_change_nothing_but_the_time():
     mask = blobs(3)
     augment = augmenter(crop_size=(30, 40), rare_class_crop=0.7)
     for draws in augment.draws([(0, number) for number in range(20)]):
-        known = augment.change(mask, draws, count_values(mask))
-        assert known.window == augment.change(mask, draws).window
+        known = augment.change(mask, draws, count_values(mask), epoch=0)
+        assert known.window == augment.change(mask, draws, epoch=0).window

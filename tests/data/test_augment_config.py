@@ -18,6 +18,7 @@ from unetdist.errors import ConfigError
             r"augment.cutmix \(0.6\) and augment.classmix \(0.5\) must add up to at most 1, for a sample gets one of "
             r"them; use 0.5 and 0.5",
         ),
+        ({"native_epochs": -1}, r"augment.native_epochs \(-1\) must be at least 0; use 0 for none"),
         ({"hue": 0.7}, r"augment.hue \(0.7\) must be a strength from 0 to 0.5; use 0.1"),
         ({"contrast": -1}, r"augment.contrast \(-1\) must be a strength from 0 to 1; use 0.1"),
         (

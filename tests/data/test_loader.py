@@ -113,6 +113,18 @@ def test_same_pixels_for_any_world_and_accumulation_when_mixed(folder):
         assert [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)] == whole[2:]
 
 
+def test_the_last_epochs_are_native_wherever_the_run_is_resumed(folder):
+    """Step 11 of two is the end of the second epoch of eleven; a sample's partner may be of the epoch before."""
+    plain = replace(AUGMENT, scale_min=1, scale_max=1)
+    options = {"global_batch_size": 2, "micro_batch_size": 2}
+    whole = content(take(open_train(folder, augment=MIXED, native_from=2, **options), 22))
+    assert whole[:11] == content(take(open_train(folder, augment=MIXED, **options), 11))
+    assert whole[11:] == content(take(open_train(folder, augment=plain, from_sample=22, **options), 11))
+    assert whole[15:] == content(
+        take(open_train(folder, augment=MIXED, native_from=2, from_sample=30, **options), 7)
+    )
+
+
 def test_the_classes_are_counted_after_mixing(folder):
     for step in take(open_train(folder, augment=MIXED, micro_batch_size=3), 4):
         for batch in step:

@@ -4,6 +4,7 @@ Every number drawn is a function of (seed, epoch, sample id) and its place in `D
 depend on rank, worker or on which other options are in use.
 """
 
+import math
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
@@ -61,14 +62,29 @@ class Augmenter:
     """Applies the options of `config`; a pure function of pixels, epoch and sample id."""
 
     def __init__(
-        self, config: AugmentConfig, *, seed: int, class_pixels: Sequence[int], mean: Sequence[float]
+        self,
+        config: AugmentConfig,
+        *,
+        seed: int,
+        class_pixels: Sequence[int],
+        mean: Sequence[float],
+        native_from: int | None = None,
     ) -> None:
-        """`class_pixels`: (C,) of the data set; `mean`: its mean red, green, blue, 0..255, for padding."""
+        """Take the settings, and what they need to know of the data set and the run.
+
+        Args:
+            config: What may be done.
+            seed: Of the run.
+            class_pixels: (C,) of the data set.
+            mean: Its mean red, green, blue, 0..255, for padding.
+            native_from: The epoch from which on nothing is scaled or mixed; None: there is none.
+        """
         self.config = config
         self.seed = seed
         self._rarity = 1 / np.maximum(np.asarray(class_pixels, np.float64), 1)
         self._mean = tuple(float(value) for value in mean)
-        self.mixer = Mixer(config, seed=seed, num_classes=len(class_pixels))
+        self._native_from = math.inf if native_from is None else native_from
+        self.mixer = Mixer(config, seed=seed, num_classes=len(class_pixels), until_epoch=self._native_from)
         self.color = ColorJitter(
             brightness=config.brightness,
             contrast=config.contrast,
@@ -82,7 +98,7 @@ class Augmenter:
 
         Outside of the picture the image is the mean colour of the data set (alpha 255), the mask ignored.
         """
-        change = self.change(mask, self.draws([(epoch, sample_id)])[0])
+        change = self.change(mask, self.draws([(epoch, sample_id)])[0], epoch=epoch)
         size = (mask.shape[0], mask.shape[1])
         box = change.window.box(size)
         return self.image(image[box.slices], size, change), self.mask(mask, change)
@@ -92,12 +108,13 @@ class Augmenter:
         epoch, sample_id = np.array(keys, np.int64).T[..., None]
         return keyed_uniform(Stream.AUGMENT, self.seed, epoch, sample_id, _ALL_DRAWS)
 
-    def change(self, mask: Pixels, draws: Draws, counts: Counts | None = None) -> Change:
+    def change(self, mask: Pixels, draws: Draws, counts: Counts | None = None, *, epoch: int) -> Change:
         """What is done to a sample; only the part `change.window.box(mask.shape)` of its image is needed then.
 
         `counts`: (256,) pixels of the mask by value, where they are known already.
         """
-        return Change(self._window(mask, draws, counts), draws[Draw.BRIGHTNESS : Draw.HUE + 1])
+        scale = self._scale(draws[Draw.SCALE]) if epoch < self._native_from else 1.0
+        return Change(self._window(mask, scale, draws, counts), draws[Draw.BRIGHTNESS : Draw.HUE + 1])
 
     def image(self, part: Pixels, size: tuple[int, int], change: Change) -> Pixels:
         """The changed image from the part of it that `change` needs; `size`: (height, width) of the whole."""
@@ -116,11 +133,15 @@ class Augmenter:
             return (round(float(np.dot(LUMA, self._mean))),)
         return (round(red), round(green), round(blue), 255)[:channels]
 
-    def _window(self, mask: Pixels, draws: Draws, counts: Counts | None) -> Window:
+    def _scale(self, draw: float) -> float:
+        low, high = self.config.scale_min, self.config.scale_max
+        scale: float = low * (high / low) ** float(draw)
+        return scale
+
+    def _window(self, mask: Pixels, scale: float, draws: Draws, counts: Counts | None) -> Window:
         """Draw what part of the picture is taken, and how it is laid."""
         cfg = self.config
         height, width = cfg.crop_size or mask.shape
-        scale = cfg.scale_min * (cfg.scale_max / cfg.scale_min) ** float(draws[Draw.SCALE])
         turns = 0
         if draws[Draw.TURN] < cfg.quarter_turns:
             turns = 1 + int(3 * draws[Draw.TURN] / cfg.quarter_turns)

@@ -37,6 +37,9 @@ class AugmentConfig:
     equally likely anywhere from 0 to 1."""
     classmix: float = 0.0
     """Probability of laying half of the classes of another sample, drawn, over this one."""
+    native_epochs: int = 0
+    """Epochs at the end of the run in which nothing is scaled or mixed, so that things come to have the size in which
+    they are scored (Touvron et al. 2019, arXiv 1906.06423); crops, flips and colours go on."""
 
     def __post_init__(self) -> None:
         if self.crop_size is not None and min(self.crop_size) < 1:
@@ -60,6 +63,10 @@ class AugmentConfig:
             raise ConfigError(
                 f"augment.cutmix ({self.cutmix}) and augment.classmix ({self.classmix}) must add up to at most 1, for "
                 "a sample gets one of them; use 0.5 and 0.5."
+            )
+        if self.native_epochs < 0:
+            raise ConfigError(
+                f"augment.native_epochs ({self.native_epochs}) must be at least 0; use 0 for none."
             )
         for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
             if not 0 <= getattr(self, name) <= most:

@@ -37,12 +37,14 @@ def train_loader(
     world_size: int = 1,
     local_world_size: int = 1,
     from_sample: int = 0,
+    native_from: int | None = None,
     pin_memory: bool = False,
 ) -> Generator[list[Batch], None, None]:
     """Endless steps of this rank, each the list of its micro-batches, beginning at sample `from_sample`.
 
     The samples of a step and their pixels are the same for any world size, number of workers and micro-batch
-    size: they depend on `seed` and the position alone. `channels` is what the model takes (1, 3 or 4).
+    size: they depend on `seed` and the position alone. `channels` is what the model takes (1, 3 or 4). From epoch
+    `native_from` on nothing is scaled or mixed.
     `ConfigError` and `DataError` come at once where they can be known, else from the iterator.
     """
     blank_size = train_size(augment_cfg, manifest, folder)
@@ -58,7 +60,13 @@ def train_loader(
         # What workers have under way or ready, and two steps that the trainer may hold.
         num_slots = cfg.num_workers * cfg.prefetch + 2 * accumulation + 1
         arena = Arena(num_slots, batch_dtype(micro_batch_size, blank_size, channels, num_classes))
-    augmenter = Augmenter(augment_cfg, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean)
+    augmenter = Augmenter(
+        augment_cfg,
+        seed=seed,
+        class_pixels=manifest.class_pixels,
+        mean=manifest.mean,
+        native_from=native_from,
+    )
     dataset = TrainDataset(
         Samples(reader, channels=channels, num_classes=num_classes),
         augmenter,

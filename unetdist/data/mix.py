@@ -78,9 +78,13 @@ class Mix(NamedTuple):
 class Mixer:
     """Says which samples get a part of their partner, and which part."""
 
-    def __init__(self, config: AugmentConfig, *, seed: int, num_classes: int) -> None:
+    def __init__(
+        self, config: AugmentConfig, *, seed: int, num_classes: int, until_epoch: float = math.inf
+    ) -> None:
+        """`until_epoch`: the first in which nothing is mixed any more."""
         self._cutmix = config.cutmix
         self._either = config.cutmix + config.classmix
+        self._until_epoch = until_epoch
         self._seed = seed
         self._numbers = np.arange(MixDraw.CLASSES + num_classes)
 
@@ -97,9 +101,9 @@ class Mixer:
         draws = keyed_uniform(Stream.MIX, self._seed, epoch, sample_id, self._numbers)
         return [
             Mix(partner, bool(row[MixDraw.KIND] < self._cutmix), row)
-            if row[MixDraw.KIND] < self._either
+            if row[MixDraw.KIND] < self._either and key[0] < self._until_epoch
             else None
-            for partner, row in zip(partners, draws, strict=True)
+            for key, partner, row in zip(keys, partners, draws, strict=True)
         ]
 
 

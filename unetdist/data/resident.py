@@ -41,6 +41,7 @@ def resident_loader(
     world_size: int = 1,
     local_world_size: int = 1,
     from_sample: int = 0,
+    native_from: int | None = None,
     compiler: str | None = None,
     at: Callable[[str], None] = lambda _: None,
 ) -> Generator[list[Batch], None, None]:
@@ -63,6 +64,7 @@ def resident_loader(
         world_size: Likewise.
         local_world_size: Likewise.
         from_sample: Likewise.
+        native_from: Likewise.
         compiler: A backend of torch.compile for what is done on the device; None for none.
         at: Is told what this process is doing as it decodes the pictures.
 
@@ -89,7 +91,13 @@ def resident_loader(
         store=store,
         at=at,
     )
-    augmenter = Augmenter(augment_cfg, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean)
+    augmenter = Augmenter(
+        augment_cfg,
+        seed=seed,
+        class_pixels=manifest.class_pixels,
+        mean=manifest.mean,
+        native_from=native_from,
+    )
     twin = DeviceAugmenter(
         augmenter, size=size, channels=channels, num_classes=num_classes, compiler=compiler
     )
@@ -139,8 +147,10 @@ def _batch(
     changes = [
         None
         if kept.is_bad(sample_id)
-        else twin.augmenter.change(mask_of(kept.places[sample_id]), draws, kept.counts[sample_id])
-        for sample_id, draws in zip(ids, twin.augmenter.draws(request.keys), strict=True)
+        else twin.augmenter.change(
+            mask_of(kept.places[sample_id]), draws, kept.counts[sample_id], epoch=epoch
+        )
+        for (epoch, sample_id), draws in zip(request.keys, twin.augmenter.draws(request.keys), strict=True)
     ]
     images, masks, places = pick(ids, changes)
     packed = torch.from_numpy(twin.pack(changes, places))

@@ -155,13 +155,14 @@ class TrainDataset(Dataset[Batch | FilledSlot | UnetdistError]):
     def _sample(self, key: tuple[int, int], encoded: tuple[bytes, bytes] | DataError, draws: Draws) -> Sample:
         epoch, sample_id = key
         with _blank(self.on_bad_sample, f" (epoch {epoch})"):
-            return self._augmented(sample_id, *_read(encoded), draws)
+            return self._augmented(key, *_read(encoded), draws)
         return blank_sample(sample_id, self.blank_size, self.samples.channels)
 
-    def _augmented(self, sample_id: int, image: bytes, mask: bytes, draws: Draws) -> Sample:
+    def _augmented(self, key: tuple[int, int], image: bytes, mask: bytes, draws: Draws) -> Sample:
         """Of the image only the part is decoded that the crop shows."""
+        epoch, sample_id = key
         pixels = self.samples.mask(sample_id, mask)
-        change = self.augmenter.change(pixels, draws)
+        change = self.augmenter.change(pixels, draws, epoch=epoch)
         size = (pixels.shape[0], pixels.shape[1])
         part = self.samples.image(sample_id, image, size, change.window.box(size))
         return self.samples.finish(
