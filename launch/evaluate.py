@@ -15,6 +15,7 @@ from unetdist.comparison import compare
 from unetdist.errors import ConfigError
 from unetdist.evaluate import Report, ValidationConfig
 from unetdist.image_counts import write_per_image
+from unetdist.inference_options import add_inference_options, inference_of
 from unetdist.logs import console, logger, run_script
 from unetdist.scoring import evaluations
 from unetdist.storage import write_atomic, write_json
@@ -26,6 +27,7 @@ def main() -> None:
     args = _parse()
     cfg = ValidationConfig(
         batch_size=args.batch_size,
+        inference=inference_of(args),
         boundary=args.boundary,
         calibration=args.calibration or args.reliability_diagram is not None,
     )
@@ -73,6 +75,7 @@ def _parse() -> argparse.Namespace:
     add("--batch-size", type=int, default=1, help="images per forward pass (default: %(default)s)")
     add("--num-workers", type=int, default=2, help="loader processes (default: %(default)s)")
     add("--mixed-precision", choices=("no", "fp16", "bf16"), default="no", help="number format (default: no)")
+    add_inference_options(parser)
     args = parser.parse_args()
     if args.compare and (args.per_image or args.reliability_diagram):
         parser.error(
@@ -84,17 +87,11 @@ def _parse() -> argparse.Namespace:
 def _print(report: Report, data: str) -> None:
     console.print(
         scores_table(
-            report.scores,
-            report.confusion,
-            report.loss,
-            report.interval,
+            report,
             of=data,
             loss_name="cross entropy",  # a run's own loss may be another, with weights
-            boundary=report.boundary,
         )
     )
-    if report.reliability is not None:
-        console.print(f"expected calibration error: {100 * report.reliability.error:.2f} %")
 
 
 def _tell_difference(args: argparse.Namespace, reports: list[Report]) -> None:

@@ -216,10 +216,7 @@ class Trainer:
             if self.world.is_main:
                 self.save_model(self.evaluated_model, self.state, "best", report)
         self.tracker.log_validation(
-            report.scores,
-            report.confusion,
-            report.loss,
-            report.interval,
+            report,
             step=self.state.step,
             pictures=self.validator.pictures(report),
             is_best=is_best,

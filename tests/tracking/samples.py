@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
+from unetdist.boundary import BoundaryScores
+from unetdist.calibration import NUM_BINS, Reliability
 from unetdist.data.labels import Palette
 from unetdist.meter import TrainStats
 from unetdist.metrics import Scores
@@ -23,6 +26,15 @@ CONFUSION = np.array([[90, 10, 0], [25, 75, 0], [0, 0, 0]])
 """No tree anywhere."""
 
 SCORES = Scores.from_confusion(CONFUSION, NAMES)
+OUTLINES = BoundaryScores(NAMES, np.array([0.5, 0.25, np.nan]), 0.375)
+RELIABILITY = Reliability.from_counts(
+    np.stack([np.eye(1, NUM_BINS, 12, dtype=np.int64)[0] * n for n in (200, 165, 0)])
+)
+REPORT = SimpleNamespace(
+    scores=SCORES, confusion=CONFUSION, loss=0.25, interval=(0.6, 0.71), boundary=None, reliability=None
+)
+FULL_REPORT = SimpleNamespace(**{**vars(REPORT), "boundary": OUTLINES, "reliability": RELIABILITY})
+"""With all that is scored on request; the expected calibration error is 82.5 %."""
 
 
 def stats(**changes: float) -> TrainStats:

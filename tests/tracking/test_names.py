@@ -1,7 +1,7 @@
 import numpy as np
 
+from tests.tracking.samples import FULL_REPORT, NAMES, REPORT
 from unetdist.meter import TrainStats
-from unetdist.metrics import Scores
 from unetdist.tracking.names import train_metrics, validation_metrics
 
 
@@ -32,9 +32,23 @@ def test_every_name_of_training_is_listed():
 
 
 def test_a_validation_names_each_class_under_each_ratio():
-    scores = Scores.from_confusion(np.array([[3, 1], [0, 4]]), ("sky", "a/b road"))
-    values = validation_metrics(scores, loss=0.5, interval=(0.6, 0.9))
-    assert values["val/iou/sky"] == 0.75
-    assert values["val/recall/a/b road"] == 1.0
-    assert (values["val/miou"], values["val/miou_low"], values["val/miou_high"]) == (scores.miou, 0.6, 0.9)
-    assert len(values) == 6 + 4 * 2
+    values = validation_metrics(REPORT)
+    assert values["val/iou/sky"] == 0.72
+    assert values["val/recall/road"] == 0.75
+    assert (values["val/miou"], values["val/miou_low"], values["val/miou_high"]) == (
+        REPORT.scores.miou,
+        0.6,
+        0.71,
+    )
+    assert len(values) == 6 + 4 * len(NAMES)
+
+
+def test_outlines_and_confidence_are_named_where_they_were_scored():
+    more = validation_metrics(FULL_REPORT).items() - validation_metrics(REPORT).items()
+    named = {name: value for name, value in more if not np.isnan(value)}
+    assert named == {
+        "val/boundary_iou/sky": 0.5,
+        "val/boundary_iou/road": 0.25,
+        "val/boundary_miou": 0.375,
+        "val/calibration_error": 0.825,
+    }

@@ -1,22 +1,26 @@
+from types import SimpleNamespace
+
 import numpy as np
 from rich.console import Console
 
-from tests.tracking.samples import CONFUSION, NAMES, SCORES, stats
-from unetdist.boundary import BoundaryScores
+from tests.tracking.samples import FULL_REPORT, NAMES, REPORT, stats
 from unetdist.comparison import Comparison
 from unetdist.metrics import Scores
 from unetdist.tracking.terminal import comparison_table, scores_table, train_note
 
 
-def text_of(scores, confusion, is_best):
+def text_of(confusion, names=NAMES, is_best=False):
+    report = SimpleNamespace(
+        **{**vars(REPORT), "confusion": confusion, "scores": Scores.from_confusion(confusion, names)}
+    )
     console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(scores_table(scores, confusion, 0.25, (0.6, 0.71), of="step 30", is_best=is_best))
+        console.print(scores_table(report, of="step 30", is_best=is_best))
         return console.export_text()
 
 
 def test_a_line_per_class_in_percent():
-    text = text_of(SCORES, CONFUSION, is_best=True)
+    text = text_of(REPORT.confusion, is_best=True)
     assert "step 30: mIoU 70.1 % (95 % interval 60.0 .. 71.0), best so far" in text
     assert "loss 0.2500, pixel accuracy 82.5 %; absent, not in mIoU: tree" in text
     rows = [line.replace("│", " ").split() for line in text.splitlines() if line.startswith("│")]
@@ -28,20 +32,18 @@ def test_a_line_per_class_in_percent():
 
 
 def test_nothing_absent_and_not_the_best():
-    confusion = np.eye(3, dtype=np.int64)
-    text = text_of(Scores.from_confusion(confusion, NAMES), confusion, is_best=False)
+    text = text_of(np.eye(3, dtype=np.int64))
     assert "best" not in text
     assert "absent" not in text
 
 
 def test_the_loss_is_called_what_it_is():
-    table = scores_table(SCORES, CONFUSION, 0.25, (0.6, 0.71), of="val", loss_name="cross entropy")
+    table = scores_table(REPORT, of="val", loss_name="cross entropy")
     assert str(table.caption).startswith("cross entropy 0.2500, pixel accuracy")
 
 
 def test_class_names_are_no_markup():
-    confusion = np.eye(2, dtype=np.int64)
-    assert "[red]" in text_of(Scores.from_confusion(confusion, ("[red]", "a")), confusion, is_best=False)
+    assert "[red]" in text_of(np.eye(2, dtype=np.int64), names=("[red]", "a"))
 
 
 def test_note_is_short_and_says_what_is_slow():
@@ -51,9 +53,9 @@ def test_note_is_short_and_says_what_is_slow():
     assert "wait 0 %" in train_note(stats(step_s=0.0))
 
 
-def test_outlines_have_a_column_where_they_were_scored():
-    outlines = BoundaryScores(NAMES, np.array([0.5, 0.25, np.nan]), 0.375)
-    table = scores_table(SCORES, CONFUSION, 0.25, (0.6, 0.71), of="val", boundary=outlines)
+def test_outlines_and_confidence_are_told_where_they_were_scored():
+    table = scores_table(FULL_REPORT, of="val")
+    assert ", expected calibration error 82.50 %; absent" in str(table.caption)
     assert str(table.title).endswith(", boundary mIoU 37.5 %")
     assert list(table.columns[2].cells) == ["50.0", "25.0", "-"]
     assert table.columns[2].header == "boundary IoU %"

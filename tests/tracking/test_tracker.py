@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.tracking.samples import CONFUSION, NAMES, PALETTE, SCORES, picture, stats
+from tests.tracking.samples import NAMES, PALETTE, REPORT, SCORES, picture, stats
 from unetdist.errors import ConfigError
 from unetdist.logs import logger
 from unetdist.tracking import Tracker, TrackingConfig
@@ -22,9 +22,7 @@ def log_some(tracker, steps=(10, 20)):
     tracker.start(step=0, max_steps=20)
     for step in steps:
         tracker.log_train(stats(), step=step, samples_seen=4 * step)
-        tracker.log_validation(
-            SCORES, CONFUSION, 0.25, (0.6, 0.71), step=step, pictures=[picture("a")], is_best=True
-        )
+        tracker.log_validation(REPORT, step=step, pictures=[picture("a")], is_best=True)
     tracker.close()
 
 

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import pytest
 import wandb
 
-from tests.tracking.samples import CONFUSION, PALETTE, SCORES, picture, stats, wandb_records
+from tests.tracking.samples import CONFUSION, PALETTE, REPORT, picture, stats, wandb_records
 from unetdist.logs import logger
 from unetdist.tracking import Tracker, TrackingConfig
 from unetdist.tracking.wandb_run import WandbRun, wandb_mode
@@ -52,7 +52,7 @@ def run(accelerator, run_dir, steps):
     for step in steps:
         tracker.log_train(stats(), step=step, samples_seen=0)
     pictures = [picture("day/a"), picture("grey", 40, 9, 1), picture("not shown")]
-    tracker.log_validation(SCORES, CONFUSION, 0.25, (0.6, 0.7), step=step, pictures=pictures, is_best=True)
+    tracker.log_validation(REPORT, step=step, pictures=pictures, is_best=True)
     tracker.close()
     return tracker
 

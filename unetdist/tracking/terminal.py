@@ -2,35 +2,27 @@
 
 import math
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from unetdist.boundary import BoundaryScores
 from unetdist.comparison import Comparison
 from unetdist.meter import TrainStats
-from unetdist.metrics import Scores
+from unetdist.tracking.names import Validation
 
 
-def scores_table(
-    scores: Scores,
-    confusion: np.ndarray,
-    loss: float,
-    interval: tuple[float, float],
-    *,
-    of: str,
-    is_best: bool = False,
-    loss_name: str = "loss",
-    boundary: BoundaryScores | None = None,
-) -> Table:
+def scores_table(report: Validation, *, of: str, is_best: bool = False, loss_name: str = "loss") -> Table:
     """A validation as a table for the terminal, in percent; `of` says what was scored."""
-    low, high = interval
+    scores, confusion, boundary = report.scores, report.confusion, report.boundary
+    low, high = report.interval
     best = ", [green]best so far[/green]" if is_best else ""
     bounds = f"95 % interval {_percent(low)} .. {_percent(high)}"
     outlines = "" if boundary is None else f", boundary mIoU {_percent(boundary.miou)} %"
     title = f"{of}: mIoU {_percent(scores.miou)} % ({bounds}){outlines}{best}"
     absent = "; absent, not in mIoU: " + escape(", ".join(scores.absent)) if scores.absent else ""
-    caption = f"{loss_name} {loss:.4f}, pixel accuracy {_percent(scores.pixel_accuracy)} %{absent}"
+    caption = f"{loss_name} {report.loss:.4f}, pixel accuracy {_percent(scores.pixel_accuracy)} %"
+    if report.reliability is not None:
+        caption += f", expected calibration error {100 * report.reliability.error:.2f} %"
+    caption += absent
     table = Table("class", title=title, caption=caption, title_justify="left", caption_justify="left")
     columns = {
         "IoU %": scores.iou,

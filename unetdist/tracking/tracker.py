@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from accelerate import Accelerator
 
 from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError
 from unetdist.logs import ProgressBar, console, logger, progress
 from unetdist.meter import TrainStats
-from unetdist.metrics import Scores
 from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
-from unetdist.tracking.names import train_metrics, validation_metrics
+from unetdist.tracking.names import Validation, train_metrics, validation_metrics
 from unetdist.tracking.terminal import scores_table, train_note
 from unetdist.tracking.wandb_run import Mode, Picture, WandbRun
 
@@ -121,10 +119,7 @@ class Tracker:
 
     def log_validation(
         self,
-        scores: Scores,
-        confusion: np.ndarray,
-        loss: float,
-        interval: tuple[float, float],
+        report: Validation,
         *,
         step: int,
         pictures: Sequence[Picture],
@@ -133,21 +128,20 @@ class Tracker:
         """Log a validation.
 
         Args:
-            scores: from `confusion`.
-            confusion: (num_classes, num_classes), rows target, columns prediction, in pixels.
-            loss: of the validation set.
-            interval: 95 % interval of mIoU.
+            report: what it came to.
             step: optimizer steps done.
             pictures: examples, of which the first `num_pictures` are shown.
             is_best: whether no validation of this run had a higher mIoU.
         """
         if not self.is_main:
             return
-        console.print(scores_table(scores, confusion, loss, interval, of=f"step {step}", is_best=is_best))
-        self._log(validation_metrics(scores, loss=loss, interval=interval), step)
+        console.print(scores_table(report, of=f"step {step}", is_best=is_best))
+        self._log(validation_metrics(report), step)
         if (run := self._wandb) is not None:
             shown = pictures[: self.cfg.num_pictures]
-            self._try("wandb", lambda: run.log_scores(scores, confusion, shown, self.palette, step))
+            self._try(
+                "wandb", lambda: run.log_scores(report.scores, report.confusion, shown, self.palette, step)
+            )
 
     def close(self) -> None:
         """End the run's display and files; waits for uploads. May be called twice."""
