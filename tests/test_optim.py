@@ -8,7 +8,7 @@ from torch import nn
 
 from unetdist.errors import ConfigError
 from unetdist.model.unet import UNet, UNetConfig
-from unetdist.optim import OptimConfig, build_optimizer, lr_factor
+from unetdist.optim import OptimConfig, build_optimizer, levels_to_the_head, lr_factor
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,38 @@ def test_only_weights_of_convolutions_decay(norm):
     assert decays | stays == set(names.values())
     assert all(name.endswith(("conv.weight", "up.weight", "head.weight")) for name in decays)
     assert all(name.endswith(".bias") or ".norm." in name for name in stays)
+
+
+WAY = ("head", "decoder.1", "decoder.0", "bottleneck", "encoder.1", "encoder.0")
+
+
+def test_levels_are_counted_from_the_head_along_the_u():
+    model = UNet(UNetConfig(widths=(4, 6, 8), deep_supervision=True), 2, [0] * 3, [1] * 3)
+    found = levels_to_the_head(model)
+    assert found == {
+        name: next((k for k, level in enumerate(WAY) if name.startswith(level)), 0)
+        for name, _ in model.named_parameters()
+    }
+    assert {found[f"aux_heads.0.{name}"] for name in ("weight", "bias")} == {0}
+
+
+def test_each_level_has_its_rate_and_each_parameter_its_level():
+    model = UNet(UNetConfig(widths=(4, 6, 8), deep_supervision=True), 2, [0] * 3, [1] * 3)
+    config = OptimConfig(lr=0.1, weight_decay=0.01, layer_decay=0.5)
+    groups = build_optimizer(model, config).param_groups
+    assert [group["lr"] for group in groups] == [0.1 * 0.5**k for k in range(len(WAY)) for _ in range(2)]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0] * len(WAY)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    there = [names[parameter] for group in groups for parameter in group["params"]]
+    assert sorted(there) == sorted(names.values())
+    for number, group in enumerate(groups):
+        levels = {names[parameter].replace("aux_heads", "head") for parameter in group["params"]}
+        assert all(name.startswith(WAY[number // 2]) for name in levels)
+
+
+def test_without_layer_decay_the_groups_are_two_of_one_rate():
+    model = UNet(UNetConfig(widths=(4, 6)), 2, [0] * 3, [1] * 3)
+    assert [group["lr"] for group in build_optimizer(model, OptimConfig(lr=0.1)).param_groups] == [0.1, 0.1]
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
@@ -107,6 +139,8 @@ def test_learning_rate_rises_then_falls_and_ends_at_its_minimum(
     [
         ({"lr": 0.0}, r"lr \(0.0\) must be above 0; use 0.001"),
         ({"weight_decay": -0.1}, r"weight_decay \(-0.1\) must be at least 0; use 0 for none"),
+        ({"layer_decay": 0.0}, r"layer_decay \(0.0\) must be above 0 and at most 1; use 0.9, or 1 for none"),
+        ({"layer_decay": 1.1}, r"layer_decay \(1.1\) must be above 0 and at most 1; use 0.9, or 1 for none"),
         ({"momentum": 1.0}, r"momentum \(1.0\) must be at least 0 and below 1; use 0.9"),
         (
             {"nesterov": True, "momentum": 0.0},

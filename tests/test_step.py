@@ -41,6 +41,17 @@ def test_clipping_limits_the_gradient_and_reports_its_norm_before(build):
     assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_the_schedule_keeps_the_rate_of_each_level(build):
+    trainer = build(
+        model={"widths": [4, 8]}, optim={"lr": 0.1, "layer_decay": 0.5, "schedule": "poly", "poly_power": 1.0}
+    )
+    for step in (0, trainer.schedule.max_steps // 2):
+        trainer.step.set_lr(step)
+        lr = 0.1 * (1 - step / trainer.schedule.max_steps)
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        assert rates == pytest.approx([lr * 0.5**level for level in range(4) for _ in range(2)])
+
+
 def test_dropout_is_the_same_when_a_step_is_repeated(build):
     trainer = build(model={"widths": [4, 8], "dropout": 0.5})
     step = next(iter(trainer.train_batches(0)))

@@ -23,6 +23,10 @@ class OptimConfig:
     weight_decay: float = 0.0
     """At least 0, not on biases and norms (see `build_optimizer`); adamw keeps it out of the gradient."""
 
+    layer_decay: float = 1.0
+    """Factor, above 0 to 1, from the rate of each level of the network to that of the level before: with 0.8 the head has
+    `lr`, the last level of the decoder 0.8 lr, the first of the encoder least (see `build_optimizer`)."""
+
     momentum: float = 0.9
     """For sgd; 0 to below 1."""
 
@@ -51,6 +55,7 @@ class OptimConfig:
         for name, holds, demand in (
             ("lr", 0 < self.lr < math.inf, "above 0; use 0.001"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0; use 0 for none"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1; use 0.9, or 1 for none"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1; use 0.9"),
             ("nesterov", self.momentum > 0 or not self.nesterov, "false without momentum; use momentum: 0.9"),
             ("betas", all(0 <= beta < 1 for beta in self.betas), "at least 0 and below 1; use [0.9, 0.999]"),
@@ -67,16 +72,28 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     """The optimizer of a model, which is already on its device.
 
     Two groups: weights of two or more dimensions, which decay, and biases and norms, which do not (decay
-    would pull a norm's scale to 0, and the signal with it). On CUDA the fused implementation steps without
-    waiting.
+    would pull a norm's scale to 0, and the signal with it). With `layer_decay` these two for each level of the network,
+    the head first, whose rate is multiplied by layer_decay ** (levels to the head): Clark et al. 2020, arXiv
+    2003.10555, and Bao et al. 2021, arXiv 2106.08254, for networks that begin with pretrained weights. On CUDA the
+    fused implementation steps without waiting.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    distances = levels_to_the_head(model) if config.layer_decay < 1 else {}
+    parameters = [
+        (distances.get(name, 0), parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for levels, p in parameters if levels == distance and (p.ndim > 1) == decays],
+            "lr": config.lr * config.layer_decay**distance,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for distance in sorted({levels for levels, _ in parameters})
+        for decays in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
-    fused = all(parameter.is_cuda for parameter in parameters) or None
+    fused = all(parameter.is_cuda for _, parameter in parameters) or None
     match config.kind:
         case "adam":
             return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=fused)
@@ -86,6 +103,24 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
             return torch.optim.SGD(
                 groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused
             )
+
+
+def levels_to_the_head(model: nn.Module) -> dict[str, int]:
+    """Of each parameter, the levels between it and the output along the network's U; heads have 0.
+
+    A level is an entry of a list of modules (`encoder.0`), or else a part of the network (`bottleneck`); they are
+    registered in the order of computation.
+    """
+    levels = {name: _level(name) for name, _ in model.named_parameters()}
+    way = list(dict.fromkeys(levels.values()))
+    return {name: len(way) - 1 - way.index(level) for name, level in levels.items()}
+
+
+def _level(name: str) -> str:
+    part, *rest = name.split(".")
+    if part in ("head", "aux_heads"):
+        return "head"
+    return f"{part}.{rest[0]}" if rest and rest[0].isdigit() else part
 
 
 def lr_factor(step: int, max_steps: int, config: OptimConfig) -> float:
