@@ -53,6 +53,30 @@ def test_the_command_line_wins_over_the_file_over_the_default(write):
     assert config == Root(name="x", loss=Loss(smoothing=0.001), model=Model(widths=(1, 2, 3), crop=(4, 5)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    loss: Loss = field(default_factory=Loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    score: Score = field(default_factory=Score)
+
+
+def test_a_section_may_hold_a_section(write):
+    file = write("score:\n  loss:\n    smoothing: 0.25\n")
+    argv = ["--config", str(file), "--score.loss.kind", "focal"]
+    config = settings.parse(Nested, argv, prog="train.py", description="Train.")
+    assert config == Nested(score=Score(loss=Loss(kind="focal", smoothing=0.25)))
+    assert settings.from_mapping(Nested, settings.to_mapping(config)) == config
+    with pytest.raises(
+        ConfigError, match=r"unknown option '--score.loss.knd'; did you mean 'score.loss.kind'\?"
+    ):
+        settings.parse(Nested, ["--score.loss.knd", "ce"], prog="train.py", description="Train.")
+    with pytest.raises(ConfigError, match="unknown setting 'score.loss.knd'; did you mean 'kind'"):
+        settings.from_mapping(Nested, {"score": {"loss": {"knd": "ce"}}})
+
+
 def test_the_resolved_file_reads_back_to_an_equal_object(write):
     config = Root(name="x", model=Model(widths=(3,), crop=(1, 2)), loss=Loss(smoothing=0.25))
     assert parse("--config", write(settings.to_yaml(settings.to_mapping(config)))) == config

@@ -1,11 +1,18 @@
 import numpy as np
+import pytest
 import torch
 
+from tests.distributed.launcher import run_ranks
 from tests.synthetic import PALETTE_RECORDS, draw, settings_of, write_shards
 from unetdist import settings
 from unetdist.build import build_trainer
 from unetdist.config import Config
 from unetdist.data.labels import Palette
+from unetdist.distributed import World
+from unetdist.evaluate import LeftEarlyError, ValidationConfig
+from unetdist.inference import InferenceConfig, predict_logits
+from unetdist.scoring import evaluations
+from unetdist.validation import shares_windows
 
 
 def test_pictures_carry_key_image_mask_and_prediction(tmp_path):
@@ -57,3 +64,77 @@ def test_images_are_scored_without_autotuning_which_training_may_have(tmp_path, 
         trainer.validator.score(model)
     assert seen == [False] * 4
     assert torch.backends.cudnn.benchmark
+
+
+def test_settings_say_how_images_are_predicted(tmp_path):
+    write_shards(tmp_path / "train", 4)
+    write_shards(tmp_path / "val", 3)
+    inference = {"window": [16, 16], "window_batch": 2, "flips": True, "scales": [1.0, 1.5]}
+    values = settings_of(
+        tmp_path / "train",
+        tmp_path / "val",
+        tmp_path / "runs",
+        validation={"inference": inference},
+        tracking={"tracker": "none", "num_pictures": 3},
+    )
+    seen = []
+    with build_trainer(settings.from_mapping(Config, values)) as trainer:
+        validator, model = trainer.validator, trainer.model.eval()
+        model.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+        examples = validator.score(model).examples
+        assert set(seen) == {(2, 3, 16, 16), (2, 3, 24, 24)}
+        for example in examples:
+            logits = predict_logits(model, example.image[None], inference=InferenceConfig(**inference))
+            assert example.pred.equal(logits[0].argmax(0))
+
+
+@pytest.mark.parametrize(
+    ("window", "num_samples", "world_size", "expected"),
+    [(None, 1, 8, False), ((8, 8), 3, 2, True), ((8, 8), 4, 2, False), ((8, 8), 2, 1, False)],
+)
+def test_few_images_with_windows_are_predicted_together(window, num_samples, world_size, expected):
+    world = World(world_size=world_size)
+    assert shares_windows(InferenceConfig(window=window), num_samples, world) == expected
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a model in runs/tiny/best, and with val/ of three images of two sizes."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_shards(folder / "train", 4)
+    write_shards(folder / "val", 3, sizes=((40, 56), (40, 56), (70, 33)))
+    values = settings_of(folder / "train", None, folder / "runs")
+    with build_trainer(settings.from_mapping(Config, values)) as trainer:
+        trainer.fit()
+    return folder
+
+
+def scored(trained, leaves):
+    """What each rank reports of the images and which of them it owned; None if all left early."""
+    inference = InferenceConfig(window=(16, 24), window_batch=3, flips=True)
+    cfg = ValidationConfig(batch_size=2, inference=inference, calibration=True)
+    where = (str(trained / "val"),)
+    with evaluations([str(trained / "runs/tiny/last")], *where, cfg=cfg, num_workers=0) as (models, world):
+        ((validator, saved),) = models
+        validator.num_pictures = 3
+        validator.rehearse(saved.model)
+        try:
+            report = validator.score(saved.model, per_image=True, is_over=lambda: leaves and world.rank == 1)
+        except LeftEarlyError:
+            return None
+    return report.to_mapping(), report.per_image, sorted(example.id for example in report.examples)
+
+
+def test_windows_of_an_image_are_shared_with_the_same_score_on_any_number_of_processes(trained):
+    ((alone, images, _),) = run_ranks(scored, 1, trained, False)
+    for world_size in (2, 3):
+        ranks = run_ranks(scored, world_size, trained, False)
+        assert [ids for _, _, ids in ranks][:2] == [[0, 1], [2]]
+        for numbers, per_image, _ in ranks:
+            assert numbers["loss"] == pytest.approx(alone["loss"], rel=1e-12)
+            assert {**numbers, "loss": 0} == {**alone, "loss": 0}
+            assert np.array_equal(per_image, images)
+
+
+def test_ranks_that_share_windows_leave_together(trained):
+    assert run_ranks(scored, 2, trained, True) == [None, None]

@@ -15,11 +15,13 @@ from unetdist.data.batch import Batch
 from unetdist.distributed import all_reduce_sum
 from unetdist.errors import ConfigError
 from unetdist.image_counts import ImageCounts
+from unetdist.inference import InferenceConfig
 from unetdist.losses import Loss
 from unetdist.metrics import Scores
 
-Predict = Callable[[Tensor], Tensor]
-"""Image (B, C, H, W) uint8 -> logits (B, num_classes, H, W) at the same height and width."""
+Predict = Callable[[Tensor], Tensor | None]
+"""Image (B, C, H, W) uint8 -> logits (B, num_classes, H, W) at the same height and width; None on a rank that only
+helped with them, while another one counts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,9 @@ class ValidationConfig:
 
     batch_size: int = 1
     """Images per forward pass and rank. A partial batch is filled up, so that every image meets the same kernels."""
+
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    """How each image is predicted: whole or in windows, once or as the mean of several views."""
 
     bootstrap_replicates: int = 1000
     """Replicates of the bootstrap over images behind the 95 % interval of mIoU."""
@@ -113,7 +118,8 @@ def evaluate(
 
     Args:
         predict: the network, unwrapped, in evaluation mode.
-        batches: every sample of the data set once, spread over the ranks in any way.
+        batches: every sample of the data set once, spread over the ranks in any way; or all on each rank, where
+            `predict` gives the logits of each to one.
         expected: counts of the manifest.
         class_names: by class index.
         loss: criterion to report beside the scores; its share form is summed over the whole data set.
@@ -145,18 +151,20 @@ def evaluate(
             was_left += 1
             break
         there = batch.to(device, non_blocking=True)
-        mask, class_pixels = there.mask, there.class_pixels
         logits = predict_fixed(predict, there.image, cfg.batch_size)
-        preds = logits.argmax(1)
-        for index, sample_id in enumerate(batch.ids.tolist()):
-            one = slice(index, index + 1)  # image by image: the sums of a batch round by its company
-            loss_parts += torch.cat(
-                [loss.sums(logits[one], mask[one]).double(), loss.units(class_pixels[one])]
-            )
-            images.add(sample_id, logits[index], preds[index], mask[index])
-            if len(examples) < num_examples:
-                examples.append(Example(sample_id, batch.image[index], batch.mask[index], preds[index].cpu()))
-        seen += torch.tensor([len(batch.ids), fingerprint(batch.ids.numpy())])
+        if logits is not None:
+            mask, class_pixels = there.mask, there.class_pixels
+            preds = logits.argmax(1)
+            for index, sample_id in enumerate(batch.ids.tolist()):
+                one = slice(index, index + 1)  # image by image: the sums of a batch round by its company
+                loss_parts += torch.cat(
+                    [loss.sums(logits[one], mask[one]).double(), loss.units(class_pixels[one])]
+                )
+                images.add(sample_id, logits[index], preds[index], mask[index])
+                if len(examples) < num_examples:
+                    pred = preds[index].cpu()
+                    examples.append(Example(sample_id, batch.image[index], batch.mask[index], pred))
+            seen += torch.tensor([len(batch.ids), fingerprint(batch.ids.numpy())])
         on_batch(len(batch.ids))
 
     counts = torch.cat([was_left, seen, images.to_vector()]).to(device)
@@ -182,7 +190,7 @@ def evaluate(
 
 
 @torch.inference_mode()
-def predict_fixed(predict: Predict, image: Tensor, batch_size: int) -> Tensor:
+def predict_fixed(predict: Predict, image: Tensor, batch_size: int) -> Tensor | None:
     """Logits of `image`, computed in a batch of exactly `batch_size`.
 
     Kernels are chosen by shape, and another kernel rounds differently: with a batch that is partly empty on one
@@ -191,4 +199,5 @@ def predict_fixed(predict: Predict, image: Tensor, batch_size: int) -> Tensor:
     missing = batch_size - len(image)
     if missing > 0:
         image = torch.cat([image, image[-1:].expand(missing, -1, -1, -1)])
-    return predict(image)[: batch_size - missing]
+    logits = predict(image)
+    return None if logits is None else logits[: batch_size - missing]

@@ -19,7 +19,7 @@ from unetdist.logs import set_up_logging
 from unetdist.losses import Loss, LossConfig, build_loss
 from unetdist.model.unet import UNetConfig
 from unetdist.saved_model import SavedModel, load_model
-from unetdist.validation import Validator
+from unetdist.validation import Validator, shares_windows
 
 
 def build_validator(
@@ -44,6 +44,7 @@ def build_validator(
         )
     if not sum(manifest.class_pixels):
         raise ConfigError(f"{folder} has only ignored pixels, so it has no mIoU; use other shards.")
+    together = shares_windows(cfg.inference, manifest.num_samples, world)
     return Validator(
         batches=val_loader(
             data_cfg,
@@ -52,8 +53,8 @@ def build_validator(
             channels=model_config.in_channels,
             num_classes=palette.num_classes,
             batch_size=cfg.batch_size,
-            rank=world.rank,
-            world_size=world.world_size,
+            rank=0 if together else world.rank,
+            world_size=1 if together else world.world_size,
             local_world_size=world.local_world_size,
             pin_memory=world.device.type == "cuda",
         ),

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -182,6 +182,15 @@ def _check_keys(values: Mapping[str, Any], cls: type, *, where: str, prefix: str
         _check_keys(value, section, where=where, prefix=f"{prefix}{key}.")
 
 
+def _dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
+    """`seed`, `model.widths` ...: what can be given a value."""
+    for name, section in _sections(cls).items():
+        if section is None:
+            yield prefix + name
+        else:
+            yield from _dotted_names(section, f"{prefix}{name}.")
+
+
 def _config_files(argv: Sequence[str]) -> list[Path]:
     files = [Path(after) for flag, after in pairwise(argv) if flag == "--config"]
     return files + [Path(flag.removeprefix("--config=")) for flag in argv if flag.startswith("--config=")]
@@ -189,9 +198,7 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
 
 def _check_flags(argv: Sequence[str], cls: type) -> None:
     """Refuse `--section.feild` with a suggestion; argparse's own abbreviations are refused as well."""
-    known = {"config", "help", "print_config"}
-    for name, section in _sections(cls).items():
-        known |= {name} if section is None else {f"{name}.{field}" for field in _sections(section)}
+    known = {"config", "help", "print_config", *_dotted_names(cls)}
     for flag in argv:
         name = flag.split("=")[0].removeprefix("--")
         if flag.startswith("--") and name not in known:

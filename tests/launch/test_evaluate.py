@@ -79,3 +79,13 @@ def test_files_of_one_model_are_not_written_of_two(trained, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         evaluate(trained, monkeypatch, "--compare", "a", "b", "--per-image", "x.npz", model=False)
     assert "are of one model; give --model instead of --compare" in capsys.readouterr().err
+
+
+def test_windows_and_several_views_are_options(trained, monkeypatch, tmp_path):
+    scores = {}
+    for name, words in {"plain": "", "wide": "--window 999 999", "tta": "--window 16 16 --tta"}.items():
+        evaluate(trained, monkeypatch, "--json", tmp_path / name, *words.split())
+        scores[name] = json.loads((tmp_path / name).read_text())
+    assert scores["plain"]["confusion"] == scores["wide"]["confusion"]
+    assert scores["plain"]["confusion"] != scores["tta"]["confusion"]
+    assert scores["plain"]["num_samples"] == scores["tta"]["num_samples"]
