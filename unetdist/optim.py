@@ -24,8 +24,8 @@ class OptimConfig:
     """At least 0, not on biases and norms (see `build_optimizer`); adamw keeps it out of the gradient."""
 
     layer_decay: float = 1.0
-    """Factor, above 0 to 1, from the rate of each level of the network to that of the level before: with 0.8 the head has
-    `lr`, the last level of the decoder 0.8 lr, the first of the encoder least (see `build_optimizer`)."""
+    """Factor, above 0 to 1, from the rate of each level of the network to that of the level before: with 0.8 the head
+    has `lr`, the last level of the decoder 0.8 lr, the first of the encoder least (see `build_optimizer`)."""
 
     momentum: float = 0.9
     """For sgd; 0 to below 1."""

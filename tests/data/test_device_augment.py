@@ -62,7 +62,7 @@ def on_device(augment, samples, *, device="cpu", compiler=None):
     twin = DeviceAugmenter(augment, size=size, channels=channels, num_classes=NUM_CLASSES, compiler=compiler)
     images, masks, places = storage(samples)
     drawn = zip(samples, augment.draws(KEYS), strict=True)
-    packed = twin.pack([augment.change(mask, draws) for (_, mask), draws in drawn], places)
+    packed = twin.pack([augment.change(mask, draws, epoch=0) for (_, mask), draws in drawn], places)
     there = twin(images.to(device), masks.to(device), torch.from_numpy(packed).to(device))
     return [tensor.cpu() for tensor in there]
 
@@ -113,7 +113,7 @@ def test_a_sample_without_a_change_is_blank(channels, jitter):
     samples = pictures([(20, 20)], channels)
     images, masks, places = storage(samples)
     twin = DeviceAugmenter(augment, size=(8, 9), channels=channels, num_classes=NUM_CLASSES)
-    change = augment.change(samples[0][1], augment.draws(KEYS)[0])
+    change = augment.change(samples[0][1], augment.draws(KEYS)[0], epoch=0)
     for changes in ([None, change], [None, None]):
         packed = twin.pack(changes, places * 2)
         image, mask, class_pixels = twin(images, masks, torch.from_numpy(packed))
@@ -130,7 +130,7 @@ def test_any_number_of_classes_is_counted(num_classes):
     augment = augmenter(crop_size=(40, 50))
     twin = DeviceAugmenter(augment, size=(40, 50), channels=1, num_classes=num_classes)
     images, masks, places = storage([(values[..., None], values)])
-    packed = twin.pack([augment.change(values, augment.draws(KEYS)[0])], places)
+    packed = twin.pack([augment.change(values, augment.draws(KEYS)[0], epoch=0)], places)
     *_, class_pixels = twin(images, masks, torch.from_numpy(packed))
     assert class_pixels.tolist() == [np.bincount(values.ravel(), minlength=256)[:num_classes].tolist()]
 
@@ -145,23 +145,31 @@ def test_nothing_waits_for_the_device():
             torch.empty(3600, dtype=torch.uint8, device="meta"),
             storage(samples)[2],
         )
-        packed = twin.pack([augment.change(samples[0][1], augment.draws(KEYS)[0])] * 6, places)
+        packed = twin.pack([augment.change(samples[0][1], augment.draws(KEYS)[0], epoch=0)] * 6, places)
         image, *_ = twin(images, masks, torch.empty(packed.shape, dtype=torch.float64, device="meta"))
     assert image.device.type == "meta"
 
 
 def twin_compiled_by(compiler):
     augment = augmenter(
-        crop_size=(40, 53), scale_min=1.5, scale_max=1.5, flip_horizontal=0.5, quarter_turns=0.75, hue=0.1
+        crop_size=(40, 53),
+        scale_min=1.5,
+        scale_max=1.5,
+        flip_horizontal=0.5,
+        quarter_turns=0.75,
+        hue=0.1,
+        cutmix=0.5,
+        classmix=0.5,
     )
     samples = pictures([(60, 50), (30, 70), (9, 9)] * 2, 3)
     images, masks, places = storage(samples)
     changes = [
-        augment.change(mask, draws) for (_, mask), draws in zip(samples, augment.draws(KEYS), strict=True)
+        augment.change(mask, draws, epoch=0)
+        for (_, mask), draws in zip(samples, augment.draws(KEYS), strict=True)
     ]
     options = {"size": (40, 53), "channels": 3, "num_classes": NUM_CLASSES}
     plain, twin = DeviceAugmenter(augment, **options), DeviceAugmenter(augment, **options, compiler=compiler)
-    packed = torch.from_numpy(plain.pack(changes, places))
+    packed = torch.from_numpy(plain.pack(changes, places, augment.mixer(KEYS[:3], KEYS[3:])))
     expected = plain(images, masks, packed)
     for _ in range(2):
         assert all(map(torch.equal, twin(images, masks, packed), expected))

@@ -19,9 +19,10 @@ from unetdist.errors import ConfigError, DataError
 SIZES = [(12, 16), (20, 9), (7, 31)]
 OPTIONS = {
     "moved": {"flip_horizontal": 0.5, "quarter_turns": 0.75, "rare_class_crop": 0.5},
+    "mixed": {"flip_horizontal": 0.5, "cutmix": 0.4, "classmix": 0.4},
     "scaled and recoloured": {"scale_min": 0.7, "scale_max": 1.5, "brightness": 0.3, "hue": 0.1},
 }
-IMAGES_ARE_EXACT = {"moved": True, "scaled and recoloured": FOLLOWED}
+IMAGES_ARE_EXACT = {"moved": True, "mixed": True, "scaled and recoloured": FOLLOWED}
 
 
 @pytest.fixture
@@ -75,8 +76,11 @@ def shards(tmp_path_factory):
             "flip_vertical": st.sampled_from([0, 0.5]),
             "quarter_turns": st.sampled_from([0, 0.75]),
             "rare_class_crop": st.sampled_from([0, 0.5, 1]),
+            "cutmix": st.sampled_from([0, 0.5]),
+            "classmix": st.sampled_from([0, 0.5]),
         }
     ),
+    native_from=st.sampled_from([None, 0, 1, 2]),
     change=st.sampled_from([{}, *([OPTIONS["scaled and recoloured"]] if FOLLOWED else [])]),
     order=st.fixed_dictionaries({"lanes": st.integers(1, 4), "window": st.integers(1, 20)}),
     batch=st.tuples(st.integers(1, 4), st.integers(1, 3)),
@@ -85,7 +89,7 @@ def shards(tmp_path_factory):
     channels=st.sampled_from([1, 3, 4]),
 )
 def test_whatever_is_set_and_wherever_it_begins(
-    shards, augment, change, order, batch, from_sample, store, channels
+    shards, augment, native_from, change, order, batch, from_sample, store, channels
 ):
     micro_batch_size, accumulation = batch
     options = {
@@ -94,6 +98,7 @@ def test_whatever_is_set_and_wherever_it_begins(
         "micro_batch_size": micro_batch_size,
         "global_batch_size": micro_batch_size * accumulation,
         "from_sample": from_sample,
+        "native_from": native_from,
         "channels": channels,
     }
     assert content(open_resident(shards, store=store, **options), 2) == content(
@@ -111,7 +116,7 @@ def test_whole_pictures(tmp_path):
 
 def rank_content(folder, store):
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    augment = AugmentConfig(crop_size=(8, 11), **OPTIONS["moved"])
+    augment = AugmentConfig(crop_size=(8, 11), **OPTIONS["mixed"], rare_class_crop=0.5)
     world = {"rank": rank, "world_size": world_size}
     return (
         content(open_resident(folder, augment=augment, store=store, **world), 3),
@@ -142,7 +147,7 @@ def test_a_bad_sample_ends_it_before_the_first_step(tmp_path):
 def test_bad_samples_left_blank_until_there_are_too_many(tmp_path):
     write_small_shards(tmp_path, [3], encoded={1: BAD})
     options = {
-        "augment": AugmentConfig(crop_size=(8, 8), rare_class_crop=0.5),
+        "augment": AugmentConfig(crop_size=(8, 8), rare_class_crop=0.5, cutmix=0.5, classmix=0.5),
         "data": {"on_bad_sample": "blank", "max_bad_samples": 3},
         "global_batch_size": 3,
         "micro_batch_size": 3,

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from unetdist.data.augment import Augmenter, Change
+from unetdist.data.device_mix import count_classes, mix, pack_mixes
 from unetdist.data.device_warp import IS_FIXED_POINT, as_bytes, find_places, fma, interpolated, nearest
+from unetdist.data.mix import Mix
 from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import logger
 
@@ -27,11 +29,10 @@ _FILL, _COLORS, _END = 9, 13, 25
 the first pixel of the box that is looked at, the picture's width, the box's height and width; whether rows of the
 output are columns of the source; gain and shift of the source's axis that runs along a row of the output, and of that
 along a column; from `_FILL` on the four colours of what lies outside; from `_COLORS` on the rows of the change of
-colours, in fixed point, but of grey images just two numbers as they are."""
+colours, in fixed point, but of grey images just two numbers as they are. What `mix` is told follows, where
+samples may be mixed."""
 _COLOR_BITS = 10
 """Fraction of the fixed point in which OpenCV changes colours."""
-_CLASSES = 16
-"""That are counted at a time, for the sake of memory."""
 
 _Three = tuple[Tensor, Tensor, Tensor]
 _Change = Callable[[Tensor, Tensor, Tensor], _Three]
@@ -60,7 +61,9 @@ class DeviceAugmenter:
     ) -> None:
         """`size`: (height, width) of what comes out; `compiler`: a backend of torch.compile, None for none."""
         self.augmenter = augmenter
+        self._size = size
         self._channels = channels
+        self._num_classes = num_classes
         self._is_colored = augmenter.color.changes(channels)
         self._change: _Change = partial(
             change,
@@ -68,14 +71,21 @@ class DeviceAugmenter:
             num_classes=num_classes,
             is_scaled=(augmenter.config.scale_min, augmenter.config.scale_max) != (1, 1),
             is_colored=self._is_colored,
+            is_mixed=augmenter.mixer.is_on,
             is_fixed_point=IS_FIXED_POINT,
         )
         self._unproved: _Change | None = None
         if compiler is not None:
             self._unproved = torch.compile(self._change, backend=compiler, fullgraph=True, dynamic=False)
 
-    def pack(self, changes: Sequence[Change | None], places: Sequence[Place]) -> Packed:
-        """What `__call__` is told of the samples, (B, 25); a sample without a change is left blank."""
+    def pack(
+        self, changes: Sequence[Change | None], places: Sequence[Place], mixes: Sequence[Mix | None] = ()
+    ) -> Packed:
+        """What `__call__` is told of the samples, (B, 25); a sample without a change is left blank.
+
+        Where samples may be mixed, their partners follow, and it is (2B, 29 + num_classes); `mixes`: (B,), those with a
+        blank one left out.
+        """
         packed = np.zeros((len(changes), _END))
         packed[:, :_FILL] = [
             _map(change, place) if change else [0.0] * _FILL
@@ -88,10 +98,17 @@ class DeviceAugmenter:
             jitters = [change.jitter for change in changes if change]
             if jitters:
                 packed[is_whole, _COLORS:] = self._pack_colors(np.stack(jitters))
+        if self.augmenter.mixer.is_on:
+            is_pair = is_whole[: len(mixes)] & is_whole[len(mixes) :]
+            whole = [each if there else None for each, there in zip(mixes, is_pair, strict=True)]
+            told = pack_mixes(whole, size=self._size, num_classes=self._num_classes)
+            packed = np.hstack((packed, np.tile(told, (2, 1))))
         return packed
 
     def __call__(self, images: Tensor, masks: Tensor, packed: Tensor) -> _Three:
         """The batch's image (B, C, h, w) uint8 with channels_last strides, mask (B, h, w) uint8, and class_pixels.
+
+        Where samples are mixed, of the samples alone, without their partners.
 
         The storage: `images` (P, C) and `masks` (P,) uint8 with at least one pixel; `packed` as from `pack`, on the
         same device. Nothing waits for the device, but for the first batch of a compiler, which must be equal to that
@@ -148,6 +165,7 @@ def change(
     num_classes: int,
     is_scaled: bool,
     is_colored: bool,
+    is_mixed: bool,
     is_fixed_point: bool,
 ) -> _Three:
     """As `DeviceAugmenter.__call__`; without scales and colours the pixels are only moved.
@@ -173,11 +191,10 @@ def change(
     mask = torch.where(is_inside, masks[pixel], IGNORE_INDEX)
     image = interpolated(color, x, y) if is_scaled else color(row, column)
     if is_colored:
-        image = _recolored(image, packed[:, None, None, _COLORS:])
-    classes = torch.arange(num_classes, device=mask.device, dtype=torch.uint8)[:, None, None]
-    some_at_once = (classes[start : start + _CLASSES] for start in range(0, num_classes, _CLASSES))
-    counts = [(mask[:, None] == some).sum(dim=(2, 3)) for some in some_at_once]
-    return image.permute(0, 3, 1, 2), mask, torch.cat(counts, dim=1)
+        image = _recolored(image, packed[:, None, None, _COLORS:_END])
+    if is_mixed:
+        image, mask = mix(image, mask, packed[: len(packed) // 2, _END:])
+    return image.permute(0, 3, 1, 2), mask, count_classes(mask, num_classes)
 
 
 def _recolored(image: Tensor, rows: Tensor) -> Tensor:

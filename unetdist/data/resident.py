@@ -101,7 +101,8 @@ def resident_loader(
     twin = DeviceAugmenter(
         augmenter, size=size, channels=channels, num_classes=num_classes, compiler=compiler
     )
-    pick = _whole(kept) if store == "device" else _Copier(kept, micro_batch_size, device)
+    most = 2 * micro_batch_size if augmenter.mixer.is_on else micro_batch_size
+    pick = _whole(kept) if store == "device" else _Copier(kept, most, device)
     requests = MicroBatches(
         order,
         global_batch_size=global_batch_size,
@@ -109,6 +110,7 @@ def resident_loader(
         rank=rank,
         world_size=world_size,
         from_sample=from_sample,
+        has_partners=augmenter.mixer.is_on,
     )
     batches = _batches(requests, kept, twin, pick, device)
     accumulation = global_batch_size // (world_size * micro_batch_size)
@@ -143,22 +145,24 @@ def _batch(
     mask_of: Callable[[Place], Pixels],
     device: torch.device,
 ) -> Batch:
-    ids = [sample_id for _, sample_id in request.keys]
+    augmenter = twin.augmenter
+    mixes = augmenter.mixer(request.keys, request.partners)
+    keys = [*request.keys, *request.partners]
+    is_used = [True] * len(mixes) + [mix is not None for mix in mixes[: len(request.partners)]]
     changes = [
-        None
-        if kept.is_bad(sample_id)
-        else twin.augmenter.change(
-            mask_of(kept.places[sample_id]), draws, kept.counts[sample_id], epoch=epoch
-        )
-        for (epoch, sample_id), draws in zip(request.keys, twin.augmenter.draws(request.keys), strict=True)
+        augmenter.change(mask_of(kept.places[sample_id]), draws, kept.counts[sample_id], epoch=epoch)
+        if used and not kept.is_bad(sample_id)
+        else None
+        for (epoch, sample_id), draws, used in zip(keys, augmenter.draws(keys), is_used, strict=True)
     ]
-    images, masks, places = pick(ids, changes)
-    packed = torch.from_numpy(twin.pack(changes, places))
+    images, masks, places = pick([sample_id for _, sample_id in keys], changes)
+    packed = torch.from_numpy(twin.pack(changes, places, mixes))
     if device.type == "cuda":
         packed = packed.pin_memory()
     with torch.profiler.record_function("step: augment"):
         image, mask, class_pixels = twin(images, masks, packed.to(device, non_blocking=True))
-    return Batch(image, mask, torch.tensor(ids), class_pixels, changes.count(None))
+    ids = torch.tensor([sample_id for _, sample_id in request.keys])
+    return Batch(image, mask, ids, class_pixels, changes[: len(ids)].count(None))
 
 
 def _masks(kept: Kept, *, is_seen: bool) -> Callable[[Place], Pixels]:
