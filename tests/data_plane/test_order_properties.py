@@ -177,6 +177,62 @@ def test_the_trainer_gets_what_lists_give(case, num_steps):
         assert_loader_gives_the_steps(case, Path(folder), num_steps)
 
 
+def pixels_of_loader(case, folder, augment, native_from, num_steps, rank=0, num_workers=0):
+    """Per step, what each sample is: id, image, mask and counts, whichever micro-batch it lies in."""
+    loader = train_loader(
+        DataConfig(train=str(folder), num_workers=num_workers, lanes=case.lanes, window=case.window),
+        augment,
+        Manifest.load(folder),
+        folder,
+        seed=case.seed,
+        channels=3,
+        num_classes=NUM_CLASSES,
+        global_batch_size=case.batch,
+        micro_batch_size=case.micro_batch_size,
+        rank=rank,
+        world_size=case.world_size,
+        from_sample=case.first,
+        native_from=native_from,
+    )
+    names = ("ids", "image", "mask", "class_pixels")
+    return [
+        [
+            tuple(getattr(batch, name)[k].numpy().tobytes() for name in names)
+            for batch in step
+            for k in range(len(batch))
+        ]
+        for step in itertools.islice(loader, num_steps)
+    ]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    case=cases(most_samples=6, most_shards=5, worlds=(1, 2, 3)),
+    before=st.integers(0, 2),
+    shares=st.sampled_from([(1, 0), (0, 1), (0.5, 0.5), (0.3, 0.3)]),
+    native_from=st.sampled_from([None, 1, 5]),
+)
+def test_mixed_samples_are_the_same_for_any_processes_micro_batch_and_resume(
+    case, before, shares, native_from
+):
+    """Against one process that has the whole step in one batch, and began `before` steps earlier."""
+    augment = AugmentConfig(
+        crop_size=(7, 9), scale_min=0.7, scale_max=1.4, cutmix=shares[0], classmix=shares[1]
+    )
+    case = case._replace(first=case.first + before * case.batch)
+    one = case._replace(
+        first=case.first - before * case.batch, world_size=1, micro_batch_size=case.batch, accumulation=1
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_small_shards(folder, case.sizes)
+        whole = pixels_of_loader(one, folder, augment, native_from, before + 2)
+        ranks = [
+            pixels_of_loader(case, folder, augment, native_from, 2, rank) for rank in range(case.world_size)
+        ]
+    assert [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)] == whole[before:]
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 @pytest.mark.parametrize(
     ("num_workers", "case"),
