@@ -67,7 +67,7 @@ def test_a_run_over_shards_of_another_machine_sees_what_a_local_one_sees(
         folder, manifest = open_data(cfg, cfg.train)
         loader = train_loader(
             cfg,
-            AugmentConfig(crop_size=(8, 8), flip_horizontal=0.5),
+            AugmentConfig(crop_size=(8, 8), flip_horizontal=0.5, cutmix=0.5),
             manifest,
             folder,
             seed=1,

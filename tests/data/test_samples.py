@@ -80,6 +80,46 @@ def test_a_bad_sample_left_blank(tmp_path, fault, caplog):
     assert "scene.1/frame 4" in caplog.text
 
 
+def test_a_mixed_sample_is_laid_together_of_two_that_are_changed_as_in_their_own_places(
+    tmp_path, monkeypatch
+):
+    samples, manifest = open_samples(tmp_path)
+    config = AugmentConfig(
+        crop_size=(9, 11),
+        scale_min=0.7,
+        scale_max=1.4,
+        flip_horizontal=0.5,
+        hue=0.1,
+        cutmix=0.4,
+        classmix=0.4,
+    )
+    augmenter = Augmenter(config, seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
+    dataset = TrainDataset(samples, augmenter, on_bad_sample="raise", blank_size=(9, 11))
+    read, read_many = [], ShardReader.read_many
+    monkeypatch.setattr(
+        ShardReader, "read_many", lambda reader, ids: read.append(ids) or read_many(reader, ids)
+    )
+    keys, partners = [(3, 0), (3, 1), (3, 2), (3, 4)], [(3, 1), (3, 0), (3, 3), (4, 2)]
+    kinds = set()
+    for epoch in range(30):
+        request = MicroBatch([(epoch + e, n) for e, n in keys], None, [(epoch + e, n) for e, n in partners])
+        batch = dataset[request]
+        mixes = augmenter.mixer(request.keys, request.partners)
+        assert len(read.pop()) == 4 + (mixes[2] is not None) + (mixes[3] is not None)
+        for number, (key, mix) in enumerate(zip(request.keys, mixes, strict=True)):
+            image, mask = augmenter(*samples.load(key[1]), epoch=key[0], sample_id=key[1])
+            kinds.add(mix and mix.is_cut)
+            if mix is not None:
+                other_epoch, other = request.partners[number]
+                partner = augmenter(*samples.load(other), epoch=other_epoch, sample_id=other)
+                is_taken = mix.is_taken(samples.finish(other, *partner)) > 0
+                image = np.where(is_taken[..., None], partner[0], image)
+                mask = np.where(is_taken, partner[1], mask)
+            np.testing.assert_array_equal(batch.image[number].permute(1, 2, 0), image)
+            np.testing.assert_array_equal(batch.mask[number], mask)
+    assert kinds == {None, True, False}
+
+
 def test_masks_of_foreign_tars_are_read_through_the_labels(tmp_path):
     """Here ids 7, 8 and 9 are the classes 0, 1 and 2."""
     image, mask = numbered_sample(0)

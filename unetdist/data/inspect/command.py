@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
             "--augment",
             type=Path,
             metavar="CONFIG.yaml",
-            help="show samples as the first epoch of a training with these settings sees them",
+            help="show samples as the first epoch of a training with these settings sees them, before they are mixed",
         )
 
 

@@ -81,7 +81,7 @@ def load(reader: ShardReader, sample_ids: Sequence[int], augmenter: Augmenter | 
 
 
 def read_augmenter(file: Path, reader: ShardReader, *, seed: int) -> Augmenter:
-    """What the section `augment` of a training's YAML file does to samples."""
+    """What the section `augment` of a training's YAML file does to each sample by itself: none are mixed."""
     section = read_yaml(file).get("augment")
     if not isinstance(section, dict):
         raise ConfigError(
