@@ -210,7 +210,7 @@ def test_the_mean_of_windows_in_half_precision_is_float32():
         ({"window": (0, 5)}, r"inference.window \(\[0, 5\]\) must be 1 or more pixels; use \[512, 512\]"),
         ({"overlap": 1.0}, r"inference.overlap \(1.0\) must be at least 0 and below 1; use 0.5"),
         ({"overlap": -0.1}, "inference.overlap"),
-        ({"window_batch": 0}, r"inference.window_batch \(0\) must be at least 1; use 4"),
+        ({"window_batch": 0}, r"inference.window_batch \(0\) must be at least 1; use 2"),
         (
             {"scales": ()},
             r"inference.scales \(\[\]\) must be one or more numbers above 0; use \[0.75, 1.0, 1.25\]",

@@ -29,7 +29,7 @@ class InferenceConfig:
     overlap: float = 0.5
     """Share of a window that its neighbour sees too, 0 to below 1."""
 
-    window_batch: int = 4
+    window_batch: int = 2
     """Windows per forward pass."""
 
     flips: bool = False
@@ -47,7 +47,7 @@ class InferenceConfig:
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"inference.overlap ({self.overlap}) must be at least 0 and below 1; use 0.5.")
         if self.window_batch < 1:
-            raise ConfigError(f"inference.window_batch ({self.window_batch}) must be at least 1; use 4.")
+            raise ConfigError(f"inference.window_batch ({self.window_batch}) must be at least 1; use 2.")
         if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
             raise ConfigError(
                 f"inference.scales ({list(self.scales)}) must be one or more numbers above 0; use [0.75, 1.0, 1.25]."

@@ -99,8 +99,7 @@ class Windows:
                     strip = weights.new_zeros(len(values), rows.window, columns.size)
                 strip[..., left : left + columns.window] += weights * values
             done = following - top
-            means = strip[:, :done] / (rows.totals[top:following, None] * columns.totals)
-            yield means if values.dtype == torch.float64 else means.float()
-            del means
+            finished = strip[:, :done].div_(rows.totals[top:following, None] * columns.totals)
+            yield finished.to(torch.promote_types(values.dtype, torch.float32), copy=True)
             strip[:, : rows.window - done] = strip[:, done:].clone()
             strip[:, rows.window - done :] = 0
