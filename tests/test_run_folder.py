@@ -19,7 +19,13 @@ def values(tmp_path, **sections):
 
 
 def claim(folder, values, /, **checkpoint):
-    claim_run_folder(folder, values, cfg=CheckpointConfig(**checkpoint), world=World())
+    claim_run_folder(
+        folder,
+        values,
+        cfg=CheckpointConfig(**checkpoint),
+        world=World(),
+        defaults=settings.defaults(Config),
+    )
 
 
 @pytest.fixture
@@ -41,6 +47,15 @@ def test_the_resolved_settings_are_saved_and_can_be_given_again(tmp_path):
 
 
 def test_the_same_settings_continue_a_run(begun, tmp_path):
+    claim(begun, values(tmp_path))
+
+
+def test_a_setting_that_the_version_of_the_run_did_not_have_was_its_default(begun, tmp_path):
+    old = values(tmp_path)
+    del old["optim"]["layer_decay"], old["augment"]["cutmix"], old["checkpoint"]
+    (begun / SETTINGS_FILE).write_text(settings.to_yaml(old))
+    with pytest.raises(ConfigError, match=r"was begun with optim\.layer_decay: 1\.0, now it is 0\.9"):
+        claim(begun, values(tmp_path, optim={"layer_decay": 0.9}))
     claim(begun, values(tmp_path))
 
 

@@ -147,3 +147,15 @@ def test_help_and_print_config_show_every_setting(flag, capsys):
     shown = capsys.readouterr().out
     assert "smoothing" in shown
     assert flag == "--print_config" or "Label smoothing, 0..1." in shown
+
+
+def test_defaults_are_those_of_the_settings_that_have_one():
+    values = settings.to_mapping(Root(name="x"))
+    del values["name"]
+    assert settings.defaults(Root) == values
+
+
+def test_settings_are_laid_over_section_by_section():
+    below, above = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": {"f": 5}, "d": None}
+    assert settings.laid_over(below, above) == {"a": {"b": 1, "c": 4}, "d": None, "e": {"f": 5}}
+    assert below == {"a": {"b": 1, "c": 2}, "d": 3}

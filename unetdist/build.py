@@ -57,7 +57,7 @@ def build_trainer(config: Config) -> Trainer:
     introduce(world)
     run_dir = Path(config.runs_dir) / config.name
     values = settings.to_mapping(config)
-    claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world)
+    claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world, defaults=settings.defaults(Config))
     logger.info("run %s", run_dir)
 
     folder, manifest = open_data(config.data, config.data.train)

@@ -40,7 +40,14 @@ RESULT_NEUTRAL = (
 remedies that errors of a run advise. What is learnt stays the same up to batch norm's share of the batch."""
 
 
-def claim_run_folder(folder: Path, values: Mapping[str, Any], *, cfg: CheckpointConfig, world: World) -> None:
+def claim_run_folder(
+    folder: Path,
+    values: Mapping[str, Any],
+    *,
+    cfg: CheckpointConfig,
+    world: World,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """Collective. Make sure that a run in `folder` may be begun or continued, and save its settings there.
 
     Args:
@@ -48,16 +55,19 @@ def claim_run_folder(folder: Path, values: Mapping[str, Any], *, cfg: Checkpoint
         values: resolved settings, as plain types.
         cfg: where its checkpoints are, whether it may be continued, and with which settings changed.
         world: this process among the others.
+        defaults: what a setting was that the run's version did not have yet.
 
     Raises:
         ConfigError: on all ranks, where the folder holds a run that must not be continued, or not with these settings.
     """
-    problem = _claim(folder, values, cfg) if world.is_main else ""
+    problem = _claim(folder, values, cfg, defaults or {}) if world.is_main else ""
     if problem := broadcast(problem, world.device):
         raise ConfigError(problem)
 
 
-def _claim(folder: Path, values: Mapping[str, Any], cfg: CheckpointConfig) -> str:
+def _claim(
+    folder: Path, values: Mapping[str, Any], cfg: CheckpointConfig, defaults: Mapping[str, Any]
+) -> str:
     """Claim the folder; what speaks against it, in words: the other processes wait for them, whatever happens."""
     checkpoints = cfg.folder_of(folder)
     homes = [("--runs_dir", open_folder(folder))]
@@ -71,7 +81,7 @@ def _claim(folder: Path, values: Mapping[str, Any], cfg: CheckpointConfig) -> st
             _refuse_unwanted(folder, cfg)
             if SETTINGS_FILE in home.names():
                 saved = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
-                _refuse_changes(folder, saved, values, cfg)
+                _refuse_changes(folder, settings.laid_over(defaults, saved), values, cfg)
         for setting, home in homes:
             _save_settings(home, values, setting)
     except UnetdistError as error:

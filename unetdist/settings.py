@@ -55,6 +55,29 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
+def defaults(cls: type) -> dict[str, Any]:
+    """As `to_mapping`, the settings of a class that have a default."""
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            given[field.name] = _to_plain_setting(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            given[field.name] = _to_plain_setting(field.default_factory())
+        elif dataclasses.is_dataclass(field.type):
+            given[field.name] = defaults(field.type)  # type: ignore[arg-type]
+    return given
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `below`, in their sections those of `above` in place of theirs."""
+    laid = dict(below)
+    for key, value in above.items():
+        under = laid.get(key)
+        is_section = isinstance(value, Mapping) and isinstance(under, Mapping)
+        laid[key] = laid_over(under, value) if is_section else value  # type: ignore[arg-type]
+    return laid
+
+
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, tuple[Any, Any]]:
@@ -85,6 +108,10 @@ def _parser(cls: type, **kwargs: Any) -> ArgumentParser:
 def _instantiate(cls: type[Settings], parser: ArgumentParser, namespace: Namespace) -> Settings:
     sections = parser.instantiate(namespace)
     return cls(**{field.name: sections[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def _to_plain_setting(value: Any) -> Any:
+    return to_mapping(value) if dataclasses.is_dataclass(value) else _to_plain(value)
 
 
 def _to_plain(value: Any) -> Any:
