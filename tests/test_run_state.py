@@ -8,6 +8,7 @@ from torch import nn
 
 from unetdist.ema import Ema
 from unetdist.errors import CheckpointError
+from unetdist.optim import OptimConfig, build_optimizer
 from unetdist.run_state import RunState
 
 
@@ -16,9 +17,10 @@ def optimizers(model):
     yield torch.optim.AdamW(model.parameters(), lr=0.1, amsgrad=True)
     yield torch.optim.SGD(model.parameters(), lr=0.1)
     yield torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    yield build_optimizer(model, OptimConfig(lr=0.1, layer_decay=0.5))
 
 
-@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("kind", range(5))
 def test_a_run_continues_bit_by_bit_from_its_packed_state(kind, tmp_path):
     def make():
         torch.manual_seed(0)

@@ -34,10 +34,18 @@ def values_of(tmp_path: Path, name: str, **trainer: Any) -> dict[str, Any]:
         tmp_path / "train",
         None,
         tmp_path / "runs" / name,
-        augment={"crop_size": [16, 24], "scale_min": 0.7, "scale_max": 1.4, "flip_horizontal": 0.5},
+        augment={
+            "crop_size": [16, 24],
+            "scale_min": 0.7,
+            "scale_max": 1.4,
+            "flip_horizontal": 0.5,
+            "cutmix": 0.3,
+            "classmix": 0.3,
+            "native_epochs": 2,
+        },
         model={"widths": [4, 8, 8], "norm": "group"},
         loss={"class_weights": "median_frequency", "dice_weight": 0.5},
-        optim={"lr": 0.01, "clip_norm": 1.0, "warmup_steps": 3},
+        optim={"lr": 0.01, "clip_norm": 1.0, "warmup_steps": 3, "layer_decay": 0.9},
         trainer={"global_batch_size": 8, "max_steps": STEPS, **trainer},
     )
 
