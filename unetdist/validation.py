@@ -83,7 +83,7 @@ class Validator:
             )
 
     def rehearse(self, model: nn.Module) -> None:
-        """Collective. Predict the first image, so that lack of memory shows before the first epoch is trained."""
+        """Collective. Predict this rank's first image: lack of memory shows before the first epoch is trained."""
         for batch in self.batches:
             image = batch.image.to(self.world.device)
             with equal_kernels():
