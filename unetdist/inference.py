@@ -24,7 +24,8 @@ class InferenceConfig:
     """How an image is predicted: by default as a whole, once."""
 
     window: tuple[int, int] | None = None
-    """Predict in windows of this (height, width) in pixels of what the network sees; None: the image as a whole."""
+    """Predict in windows of this (height, width) in pixels of what the network sees, best no smaller than what it was
+    trained on; None: the image as a whole."""
 
     overlap: float = 0.5
     """Share of a window that its neighbour sees too, 0 to below 1."""
@@ -37,7 +38,8 @@ class InferenceConfig:
     have a sky and a ground, and a network that never saw them exchanged would lose by it."""
 
     scales: tuple[float, ...] = (1.0,)
-    """Average the probabilities of the image at these sizes, relative to the one trained at."""
+    """Average the probabilities of the image at these sizes, relative to the one trained at. Without `augment.scale_min`
+    and `scale_max`, which show a network such sizes, they take more than they give."""
 
     def __post_init__(self) -> None:
         if self.window is not None and min(self.window) < 1:

@@ -27,7 +27,8 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tta",
         action="store_true",
-        help=f"average over the mirror image and the scales {', '.join(map(str, TTA_SCALES))}; takes 7 times as long",
+        help=f"average over the mirror image and the scales {', '.join(map(str, TTA_SCALES))}, which only a model "
+        "gains by that was trained at several scales (else add --scales 1); takes 7 times as long",
     )
     parser.add_argument(
         "--scales", nargs="+", type=float, metavar="SCALE", help="average over these sizes of the image"
