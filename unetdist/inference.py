@@ -38,8 +38,8 @@ class InferenceConfig:
     have a sky and a ground, and a network that never saw them exchanged would lose by it."""
 
     scales: tuple[float, ...] = (1.0,)
-    """Average the probabilities of the image at these sizes, relative to the one trained at. Without `augment.scale_min`
-    and `scale_max`, which show a network such sizes, they take more than they give."""
+    """Average the probabilities of the image at these sizes, relative to the one trained at. They take more than they
+    give, unless `augment.scale_min` and `scale_max` showed the network such sizes."""
 
     def __post_init__(self) -> None:
         if self.window is not None and min(self.window) < 1:
