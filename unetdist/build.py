@@ -34,7 +34,8 @@ from unetdist.feed import feed
 from unetdist.heartbeat import Heartbeat
 from unetdist.logs import logger, set_up_logging
 from unetdist.losses import build_loss
-from unetdist.model.unet import UNet, check_norm
+from unetdist.model.config import check_norm
+from unetdist.model.unet import UNet
 from unetdist.optim import build_optimizer, lr_factor
 from unetdist.performance import choose, gather, prepare
 from unetdist.rendezvous import open_store

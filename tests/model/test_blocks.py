@@ -5,7 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unetdist.model.blocks import MAX_GROUPS, ConvBlock, ConvNorm, UpBlock, build_norm, initialise
+from unetdist.model.blocks import (
+    MAX_GROUPS,
+    AttentionGate,
+    ConvBlock,
+    ConvNorm,
+    DropPath,
+    UpBlock,
+    build_norm,
+    initialise,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +65,54 @@ def test_residual_adds_the_input_before_the_last_relu(in_channels):
     assert torch.equal(block(x), F.relu(convolved + block.shortcut(x)))
     if in_channels == 8:
         assert torch.equal(block.shortcut(x), x)
+
+
+def test_a_sample_is_dropped_whole_or_kept_at_its_mean():
+    torch.manual_seed(0)
+    x = torch.randn(4000, 2, 3, 1)
+    out = DropPath(0.25)(x)
+    dropped = (out == 0).all(dim=(1, 2, 3))
+    assert dropped.double().mean().item() == pytest.approx(0.25, abs=0.03)
+    torch.testing.assert_close(out[~dropped], x[~dropped] / 0.75)
+    assert DropPath(0.25).eval()(x) is x
+
+
+def test_without_drop_path_no_number_is_drawn():
+    block = ConvBlock(3, 3, num_convs=2, norm="group", residual=True)
+    state = torch.get_rng_state()
+    block(torch.randn(2, 3, 4, 4, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_dropped_block_leaves_its_input():
+    torch.manual_seed(0)
+    block = ConvBlock(4, 4, num_convs=2, norm="group", residual=True, drop_path=0.5)
+    x = torch.rand(64, 4, 3, 3)
+    unchanged = (block(x) == x).all(dim=(1, 2, 3))
+    assert 10 < unchanged.sum() < 54
+
+
+def test_a_gate_is_the_formula_of_the_paper():
+    torch.manual_seed(0)
+    gate = AttentionGate(6, 10).double()
+    skip, coarse = torch.randn(2, 6, 8, 4).double(), torch.randn(2, 10, 4, 2).double()
+    w = gate.state_dict()
+    inner = F.conv2d(skip, w["skip.weight"], stride=2) + F.conv2d(
+        coarse, w["coarse.weight"], w["coarse.bias"]
+    )
+    weight = F.conv2d(F.relu(inner), w["weight.weight"], w["weight.bias"])
+    weight = F.interpolate(weight, size=(8, 4), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(gate(skip, coarse), skip * torch.sigmoid(weight))
+    assert gate.skip.out_channels == 3
+
+
+def test_a_step_up_joins_what_the_gate_lets_through():
+    torch.manual_seed(0)
+    gated = UpBlock(6, 4, num_convs=1, norm="none", residual=False, upsample="transpose", attention=True)
+    plain = UpBlock(6, 4, num_convs=1, norm="none", residual=False, upsample="transpose")
+    plain.load_state_dict({k: v for k, v in gated.state_dict().items() if not k.startswith("gate.")})
+    x, skip = torch.randn(2, 6, 3, 5), torch.randn(2, 4, 6, 10)
+    assert torch.equal(gated(x, skip), plain(x, gated.gate(skip, x)))
 
 
 def test_bilinear_doubles_as_if_it_convolved_afterwards():

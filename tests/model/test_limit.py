@@ -17,6 +17,8 @@ OPTIONS = [
     {"upsample": "bilinear", "norm": "none"},
     {"deep_supervision": True, "dropout": 0.1, "norm": "instance"},
     {"in_channels": 1, "residual": True, "deep_supervision": True, "upsample": "bilinear"},
+    {"encoder_blocks": (2, 1, 3), "attention": True, "drop_path": 0.1},
+    {"widths": (4, 4, 8), "encoder_blocks": 2, "attention": True, "residual": True, "deep_supervision": True},
 ]
 
 
@@ -90,7 +92,9 @@ def test_layers_know_their_place():
 
 
 @pytest.mark.parametrize("execution", get_args(Execution))
-@pytest.mark.parametrize("options", [{"residual": True}, {"deep_supervision": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"residual": True}, {"deep_supervision": True}, {"attention": True}], ids=str
+)
 def test_what_options_add_is_counted(execution, options):
     plain, more = (
         sum(work.bytes for layer in layers for work in layer.kernels(execution, 4))
@@ -124,6 +128,30 @@ def test_layers_of_options_know_their_place():
         "decoder.1.up": 2,
         "aux_heads.0": 2,
     }
+
+
+def test_layers_of_residual_levels_and_gates_know_their_place():
+    config = UNetConfig(widths=(4, 8, 8), encoder_blocks=2, attention=True)
+    layers = {layer.name: layer for layer in layers_of(config, 3, (32, 32))}
+    levels = ("encoder.0", "encoder.1", "bottleneck")
+    assert {name for name, layer in layers.items() if layer.is_first} == {
+        "encoder.0.0.layers.0.conv",
+        "encoder.0.0.shortcut.conv",
+    }
+    assert {name for name, layer in layers.items() if layer.is_pooled} == {
+        "encoder.1.0.layers.0.conv",
+        "encoder.1.0.shortcut.conv",
+        "bottleneck.0.layers.0.conv",
+    }
+    assert {name for name, layer in layers.items() if layer.is_skip} == {
+        f"{level}.1.layers.1.conv" for level in levels[:2]
+    }
+    assert {name for name, layer in layers.items() if layer.adds_shortcut} == {
+        f"{level}.{block}.layers.1.conv" for level in levels for block in (0, 1)
+    }
+    gates = {name: layer for name, layer in layers.items() if ".gate." in name}
+    assert [layer.num_gated for layer in gates.values()] == [0, 0, 4 * 8, 0, 0, 4 * 4]
+    assert not any(layer.is_normed for layer in gates.values())
 
 
 def test_nothing_is_computed_or_drawn(monkeypatch):

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetdist.errors import ConfigError, DataError
-from unetdist.model.unet import UNet, UNetConfig, check_norm
+from unetdist.model.blocks import DropPath
+from unetdist.model.config import UNetConfig
+from unetdist.model.unet import UNet
 
 MEAN, STD = [110.0, 120.0, 130.0], [50.0, 60.0, 70.0]
 
@@ -33,10 +35,10 @@ def test_classic_has_the_parameters_of_the_paper():
     assert num_parameters(model) == 31_038_348
 
 
-def test_presets_give_widths_and_widths_overrule_them():
-    assert UNetConfig().level_widths == (16, 32, 64, 128, 256)
-    assert UNetConfig(preset="classic").level_widths == (64, 128, 256, 512, 1024)
-    assert UNetConfig(preset="classic", widths=(3, 4)).level_widths == (3, 4)
+def test_residual_has_the_parameters_that_its_setting_tells():
+    with torch.device("meta"):
+        model = UNet(UNetConfig(preset="residual"), 12, MEAN, STD)
+    assert num_parameters(model) == 43_583_212
 
 
 def test_equals_the_textbook_written_out():
@@ -82,10 +84,16 @@ GRID = list(
 )
 
 
+RESIDUAL = {"encoder_blocks": (2, 1, 2), "attention": True, "drop_path": 0.1}
+"""What the grid's kinds are tried with too."""
+
+
+@pytest.mark.parametrize("more", [{}, RESIDUAL], ids=["plain", "more"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 17), (16, 8)])
 @pytest.mark.parametrize(("norm", "upsample", "residual"), GRID)
-def test_every_kind_trains_on_any_size(norm, upsample, residual, size):
-    model = unet(norm=norm, upsample=upsample, residual=residual, deep_supervision=True, dropout=0.1)
+def test_every_kind_trains_on_any_size(norm, upsample, residual, size, more):
+    settings = {"norm": norm, "upsample": upsample, "residual": residual, **more}
+    model = unet(deep_supervision=True, dropout=0.1, **settings)
     outputs = model(pictures(1, 3, *size))
     assert [tuple(logits.shape) for logits in outputs] == [(1, 5, *size)] * 2
     sum(logits.square().sum() for logits in outputs).backward()
@@ -127,6 +135,33 @@ def test_convolutions_can_be_given_per_level():
     assert [len(up.block.layers) for up in model.decoder] == [5, 4]
 
 
+def test_residual_blocks_can_be_given_per_level():
+    model = unet(encoder_blocks=(1, 2, 3))
+    assert [len(level) for level in (*model.encoder, model.bottleneck)] == [1, 2, 3]
+    keys = set(model.state_dict())
+    assert {"encoder.0.0.shortcut.conv.weight", "encoder.1.1.layers.1.conv.weight"} <= keys
+    assert not any(key.startswith("encoder.1.1.shortcut") for key in keys)
+    assert model.decoder[0].block.shortcut is None
+
+
+def test_drop_path_grows_in_a_line_on_the_way_down():
+    model = unet(encoder_blocks=(1, 2, 1), residual=True, drop_path=0.4)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, DropPath)}
+    assert list(rates.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0, 0])
+    simple = unet(residual=True, drop_path=0.3)
+    assert [level.drop_path.p for level in (*simple.encoder, simple.bottleneck)] == pytest.approx(
+        [0.1, 0.2, 0.3]
+    )
+
+
+def test_new_options_keep_the_weights_that_a_seed_draws():
+    """The sum of all weights of a seed, as it was before there were gates and residual levels."""
+    total = sum(
+        parameter.detach().double().sum() for parameter in unet(seed=0, deep_supervision=True).parameters()
+    )
+    assert float(total) == pytest.approx(51.1309081446816, abs=1e-6)
+
+
 def test_auxiliary_logits_go_from_fine_to_coarse():
     model = unet(widths=(4, 6, 8, 10), deep_supervision=True, norm="group")
     with torch.no_grad():
@@ -157,9 +192,10 @@ def test_a_channel_that_never_varies_is_only_centred():
     assert model(opaque).isfinite().all()
 
 
-def test_dtype_and_layout_are_kept():
+@pytest.mark.parametrize("more", [{}, RESIDUAL], ids=["plain", "more"])
+def test_dtype_and_layout_are_kept(more):
     image = pictures(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
-    model = unet(norm="batch").to(memory_format=torch.channels_last)
+    model = unet(norm="batch", **more).to(memory_format=torch.channels_last)
     assert model(image).is_contiguous(memory_format=torch.channels_last)
     assert model(image.contiguous()).is_contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -167,8 +203,9 @@ def test_dtype_and_layout_are_kept():
     assert model.double()(image).dtype == torch.float64
 
 
-def test_dropout_is_for_training_only():
-    model = unet(dropout=0.5, norm="group")
+@pytest.mark.parametrize("dropped", [{"dropout": 0.5}, {"drop_path": 0.5, "encoder_blocks": 2}], ids=str)
+def test_dropout_is_for_training_only(dropped):
+    model = unet(norm="group", **dropped)
     image = pictures(1, 3, 16, 16)
     assert not torch.equal(model(image), model(image))
     model.eval()
@@ -185,8 +222,9 @@ def test_the_same_seed_draws_the_same_weights():
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning"
 )  # raised inside torch.export
-def test_exports_for_any_size(traced_size):
-    model = unet(widths=(3, 4, 5)).eval()
+@pytest.mark.parametrize("more", [{}, RESIDUAL], ids=["plain", "more"])
+def test_exports_for_any_size(traced_size, more):
+    model = unet(widths=(3, 4, 5), **more).eval()
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.export.export(
         model, (pictures(2, 3, *traced_size),), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
@@ -212,23 +250,6 @@ def test_learns_two_pictures_by_heart():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"widths": ()}, r"widths \(\[\]\) must be one or more channel counts of at least 1; use a list"),
-        ({"widths": (8, 0)}, r"widths \(\[8, 0\]\) must be one or more channel counts"),
-        ({"encoder_convs": 0}, r"encoder_convs \(0\) must be at least 1, .*; use one number or a list of 5"),
-        ({"encoder_convs": (2, 2)}, r"encoder_convs \(\(2, 2\)\) must be .* for 5 widths; .* a list of 5"),
-        ({"decoder_convs": (2, 2, 0, 2)}, r"decoder_convs \(.*\) must be at least 1, .* a list of 4"),
-        ({"dropout": 1.0}, r"dropout \(1.0\) must be at least 0 and below 1; use 0"),
-        ({"in_channels": 0}, r"in_channels \(0\) must be at least 1; use 3 for RGB"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        UNetConfig(**settings)
-
-
-@pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
         (
@@ -250,14 +271,3 @@ def test_an_image_with_other_channels_is_refused():
         DataError, match="image has 1 channels, the model takes 3; convert the image, or train"
     ):
         unet()(pictures(1, 1, 8, 8))
-
-
-def test_sync_batch_without_gpus_is_refused():
-    config = UNetConfig(norm="sync_batch")
-    check_norm(config, device_type="cpu", world_size=1)
-    check_norm(config, device_type="cuda", world_size=2)
-    check_norm(UNetConfig(norm="batch"), device_type="cpu", world_size=2)
-    with pytest.raises(
-        ConfigError, match=r"model.norm \(sync_batch\) must have a GPU .* 2 processes.*; use group"
-    ):
-        check_norm(config, device_type="cpu", world_size=2)

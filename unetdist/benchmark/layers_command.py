@@ -19,8 +19,8 @@ from unetdist.benchmark.layers import PASSES, PassTime, time_layers, to_mapping
 from unetdist.benchmark.peaks import DTYPES, measure_peaks
 from unetdist.benchmark.roofline import draw_roofline
 from unetdist.logs import logger
+from unetdist.model.config import Preset, UNetConfig
 from unetdist.model.limit import Execution, Layer, Peaks, flops_of, layers_of, seconds_of
-from unetdist.model.unet import Preset, UNetConfig
 from unetdist.storage import write_atomic, write_json
 
 

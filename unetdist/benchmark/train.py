@@ -24,7 +24,7 @@ from unetdist.data import shapes
 from unetdist.data.labels import Label, Palette
 from unetdist.errors import ConfigError
 from unetdist.logs import logger
-from unetdist.model.unet import PRESETS, Preset
+from unetdist.model.config import PRESETS, Preset
 
 MARGIN_PX = 8
 """Pictures are wider and higher than the crop by so much, so that the crop is random."""

@@ -26,7 +26,7 @@ from unetdist.benchmark.source import Pictures
 from unetdist.benchmark.train import TrainCase, TrainPlan, run_case
 from unetdist.benchmark.train_report import Limit, panel, tables, to_mapping
 from unetdist.logs import logger
-from unetdist.model.unet import PRESETS, Preset
+from unetdist.model.config import PRESETS, Preset
 from unetdist.storage import write_atomic, write_json
 
 CASES_ON_GPU = ("classic:512x512:32", "student:480x352:32", "student:480x352:2")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from unetdist.config import Config
 from unetdist.data.access import open_data
 from unetdist.data.loader import check_batch_sizes
-from unetdist.model.unet import check_norm
+from unetdist.model.config import check_norm
 from unetdist.schedule import Schedule
 
 

@@ -1,4 +1,4 @@
-"""The pieces of a U-Net: convolution blocks, the step up, norms by name, He initialisation."""
+"""The pieces of a U-Net: convolution blocks, gates, the step up, norms by name, He initialisation."""
 
 import math
 from typing import Literal
@@ -49,15 +49,36 @@ class ConvNorm(nn.Module):
         return out
 
 
+class DropPath(nn.Dropout):
+    """While training, a sample becomes 0 with probability `p`, else is divided by 1 - p.
+
+    A dropout of whole samples (Huang et al. 2016, arXiv 1603.09382): it draws one number for each from torch's
+    generator, and none where p is 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if not self.training or self.p == 0:
+            return x
+        return x * super().forward(x.new_ones(len(x), 1, 1, 1))
+
+
 class ConvBlock(nn.Module):
-    """`num_convs` times 3x3 convolution, norm, ReLU: one level of the U-Net.
+    """`num_convs` times 3x3 convolution, norm, ReLU: one level of the U-Net, or a part of one.
 
     With `residual` the block's input, through a 1x1 convolution where the widths differ, is added before
-    the last ReLU (He et al. 2015, arXiv 1512.03385).
+    the last ReLU (He et al. 2015, arXiv 1512.03385); `drop_path` is how often nothing is added to it.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, num_convs: int, norm: Norm, residual: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_convs: int,
+        norm: Norm,
+        residual: bool,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * (num_convs - 1)
@@ -69,6 +90,7 @@ class ConvBlock(nn.Module):
             self.shortcut = nn.Identity()
         elif residual:
             self.shortcut = ConvNorm(in_channels, out_channels, kernel_size=1, norm=norm)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
@@ -78,8 +100,29 @@ class ConvBlock(nn.Module):
             out = F.relu(layer(out), inplace=True)
         out = last(out)
         if self.shortcut is not None:
-            out = out + self.shortcut(x)
+            out = self.drop_path(out) + self.shortcut(x)
         return F.relu(out, inplace=True)
+
+
+class AttentionGate(nn.Module):
+    """Weighs each place of a skip, 0..1, by what lies below it (Oktay et al. 2018, arXiv 1804.03999, section 2).
+
+    Both are brought to half of the skip's channels at the coarser resolution, added, and their ReLU gives one weight
+    for every 2x2 places, interpolated between them.
+    """
+
+    def __init__(self, skip_channels: int, coarse_channels: int) -> None:
+        super().__init__()
+        inner = max(1, skip_channels // 2)
+        self.skip = nn.Conv2d(skip_channels, inner, kernel_size=2, stride=2, bias=False)
+        self.coarse = nn.Conv2d(coarse_channels, inner, kernel_size=1)
+        self.weight = nn.Conv2d(inner, 1, kernel_size=1)
+
+    def forward(self, skip: Tensor, coarse: Tensor) -> Tensor:
+        """Skip (B, skip_channels, 2H, 2W) and coarse (B, coarse_channels, H, W) -> (B, skip_channels, 2H, 2W)."""
+        weight = self.weight(F.relu(self.skip(skip) + self.coarse(coarse)))
+        weight = F.interpolate(weight, scale_factor=2, mode="bilinear", align_corners=False)
+        return skip * weight.sigmoid()
 
 
 class UpBlock(nn.Module):
@@ -87,6 +130,7 @@ class UpBlock(nn.Module):
 
     `transpose` doubles with a 2x2 transposed convolution of stride 2, as in the paper; `bilinear` with a 1x1
     convolution, then interpolation (the two commute, and before doubling the convolution costs a quarter).
+    With `attention` the skip passes a gate first.
     """
 
     def __init__(
@@ -98,6 +142,7 @@ class UpBlock(nn.Module):
         norm: Norm,
         residual: bool,
         upsample: Upsample,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         self.up: nn.ConvTranspose2d | nn.Conv2d
@@ -107,12 +152,15 @@ class UpBlock(nn.Module):
             case "bilinear":
                 self.up = nn.Conv2d(in_channels, out_channels, kernel_size=1)
         self.is_bilinear = upsample == "bilinear"
+        self.gate = AttentionGate(out_channels, in_channels) if attention else None
         self.block = ConvBlock(
             2 * out_channels, out_channels, num_convs=num_convs, norm=norm, residual=residual
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, in_channels, H, W) and skip (B, out_channels, 2H, 2W) -> (B, out_channels, 2H, 2W)."""
+        if self.gate is not None:
+            skip = self.gate(skip, x)
         x = self.up(x)
         if self.is_bilinear:
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
@@ -125,7 +173,7 @@ def initialise(model: nn.Module) -> None:
 
     The standard deviation is sqrt(2 / N), N being the inputs of one output (fan in), as in Ronneberger's
     section 3; for the way up, which no ReLU follows, sqrt(1 / N). Norms keep scale 1 and shift 0, heads
-    the weights that torch gives them.
+    and gates the weights that torch gives them.
     """
     for module in model.modules():
         if isinstance(module, ConvBlock):

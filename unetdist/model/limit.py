@@ -10,15 +10,17 @@ al. 2009, with a network as a sum of kernels). How many bytes there are depends 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from unetdist.model.blocks import ConvBlock
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.blocks import AttentionGate, ConvBlock, ConvNorm
+from unetdist.model.config import UNetConfig
+from unetdist.model.unet import UNet
 
 Execution = Literal["ideal", "compiled", "eager"]
 
@@ -76,6 +78,8 @@ class Layer:
     """It leads past a residual block, and no ReLU follows it."""
     scale: int = 1
     """Its output is interpolated to so many times its height and width."""
+    num_gated: int = 0
+    """Values of the skip that each value of its output weighs."""
 
     @property
     def num_weights(self) -> int:
@@ -141,6 +145,8 @@ def _passes(layer: Layer, execution: Execution) -> Iterator[float]:
         case "up":  # joined with the skip, and parted again
             yield 4 * area if compiled else 8 * area
         case "conv":
+            # Read and written; read twice, for gradients of weights and skip, and written; fused with the joining.
+            yield layer.num_gated * (2 if compiled else 5)
             if layer.is_normed:
                 yield 3  # sums; normalise
                 yield 5 if compiled else 6  # two sums of the gradient, at once or one by one; its values
@@ -162,12 +168,12 @@ def layers_of(config: UNetConfig, num_classes: int, size: tuple[int, int]) -> li
         channels = config.in_channels
         model = UNet(config, num_classes, mean=[0.0] * channels, std=[1.0] * channels).train()
         image = torch.empty(1, channels, *size, dtype=torch.uint8)
-    ends = {block.layers[-1].conv for block in model.modules() if isinstance(block, ConvBlock)}
+    roles = _roles(model)
     found: list[Layer] = []
 
     def note(name: str, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            found.append(_layer(name, module, given[0].shape, out.shape, config, ends_block=module in ends))
+            found.append(_layer(name, module, given[0].shape, out.shape, config, **roles.get(module, {})))
 
     for name, module in model.named_modules():
         module.register_forward_hook(lambda module, given, out, name=name: note(name, module, given, out))
@@ -194,38 +200,51 @@ def seconds_of(
     return sum(work.seconds(peaks) for work in kernels) + optimizer
 
 
+def _roles(model: UNet) -> dict[object, dict[str, Any]]:
+    """What sets a convolution apart, as fields of `Layer`."""
+    roles: dict[object, dict[str, Any]] = defaultdict(dict)
+    for block in model.modules():
+        if isinstance(block, ConvBlock) and block.shortcut is not None:
+            roles[block.layers[-1].conv]["adds_shortcut"] = True
+            if isinstance(block.shortcut, ConvNorm):
+                roles[block.shortcut.conv]["is_shortcut"] = True
+        elif isinstance(block, AttentionGate):
+            roles[block.weight]["num_gated"] = 4 * block.skip.in_channels
+    for index, level in enumerate([*model.encoder, model.bottleneck]):
+        blocks = [block for block in level.modules() if isinstance(block, ConvBlock)]
+        for entry in (blocks[0].layers[0], blocks[0].shortcut):
+            if isinstance(entry, ConvNorm):
+                roles[entry.conv]["is_pooled" if index else "is_first"] = True
+        if level is not model.bottleneck:
+            roles[blocks[-1].layers[-1].conv]["is_skip"] = True
+    return roles
+
+
 def _layer(
     name: str,
     module: nn.Conv2d | nn.ConvTranspose2d,
     given: Sequence[int],
     out: Sequence[int],
     config: UNetConfig,
-    *,
-    ends_block: bool,
+    **roles: Any,
 ) -> Layer:
     part, *inner = name.split(".")
-    is_shortcut = ".shortcut." in name
-    is_entry = ".layers.0." in name or is_shortcut
     is_head = part in ("head", "aux_heads")
     is_up = inner[-1:] == ["up"]
+    is_gate = inner[-2:-1] == ["gate"]
     scale = 1
     if is_up and config.upsample == "bilinear":
         scale = 2
     elif part == "aux_heads":
         scale = 2 ** (config.depth - 1 - int(inner[0]))
+    flags = {"is_first": False, "is_pooled": False, "is_skip": False, **roles}
     return Layer(
         name=name,
         kind="head" if is_head else "up" if is_up else "conv",
         in_shape=(given[1], given[2], given[3]),
         out_shape=(out[1], out[2], out[3]),
         kernel_size=module.kernel_size[0],
-        is_normed=config.norm != "none" and not is_head and not is_up,
-        is_first=is_entry and (name.startswith("encoder.0.") or config.depth == 0),
-        is_pooled=is_entry
-        and config.depth > 0
-        and (part == "bottleneck" or (part == "encoder" and inner[0] != "0")),
-        is_skip=part == "encoder" and ends_block,
-        adds_shortcut=config.residual and ends_block,
-        is_shortcut=is_shortcut,
+        is_normed=config.norm != "none" and not (is_head or is_up or is_gate),
         scale=scale,
+        **flags,
     )

@@ -1,0 +1,125 @@
+"""The settings of a U-Net, and its presets."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unetdist.errors import ConfigError
+from unetdist.model.blocks import Norm, Upsample
+
+Preset = Literal["student", "classic", "residual"]
+
+PRESETS: dict[Preset, tuple[int, ...]] = {
+    "student": (16, 32, 64, 128, 256),
+    "classic": (64, 128, 256, 512, 1024),
+    "residual": (32, 64, 128, 256, 512, 512),
+}
+"""Widths by name; but for `PRESET_BLOCKS`, everything else of a preset is the defaults of `UNetConfig`."""
+
+PRESET_BLOCKS: dict[Preset, tuple[int, ...]] = {"residual": (1, 2, 2, 4, 4, 2)}
+"""Residual blocks per level, of presets that have some. `residual` is after nnU-Net's residual encoder (Isensee et al.
+2024, arXiv 2404.09556), narrower and less deep; its decoder keeps the two convolutions of the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Architecture. A *level* is one resolution; level 0 is the image's, the last one is the bottleneck."""
+
+    preset: Preset = "student"
+    """Widths by name: `student` 16..256 (1.9 M parameters), `classic` 64..1024 (31 M), `residual` 32..512 with
+    `encoder_blocks` (44 M); see `widths`."""
+
+    widths: tuple[int, ...] | None = None
+    """Channels of each level, finest first; as many levels as there are numbers. Overrules `preset`."""
+
+    encoder_convs: int | tuple[int, ...] = 2
+    """3x3 convolutions per level on the way down, bottleneck included: one number, or one per level. Without
+    `encoder_blocks` only."""
+
+    encoder_blocks: int | tuple[int, ...] | None = None
+    """Residual blocks per level on the way down, bottleneck included, each two 3x3 convolutions with its input added:
+    one number, or one per level; 0: none. Left out: as `preset` says (residual: 1, 2, 2, 4, 4, 2; others: none)."""
+
+    decoder_convs: int | tuple[int, ...] = 2
+    """3x3 convolutions per level on the way up: one number, or one per level but the last, finest first."""
+
+    norm: Norm = "batch"
+    """What follows each convolution: batch, sync_batch (GPUs only), group (at most 8), instance or none."""
+
+    upsample: Upsample = "transpose"
+    """How the decoder doubles the size: `transpose` (2x2 convolution, as in the paper) or `bilinear`."""
+
+    residual: bool = False
+    """Add each block's input to its output."""
+
+    drop_path: float = 0.0
+    """Probability, 0 to below 1, that the last residual block of the way down leaves a sample as it is while training;
+    it grows in a line from the first block on. For `encoder_blocks` or `residual`."""
+
+    attention: bool = False
+    """Weigh each place of the skips by what the level below says (attention gates)."""
+
+    dropout: float = 0.0
+    """Probability, 0 to below 1, of dropping a channel of the bottleneck's output while training."""
+
+    deep_supervision: bool = False
+    """While training, also predict from each coarser level of the decoder."""
+
+    in_channels: int = 3
+    """Channels of the image: 1 grey, 3 RGB, 4 RGBA."""
+
+    def __post_init__(self) -> None:
+        if not self.level_widths or min(self.level_widths) < 1:
+            raise ConfigError(
+                f"model.widths ({list(self.level_widths)}) must be one or more channel counts of at least 1; "
+                "use a list such as [16, 32, 64]"
+            )
+        for name, value, num_levels in (
+            ("encoder_convs", self.encoder_convs, self.depth + 1),
+            ("encoder_blocks", self.level_blocks or 1, self.depth + 1),
+            ("decoder_convs", self.decoder_convs, self.depth),
+        ):
+            counts = [value] if isinstance(value, int) else list(value)
+            if (not isinstance(value, int) and len(counts) != num_levels) or min(counts, default=1) < 1:
+                raise ConfigError(
+                    f"model.{name} ({value}) must be at least 1, for {len(self.level_widths)} widths; "
+                    f"use one number or a list of {num_levels}"
+                )
+        for name, rate in (("dropout", self.dropout), ("drop_path", self.drop_path)):
+            if not 0 <= rate < 1:
+                raise ConfigError(f"model.{name} ({rate}) must be at least 0 and below 1; use 0 for none")
+        if self.drop_path and not (self.residual or self.level_blocks):
+            raise ConfigError(
+                f"model.drop_path ({self.drop_path}) must have residual blocks to drop; use encoder_blocks: 2, "
+                "residual: true, or 0 for none"
+            )
+        if self.in_channels < 1:
+            raise ConfigError(f"model.in_channels ({self.in_channels}) must be at least 1; use 3 for RGB")
+
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """Channels of each level, finest first: `widths`, or those of `preset`."""
+        return PRESETS[self.preset] if self.widths is None else self.widths
+
+    @property
+    def level_blocks(self) -> int | tuple[int, ...] | None:
+        """Residual blocks of each level on the way down: `encoder_blocks`, or those of `preset`; None or 0: none."""
+        return PRESET_BLOCKS.get(self.preset) if self.encoder_blocks is None else self.encoder_blocks
+
+    @property
+    def depth(self) -> int:
+        """How often the resolution is halved: levels - 1."""
+        return len(self.level_widths) - 1
+
+
+def check_norm(config: UNetConfig, *, device_type: str, world_size: int) -> None:
+    """Refuse a norm that this launch cannot train; to be called before the model is built.
+
+    Raises:
+        ConfigError: For sync_batch with several processes that have no GPU, which torch refuses at the first
+            step.
+    """
+    if config.norm == "sync_batch" and device_type != "cuda" and world_size > 1:
+        raise ConfigError(
+            f"model.norm (sync_batch) must have a GPU for each of the {world_size} processes, this run is on "
+            f"{device_type}; use group (statistics per image) or batch (statistics per process)"
+        )
