@@ -46,14 +46,28 @@ def test_only_weights_of_convolutions_decay(norm):
 WAY = ("head", "decoder.1", "decoder.0", "bottleneck", "encoder.1", "encoder.0")
 
 
-def test_levels_are_counted_from_the_head_along_the_u():
-    model = UNet(UNetConfig(widths=(4, 6, 8), deep_supervision=True), 2, [0] * 3, [1] * 3)
+@pytest.mark.parametrize("options", [{}, {"encoder_blocks": 2, "attention": True}], ids=str)
+def test_levels_are_counted_from_the_head_along_the_u(options):
+    model = UNet(UNetConfig(widths=(4, 6, 8), deep_supervision=True, **options), 2, [0] * 3, [1] * 3)
     found = levels_to_the_head(model)
     assert found == {
         name: next((k for k, level in enumerate(WAY) if name.startswith(level)), 0)
         for name, _ in model.named_parameters()
     }
     assert {found[f"aux_heads.0.{name}"] for name in ("weight", "bias")} == {0}
+
+
+def test_the_stages_of_another_librarys_encoder_are_levels():
+    stages = nn.ModuleDict(
+        {"conv1": nn.Linear(1, 1), "layer1": nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))}
+    )
+    model = nn.ModuleDict({"encoder": stages, "bottleneck": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    assert {name.removesuffix(".weight"): level for name, level in levels_to_the_head(model).items()} == {
+        **{f"encoder.{name}": 3 for name in ("conv1", "conv1.bias")},
+        **{f"encoder.layer1.{name}": 2 for name in ("0", "0.bias", "1", "1.bias")},
+        **{f"bottleneck{name}": 1 for name in ("", ".bias")},
+        **{f"head{name}": 0 for name in ("", ".bias")},
+    }
 
 
 def test_each_level_has_its_rate_and_each_parameter_its_level():

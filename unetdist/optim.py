@@ -1,6 +1,7 @@
 """The optimizer, its parameter groups, and the learning rate as a function of the step."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,8 +109,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def levels_to_the_head(model: nn.Module) -> dict[str, int]:
     """Of each parameter, the levels between it and the output along the network's U; heads have 0.
 
-    A level is an entry of a list of modules (`encoder.0`), or else a part of the network (`bottleneck`); they are
-    registered in the order of computation.
+    A level is what has a number in encoder or decoder (`encoder.0`, or `encoder.layer1` of other libraries), or else a
+    part of the network (`bottleneck`); they are registered in the order of computation.
     """
     levels = {name: _level(name) for name, _ in model.named_parameters()}
     way = list(dict.fromkeys(levels.values()))
@@ -117,10 +118,8 @@ def levels_to_the_head(model: nn.Module) -> dict[str, int]:
 
 
 def _level(name: str) -> str:
-    part, *rest = name.split(".")
-    if part in ("head", "aux_heads"):
-        return "head"
-    return f"{part}.{rest[0]}" if rest and rest[0].isdigit() else part
+    numbered = re.match(r"(encoder|decoder)\.\D*\d+", name)
+    return numbered[0] if numbered else name.split(".")[0].replace("aux_heads", "head")
 
 
 def lr_factor(step: int, max_steps: int, config: OptimConfig) -> float:
