@@ -9,6 +9,7 @@ from unetdist.share import LossShare
 
 CONFIGS = {
     "plain": (UNetConfig(widths=(4, 8, 8)), LossConfig()),
+    "residual": (UNetConfig(widths=(4, 8, 8), encoder_blocks=2, attention=True, norm="group"), LossConfig()),
     "all": (
         UNetConfig(widths=(4, 8), residual=True, deep_supervision=True, upsample="bilinear", norm="group"),
         LossConfig(dice_weight=1.0, focal_weight=0.5, lovasz_weight=0.5, label_smoothing=0.1),
@@ -79,8 +80,9 @@ def test_an_error_of_the_compiler_is_told(batch):
     assert share(*batch).isfinite()
 
 
-def test_with_dropout_each_path_draws_its_own_numbers_and_only_errors_count(batch):
-    share = LossShare(*parts(dropout=0.5), compiler="aot_eager")
+@pytest.mark.parametrize("drawn", [{"dropout": 0.5}, {"drop_path": 0.9, "residual": True}], ids=str)
+def test_with_dropout_each_path_draws_its_own_numbers_and_only_errors_count(drawn, batch):
+    share = LossShare(*parts(**drawn), compiler="aot_eager")
     assert share.prove(*batch) is None
 
 

@@ -45,11 +45,15 @@ def test_these_promise_equal_weights(tmp_path, sections):
         ),
         ({"model": {"dropout": 0.1}}, r"model.dropout \(0.1\) drops other channels on each process; 0"),
         (
+            {"model": {"drop_path": 0.1, "residual": True}},
+            r"model.drop_path \(0.1\) leaves out other blocks on each process; 0",
+        ),
+        (
             {"trainer": {"mixed_precision": "bf16"}},
             r"trainer.mixed_precision \(bf16\) rounds .+ use no, or --float64",
         ),
     ],
-    ids=["batch", "sync_batch", "dropout", "bf16"],
+    ids=["batch", "sync_batch", "dropout", "drop_path", "bf16"],
 )
 def test_these_do_not_and_say_why(tmp_path, sections, reason):
     [found] = broken_by(config_of(tmp_path, **sections), (1, 2))

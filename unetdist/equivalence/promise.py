@@ -46,6 +46,10 @@ def broken_by(config: Config, worlds: Sequence[int]) -> list[str]:
         reasons.append(
             f"model.dropout ({config.model.dropout}) drops other channels on each process; 0 drops none"
         )
+    if config.model.drop_path:
+        reasons.append(
+            f"model.drop_path ({config.model.drop_path}) leaves out other blocks on each process; 0 leaves out none"
+        )
     if config.trainer.mixed_precision != "no":
         reasons.append(
             f"trainer.mixed_precision ({config.trainer.mixed_precision}) rounds the gradient of each process to few "
