@@ -4,7 +4,7 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,9 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
             "use weights that launch/train.py saved, or the version that saved these."
         )
     palette = Palette.from_records(config["classes"])
+    architecture = settings.from_mapping(UNetConfig, config["model"], where=str(path))
     unet = UNet(
-        settings.from_mapping(UNetConfig, config["model"], where=str(path)),
+        replace(architecture, pretrained=False),  # The weights are here: nothing is downloaded.
         num_classes=palette.num_classes,
         mean=config["mean"],
         std=config["std"],

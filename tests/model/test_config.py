@@ -39,6 +39,11 @@ def test_a_preset_may_have_residual_blocks_and_they_can_be_overruled():
         ({"drop_path": -0.1}, r"drop_path \(-0.1\) must be at least 0 and below 1; use 0"),
         ({"drop_path": 0.1}, r"drop_path \(0.1\) must have residual blocks to drop; use encoder_blocks: 2"),
         ({"dropout": 1.0}, r"dropout \(1.0\) must be at least 0 and below 1; use 0"),
+        ({"pretrained": True}, r"pretrained \(true\) must have a model.encoder; use a name such as"),
+        (
+            {"encoder": "resnet34", "decoder_convs": (1, 2, 1, 1)},
+            r"decoder_convs \(.*\) must be one number with",
+        ),
         ({"in_channels": 0}, r"in_channels \(0\) must be at least 1; use 3 for RGB"),
     ],
 )

@@ -64,6 +64,13 @@ class UNetConfig:
     deep_supervision: bool = False
     """While training, also predict from each coarser level of the decoder."""
 
+    encoder: str | None = None
+    """Name of a network of the library timm, such as resnet34, whose features stand for the way down; the levels finer
+    than its first stay ours, bottleneck and coarser levels are its own. Needs `pip install -e ".[timm]"`."""
+
+    pretrained: bool = False
+    """Begin with the weights, and the pixel statistics, that timm publishes for `encoder`; downloaded once."""
+
     in_channels: int = 3
     """Channels of the image: 1 grey, 3 RGB, 4 RGBA."""
 
@@ -91,6 +98,15 @@ class UNetConfig:
             raise ConfigError(
                 f"model.drop_path ({self.drop_path}) must have residual blocks to drop; use encoder_blocks: 2, "
                 "residual: true, or 0 for none"
+            )
+        if self.pretrained and self.encoder is None:
+            raise ConfigError(
+                "model.pretrained (true) must have a model.encoder; use a name such as resnet34"
+            )
+        if self.encoder is not None and not isinstance(self.decoder_convs, int):
+            raise ConfigError(
+                f"model.decoder_convs ({self.decoder_convs}) must be one number with model.encoder "
+                f"({self.encoder}), which says how many levels there are"
             )
         if self.in_channels < 1:
             raise ConfigError(f"model.in_channels ({self.in_channels}) must be at least 1; use 3 for RGB")

@@ -161,7 +161,11 @@ def _passes(layer: Layer, execution: Execution) -> Iterator[float]:
 
 
 def layers_of(config: UNetConfig, num_classes: int, size: tuple[int, int]) -> list[Layer]:
-    """The layers of a network for images of `size` (height, width), in the order of computation."""
+    """The layers of a network for images of `size` (height, width), in the order of computation.
+
+    An encoder of timm is not counted: our own way down stands in its place, as without `config.encoder`.
+    """
+    config = replace(config, encoder=None, pretrained=False)
     if config.norm == "sync_batch":  # It refuses to run anywhere but on GPUs, and costs what batch norm does.
         config = replace(config, norm="batch")
     with torch.device("meta"):

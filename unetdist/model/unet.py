@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from unetdist.errors import ConfigError, DataError
 from unetdist.model.blocks import ConvBlock, UpBlock, initialise
 from unetdist.model.config import UNetConfig as UNetConfig
 from unetdist.model.sizes import crop, pad
+from unetdist.model.timm_encoder import TimmEncoder
 
 
 class UNet(nn.Module):
@@ -18,7 +20,7 @@ class UNet(nn.Module):
 
     Parts, and so the keys of the state dict: `encoder.I` (finest first), `bottleneck`, `decoder.I` (in the
     order of computation: coarsest first), `head`, `aux_heads.I` (with deep supervision, like `decoder.I`),
-    and the buffers `mean` and `std`.
+    and the buffers `mean` and `std`. With `config.encoder` its network is `backbone`, `encoder` only what is finer.
 
     Args:
         config: The architecture.
@@ -39,17 +41,28 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
+        self.backbone: TimmEncoder | None = None
+        level_widths: Sequence[int] = config.level_widths
+        if config.encoder is None:
+            *levels, bottleneck = _way_down(config)
+        else:
+            self.backbone = TimmEncoder(
+                config.encoder, in_channels=config.in_channels, pretrained=config.pretrained
+            )
+            levels, bottleneck = list(islice(_way_down(config), self.backbone.first_level)), nn.Identity()
+            level_widths = [*level_widths[: len(levels)], *self.backbone.channels]
+            if config.pretrained and config.in_channels == len(self.backbone.mean):
+                mean, std = self.backbone.mean, self.backbone.std
         self._keep_statistics(mean, std)
-
-        widths = config.level_widths[:-1]
-        up_convs = _per_level(config.decoder_convs, config.depth)
-        *levels, bottleneck = _way_down(config)
+        widths = level_widths[:-1]
+        self.depth = len(widths)
+        up_convs = _per_level(config.decoder_convs, self.depth)
         self.encoder = nn.ModuleList(levels)
         self.bottleneck = bottleneck
         self.dropout = nn.Dropout2d(config.dropout)
         self.decoder = nn.ModuleList(
             UpBlock(
-                config.level_widths[level + 1],
+                level_widths[level + 1],
                 widths[level],
                 num_convs=up_convs[level],
                 norm=config.norm,
@@ -57,12 +70,14 @@ class UNet(nn.Module):
                 upsample=config.upsample,
                 attention=config.attention,
             )
-            for level in reversed(range(config.depth))
+            for level in reversed(range(self.depth))
         )
-        self.head = nn.Conv2d(config.level_widths[0], num_classes, kernel_size=1)
+        self.head = nn.Conv2d(level_widths[0], num_classes, kernel_size=1)
         aux_widths = widths[:0:-1] if config.deep_supervision else ()
         self.aux_heads = nn.ModuleList(nn.Conv2d(width, num_classes, kernel_size=1) for width in aux_widths)
-        initialise(self)
+        for part in self.children():
+            if part is not self.backbone:  # timm has drawn its weights, or loaded them
+                initialise(part)
         # Convolutions are 1.3 to 1.7 times faster so, on CPU and GPU, and the loader's images have this layout.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -98,13 +113,17 @@ class UNet(nn.Module):
                 "the image, or train with another model.in_channels"
             )
         height, width = image.shape[-2:]
-        x = pad((image.to(self.mean.dtype) - self.mean) / self.std, 2**self.config.depth)
+        x = pad((image.to(self.mean.dtype) - self.mean) / self.std, 2**self.depth)
         padded_size = x.shape[-2:]
+        features = [] if self.backbone is None else self.backbone(x)
         skips = []
         for down in self.encoder:
             x = down(x)
             skips.append(x)
             x = F.max_pool2d(x, kernel_size=2)
+        if features:
+            *finer, x = features
+            skips += finer
         x = self.dropout(self.bottleneck(x))
         levels = []
         for up in self.decoder:

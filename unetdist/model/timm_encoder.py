@@ -1,0 +1,68 @@
+"""The way down as a network of timm (Wightman 2019), with its published weights or without; imported when asked for."""
+
+from difflib import get_close_matches
+from types import ModuleType
+
+from torch import Tensor, nn
+
+from unetdist.errors import ConfigError
+
+
+class TimmEncoder(nn.Module):
+    """Features of a picture at each of the network's strides.
+
+    Args:
+        name: One of `timm.list_models()`, with a tag of its weights or without.
+        in_channels: Of the image; weights for three are fitted by timm.
+        pretrained: Load the published weights, from timm's cache or the network.
+
+    Raises:
+        ConfigError: If timm is not there, does not know the name, or its strides do not double from 1, 2 or 4 on.
+    """
+
+    def __init__(self, name: str, *, in_channels: int, pretrained: bool) -> None:
+        super().__init__()
+        timm = _timm(name)
+        if not timm.is_model(name):
+            near = get_close_matches(name, timm.list_models()) or ["resnet34"]
+            raise ConfigError(
+                f"model.encoder ({name}) must be a network of timm; use one such as {', '.join(near)}"
+            )
+        try:
+            self.net = timm.create_model(
+                name, features_only=True, pretrained=pretrained, in_chans=in_channels
+            )
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            raise ConfigError(
+                f"model.encoder ({name}) must give features of several sizes: {error}; use one such as resnet34"
+            ) from None
+        self.channels: list[int] = list(self.net.feature_info.channels())
+        """Of each feature, finest first."""
+        strides = self.net.feature_info.reduction()
+        self.first_level = strides[0].bit_length() - 1
+        """How often the finest feature is halved."""
+        if strides != [strides[0] << level for level in range(len(strides))] or strides[0] not in (1, 2, 4):
+            raise ConfigError(
+                f"model.encoder ({name}) must have strides that double from 1, 2 or 4 on, it has {strides}; "
+                "use one such as resnet34"
+            )
+        facts = getattr(self.net, "pretrained_cfg", None) or self.net.default_cfg
+        self.mean = [255.0 * value for value in facts["mean"]]
+        """Of the pixels that its weights were trained on, 0..255."""
+        self.std = [255.0 * value for value in facts["std"]]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Normalised (B, in_channels, H, W) -> its features, finest first."""
+        features: list[Tensor] = self.net(x)
+        return features
+
+
+def _timm(name: str) -> ModuleType:
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # torchvision for another torch says RuntimeError
+        raise ConfigError(
+            f'model.encoder ({name}) must have timm, which cannot be imported ({error}); pip install -e ".[timm]"'
+        ) from None
+    module: ModuleType = timm
+    return module
