@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.synthetic import PALETTE_RECORDS
+from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError
 from unetdist.model.config import UNetConfig
 from unetdist.model.limit import layers_of
 from unetdist.model.timm_encoder import TimmEncoder
 from unetdist.model.unet import UNet
+from unetdist.saved_model import load_model, save_model
 
 
 class Pyramid(nn.Module):
@@ -52,8 +55,8 @@ def library(monkeypatch):
     return fake
 
 
-def unet(**settings):
-    return UNet(UNetConfig(**{"widths": (3, 5, 7)} | settings), 4, [1.0] * 3, [2.0] * 3)
+def unet(num_classes=4, **settings):
+    return UNet(UNetConfig(**{"widths": (3, 5, 7)} | settings), num_classes, [1.0] * 3, [2.0] * 3)
 
 
 @pytest.mark.parametrize(("name", "widths"), [("two", [3, 4, 8, 12]), ("four", [3, 5, 4, 8, 12])])
@@ -112,6 +115,17 @@ def test_its_layers_are_not_counted(library):
     counted = layers_of(UNetConfig(encoder="two", pretrained=True), 3, (32, 32))
     assert counted == layers_of(UNetConfig(), 3, (32, 32))
     assert library.asked == []
+
+
+def test_loading_a_saved_model_downloads_nothing(library, tmp_path):
+    palette = Palette.from_records(PALETTE_RECORDS)
+    model = unet(num_classes=palette.num_classes, encoder="four", pretrained=True).eval()
+    save_model(tmp_path, model.state_dict(), model=model.config, palette=palette, resize=None, facts={})
+    library.asked.clear()
+    saved = load_model(tmp_path)
+    assert library.asked == [("four", False)]
+    image = torch.randint(0, 256, (1, 3, 9, 20), dtype=torch.uint8)
+    assert torch.equal(saved.model(image), model(image))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
