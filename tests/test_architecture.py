@@ -48,7 +48,7 @@ FLOORS = (
     {"validation", "predict", "run_folder", "inference_options"},
     {"config", "scoring", "trainer"},
     {"build"},
-    {"benchmark", "equivalence"},
+    {"ablation", "benchmark", "equivalence"},
 )
 """Lowest first. A part (file or package) imports from lower floors and from itself; on the ground floor also from
 its neighbours."""

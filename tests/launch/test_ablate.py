@@ -1,0 +1,65 @@
+"""launch/ablate.py as a user types it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.synthetic import settings_of, write_shards
+from unetdist import settings
+from unetdist.storage import write_text
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "ablate.py"
+
+spec = importlib.util.spec_from_file_location("launch_ablate", SCRIPT)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+@pytest.fixture
+def file(tmp_path):
+    for name, count in (("train", 8), ("val", 3)):
+        write_shards(tmp_path / name, count)
+    values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs")
+    write_text(tmp_path / "base.yaml", settings.to_yaml(values))
+    text = f"base: {tmp_path / 'base.yaml'}\nseeds: [0, 1]\nvariants: {{plain: , group: {{model.norm: group}}}}\n"
+    write_text(tmp_path / "tried.yaml", text)
+    return tmp_path / "tried.yaml"
+
+
+def test_variants_are_trained_once_and_compared(file, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = [str(file), "--parallel", "2", "--trainer.max_steps", "2"]
+    assert script.main(words) == 0
+    folder = file.parent / "runs" / "tried"
+    results = json.loads((folder / "results.json").read_text())
+    assert [(one["variant"], list(one["miou"])) for one in results["variants"]] == [
+        ("plain", ["0", "1"]),
+        ("group", ["0", "1"]),
+    ]
+    assert results["variants"][1]["changes"] == {"model.norm": "group"}
+    assert np.asarray(Image.open(folder / "results.png")).std() > 0
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/last/model.safetensors")}
+    assert len(before) == 4
+    capsys.readouterr()
+
+    assert script.main(words) == 0
+    assert "4 runs, 0 of them to do" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_run_that_cannot_be_trained_ends_with_1(file, capsys):
+    write_text(file, file.read_text().replace("[0, 1]", "[0]"))
+    words = [str(file), "--data.train", str(file.parent / "nowhere")]
+    assert script.main(words) == 1
+    assert "plain_0: exit code 1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_the_number_of_runs_at_a_time_must_be_one(file, count, capsys):
+    with pytest.raises(SystemExit):
+        script.main([str(file), "--parallel", count])
+    assert f"invalid count: '{count}'; use a whole number over 0" in capsys.readouterr().err

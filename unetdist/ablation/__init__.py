@@ -1,0 +1,1 @@
+"""Variants of a recipe, each trained with several seeds, side by side."""
