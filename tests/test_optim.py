@@ -57,14 +57,15 @@ def test_levels_are_counted_from_the_head_along_the_u(options):
     assert {found[f"aux_heads.0.{name}"] for name in ("weight", "bias")} == {0}
 
 
-def test_the_stages_of_another_librarys_encoder_are_levels():
-    stages = nn.ModuleDict(
-        {"conv1": nn.Linear(1, 1), "layer1": nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))}
-    )
-    model = nn.ModuleDict({"encoder": stages, "bottleneck": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+@pytest.mark.parametrize("stage", ["layer1", "stages_1", "blocks", "s1"])
+def test_the_stages_of_a_network_of_timm_are_levels(stage):
+    below = {"conv1": nn.Linear(1, 1), "bn1": nn.Linear(1, 1)}
+    stages = nn.ModuleDict({**below, stage: nn.ModuleList([nn.Linear(1, 1)])})
+    backbone = nn.ModuleDict({"net": stages})
+    model = nn.ModuleDict({"backbone": backbone, "bottleneck": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
     assert {name.removesuffix(".weight"): level for name, level in levels_to_the_head(model).items()} == {
-        **{f"encoder.{name}": 3 for name in ("conv1", "conv1.bias")},
-        **{f"encoder.layer1.{name}": 2 for name in ("0", "0.bias", "1", "1.bias")},
+        **{f"backbone.net.{name}": 3 for name in ("conv1", "conv1.bias", "bn1", "bn1.bias")},
+        **{f"backbone.net.{stage}.{name}": 2 for name in ("0", "0.bias")},
         **{f"bottleneck{name}": 1 for name in ("", ".bias")},
         **{f"head{name}": 0 for name in ("", ".bias")},
     }

@@ -109,8 +109,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def levels_to_the_head(model: nn.Module) -> dict[str, int]:
     """Of each parameter, the levels between it and the output along the network's U; heads have 0.
 
-    A level is what has a number in encoder or decoder (`encoder.0`, or `encoder.layer1` of other libraries), or else a
-    part of the network (`bottleneck`); they are registered in the order of computation.
+    A level is what has a number in encoder or decoder (`encoder.0`), a stage of timm's networks (`backbone.net.layer1`),
+    or else a part of the network (`bottleneck`); they are registered in the order of computation.
     """
     levels = {name: _level(name) for name, _ in model.named_parameters()}
     way = list(dict.fromkeys(levels.values()))
@@ -118,7 +118,7 @@ def levels_to_the_head(model: nn.Module) -> dict[str, int]:
 
 
 def _level(name: str) -> str:
-    numbered = re.match(r"(encoder|decoder)\.\D*\d+", name)
+    numbered = re.match(r"(encoder|decoder)\.\D*\d+|backbone\.net\.(layer|stages?|blocks|s)[._]?\d+", name)
     return numbered[0] if numbered else name.split(".")[0].replace("aux_heads", "head")
 
 

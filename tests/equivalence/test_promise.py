@@ -43,6 +43,7 @@ def test_these_promise_equal_weights(tmp_path, sections):
             {"model": {"norm": "sync_batch"}, "trainer": {"micro_batch_size": 2}},
             r"model.norm \(sync_batch\) .+micro_batch_size \(2\) .+ leave micro_batch_size out",
         ),
+        ({"model": {"encoder": "resnet34"}}, r"model.encoder \(resnet34\) has norms of its own, .+ null is"),
         ({"model": {"dropout": 0.1}}, r"model.dropout \(0.1\) drops other channels on each process; 0"),
         (
             {"model": {"drop_path": 0.1, "residual": True}},
@@ -53,7 +54,7 @@ def test_these_promise_equal_weights(tmp_path, sections):
             r"trainer.mixed_precision \(bf16\) rounds .+ use no, or --float64",
         ),
     ],
-    ids=["batch", "sync_batch", "dropout", "drop_path", "bf16"],
+    ids=["batch", "sync_batch", "encoder", "dropout", "drop_path", "bf16"],
 )
 def test_these_do_not_and_say_why(tmp_path, sections, reason):
     [found] = broken_by(config_of(tmp_path, **sections), (1, 2))

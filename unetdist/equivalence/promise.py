@@ -42,6 +42,11 @@ def broken_by(config: Config, worlds: Sequence[int]) -> list[str]:
                 f"model.norm (sync_batch) takes its statistics of trainer.micro_batch_size "
                 f"({config.trainer.micro_batch_size}) samples of each process; leave micro_batch_size out"
             )
+    if config.model.encoder is not None:
+        reasons.append(
+            f"model.encoder ({config.model.encoder}) has norms of its own, of most networks batch norm, whatever "
+            "model.norm says; null is the way down of model.widths"
+        )
     if config.model.dropout:
         reasons.append(
             f"model.dropout ({config.model.dropout}) drops other channels on each process; 0 drops none"
