@@ -109,8 +109,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def levels_to_the_head(model: nn.Module) -> dict[str, int]:
     """Of each parameter, the levels between it and the output along the network's U; heads have 0.
 
-    A level is what has a number in encoder or decoder (`encoder.0`), a stage of timm's networks (`backbone.net.layer1`),
-    or else a part of the network (`bottleneck`); they are registered in the order of computation.
+    A level is what has a number in encoder or decoder (`encoder.0`), a stage of a network of timm
+    (`backbone.net.layer1`), or else a part of the network (`bottleneck`); they are registered as they are computed.
     """
     levels = {name: _level(name) for name, _ in model.named_parameters()}
     way = list(dict.fromkeys(levels.values()))
