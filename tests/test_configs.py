@@ -6,13 +6,20 @@ import pytest
 
 from tests.synthetic import write_shards
 from unetdist import settings
+from unetdist.ablation.plan import read_plan
 from unetdist.build import build_trainer
 from unetdist.config import Config
 
 FILES = sorted(Path("configs").glob("*.yaml"))
 SMALL = ["--trainer.global_batch_size", "2", "--augment.crop_size", "[32,32]", "--data.num_workers", "0",
-         "--tracking.tracker", "none", "--optim.warmup_steps", "0",
+         "--tracking.tracker", "none", "--optim.warmup_steps", "0", "--trainer.mixed_precision", "no",
          "--trainer.max_steps", "2", "--trainer.eval_every", "1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs/ablations").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_ablation_can_be_planned(file, tmp_path):
+    plan = read_plan(file, ["--runs_dir", str(tmp_path)])
+    assert len(plan.runs) == 3 * len(plan.variants) > 30
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -81,20 +81,20 @@ def read_plan(file: Path, words: Sequence[str] = ()) -> Plan:
     base = replace(base, name=name)  # refuses what cannot be a folder
     folder = Path(base.runs_dir) / name
     changes = _changes(values, file, words)
+    configs = {variant: _changed(base, variant, changed, file) for variant, changed in changes.items()}
     runs = [
-        _run(base, folder, variant, changed, seed, file)
+        Run(variant, replace(config, runs_dir=str(folder), name=f"{variant}_{seed}", seed=seed))
         for seed in _seeds(values, file)
-        for variant, changed in changes.items()
+        for variant, config in configs.items()
     ]
     return Plan(name, folder, tuple(runs), _command(values, file))
 
 
-def _run(base: Config, folder: Path, variant: str, changed: Mapping[str, Any], seed: int, file: Path) -> Run:
+def _changed(base: Config, variant: str, changed: Mapping[str, Any], file: Path) -> Config:
     laid = settings.laid_over(settings.to_mapping(base), changed)
-    run = {**laid, "runs_dir": str(folder), "name": f"{variant}_{seed}", "seed": seed}
     where = f"{file}: variant '{variant}'"
     try:
-        return Run(variant, settings.from_mapping(Config, run, where=where))
+        return settings.from_mapping(Config, laid, where=where)
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from None
