@@ -45,8 +45,8 @@ FLOORS = (
         "tracking",
         "export",
     },
-    {"validation", "predict", "run_folder", "inference_options"},
-    {"config", "scoring", "trainer"},
+    {"validation", "predict", "run_folder", "inference_options", "model_card"},
+    {"config", "hub", "scoring", "trainer"},
     {"build"},
     {"ablation", "benchmark", "equivalence"},
 )

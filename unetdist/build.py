@@ -36,6 +36,7 @@ from unetdist.logs import logger, set_up_logging
 from unetdist.losses import build_loss
 from unetdist.model.config import check_norm
 from unetdist.model.unet import UNet
+from unetdist.model_card import CARD_FILE, card_of
 from unetdist.optim import build_optimizer, lr_factor
 from unetdist.performance import choose, gather, prepare
 from unetdist.rendezvous import open_store
@@ -44,6 +45,7 @@ from unetdist.saved_model import save_model
 from unetdist.schedule import Schedule, TrainState, first_native_epoch
 from unetdist.scoring import build_validator
 from unetdist.share import LossShare
+from unetdist.storage import write_text
 from unetdist.tracking import Tracker
 from unetdist.trainer import Trainer
 
@@ -168,6 +170,7 @@ def build_trainer(config: Config) -> Trainer:
             resize=manifest.resize,
             facts=facts,
         )
+        write_text(run_dir / name / CARD_FILE, card_of(run_dir / name))
 
     stop = StopSignal()
     attempt = Attempt(run_dir, is_main=world.is_main)

@@ -22,6 +22,9 @@ MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 MODEL_FORMAT = "unetdist-model-1"
 
+DESCRIBED = ("format", "unetdist_version", "model", "classes", "mean", "std", "resize")
+"""What the configuration says of every model; all else are facts of its training."""
+
 
 @dataclass(frozen=True)
 class SavedModel:
@@ -34,6 +37,11 @@ class SavedModel:
 
     config: dict[str, Any]
     """What `save_model` was given, and the architecture."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `save_model` was given under that name."""
+        return {name: value for name, value in self.config.items() if name not in DESCRIBED}
 
 
 def save_model(
