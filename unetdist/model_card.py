@@ -88,12 +88,10 @@ def _classes(config: Mapping[str, Any]) -> Iterator[str]:
 def _network(config: Mapping[str, Any]) -> Iterator[str]:
     resize = config["resize"]
     size = (
-        "their own size"
-        if resize is None
-        else f"{resize[0]}x{resize[1]} pixels, to which others are resized"
+        "their own size" if resize is None else f"{resize[0]}x{resize[1]} pixels, to which others are resized"
     )
     yield f"Trained on images at {size}. Values 0 to 255 go in; mean and standard deviation are inside the network."
-    yield f"\n```json\n{json.dumps(config["model"])}\n```"
+    yield f"\n```json\n{json.dumps(config['model'])}\n```"
 
 
 def _percent(ratio: float) -> str:
