@@ -1,0 +1,1 @@
+"""Trained models for other programs: written, then held against the one that was trained."""
