@@ -57,10 +57,10 @@ def _scores(config: Mapping[str, Any]) -> Iterator[str]:
     report = config.get("report")
     if not report or report["miou"] is None:
         return
-    low, high = report["miou_interval_95"] or (None, None)
-    interval = (
-        "" if low is None else f" (95 % bootstrap interval over images {_percent(low)} to {_percent(high)} %)"
-    )
+    interval = ""
+    if report["miou_interval_95"] is not None:
+        low, high = map(_percent, report["miou_interval_95"])
+        interval = f" (95 % bootstrap interval over images {low} to {high} %)"
     yield (
         f"mIoU **{_percent(report['miou'])} %**{interval}, pixel accuracy {_percent(report['pixel_accuracy'])} % on "
         f"the {report['num_samples']} images of the validation set, after {config.get('step')} steps."

@@ -94,6 +94,9 @@ class UNet(nn.Module):
         spread = [value or 1.0 for value in std]
         self.register_buffer("std", torch.tensor(spread, dtype=torch.get_default_dtype()).view(-1, 1, 1))
 
+    def _pad(self, x: Tensor) -> Tensor:
+        return pad(x, 2**self.depth)
+
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Predict each pixel's class.
 
@@ -113,7 +116,7 @@ class UNet(nn.Module):
                 "the image, or train with another model.in_channels"
             )
         height, width = image.shape[-2:]
-        x = pad((image.to(self.mean.dtype) - self.mean) / self.std, 2**self.depth)
+        x = self._pad((image.to(self.mean.dtype) - self.mean) / self.std)
         padded_size = x.shape[-2:]
         features = [] if self.backbone is None else self.backbone(x)
         skips = []
