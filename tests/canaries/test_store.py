@@ -65,6 +65,14 @@ def test_accelerate_keeps_the_group_that_it_finds():
     assert run_ranks(kept_group, 2) == [(True, True)] * 2
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether all threads of a process are: a signal to stop reaches them one after the other."""
+    states = [
+        file.read_text().rsplit(")", 1)[1].split()[0] for file in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
+    return set(states) == {"T"}
+
+
 def ask_a_stopped_host(port_file: str) -> bool:
     """Whether a question to a stopped store is still open long after its time-out."""
     over = Path(f"{port_file}.over")
@@ -79,6 +87,7 @@ def ask_a_stopped_host(port_file: str) -> bool:
     store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
     store.set_timeout(timedelta(seconds=0.2))
     os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(pid))
     asking = threading.Thread(target=lambda: store.check(["key"]), daemon=True)
     asking.start()
     asking.join(2.0)
