@@ -16,8 +16,7 @@ from unetdist.data.shapes import write_shapes
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHORT = "--trainer.max_steps 2 --trainer.global_batch_size 2 --augment.crop_size [64,64] --model.preset student " \
-        "--model.drop_path 0 " \
+SHORT = "--trainer.max_steps 2 --trainer.global_batch_size 2 --augment.crop_size [64,64] " \
         "--optim.warmup_steps 0 --tracking.tracker none --data.num_workers 0"  # fmt: skip
 
 
@@ -41,7 +40,6 @@ def test_the_commands_for_ones_own_data_run_as_they_stand(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for command in (
         shard,
-        shard.replace("shards/train", "shards/val"),
         f"{train} {SHORT}",
         evaluate,
         predict,
