@@ -1,3 +1,7 @@
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -8,6 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 import unetdist
+from tests.fake_hub import fake_hub
 from tests.tracking.samples import PALETTE
 from unetdist.errors import CheckpointError, DataError
 from unetdist.hub import UNet, pixels_of
@@ -160,3 +165,38 @@ def test_a_push_uploads_the_folder(folder, image, monkeypatch):
 def test_the_package_has_no_other_face():
     with pytest.raises(AttributeError, match="module 'unetdist' has no attribute 'Unet'"):
         _ = unetdist.Unet
+
+
+def test_a_push_can_be_pulled_by_others_and_lasts_without_a_network(folder, image, tmp_path):
+    """Through huggingface_hub itself, which reads its address once, so in processes of their own."""
+    np.save(tmp_path / "image.npy", image)
+    load = f"import numpy; from unetdist import UNet; image = numpy.load({str(tmp_path / 'image.npy')!r}); "
+    card = "token='hf_x', license='mit', example=image"
+    push = f"print(UNet.from_pretrained({str(folder)!r}).push_to_hub('me/streets', {card}))"
+    pull = "print(UNet.from_pretrained('me/streets').predict(image).tolist())"
+    expected = UNet.from_pretrained(folder).predict(image).tolist()
+
+    def run(code, **more):
+        done = subprocess.run(
+            [sys.executable, "-c", load + code], env={**environment, **more}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    with fake_hub() as (hub, address):
+        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
+        assert run(push).endswith("me/streets")
+        assert set(hub.repositories["me/streets"]) == {
+            "model.safetensors",
+            "config.json",
+            "README.md",
+            "example.png",
+        }
+        assert json.loads(run(pull)) == expected
+        assert not any(path.endswith("example.png") for method, path in hub.requests if method == "GET")
+        missing = subprocess.run(
+            [sys.executable, "-c", "from unetdist import UNet; UNet.from_pretrained('me/nothing')"],
+            env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert "me/nothing is neither a folder nor a repository of the Hub" in missing.stderr
+    assert json.loads(run(pull, HF_HUB_OFFLINE="1")) == expected
