@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """All that the command line understands."""
-    parser = argparse.ArgumentParser("benchmark.py", description=__doc__)
+    parser = argparse.ArgumentParser("launch/benchmark.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, summary) in COMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))

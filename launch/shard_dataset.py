@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         case ["index"]:
             return index(command_line.index_parser().parse_args(argv[1:]))
         case [("verify" | "stats" | "show") as name]:
-            parser = argparse.ArgumentParser(f"shard_dataset.py {name}")
+            parser = argparse.ArgumentParser(f"launch/shard_dataset.py {name}")
             command.add_arguments(parser, name)
             return command.run(name, parser.parse_args(argv[1:]))
         case ["write"]:

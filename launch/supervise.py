@@ -18,7 +18,12 @@ def main() -> int:
     if "--" not in words and not {"-h", "--help"} & set(words):
         raise ConfigError("no command to supervise; type it behind --, such as `-- accelerate launch ...`.")
     split = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(prog="launch/supervise.py", description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="launch/supervise.py",
+        usage="%(prog)s [-h] [--max-restarts N] -- accelerate launch ... launch/train.py ...",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+    )
     parser.add_argument("--max-restarts", type=int, default=100, metavar="N", help="then give up (100)")
     args = parser.parse_args(words[:split])
     command = words[split + 1 :]

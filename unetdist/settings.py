@@ -23,7 +23,9 @@ def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: s
 
     `--help` and `--print_config` print and exit. Raises `ConfigError` for anything that is not understood.
     """
-    parser = _parser(cls, prog=prog, description=description)
+    # Left to argparse, the usage would name every setting twice, screens before the first word of help.
+    usage = f"{prog} [--config FILE] [--section.field value ...]"
+    parser = _parser(cls, prog=prog, usage=usage, description=description)
     for file in _config_files(argv):
         _check_keys(read_yaml(file), cls, where=str(file))
     _check_flags(argv, cls)

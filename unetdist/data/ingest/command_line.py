@@ -99,7 +99,7 @@ def size(text: str) -> tuple[int, int]:
 
 def write_parser() -> argparse.ArgumentParser:
     """All that `write` understands."""
-    parser = argparse.ArgumentParser("shard_dataset.py", description=WRITE, epilog=SEVERAL)
+    parser = argparse.ArgumentParser("launch/shard_dataset.py", description=WRITE, epilog=SEVERAL)
     group = parser.add_argument_group("where the samples are (one of four)")
     group.add_argument(
         "--images", type=Path, metavar="DIR", help="images; a pair has the same folder and stem"
@@ -177,7 +177,7 @@ def write_parser() -> argparse.ArgumentParser:
 
 def index_parser() -> argparse.ArgumentParser:
     """All that `index` understands."""
-    parser = argparse.ArgumentParser("shard_dataset.py index", description=INDEX, epilog=SEVERAL)
+    parser = argparse.ArgumentParser("launch/shard_dataset.py index", description=INDEX, epilog=SEVERAL)
     parser.add_argument(
         "location",
         help="folder of the tars or its URL; or a tar, https://host/{000..099}.tar, or a text file with one a line",
