@@ -243,7 +243,7 @@ def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as caught:
         run(name, "--help")
     assert caught.value.code == 0
-    assert "usage: shard_dataset.py" in capsys.readouterr().out
+    assert "usage: launch/shard_dataset.py" in capsys.readouterr().out
 
 
 def test_isbi_goes_in_with_only_its_labels(tmp_path):
