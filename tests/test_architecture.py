@@ -47,7 +47,7 @@ FLOORS = (
     {"validation", "predict", "run_folder", "inference_options", "model_card", "export"},
     {"config", "hub", "scoring", "trainer"},
     {"build"},
-    {"ablation", "benchmark", "equivalence"},
+    {"ablation", "benchmark", "equivalence", "report"},
 )
 """Lowest first. A part (file or package) imports from lower floors and from itself; on the ground floor also from
 its neighbours."""
@@ -70,6 +70,7 @@ LAZY = (
     "aiohttp",
     "s3fs",
     "huggingface_hub",
+    "plotly",
 )
 """Heavy or optional: imported inside the function that needs them, never by `import unetdist.anything`."""
 
