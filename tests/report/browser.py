@@ -106,6 +106,7 @@ def opened(file, profile):
     command = [find_browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-port=0"]
+    command += ["--disable-dev-shm-usage"]  # which is small in a container
     with (profile.parent / f"{profile.name}.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", "about:blank"], stdout=log, stderr=log

@@ -43,6 +43,7 @@ def test_cards_have_the_worst_and_the_best_with_all_layers(tmp_path):
     assert [card["kind"] for card in cards] == ["worst", "worst", "best", "best"]
     assert len({card["key"] for card in cards}) == 4
     assert set(cards[0]["layers"]) == {"truth", "run-0", "wrong-0", "run-1", "wrong-1"}
+    assert {card["key"].removeprefix("pictures/") for card in cards} == {card["title"] for card in cards}
     assert cards[0]["mious"]["x"] <= cards[-1]["mious"]["x"]
     assert decoded(cards[0]["image"]).size == decoded(cards[0]["layers"]["truth"]).size == (32, 24)
 
@@ -53,3 +54,10 @@ def test_large_pictures_are_shrunk(tmp_path, monkeypatch):
     (card, *_) = images.cards({"x": score(run, num_workers=0)}, 1)
     assert (card["width"], card["height"]) == (16, 12)
     assert decoded(card["layers"]["wrong-0"]).size == (16, 12)
+
+
+def test_titles_are_keys_without_the_folders_of_all():
+    assert images.without_shared_folders(["a/b/x", "a/c/x"]) == ["b/x", "c/x"]
+    assert images.without_shared_folders(["a/b/x", "a/b/y"]) == ["x", "y"]
+    assert images.without_shared_folders(["x", "a/x"]) == ["x", "a/x"]
+    assert images.without_shared_folders(["a/x"]) == ["x"]

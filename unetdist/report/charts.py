@@ -91,7 +91,7 @@ def _mious(runs: Sequence[Run]) -> list[Trace]:
     bands, lines = [], []
     for number, run in enumerate(runs):
         steps, mious = run.series("val/miou")
-        if not len(steps):
+        if len(steps) < 2:  # a point alone is a number, and stands elsewhere
             continue
         lines.append(
             {**_line(steps, mious, run.name, colors.of_run(number), number), "mode": "lines+markers"}
@@ -116,7 +116,7 @@ def _line(
         "name": name,
         "x": [int(step) for step in steps],
         "y": [None if np.isnan(value) else float(f"{value:.6g}") for value in values],
-        "line": {"dash": colors.DASHES[number % len(colors.DASHES)], "width": 2},
+        "line": {"dash": colors.dash_of_run(number)[0], "width": 2},
         "meta": _colored(color),
     }
 

@@ -18,8 +18,8 @@ RUNS = (
 )
 """On light paper and on dark; blue and orange first, which nearly everybody can tell apart."""
 
-DASHES = ("solid", "dash", "dot", "dashdot")
-"""Of the lines of one run after the other: no run is told by its colour alone."""
+DASHES = {"solid": "", "dash": "9 6", "dot": "2 3", "dashdot": "9 4 2 4"}
+"""Of the lines of one run after the other, for no run is told by its colour alone: plotly's name, lengths of SVG."""
 
 Rgb = tuple[int, int, int]
 
@@ -27,6 +27,11 @@ Rgb = tuple[int, int, int]
 def of_run(index: int) -> tuple[str, str]:
     """Colour of the run of that number, on light paper and on dark."""
     return RUNS[index % len(RUNS)]
+
+
+def dash_of_run(index: int) -> tuple[str, str]:
+    """As plotly calls it and as SVG draws it."""
+    return list(DASHES.items())[index % len(DASHES)]
 
 
 def of_class(color: Sequence[int]) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,20 @@ def cards(scored: Mapping[str, Scored], count: int) -> list[dict[str, Any]]:
     worst, best = extremes(list(scored.values()), count)
     examples = {name: each.examples([*worst, *best]) for name, each in scored.items()}
     kinds = ["worst"] * len(worst) + ["best"] * len(best)
-    return [
+    found = [
         _card(kind, sample_id, scored, {name: examples[name][place] for name in scored})
         for place, (kind, sample_id) in enumerate(zip(kinds, [*worst, *best], strict=True))
     ]
+    titles = without_shared_folders([card["key"] for card in found])
+    return [{**card, "title": title} for card, title in zip(found, titles, strict=True)]
+
+
+def without_shared_folders(keys: Sequence[str]) -> list[str]:
+    """Keys of samples without the folders that all of them lie in."""
+    parts = [key.split("/") for key in keys]
+    levels = zip(*(each[:-1] for each in parts), strict=False)  # as deep as the shallowest
+    shared = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
+    return ["/".join(each[shared:]) for each in parts]
 
 
 def _card(

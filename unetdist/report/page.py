@@ -58,7 +58,10 @@ def render(
     alike = _on_the_same_images(scored)
     results = tables.results(runs, scored)
     page = environment.get_template("page.html").render(
-        runs=[{"name": run.name, "colors": colors.of_run(index)} for index, run in enumerate(runs)],
+        runs=[
+            {"name": run.name, "colors": colors.of_run(index), "dashes": colors.dash_of_run(index)[1]}
+            for index, run in enumerate(runs)
+        ],
         labels=next((run.labels for run in runs if run.labels), []),
         results=results,
         scored_results=[row for row in results if row["miou"] is not None],
