@@ -133,6 +133,15 @@ def test_runs_are_told_apart_by_their_settings(written):
     assert html.count('<figure class="card">') == 4
 
 
+def test_the_validation_sets_are_named(written, tmp_path):
+    val = written.parent / "val"
+    assert f"On <code>{val}</code>" in written.read_text(encoding="utf-8")
+    other = validation_set(tmp_path, 3)
+    html = report([written.parent / "x", write_run(tmp_path / "z", val=other)])
+    told = " and ".join(sorted((str(val), str(other)))).replace(" and ", "</code>, <code>")
+    assert f"Each on its own validation set: <code>{told}</code>" in html
+
+
 def test_without_a_score_the_page_says_why_and_shows_the_rest(tmp_path):
     html = report([write_run(tmp_path / "x")], scores=False, notes=["No pictures: <reason>."])
     assert "No pictures: &lt;reason&gt;." in html

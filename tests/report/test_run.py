@@ -101,3 +101,11 @@ def test_a_damaged_description_is_named(tmp_path):
         ConfigError, match=r"best/config.json is damaged \(.+\); continue the run .+ --weights last"
     ):
         read(folder)
+
+
+def test_runs_of_other_classes_are_refused(tmp_path):
+    folders = [write_run(tmp_path / name) for name in ("x", "y")]
+    file = folders[1] / "best/config.json"
+    file.write_text(file.read_text().replace('"road"', '"lake"'))
+    with pytest.raises(ConfigError, match=r"y has other classes than .+x; write a report of each"):
+        read_runs(folders)

@@ -79,7 +79,7 @@ def render(
         class_curves=charts.class_curves(runs),
         cards=images.cards(alike, num_pictures) if alike and num_pictures else [],
         card_runs=list(alike),
-        data=next((each.data for each in scored.values()), None),
+        data=sorted({each.data for each in scored.values()}),
         notes=[*notes, *_disagreements(runs, scored)],
         style=_file("style.css"),
         script=_file("script.js"),

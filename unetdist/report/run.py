@@ -88,13 +88,20 @@ def read_runs(folders: Sequence[Path], which: Which = "best") -> list[Run]:
     """The runs in `folders`; `which` weights of each are reported, or the others where it has not got them.
 
     Raises:
-        ConfigError: a folder holds no run, or one of its files is damaged.
+        ConfigError: a folder holds no run, one of its files is damaged, or the runs have different classes.
     """
     resolved = [folder.resolve() for folder in folders]
     for folder, there in zip(folders, resolved, strict=True):
         if resolved.count(there) > 1:
             raise ConfigError(f"{folder} is given twice; give each run once.")
-    return [_read(folder, name, which) for folder, name in zip(folders, _names(resolved), strict=True)]
+    runs = [_read(folder, name, which) for folder, name in zip(folders, _names(resolved), strict=True)]
+    with_classes = [run for run in runs if run.class_names]
+    for run in with_classes[1:]:
+        if run.class_names != with_classes[0].class_names:
+            raise ConfigError(
+                f"{run.folder} has other classes than {with_classes[0].folder}; write a report of each."
+            )
+    return runs
 
 
 def _read(folder: Path, name: str, which: Which) -> Run:

@@ -48,7 +48,7 @@ def results(runs: Sequence[Run], scored: Mapping[str, Scored]) -> list[dict[str,
 
 
 def classes(runs: Sequence[Run], scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
-    """One row per class of the first run that has weights; under `runs` the scores of each run that has the class."""
+    """One row per class, of the runs that have weights; under `runs` those of each of them."""
     with_weights = [run for run in runs if confusion_of(run, scored) is not None]
     if not with_weights:
         return []
@@ -140,8 +140,7 @@ def confusion_of(run: Run, scored: Mapping[str, Scored]) -> NDArray[np.int64] | 
 
 def _class_scores(run: Run, name: str, scored: Mapping[str, Scored]) -> dict[str, Any]:
     confusion = confusion_of(run, scored)
-    if confusion is None or name not in run.class_names:
-        return {"iou": None, "interval": None, "dice": None, "precision": None, "recall": None}
+    assert confusion is not None
     index = run.class_names.index(name)
     scores = Scores.from_confusion(confusion, run.class_names)
     interval = scored[run.name].iou_intervals[index] if run.name in scored else None
@@ -173,7 +172,7 @@ def _difference(first: str, name: str, scored: Mapping[str, Scored]) -> dict[str
         return None
     try:
         comparison = compare(scored[first].per_image, scored[name].per_image)
-    except ConfigError:  # on other images, or with other classes
+    except ConfigError:  # on other images
         return None
     return {
         "value": _ratio(comparison.difference),
