@@ -1,54 +1,113 @@
 """Segment images with a trained model: `python launch/predict.py --model runs/x/best --input DIR --out DIR`.
 
 For each image NAME.* it writes NAME_ids.png: the class ids of Labels.txt, one byte per pixel, at the image's
-own size and turned upright. Files that cannot be read are listed at the end, and the exit code is then 1.
+own size and turned upright; of a GeoTIFF NAME_ids.tif, with its place on the earth. Several processes,
+`accelerate launch launch/predict.py ...`, share the images. Images whose results are there are skipped, so that the
+same command continues; --overwrite predicts them again. Files that cannot be read are listed at the end, and the exit
+code is then 1.
+
+--input is one of
+  an image, or a folder, which is searched with its folders
+  a pattern in quotes: "photos/**/*.jpg"
+  a text file (.txt, .lst, .list) with a path or URL (https, s3, gs, hf) per line; paths are seen from where you are
+  a folder of shards, local or remote; results are named by the samples' keys
+  a video: frame 123 of NAME.mp4 becomes NAME_000123
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 
+from unetdist.distributed import World, make_accelerator, world_of
+from unetdist.errors import ConfigError
 from unetdist.host_memory import keep_all_freed
 from unetdist.inference_options import add_inference_options, inference_of
 from unetdist.logs import run_script, set_up_logging
-from unetdist.predict import find_device, predict_files
+from unetdist.predict import Outputs, find_device, predict_files
 from unetdist.saved_model import load_model
 
 
 def main() -> int:
     """Parse, load, predict."""
+    args = _parse()
+    inference = inference_of(args)
+    set_up_logging()
+    world = _world(args.device)
+    set_up_logging(rank=world.rank, world_size=world.world_size)
+    keep_all_freed()
+    failures = predict_files(
+        load_model(args.model, device=world.device),
+        args.input,
+        args.out,
+        outputs=Outputs(color=args.color, overlay=args.overlay, probabilities=args.probabilities),
+        inference=inference,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        every=args.every,
+        overwrite=args.overwrite,
+        world=world,
+    )
+    return 1 if failures else 0
+
+
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="launch/predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="a trained model: runs/NAME/best")
-    parser.add_argument(
-        "--input", required=True, type=Path, metavar="PATH", help="image, or folder searched with its folders"
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="a trained model: runs/NAME/best")
+    add("--input", required=True, metavar="WHAT", help="see above")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; keeps inner folders")
+    add(
+        "--color",
+        action="store_true",
+        help="also write NAME_color.png: the classes in the colours of Labels.txt",
     )
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="folder for the results; keeps inner folders"
-    )
-    parser.add_argument(
+    add(
         "--overlay",
         action="store_true",
         help="also write NAME_overlay.png: the image under its classes' colours, with a legend",
     )
+    add(
+        "--probabilities",
+        action="store_true",
+        help="also write NAME_probabilities.tif: a page per class, named by its description, 255 where it is certain",
+    )
+    add("--overwrite", action="store_true", help="predict images again whose results are there")
+    add("--every", type=int, default=1, metavar="N", help="of a video, each Nth frame (default: all)")
+    add(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="images of equal size per forward pass; no result depends on the others (default: %(default)s)",
+    )
+    add(
+        "--num-workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="threads that read, and as many that write (default: %(default)s)",
+    )
     add_inference_options(parser)
-    parser.add_argument(
+    add(
         "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="where to compute: cpu, cuda, cuda:1 (default here: %(default)s)",
+        help="where to compute: cpu, cuda, cuda:1 (default: a GPU if there is one; under accelerate launch its choice)",
     )
-    args = parser.parse_args()
-    inference = inference_of(args)
-    set_up_logging()
-    device = find_device(args.device)
-    keep_all_freed()
-    saved = load_model(args.model, device=device)
-    failures = predict_files(
-        saved, args.input, args.out, overlay=args.overlay, inference=inference, device=device
-    )
-    return 1 if failures else 0
+    return parser.parse_args()
+
+
+def _world(device: str | None) -> World:
+    """Collective. This process among those of `accelerate launch`; alone on `device` otherwise."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if device is not None:
+            raise ConfigError(
+                f"--device ({device}) is for one process; accelerate launch chooses, leave it out."
+            )
+        return world_of(make_accelerator())
+    return World(device=find_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image, ImageOps
 from torch import nn
 
-from unetdist.data.decode import PICTURE_SUFFIXES
+from tests.distributed.launcher import run_ranks
 from unetdist.data.labels import Palette
+from unetdist.distributed import World
 from unetdist.errors import ConfigError, DataError
 from unetdist.inference import InferenceConfig
-from unetdist.predict import find_device, find_jobs, predict_files, predict_image, read_upright, write_png
+from unetdist.predict import Outputs, predict_files, read_upright, volume
 from unetdist.saved_model import SavedModel
 
 PALETTE = Palette.from_records(
@@ -61,6 +63,10 @@ def save(path, image, **options):
     image.save(path, **options)
 
 
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def ids_of(image):
     return np.where(np.asarray(image) > 127, 200, 3)
 
@@ -76,7 +82,7 @@ def test_ids_are_those_of_the_labels_file(tmp_path, saved):
     mode, ids = read(tmp_path / "out/in_ids.png")
     assert mode == "L"
     assert np.array_equal(ids, ids_of(bright_corner()))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["in_ids.png"]
+    assert names_in(tmp_path / "out") == ["in_ids.png"]
 
 
 def test_folders_are_kept(tmp_path, saved):
@@ -123,17 +129,6 @@ def test_results_stand_as_a_viewer_shows_the_image(tmp_path, saved, orientation)
     assert np.array_equal(read(tmp_path / "in_ids.png")[1], ids_of(shown[..., 0]))
 
 
-def test_resize_of_the_training_is_applied_and_the_size_is_the_images_own(saved):
-    seen = []
-    saved.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    image = bright_corner(40, 60)[..., None].repeat(3, axis=2)
-    pred = predict_image(SavedModel(saved.model, PALETTE, (12, 8), {}), image)
-    assert seen == [(1, 3, 8, 12)]
-    assert pred.shape == (40, 60)
-    assert pred.dtype == np.uint8
-    assert (pred == (image[..., 0] > 127)).mean() > 0.95
-
-
 def test_windows_reach_every_pixel_once(tmp_path, saved):
     seen = []
     saved.model.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
@@ -146,7 +141,7 @@ def test_windows_reach_every_pixel_once(tmp_path, saved):
 
 def test_overlay_has_the_colors_of_the_classes(tmp_path, saved):
     save(tmp_path / "in.png", bright_corner())
-    predict_files(saved, tmp_path / "in.png", tmp_path, overlay=True)
+    predict_files(saved, tmp_path / "in.png", tmp_path, outputs=Outputs(overlay=True))
     mode, drawn = read(tmp_path / "in_overlay.png")
     assert mode == "RGB"
     assert (drawn == PALETTE.colors[0]).all(axis=-1).any()
@@ -160,79 +155,108 @@ def test_files_that_cannot_be_read_are_gathered_and_the_rest_is_done(tmp_path, s
     (tmp_path / "in/c.png").write_bytes(whole[: len(whole) // 2])
     save(tmp_path / "in/d.png", bright_corner())
     failures = predict_files(saved, tmp_path / "in", tmp_path / "out")
-    assert [failure.source.name for failure in failures] == ["b.png", "c.png"]
+    assert [Path(failure.source).name for failure in failures] == ["b.png", "c.png"]
     assert failures[0].reason == "image cannot be read (no known image format); replace the file."
     assert "cannot be read" in failures[1].reason
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_ids.png", "d_ids.png"]
-
-
-def test_a_file_that_went_away_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"cannot be read .*No such file.*replace the file"):
-        read_upright(tmp_path / "gone.png", 3)
-
-
-def test_an_image_beyond_pils_limit_is_named(tmp_path, monkeypatch):
-    save(tmp_path / "in.png", bright_corner())
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="cannot be read .*exceeds limit.*cut it into parts"):
-        read_upright(tmp_path / "in.png", 3)
+    assert names_in(tmp_path / "out") == ["a_ids.png", "d_ids.png"]
 
 
 def test_results_of_an_earlier_run_are_no_input(tmp_path, saved):
     save(tmp_path / "in/a.png", bright_corner())
     for _ in range(2):
         predict_files(saved, tmp_path / "in", tmp_path / "in/out")
-    assert [path.name for path in (tmp_path / "in/out").iterdir()] == ["a_ids.png"]
-
-
-def test_missing_input(tmp_path):
-    with pytest.raises(DataError, match=r"nothing: does not exist; give --input"):
-        find_jobs(tmp_path / "nothing", tmp_path / "out")
-
-
-@pytest.mark.parametrize("suffix", PICTURE_SUFFIXES)
-def test_every_kind_of_picture_that_can_be_sharded_is_found(tmp_path, suffix):
-    (tmp_path / f"a{suffix.upper()}").touch()
-    assert len(find_jobs(tmp_path, tmp_path / "out")) == 1
-
-
-def test_no_images(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in/notes.txt").write_text("")
-    with pytest.raises(DataError, match=r"in: no images in it; looked for .jpg, .*\.webp"):
-        find_jobs(tmp_path / "in", tmp_path / "out")
-
-
-@pytest.mark.parametrize("out", [".", "in"])
-def test_input_inside_output(tmp_path, out):
-    save(tmp_path / "in/a.png", bright_corner())
-    with pytest.raises(DataError, match="in: lies in the output folder .*; give --out another folder"):
-        find_jobs(tmp_path / "in", tmp_path / out)
-
-
-def test_two_images_of_one_name(tmp_path):
-    save(tmp_path / "in/a.jpg", bright_corner())
-    save(tmp_path / "in/a.png", bright_corner())
-    with pytest.raises(DataError, match=r"a.png: this and .*a.jpg would both write .*a_ids.png; rename one"):
-        find_jobs(tmp_path / "in", tmp_path / "out")
-
-
-def test_output_that_cannot_be_written(tmp_path):
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(DataError, match="a_ids.png: cannot be written .*; make room or give --out"):
-        write_png(tmp_path / "out/a_ids.png", bright_corner())
-
-
-def test_unusable_device():
-    with pytest.raises(ConfigError, match=r"--device \(gpu\) cannot be used here: .*; use --device cpu"):
-        find_device("gpu")
-    assert find_device("cpu") == torch.device("cpu")
+    assert names_in(tmp_path / "in/out") == ["a_ids.png"]
 
 
 def test_script_says_what_is_wrong_without_a_traceback(tmp_path):
-    script = Path(__file__).parents[1] / "launch/predict.py"
+    script = Path(__file__).parents[2] / "launch/predict.py"
     args = ["--model", str(tmp_path), "--input", str(tmp_path), "--out", str(tmp_path), "--device", "cpu"]
     done = subprocess.run([sys.executable, script, *args], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "does not exist; give --model the folder of a trained model" in done.stderr
+
+
+def write_folder(folder, count=5):
+    for index in range(count):
+        save(folder / f"{index}.png", np.roll(bright_corner(20, 30 + index // 3), index, axis=1))
+
+
+def changed(folder, action):
+    """Names of the results that `action` wrote."""
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    action()
+    return sorted(
+        path.name for path in folder.glob("*.png") if path.stat().st_mtime_ns != before.get(path.name)
+    )
+
+
+def test_what_is_there_is_kept_unless_told_otherwise(tmp_path, saved, caplog, monkeypatch):
+    monkeypatch.setattr("unetdist.logs.logger.propagate", True)
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_folder(source)
+    predict_files(saved, source, out)
+    (out / "3_ids.png").unlink()
+    with caplog.at_level("INFO"):
+        assert changed(out, lambda: predict_files(saved, source, out)) == ["3_ids.png"]
+    assert "4 of 5 were there already and are kept (--overwrite predicts them anew)" in caplog.text
+    assert "1 of 5 images predicted" in caplog.text
+    assert len(changed(out, lambda: predict_files(saved, source, out, overwrite=True))) == 5
+    color = Outputs(color=True)
+    assert len(changed(out, lambda: predict_files(saved, source, out, outputs=color))) == 10
+
+
+def test_a_result_that_cannot_be_written_ends_it(tmp_path, saved):
+    write_folder(tmp_path / "in", 30)
+    (tmp_path / "out/3_ids.png").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"3_ids.png: cannot be written .*; make room or give --out another"):
+        predict_files(saved, tmp_path / "in", tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize("option", ["batch_size", "num_workers"])
+def test_numbers_below_one(tmp_path, saved, option):
+    with pytest.raises(ConfigError, match=rf"--{option.replace('_', '-')} \(0\) must be 1 or more"):
+        predict_files(saved, tmp_path, tmp_path / "out", **{option: 0})
+
+
+def share(folder, files):
+    """Collective."""
+    world = World(rank=dist.get_rank(), world_size=dist.get_world_size())
+    volume.MEET_EVERY = 2
+    before = volume.predict_images
+    seen = []
+
+    def counted(saved, images, **options):
+        seen.extend(images)
+        return before(saved, images, **options)
+
+    volume.predict_images = counted
+    saved = SavedModel(Threshold(), PALETTE, None, {})
+    if files is not None:
+        (folder / "in" / f"of_rank_{world.rank}.png").touch()
+        try:
+            predict_files(saved, folder / f"in{world.rank}", folder / "out", world=world)
+        except DataError as error:
+            return str(error)
+    failures = predict_files(saved, folder / "in", folder / "out", world=world)
+    return len(seen), [(Path(failure.source).name, failure.reason[:20]) for failure in failures]
+
+
+def test_processes_share_the_pictures_and_tell_all_failures(tmp_path):
+    write_folder(tmp_path / "in", 9)
+    for name in ("1.png", "4.png"):
+        (tmp_path / "in" / name).write_bytes(b"no image")
+    ranks = run_ranks(share, 2, tmp_path, None)
+    assert [told for _, told in ranks] == [
+        [("4.png", "image cannot be read"), ("1.png", "image cannot be read")]
+    ] * 2
+    assert [count for count, _ in ranks] == [4, 3]
+    assert names_in(tmp_path / "out") == [f"{index}_ids.png" for index in (0, 2, 3, 5, 6, 7, 8)]
+
+
+def test_processes_that_see_other_pictures_say_so(tmp_path):
+    write_folder(tmp_path / "in", 1)
+    write_folder(tmp_path / "in0", 2)
+    write_folder(tmp_path / "in1", 3)
+    for said in run_ranks(share, 2, tmp_path, "other"):
+        assert "the processes see different pictures in --input; wait until nothing is added" in said

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.faulty_server import serve
+from tests.predict.test_video import drive  # noqa: F401 (a fixture)
+from tests.synthetic import write_shards
+from unetdist.data.decode import PICTURE_SUFFIXES
+from unetdist.errors import DataError
+from unetdist.predict.sources import Files, Shards, find_jobs, open_source
+from unetdist.predict.video import Video
+
+
+def always(number, target):
+    return True
+
+
+def picture(path, level=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 12), level, np.uint8)).save(path)
+    return path
+
+
+def targets(source, out):
+    return [str(item.target.relative_to(out)) for item in source.items(always)]
+
+
+def test_missing_input(tmp_path):
+    with pytest.raises(DataError, match=r"nothing: does not exist; give --input"):
+        open_source(tmp_path / "nothing", tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", PICTURE_SUFFIXES)
+def test_every_kind_of_picture_that_can_be_sharded_is_found(tmp_path, suffix):
+    (tmp_path / f"a{suffix.upper()}").touch()
+    assert len(find_jobs(tmp_path, tmp_path / "out")) == 1
+
+
+def test_no_images(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/notes.txt").write_text("")
+    with pytest.raises(DataError, match=r"in: no images in it; looked for .jpg, .*\.webp"):
+        find_jobs(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", [".", "in"])
+def test_input_inside_output(tmp_path, out):
+    picture(tmp_path / "in/a.png")
+    with pytest.raises(DataError, match="in: lies in the output folder .*; give --out another folder"):
+        find_jobs(tmp_path / "in", tmp_path / out)
+
+
+def test_two_images_of_one_name(tmp_path):
+    picture(tmp_path / "in/a.jpg")
+    picture(tmp_path / "in/a.png")
+    with pytest.raises(DataError, match=r"a.png: this and .*a.jpg would both write .*a_ids.png; rename one"):
+        find_jobs(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_pattern_keeps_the_folders_in_which_its_files_differ(tmp_path):
+    for name in ("x/a.png", "x/deep/b.png", "y/a.png", "x/notes.txt", "x/c.jpg"):
+        picture(tmp_path / "in" / name) if name.endswith("g") else (tmp_path / "in" / name).touch()
+    found = open_source(str(tmp_path / "in/**/*.png"), tmp_path / "out")
+    assert targets(found, tmp_path / "out") == ["x/a", "x/deep/b", "y/a"]
+
+
+def test_a_pattern_that_names_no_image(tmp_path):
+    with pytest.raises(DataError, match=r"\*.png: no image has such a name; give --input another pattern"):
+        open_source(str(tmp_path / "*.png"), tmp_path / "out")
+
+
+def test_a_list_of_paths_and_urls(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "mine/a.png", 10)
+    picture(tmp_path / "theirs/b c.png", 20)
+    with serve(tmp_path / "theirs") as server:
+        url = f"{server.url}/b%20c.png?signature=secret"
+        (tmp_path / "all.txt").write_text(f"\ufeff# two\n\nmine/a.png\n{url}\nmine/a.png\n", encoding="utf-8")
+        first, second = open_source(tmp_path / "all.txt", tmp_path / "out").items(always)
+        assert [item.load(3).pixels[0, 0, 0] for item in (first, second)] == [10, 20]
+    assert first.target.name == "a"
+    assert second.target.name == "b c"
+    assert "secret" not in second.name
+
+
+def test_a_list_of_one_folder_needs_no_inner_folders(tmp_path):
+    (tmp_path / "all.lst").write_text("https://a.org/x/1.jpg\nhttps://a.org/x/2.jpg\n")
+    assert targets(open_source(tmp_path / "all.lst", tmp_path), tmp_path) == ["1", "2"]
+
+
+def test_lists_that_cannot_be_used(tmp_path):
+    (tmp_path / "a.txt").write_text("# nothing\n")
+    with pytest.raises(DataError, match="a.txt: lists no images; write one path or URL per line"):
+        open_source(tmp_path / "a.txt", tmp_path)
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(DataError, match="b.txt: cannot be read as a list .*; write one path or URL per line"):
+        open_source(tmp_path / "b.txt", tmp_path)
+
+
+def test_a_remote_image_and_folder(tmp_path):
+    picture(tmp_path / "served/a.png", 30)
+    (tmp_path / "served/notes").write_text("")
+    with serve(tmp_path / "served") as server:
+        for location in (server.url, f"{server.url}/a.png"):
+            (item,) = open_source(location, tmp_path).items(always)
+            assert (item.target.name, item.load(1).pixels[0, 0, 0]) == ("a", 30)
+
+
+def test_a_remote_folder_without_images(tmp_path):
+    (tmp_path / "served").mkdir()
+    with (
+        serve(tmp_path / "served") as server,
+        pytest.raises(DataError, match="no images .* list of their URLs"),
+    ):
+        open_source(server.url, tmp_path)
+
+
+def test_shards_by_the_keys_of_their_samples(tmp_path):
+    write_shards(tmp_path / "shards", 5, per_shard=3)
+    source = open_source(tmp_path / "shards", tmp_path / "out")
+    assert isinstance(source, Shards)
+    items = list(source.items(lambda number, target: number != 1))
+    assert [number for number, item in enumerate(items) if item is None] == [1]
+    assert source.total == len(items) == 5
+    assert len({item.target for item in items if item}) == 4
+    assert items[0].load(3).pixels.ndim == 3
+
+
+def test_a_key_that_leads_elsewhere(tmp_path, monkeypatch):
+    write_shards(tmp_path / "shards", 1)
+    source = open_source(tmp_path / "shards", tmp_path / "out")
+    monkeypatch.setattr(source._reader, "key", lambda number: "../../a")
+    with pytest.raises(DataError, match="its key leads out of the output folder; write the shards again"):
+        list(source.items(always))
+
+
+def test_a_video_is_known_by_its_name(tmp_path, drive):  # noqa: F811
+    assert isinstance(open_source(drive, tmp_path / "out", every=3), Video)
+
+
+def test_processes_that_see_other_files_can_tell(tmp_path):
+    picture(tmp_path / "in/a.png")
+    before = Files(find_jobs(tmp_path / "in", tmp_path / "out")).fingerprint
+    assert before == Files(find_jobs(tmp_path / "in", tmp_path / "out")).fingerprint
+    picture(tmp_path / "in/b.png")
+    assert before != Files(find_jobs(tmp_path / "in", tmp_path / "out")).fingerprint

@@ -1,0 +1,42 @@
+"""Where on the earth the pixels of a GeoTIFF lie: the tags that say so, carried over unchanged.
+
+GeoTIFF 1.1 (OGC 19-008r4), section 7: a grid is placed by ModelPixelScale and ModelTiepoint, or by
+ModelTransformation; the three GeoKey tags name the coordinate system. They hold for pictures of the same size only.
+"""
+
+from typing import Any
+
+from PIL import Image, TiffImagePlugin
+
+Georeference = tuple[tuple[int, int, Any], ...]
+"""(tag, type, value) of each tag that there is."""
+
+NOWHERE: Georeference = ()
+
+PIXEL_SCALE, TIEPOINT, TRANSFORMATION = 33550, 33922, 34264
+TAGS = (PIXEL_SCALE, TIEPOINT, TRANSFORMATION, 34735, 34736, 34737)
+_DESCRIPTION, _ORIENTATION = 270, 274
+
+
+def georeference_of(opened: Image.Image) -> Georeference:
+    """The tags of a TIFF that has a place; none of other pictures, and of one whose pixels are stored turned.
+
+    What is predicted is turned upright, and the tags speak of the pixels as they are stored.
+    """
+    if not isinstance(opened, TiffImagePlugin.TiffImageFile):
+        return NOWHERE
+    tags = opened.tag_v2
+    if not any(tag in tags for tag in (TIEPOINT, TRANSFORMATION)) or tags.get(_ORIENTATION, 1) != 1:
+        return NOWHERE
+    return tuple((tag, tags.tagtype[tag], tags[tag]) for tag in TAGS if tag in tags)
+
+
+def tiff_tags(georeference: Georeference, description: str = "") -> TiffImagePlugin.ImageFileDirectory_v2:
+    """What Pillow's `save` takes as `tiffinfo`."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, kind, value in georeference:
+        tags.tagtype[tag] = kind
+        tags[tag] = value
+    if description:
+        tags[_DESCRIPTION] = description
+    return tags

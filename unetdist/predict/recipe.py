@@ -1,0 +1,53 @@
+"""By which model and settings the results in a folder were made: those of two are not mixed."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from unetdist import storage
+from unetdist.distributed import World, broadcast
+from unetdist.errors import ConfigError
+from unetdist.inference import InferenceConfig
+from unetdist.saved_model import SavedModel
+
+RECIPE_FILE = ".unetdist_predict.json"
+"""In the output folder: by which model and settings its results were made."""
+
+
+def check_recipe(
+    saved: SavedModel, inference: InferenceConfig, out: Path, *, overwrite: bool, world: World
+) -> None:
+    """Collective. Results of another model are not mixed with those of this one; a note in `out` tells them apart.
+
+    Raises:
+        ConfigError: `out` holds some, and they are not to be overwritten.
+    """
+    problem = None
+    if world.is_main:
+        digest = hashlib.sha256()
+        for name, tensor in saved.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        recipe = {"weights": digest.hexdigest(), "inference": dataclasses.asdict(inference)}
+        recipe = json.loads(json.dumps(recipe))
+        try:
+            former = json.loads((out / RECIPE_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            former = recipe
+        if former != recipe and not overwrite:
+            what = [name for name in recipe if former.get(name) != recipe[name]]
+            problem = (
+                f"--out ({out}) holds results of other {' and '.join(what)}; give another folder, or --overwrite "
+                "to replace them."
+            )
+        elif former != recipe or not (out / RECIPE_FILE).exists():
+            try:
+                storage.write_json(out / RECIPE_FILE, recipe)
+            except OSError as error:
+                problem = f"--out ({out}) cannot be written to ({error}); give another folder."
+    problem = broadcast(problem, world.device)
+    if problem:
+        raise ConfigError(problem)
