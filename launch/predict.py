@@ -17,6 +17,7 @@ code is then 1.
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +35,8 @@ def main() -> int:
     args = _parse()
     inference = inference_of(args)
     set_up_logging()
-    world = _world(args.device)
+    accelerator = _join(args.device)
+    world = World(device=_device(args.device)) if accelerator is None else world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
     keep_all_freed()
     failures = predict_files(
@@ -49,6 +51,8 @@ def main() -> int:
         overwrite=args.overwrite,
         world=world,
     )
+    if accelerator is not None:
+        accelerator.end_training()  # Else the connections end as if the processes had died.
     return 1 if failures else 0
 
 
@@ -99,15 +103,17 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _world(device: str | None) -> World:
-    """Collective. This process among those of `accelerate launch`; alone on `device` otherwise."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if device is not None:
-            raise ConfigError(
-                f"--device ({device}) is for one process; accelerate launch chooses, leave it out."
-            )
-        return world_of(make_accelerator())
-    return World(device=find_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+def _join(device: str | None) -> Any:
+    """Collective. The accelerator of the processes that share the work; None where this one is alone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return None
+    if device is not None:
+        raise ConfigError(f"--device ({device}) is for one process; accelerate launch chooses, leave it out.")
+    return make_accelerator()
+
+
+def _device(name: str | None) -> torch.device:
+    return find_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from unetdist.data.labels import Palette
 from unetdist.distributed import World
 from unetdist.errors import ConfigError, DataError
 from unetdist.inference import InferenceConfig
+from unetdist.model.unet import UNet, UNetConfig
 from unetdist.predict import Outputs, predict_files, read_upright, volume
-from unetdist.saved_model import SavedModel
+from unetdist.saved_model import SavedModel, save_model
 
 PALETTE = Palette.from_records(
     [
@@ -260,3 +262,30 @@ def test_processes_that_see_other_pictures_say_so(tmp_path):
     write_folder(tmp_path / "in1", 3)
     for said in run_ranks(share, 2, tmp_path, "other"):
         assert "the processes see different pictures in --input; wait until nothing is added" in said
+
+
+def test_a_device_is_not_chosen_for_several_processes():
+    script = Path(__file__).parents[2] / "launch/predict.py"
+    args = ["--model", "m", "--input", "i", "--out", "o", "--device", "cpu"]
+    environment = {**os.environ, "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, script, *args], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "--device (cpu) is for one process; accelerate launch chooses, leave it out" in done.stderr
+
+
+def test_the_script_on_two_processes_ends_well_or_with_every_failure(tmp_path):
+    """The launcher hides the exit codes of its processes behind 0 and 1."""
+    root = Path(__file__).parents[2]
+    write_folder(tmp_path / "in", 3)
+    unet = UNet(UNetConfig(widths=(4, 8), norm="group"), 2, [100.0] * 3, [50.0] * 3)
+    architecture = {"model": unet.config, "palette": PALETTE, "resize": None, "facts": {}}
+    save_model(tmp_path / "model", unet.state_dict(), **architecture)
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
+    command += [root / "configs/accelerate/cpu.yaml", "--num_processes", "2", root / "launch/predict.py"]
+    command += ["--model", tmp_path / "model", "--input", tmp_path / "in", "--out", tmp_path / "out"]
+    for expected in (0, 1):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == expected, done.stderr
+        (tmp_path / "in/9.png").write_bytes(b"no image")
+    assert "9.png: image cannot be read" in done.stderr
+    assert len(names_in(tmp_path / "out")) == 3

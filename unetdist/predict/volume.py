@@ -103,6 +103,8 @@ def predict_files(
     failures = _gathered(failures, world)
     counts = torch.tensor([share.num_mine, share.num_skipped], dtype=torch.int64, device=world.device)
     total, skipped = all_reduce_sum(counts).tolist()
+    # Gloo's threads hold the tensors of the last collective; freed while Python ends, they would end the process.
+    barrier()
     _tell(total, skipped, failures, out, world)
     return failures
 
@@ -211,7 +213,7 @@ def _gathered(failures: list[Failure], world: World) -> list[Failure]:
     """Those of all processes, on each."""
     text = json.dumps([[failure.source, failure.reason] for failure in failures]).encode()
     size = -least(-len(text), world.device)
-    mine = torch.frombuffer(bytearray(text.ljust(size)), dtype=torch.uint8).to(world.device)
+    mine = torch.frombuffer(bytearray(text.ljust(size)), dtype=torch.uint8).clone().to(world.device)
     parts = [json.loads(bytes(part.tolist())) for part in gather_on(0, mine)]
     together = broadcast([failure for part in parts for failure in part], world.device)
     return [Failure(*failure) for failure in together]
