@@ -47,7 +47,7 @@ FLOORS = (
     {"validation", "predict", "run_folder", "inference_options", "model_card", "export"},
     {"config", "hub", "scoring", "trainer"},
     {"build"},
-    {"ablation", "benchmark", "equivalence", "report"},
+    {"ablation", "benchmark", "doctor", "equivalence", "report"},
 )
 """Lowest first. A part (file or package) imports from lower floors and from itself; on the ground floor also from
 its neighbours."""

@@ -65,23 +65,36 @@ def claim_run_folder(
         raise ConfigError(problem)
 
 
+def check_run_folder(
+    folder: Path, values: Mapping[str, Any], *, cfg: CheckpointConfig, defaults: Mapping[str, Any]
+) -> None:
+    """Refuse what `claim_run_folder` would, and change nothing.
+
+    Raises:
+        ConfigError: the folder holds a run that must not be continued, or not with these settings.
+    """
+    checkpoints = cfg.folder_of(folder)
+    if not has_checkpoint(checkpoints):
+        return
+    _refuse_unwanted(folder, cfg)
+    # With checkpoints elsewhere, the settings lie there too.
+    home = checkpoints if cfg.folder is not None else open_folder(folder)
+    if SETTINGS_FILE in home.names():
+        saved = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
+        _refuse_changes(folder, settings.laid_over(defaults, saved), values, cfg)
+
+
 def _claim(
     folder: Path, values: Mapping[str, Any], cfg: CheckpointConfig, defaults: Mapping[str, Any]
 ) -> str:
     """Claim the folder; what speaks against it, in words: the other processes wait for them, whatever happens."""
-    checkpoints = cfg.folder_of(folder)
     homes = [("--runs_dir", open_folder(folder))]
     if (
         cfg.folder is not None
     ):  # the settings lie there too, for such checkpoints may outlive the folder of the run
-        homes.insert(0, ("--checkpoint.folder", checkpoints))
-    home = homes[0][1]
+        homes.insert(0, ("--checkpoint.folder", cfg.folder_of(folder)))
     try:
-        if has_checkpoint(checkpoints):
-            _refuse_unwanted(folder, cfg)
-            if SETTINGS_FILE in home.names():
-                saved = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
-                _refuse_changes(folder, settings.laid_over(defaults, saved), values, cfg)
+        check_run_folder(folder, values, cfg=cfg, defaults=defaults)
         for setting, home in homes:
             _save_settings(home, values, setting)
     except UnetdistError as error:

@@ -1,0 +1,1 @@
+"""Before a long run: everything that it leans on, looked at and tried, each finding with its remedy."""

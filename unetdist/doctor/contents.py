@@ -1,0 +1,137 @@
+"""What is in the shards: pictures that decode, labels in range; all of it if asked to; and how fast it is read."""
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unetdist import remote
+from unetdist.data.access import open_reader
+from unetdist.data.ingest.pool import available_cores
+from unetdist.data.inspect import verify
+from unetdist.data.open_shard import REMEDY
+from unetdist.data.samples import Samples
+from unetdist.doctor.case import Case
+from unetdist.doctor.findings import Finding, by_rank, listed, ok, problem, size, warning
+from unetdist.errors import DataError
+from unetdist.logs import console
+
+DECODED = 64
+"""Samples of each data set that are decoded by each rank, if there is time."""
+
+
+def decode(case: Case, split: str) -> dict[str, Any]:
+    """This rank's part of a choice of samples, decoded: which cannot be used."""
+    folder, manifest = case.data[split]
+    reader = open_reader(case.settings.data, folder, manifest)
+    samples = Samples(reader, channels=case.settings.model.in_channels, num_classes=manifest.num_classes)
+    world = case.world
+    number = min(DECODED * world.world_size, manifest.num_samples)
+    chosen = random.Random(0).sample(range(manifest.num_samples), number)[world.rank :: world.world_size]
+    deadline = time.monotonic() + case.budget_s
+    wrong, checked = [], 0
+    for sample_id in chosen:
+        if checked and time.monotonic() > deadline:
+            break
+        checked += 1
+        try:
+            samples.finish(sample_id, *samples.load(sample_id))
+        except DataError as error:
+            wrong.append(_short(error))
+    return {"checked": checked, "wrong": wrong}
+
+
+def judge_decoded(case: Case, ranks: list[dict[str, Any]], split: str) -> Iterator[Finding]:
+    """Pictures that decode, with masks of known classes."""
+    what, location = f"{split} labels", getattr(case.settings.data, split)
+    if any(rank["wrong"] for rank in ranks):
+        remedy = f"`python launch/shard_dataset.py verify {location}` names all; write these shards again"
+        yield problem(what, by_rank([listed(rank["wrong"]) for rank in ranks]), remedy)
+        return
+    manifest = case.data[split][1]
+    ignored = manifest.ignored_pixels / max(1, manifest.num_pixels)
+    fact = f"{sum(rank['checked'] for rank in ranks)} samples decoded, classes in range; {100 * ignored:.1f} % ignored"
+    if ignored > 0.5:
+        yield warning(what, fact, "see that the colours of Labels.txt are those of the masks")
+    else:
+        yield ok(what, fact)
+
+
+def read_all(case: Case, split: str) -> list[str] | None:
+    """On rank 0: everything that is wrong, after reading all."""
+    if not case.world.is_main:
+        return None
+    folder, manifest = case.data[split]
+    before, console.quiet = console.quiet, True
+    try:
+        found = verify.verify(folder, manifest, workers=available_cores()).problems
+    finally:
+        console.quiet = before
+    return [f"{each.where}: {each.kind} ({each.detail})" for each in found]
+
+
+def judge_all(case: Case, ranks: list[list[str] | None], split: str) -> Iterator[Finding]:
+    """Every byte as it was written."""
+    found, what = ranks[0] or [], f"all of {split}"
+    if found:
+        yield problem(what, listed(found) or "", REMEDY)
+    else:
+        yield ok(
+            what,
+            f"all {case.data[split][1].num_samples:,} samples read, decoded and counted: as the manifest says",
+        )
+
+
+def _short(error: DataError) -> str:
+    """The remedy is said once for all."""
+    return str(error).removesuffix(" Then write its shard again.").removesuffix("; write the shards again.")
+
+
+def speed(case: Case) -> dict[str, float]:
+    """Reading from the disk, or the server, as all ranks do so at once."""
+    folder, manifest = case.data["train"]
+    reader = open_reader(case.settings.data, folder, manifest)
+    numbers = np.random.default_rng(case.world.rank).permutation(len(manifest.shards))
+    starts = np.cumsum(manifest.shard_sizes) - manifest.shard_sizes
+    num_bytes = num_samples = 0
+    seconds = 0.0
+    for number in numbers.tolist():
+        shard = manifest.shards[number]
+        if folder.is_local and not remote.is_url(shard.name):
+            forget(folder.path(shard.name))
+        began = time.perf_counter()
+        for row in range(shard.num_samples):
+            image, mask = reader.read(int(starts[number]) + row)
+            num_bytes, num_samples = num_bytes + len(image) + len(mask), num_samples + 1
+            if time.perf_counter() - began + seconds > case.budget_s / 3:
+                break
+        seconds += time.perf_counter() - began
+        if seconds > case.budget_s / 3:
+            break
+    return {
+        "bytes_s": num_bytes / seconds,
+        "samples_s": num_samples / seconds,
+        "bytes": num_bytes / num_samples,
+    }
+
+
+def forget(path: Path) -> None:
+    """Let the system drop what it remembers of a file, so that the disk is read."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def judge_speed(case: Case, ranks: list[dict[str, float]]) -> Iterator[Finding]:
+    """How fast; whether that is fast enough is said once the step is measured."""
+    case.measured.read_bytes_s = min(rank["bytes_s"] for rank in ranks)
+    samples_s = min(rank["samples_s"] for rank in ranks)
+    each = "each rank, at the least: " if len(ranks) > 1 else ""
+    yield ok("reading", f"{each}{size(case.measured.read_bytes_s)}/s, {samples_s:,.0f} samples/s")
