@@ -166,8 +166,10 @@ def judge_memory(what: str, ranks: list[dict[str, int]], setting: str) -> Iterat
 
 
 def _if_data(case: Case) -> str | None:
-    if case.config is None or "train" not in case.data:
-        return "mend the settings and the data first"
+    if case.config is None:
+        return ""
+    if "train" not in case.data:
+        return "mend the data first"
     if case.launch_refused:
         return "mend the launch first"
     if case.world.world_size > 1 and case.levels["data", "problem"]:
@@ -190,7 +192,7 @@ def if_stepped(case: Case) -> str | None:
 
 CHECKS = (
     Check(
-        group=GROUP, what="settings", measure=build, judge=judge_build, why_not=_if_data, is_collective=True
+        group=GROUP, what="training", measure=build, judge=judge_build, why_not=_if_data, is_collective=True
     ),
     Check(group=GROUP, what="first batch", measure=first_batch, judge=judge_first_batch, why_not=_if_built),
     Check(
