@@ -5,7 +5,7 @@ import pytest
 
 from tests.distributed.launcher import run_ranks
 from tests.doctor.cases import BUDGET_S, config_of, told, write_data
-from unetdist.doctor.command import connect, examine
+from unetdist.doctor.command import connect, examine, refusal
 from unetdist.doctor.findings import problem
 from unetdist.doctor.report import Screen
 from unetdist.errors import ConfigError
@@ -68,6 +68,12 @@ def test_refused_settings_are_a_problem_and_the_machine_is_looked_at(tmp_path):
 def test_a_file_that_cannot_be_written_is_named(folder):
     with pytest.raises(ConfigError, match=r"--json \(.+found.json\) cannot be written \(.+\); give another"):
         examine(None, json_file=folder / "train" / "000000.tar" / "found.json", screen=Screen())
+
+
+def test_processes_that_do_not_meet_are_told_of():
+    bad = refusal(RuntimeError("[gloo]\n no such interface"))
+    assert bad.fact == "the processes could not be connected ([gloo] no such interface)"
+    assert bad.remedy
 
 
 def test_what_the_launch_warns_of_is_a_finding(folder, monkeypatch):

@@ -20,6 +20,20 @@ def test_labels_out_of_range_are_named(folder):
     assert f"launch/shard_dataset.py verify {folder / 'train'}" in bad.remedy
 
 
+def test_labels_that_may_be_left_blank_are_warned_of(folder):
+    forget_last_class(folder / "train")
+    case = case_of(folder, data={"on_bad_sample": "blank"})
+    assert only(findings_of(case, *data.CHECKS), "train labels").level == "warning"
+
+
+def test_lost_shards_are_told_of_once(folder):
+    for path in (folder / "train").glob("*.tar"):
+        path.unlink()
+    found = findings_of(case_of(folder), *data.CHECKS)
+    assert [each.what for each in found if each.level == "problem"] == ["train shards"]
+    assert not {"train labels", "reading"} & {each.what for each in found}
+
+
 def test_damage_inside_a_shard_is_found_when_all_is_read(folder):
     case = case_of(folder)
     case.full = True

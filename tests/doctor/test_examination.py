@@ -104,6 +104,7 @@ def examine_two():
             check("together", together, is_collective=True),
             check("parted", parted, is_collective=True),
             check("after", together, is_collective=True),
+            check("useless", together, is_collective=True, why_not=lambda _: ""),
             check("alone", lambda case: case.world.rank),
         ]
     )

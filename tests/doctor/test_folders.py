@@ -61,6 +61,7 @@ def test_a_file_in_the_place_of_a_folder_is_a_problem(tmp_path):
     for what in ("results", "checkpoints"):
         bad = only(found, what)
         assert (bad.level, f"{tmp_path / 'runs'} cannot be written to" in bad.fact) == ("problem", True)
+        assert ".partial" not in bad.fact
         assert bad.remedy
     assert "writing" not in {each.what for each in found}
     assert (tmp_path / "runs").read_text() == "a file"

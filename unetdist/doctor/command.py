@@ -36,6 +36,9 @@ TIMEOUT_S = 120
 OTHERS_S = 120.0
 """For rank 0 to look at what can be looked at where the processes did not meet: who ends first ends them all."""
 
+LAST_S = 1.0
+"""That rank 0 ends before the others, so that a launcher ends its report with what rank 0 says."""
+
 
 def connect(config: Config | None) -> tuple[World, list[Finding]]:
     """Collective. This process among the others, and what speaks against the launch; then it is alone."""
@@ -52,8 +55,18 @@ def connect(config: Config | None) -> tuple[World, list[Finding]]:
     except Exception as error:
         is_told = config is None
         world = World(rank=int(os.environ.get("RANK", 0)))
-        return world, [] if is_told else [problem("launch", describe(error))]
+        return world, [] if is_told else [refusal(error)]
     return world, [warning("launch", text) for text in said]
+
+
+def refusal(error: Exception) -> Finding:
+    """Why the processes did not meet."""
+    if isinstance(error, UnetdistError):
+        return problem("launch", describe(error))
+    text = " ".join(str(error).split())[:300]
+    return problem(
+        "launch", f"the processes could not be connected ({text})", "see what is said of them below"
+    )
 
 
 def examine(
@@ -100,11 +113,13 @@ def examine(
         examination = Examination(case, tell=screen.show, at=screen.at)
         if world.is_main:
             for finding in (*refused, *launch):
-                examination.note(finding, "settings" if finding in refused else "processes")
+                examination.note(finding, "settings" if finding in refused else "launch")
         stack.callback(leave, case)
         with screen.working():
             is_well = made(examination)
     if not world.is_main:
+        if not is_well:
+            time.sleep(LAST_S)
         return 0 if is_well else 1
     screen.end(examination.findings)
     if json_file is not None:

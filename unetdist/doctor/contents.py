@@ -13,11 +13,13 @@ from unetdist import remote
 from unetdist.data.access import open_reader
 from unetdist.data.ingest.pool import available_cores
 from unetdist.data.inspect import verify
-from unetdist.data.open_shard import REMEDY
+from unetdist.data.manifest import Manifest
+from unetdist.data.open_shard import REMEDY, check_size
 from unetdist.data.samples import Samples
 from unetdist.doctor.case import Case
 from unetdist.doctor.findings import Finding, by_rank, listed, ok, problem, size, warning
 from unetdist.errors import DataError
+from unetdist.folders import Folder
 from unetdist.logs import console
 
 DECODED = 64
@@ -37,6 +39,8 @@ def decode(case: Case, split: str) -> dict[str, Any]:
     for sample_id in chosen:
         if checked and time.monotonic() > deadline:
             break
+        if is_lost(folder, manifest, shard_of(manifest, sample_id)):
+            continue
         checked += 1
         try:
             samples.finish(sample_id, *samples.load(sample_id))
@@ -50,8 +54,12 @@ def judge_decoded(case: Case, ranks: list[dict[str, Any]], split: str) -> Iterat
     what, location = f"{split} labels", getattr(case.settings.data, split)
     if any(rank["wrong"] for rank in ranks):
         remedy = f"`python launch/shard_dataset.py verify {location}` names all; write these shards again"
-        yield problem(what, by_rank([listed(rank["wrong"]) for rank in ranks]), remedy)
+        text = by_rank([listed(rank["wrong"]) for rank in ranks])
+        is_borne = split == "train" and case.settings.data.on_bad_sample == "blank"
+        yield (warning if is_borne else problem)(what, text, remedy)
         return
+    if not any(rank["checked"] for rank in ranks):
+        return  # all lost, which was told
     manifest = case.data[split][1]
     ignored = manifest.ignored_pixels / max(1, manifest.num_pixels)
     fact = f"{sum(rank['checked'] for rank in ranks)} samples decoded, classes in range; {100 * ignored:.1f} % ignored"
@@ -86,13 +94,30 @@ def judge_all(case: Case, ranks: list[list[str] | None], split: str) -> Iterator
         )
 
 
+def shard_of(manifest: Manifest, sample_id: int) -> int:
+    """The number of a sample's shard."""
+    return int(np.searchsorted(np.cumsum(manifest.shard_sizes), sample_id, side="right"))
+
+
+def is_lost(folder: Folder, manifest: Manifest, number: int) -> bool:
+    """Whether a local shard is missing or of another size, which is told where sizes are compared."""
+    shard = manifest.shards[number]
+    if not folder.is_local or remote.is_url(shard.name):
+        return False
+    try:
+        check_size(folder.path(shard.name), shard)
+    except DataError:
+        return True
+    return False
+
+
 def _short(error: DataError) -> str:
     """The remedy is said once for all."""
     return str(error).removesuffix(" Then write its shard again.").removesuffix("; write the shards again.")
 
 
-def speed(case: Case) -> dict[str, float]:
-    """Reading from the disk, or the server, as all ranks do so at once."""
+def speed(case: Case) -> dict[str, float] | None:
+    """Reading from the disk, or the server, as all ranks do so at once; None where all is lost."""
     folder, manifest = case.data["train"]
     reader = open_reader(case.settings.data, folder, manifest)
     numbers = np.random.default_rng(case.world.rank).permutation(len(manifest.shards))
@@ -101,6 +126,8 @@ def speed(case: Case) -> dict[str, float]:
     seconds = 0.0
     for number in numbers.tolist():
         shard = manifest.shards[number]
+        if is_lost(folder, manifest, number):
+            continue
         if folder.is_local and not remote.is_url(shard.name):
             forget(folder.path(shard.name))
         began = time.perf_counter()
@@ -112,11 +139,9 @@ def speed(case: Case) -> dict[str, float]:
         seconds += time.perf_counter() - began
         if seconds > case.budget_s / 3:
             break
-    return {
-        "bytes_s": num_bytes / seconds,
-        "samples_s": num_samples / seconds,
-        "bytes": num_bytes / num_samples,
-    }
+    if not num_samples:
+        return None
+    return {"bytes_s": num_bytes / seconds, "samples_s": num_samples / seconds}
 
 
 def forget(path: Path) -> None:
@@ -129,9 +154,12 @@ def forget(path: Path) -> None:
             os.close(descriptor)
 
 
-def judge_speed(case: Case, ranks: list[dict[str, float]]) -> Iterator[Finding]:
+def judge_speed(case: Case, ranks: list[dict[str, float] | None]) -> Iterator[Finding]:
     """How fast; whether that is fast enough is said once the step is measured."""
-    case.measured.read_bytes_s = min(rank["bytes_s"] for rank in ranks)
-    samples_s = min(rank["samples_s"] for rank in ranks)
+    good = [rank for rank in ranks if rank is not None]
+    if not good:
+        return  # all lost, which was told
+    case.measured.read_bytes_s = min(rank["bytes_s"] for rank in good)
+    samples_s = min(rank["samples_s"] for rank in good)
     each = "each rank, at the least: " if len(ranks) > 1 else ""
     yield ok("reading", f"{each}{size(case.measured.read_bytes_s)}/s, {samples_s:,.0f} samples/s")

@@ -79,7 +79,9 @@ class Examination:
     def _make(self, check: Check, lost: str) -> str:
         """One check; why no further collective one can be made, if so."""
         case, board = self.case, self.case.board
-        why_not = lost if lost and check.is_collective else check.why_not(case) if case.world.is_main else GO
+        why_not = check.why_not(case) if case.world.is_main else GO
+        if why_not is GO and lost and check.is_collective:
+            why_not = lost
         why_not = board.tell(why_not)
         if why_not is not GO:
             if why_not and case.world.is_main:

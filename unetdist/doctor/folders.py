@@ -42,6 +42,11 @@ def remove(folder: Folder, name: str) -> None:
         folder.remove(name)
 
 
+def reason_of(error: Exception) -> str:
+    """Why something could not be written, without the name of a file that nobody knows."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def former_run(case: Case) -> dict[str, Any]:
     """On rank 0: whether a run lies there already, and may be continued with these settings."""
     if not case.world.is_main:
@@ -95,7 +100,7 @@ def shared(case: Case) -> dict[str, Any]:
             case.undo.callback(remove, folder, name)
             folder.write(name, token.encode())
         except (OSError, UnetdistError) as error:
-            problem_ = str(error)
+            problem_ = reason_of(error)
     name, token, where, problem_ = case.board.tell([name, token, where, problem_])
     if problem_:
         return {"where": where, "problem": problem_, "is_seen": False}
@@ -133,7 +138,7 @@ def results(case: Case) -> str | None:
     try:
         folder.write(name, b"probe")
     except OSError as error:
-        return f"{folder} cannot be written to ({error})"
+        return f"{folder} cannot be written to ({reason_of(error)})"
     return ""
 
 
