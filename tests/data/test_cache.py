@@ -253,6 +253,15 @@ def test_a_disk_that_stays_full(cache, folder, shards, monkeypatch):
     assert len(cache.index(folder, shards[0])) == 3  # Not kept, but given.
 
 
+def test_what_somebody_has_mended_meanwhile_is_not_dropped(cache, folder, shards):
+    path = cache.fetch(folder, shards[0])
+    damaged = path.stat().st_ino
+    assert not cache.drop(shards[0], is_it=lambda tar: tar.stat().st_ino != damaged)
+    assert cache.find(shards[0]) == path
+    assert cache.drop(shards[0], is_it=lambda tar: tar.stat().st_ino == damaged)
+    assert files_in(cache) == []
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(

@@ -34,10 +34,11 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
+    with process:
+        try:
+            output, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
     return process.returncode, output
 
 

@@ -56,13 +56,11 @@ class ShardCache:
     def find(self, shard: Shard) -> Path | None:
         """The shard's file if it is here, which then counts as used; it may be gone by the time it is opened."""
         path = self._path(shard, TAR)
-        try:
-            if path.stat().st_size != shard.num_bytes:
-                return None
-        except FileNotFoundError:
-            return None
-        _touch(path)
-        return path
+        with suppress(FileNotFoundError):
+            if path.stat().st_size == shard.num_bytes:
+                _touch(path)
+                return path
+        return None
 
     def fetch(self, folder: Folder, shard: Shard) -> Path:
         """The shard's file, downloaded unless it is here; another process that downloads it is waited for.
@@ -71,10 +69,9 @@ class ShardCache:
         server does not answer, `CacheFullError` where there is no room.
         """
         with self._lock(self._path(shard, TAR)):
-            found = self.find(shard)
-            return found or self._store(
-                shard, TAR, shard.num_bytes, lambda file: _receive(folder, shard, file)
-            )
+            if found := self.find(shard):
+                return found
+            return self._store(shard, TAR, shard.num_bytes, lambda file: _receive(folder, shard, file))
 
     def index(self, folder: Folder, shard: Shard) -> Rows:
         """The rows of the shard's index, downloaded unless it is here; no download of a shard is waited for."""
@@ -90,10 +87,13 @@ class ShardCache:
                 self._store(shard, INDEX, len(data), lambda file: file.write(data))
             return rows
 
-    def drop(self, shard: Shard) -> None:
-        """Remove what is here of a shard: it was found damaged."""
-        for kind in (TAR, INDEX):
-            self._path(shard, kind).unlink(missing_ok=True)
+    def drop(self, shard: Shard, *, is_it: Callable[[Path], bool] = lambda _: True) -> bool:
+        """Remove a damaged shard, if `is_it` knows its tar again; whether it did: others may have been faster."""
+        with self._lock(self._path(shard, TAR)):
+            found = is_it(self._path(shard, TAR))
+            for kind in (TAR, INDEX) if found else ():
+                self._path(shard, kind).unlink(missing_ok=True)
+        return found
 
     def _rows_here(self, path: Path, shard: Shard) -> Rows:
         path.stat()
@@ -114,9 +114,9 @@ class ShardCache:
         lock = FileLock(self.directory / "locks" / (path.name[:2] + kind), timeout=timeout, mode=0o666)
         try:
             lock.acquire()
+        except Timeout:
+            raise
         except OSError as error:
-            if isinstance(error, Timeout):
-                raise
             raise CacheFullError(
                 f"the cache {self.directory} cannot be locked ({error.strerror}); free space on its disk, or give a "
                 "folder that you may write to."

@@ -195,11 +195,9 @@ class ShardReader:
     def _fetch_again(self, opened: OpenShard, number: int, error: DataError) -> None:
         assert self.cache is not None
         shard = self.manifest.shards[number]
-        path = self.cache.find(shard)
         # Another thread or process may have been faster.
-        if path is not None and isinstance(opened, LocalShard) and opened.is_at(path):
+        if isinstance(opened, LocalShard) and self.cache.drop(shard, is_it=opened.is_at):
             logger.warning("fetched again into the cache: %s", error)
-            self.cache.drop(shard)
         with suppress(CacheFullError):
             self.cache.fetch(self.folder, shard)
 
