@@ -5,9 +5,11 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,3 +242,24 @@ def end_the_group() -> bool:
 
 def test_a_group_that_ended_is_held_by_python_and_not_by_a_ddp_alone():
     assert run_ranks(end_the_group, 2) == [True, True]
+
+
+def threads_after_the_end() -> list[int]:
+    keep_group()
+    dist.all_reduce(torch.ones(()))
+    rendezvous._end_threads()
+    while_connected = names_of_threads()
+    dist.destroy_process_group()
+    rendezvous._end_threads()
+    return [while_connected.count("pt_gloo_runloop"), names_of_threads().count("pt_gloo_runloop")]
+
+
+def names_of_threads() -> list[str]:
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads in /proc")
+def test_no_thread_of_a_group_that_ended_is_left_to_end_with_python():
+    for connected, ended in run_ranks(threads_after_the_end, 2):
+        assert connected > 0
+        assert ended == 0
