@@ -34,7 +34,7 @@ FLOORS = (
     },
     {"attempts", "class_weights", "commits", "guard", "host_copy", "meter", "pictures", "schedule"},
     {"boundary", "calibration", "data", "model", "losses", "metrics", "optim", "ema", "sliding_window"},
-    {"comparison", "completeness", "feed", "image_counts", "inference", "performance", "share"},
+    {"comparison", "completeness", "examples", "feed", "image_counts", "inference", "performance", "share"},
     {
         "evaluate",
         "checkpoint",
@@ -71,6 +71,9 @@ LAZY = (
     "s3fs",
     "huggingface_hub",
     "plotly",
+    "trackio",
+    "mlflow",
+    "tensorboard",
 )
 """Heavy or optional: imported inside the function that needs them, never by `import unetdist.anything`."""
 

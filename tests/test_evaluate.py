@@ -100,11 +100,17 @@ def test_other_pixels_than_the_manifest_lists_are_refused():
         run([batch(*range(7))], expected(road=1), batch_size=7)
 
 
-def test_the_first_images_are_kept_for_the_eye():
-    examples = run([batch(4, 5, 6), batch(0, 1, 2, 3)]).examples
-    assert [example.id for example in examples] == [4, 5]
-    assert examples[1].pred.equal(IMAGES[5, 2] // 100)
-    assert examples[1].mask.equal(MASKS[5])
+def test_the_first_and_the_worst_are_kept_for_the_eye():
+    report = run([batch(4, 5, 6), batch(0, 1, 2, 3)], extras=True)
+    mious = [Scores.from_confusion(confusion, CLASSES).miou for confusion in report.per_image]
+    first, worst = report.examples
+    assert (first.id, first.is_worst) == (0, False)
+    assert (worst.id, worst.is_worst) == (int(np.argmin(mious)), True)
+    for example in report.examples:
+        assert example.miou == mious[example.id]
+        assert (example.image == IMAGES[example.id].permute(1, 2, 0).numpy()).all()
+        assert (example.pred == (IMAGES[example.id, 2] // 100).numpy()).all()
+        assert (example.mask == MASKS[example.id].numpy()).all()
 
 
 def test_a_partial_batch_is_filled_up_so_that_every_image_meets_the_same_kernels():

@@ -31,7 +31,7 @@ def test_the_commands_for_ones_own_data_run_as_they_stand(tmp_path):
     for name in ("launch", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     write_shapes(tmp_path / "mine", count=6, seed=0, size=(64, 64))
-    shard, train, evaluate, predict = commands("Your own data")
+    shard, doctor, train, evaluate, predict, report = commands("Your own data")
     shard = shard.replace("--images DIR", "--images mine/images").replace("--masks DIR", "--masks mine/masks")
     shard = shard.replace("Labels.txt", "mine/Labels.txt")
     predict = predict.replace("FILE_OR_DIR", "mine/images").replace("DIR", "predictions")
@@ -40,9 +40,11 @@ def test_the_commands_for_ones_own_data_run_as_they_stand(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for command in (
         shard,
+        f"{doctor} {SHORT}",
         f"{train} {SHORT}",
         evaluate,
         predict,
+        report,
     ):
         line = re.sub("^python ", python, re.sub("^accelerate ", accelerate, command))
         done = subprocess.run(
@@ -53,6 +55,7 @@ def test_the_commands_for_ones_own_data_run_as_they_stand(tmp_path):
     ids = np.asarray(Image.open(next((tmp_path / "predictions").glob("*_ids.png"))))
     assert ids.shape == (64, 64)
     assert len(list((tmp_path / "predictions").glob("*_overlay.png"))) == 6
+    assert "<html" in next(tmp_path.rglob("report.html")).read_text(encoding="utf-8")
 
 
 def test_the_map_names_every_part_on_its_floor():

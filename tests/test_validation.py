@@ -28,8 +28,11 @@ def test_pictures_carry_key_image_mask_and_prediction(tmp_path):
         validator, model = trainer.validator, trainer.model.eval()
         report = validator.score(model)
         pictures = validator.pictures(report)
-    assert [picture.key for picture in pictures] == ["pictures/000", "pictures/001"]
-    for index, picture in enumerate(pictures):
+    assert pictures[0].key == "pictures/000"  # the first; the other one is the worst
+    assert [picture.is_worst for picture in pictures] == [False, True]
+    for picture, example in zip(pictures, report.examples, strict=True):
+        index = int(picture.key[-3:])
+        assert (picture.miou, index) == (example.miou, example.id)
         image, mask = draw(index, (24, 32))
         assert (picture.image == image).all()
         assert (picture.mask == mask).all()
@@ -84,8 +87,9 @@ def test_settings_say_how_images_are_predicted(tmp_path):
         examples = validator.score(model).examples
         assert set(seen) == {(2, 3, 16, 16), (2, 3, 24, 24)}
         for example in examples:
-            logits = predict_logits(model, example.image[None], inference=InferenceConfig(**inference))
-            assert example.pred.equal(logits[0].argmax(0))
+            image = torch.from_numpy(example.image).permute(2, 0, 1)[None]
+            logits = predict_logits(model, image, inference=InferenceConfig(**inference))
+            assert (example.pred == logits[0].argmax(0).numpy()).all()
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def trained(tmp_path_factory):
 
 
 def scored(trained, leaves):
-    """What each rank reports of the images and which of them it owned; None if all left early."""
+    """What each rank reports of the images, and shows of them; None if all left early."""
     inference = InferenceConfig(window=(16, 24), window_batch=3, flips=True)
     cfg = ValidationConfig(batch_size=2, inference=inference, calibration=True)
     where = (str(trained / "val"),)
@@ -122,15 +126,19 @@ def scored(trained, leaves):
             report = validator.score(saved.model, per_image=True, is_over=lambda: leaves and world.rank == 1)
         except LeftEarlyError:
             return None
-    return report.to_mapping(), report.per_image, sorted(example.id for example in report.examples)
+    shown = [
+        (each.id, each.miou, each.is_worst, each.image, each.mask, each.pred) for each in report.examples
+    ]
+    return report.to_mapping(), report.per_image, shown
 
 
 def test_windows_of_an_image_are_shared_with_the_same_score_on_any_number_of_processes(trained):
-    ((alone, images, _),) = run_ranks(scored, 1, trained, False)
+    ((alone, images, shown),) = run_ranks(scored, 1, trained, False)
     for world_size in (2, 3):
-        ranks = run_ranks(scored, world_size, trained, False)
-        assert [ids for _, _, ids in ranks][:2] == [[0, 1], [2]]
-        for numbers, per_image, _ in ranks:
+        for numbers, per_image, shown_too in run_ranks(scored, world_size, trained, False):
+            assert [each[:3] for each in shown_too] == [each[:3] for each in shown]
+            for each, other in zip(shown_too, shown, strict=True):
+                assert all(np.array_equal(*planes) for planes in zip(each[3:], other[3:], strict=True))
             assert numbers["loss"] == pytest.approx(alone["loss"], rel=1e-12)
             assert {**numbers, "loss": 0} == {**alone, "loss": 0}
             assert np.array_equal(per_image, images)

@@ -14,6 +14,7 @@ from unetdist.completeness import Expected, fingerprint, prove_complete
 from unetdist.data.batch import Batch
 from unetdist.distributed import all_reduce_sum
 from unetdist.errors import ConfigError
+from unetdist.examples import Example, Examples
 from unetdist.image_counts import ImageCounts
 from unetdist.inference import InferenceConfig
 from unetdist.losses import Loss
@@ -69,8 +70,8 @@ class Report:
     per_image: np.ndarray | None = None
     """(num_samples, C, C) int64: the confusion matrix of each image, by its id."""
 
-    examples: tuple["Example", ...] = field(default=(), compare=False)
-    """This rank's first images with their prediction."""
+    examples: tuple[Example, ...] = field(default=(), compare=False)
+    """The first images and the worst, with their prediction, on each rank."""
 
     def to_mapping(self) -> dict[str, Any]:
         """The report as JSON types; NaN, the score of an absent class, becomes None."""
@@ -84,16 +85,6 @@ class Report:
             **({} if self.boundary is None else {"boundary": self.boundary.to_record()}),
             **({} if self.reliability is None else {"calibration": self.reliability.to_record()}),
         }
-
-
-@dataclass(frozen=True)
-class Example:
-    """One scored image, for the eye: image (C, H, W) uint8, mask and pred (H, W) class indices."""
-
-    id: int
-    image: Tensor
-    mask: Tensor
-    pred: Tensor
 
 
 class LeftEarlyError(Exception):
@@ -125,7 +116,7 @@ def evaluate(
         loss: criterion to report beside the scores; its share form is summed over the whole data set.
         cfg: settings.
         device: where `predict` runs.
-        num_examples: how many of this rank's first images to keep in the report.
+        num_examples: how many images to keep in the report, half of them the first and half the worst.
         per_image: whether to keep the confusion matrix of every image of the data set.
         on_batch: called with the number of images after each batch.
         is_over: asked before each batch: whether to leave.
@@ -145,12 +136,13 @@ def evaluate(
     loss_parts = torch.zeros(4, dtype=torch.float64, device=device)  # two sums, two units
     seen = torch.zeros(2, dtype=torch.int64)
     was_left = torch.zeros(1, dtype=torch.int64)
-    examples: list[Example] = []
+    examples = Examples(num_examples)
     for batch in batches:
         if is_over():
             was_left += 1
             break
         there = batch.to(device, non_blocking=True)
+        examples.read()
         logits = predict_fixed(predict, there.image, cfg.batch_size)
         if logits is not None:
             mask, class_pixels = there.mask, there.class_pixels
@@ -160,10 +152,9 @@ def evaluate(
                 loss_parts += torch.cat(
                     [loss.sums(logits[one], mask[one]).double(), loss.units(class_pixels[one])]
                 )
-                images.add(sample_id, logits[index], preds[index], mask[index])
-                if len(examples) < num_examples:
-                    pred = preds[index].cpu()
-                    examples.append(Example(sample_id, batch.image[index], batch.mask[index], pred))
+                confusion = images.add(sample_id, logits[index], preds[index], mask[index])
+                of_image = batch.image[index], batch.mask[index], preds[index]
+                examples.add(sample_id, confusion, *of_image)
             seen += torch.tensor([len(batch.ids), fingerprint(batch.ids.numpy())])
         on_batch(len(batch.ids))
 
@@ -185,7 +176,7 @@ def evaluate(
         boundary=BoundaryScores.from_counts(images.boundary.numpy(), class_names) if cfg.boundary else None,
         reliability=Reliability.from_counts(images.reliability.numpy()) if cfg.calibration else None,
         per_image=images.per_image.numpy() if per_image else None,
-        examples=tuple(examples),
+        examples=examples.gather(device),
     )
 
 

@@ -44,8 +44,8 @@ class ImageCounts:
         self.bootstrap = PoissonBootstrap(num_classes, replicates=replicates)
         self._unread: list[tuple[int, Tensor, Tensor]] = []
 
-    def add(self, sample_id: int, logits: Tensor, pred: Tensor, mask: Tensor) -> None:
-        """Count one image: logits (C, H, W), pred and mask (H, W) classes."""
+    def add(self, sample_id: int, logits: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
+        """Count one image: logits (C, H, W), pred and mask (H, W) classes; its confusion matrix, on the device."""
         others = []
         if self._with_boundary:
             others.append(boundary_counts(pred, mask, len(self.confusion)).flatten())
@@ -55,6 +55,7 @@ class ImageCounts:
         self._unread.append((sample_id, confusion, torch.cat(others) if others else confusion.new_zeros(0)))
         if len(self._unread) == self.READ_EVERY:
             self.read()
+        return confusion
 
     def read(self) -> None:
         """Count all that is on the device."""

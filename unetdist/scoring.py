@@ -66,7 +66,7 @@ def build_validator(
         autocast=autocast,
         resize=resize if manifest.resize != resize else None,
         key_of=ShardReader(folder, manifest).key,
-        num_pictures=num_pictures if world.is_main else 0,
+        num_pictures=num_pictures,
     )
 
 

@@ -104,11 +104,13 @@ class Trainer:
         """Collective. Train to the end, or to a signal to stop; True if the end was reached."""
         self.restore()
         self.attempt.begin(self.state.step)
+        self.tracker.start(
+            step=self.state.step, max_steps=self.schedule.max_steps, owes_validation=self.owes_validation
+        )
         if self.is_finished and not self.owes_validation:
             logger.info("step %d of %d: nothing left to train", self.state.step, self.schedule.max_steps)
             return self.ended()
         steps = self.rehearsed(self.train_batches(self.state.samples_seen))
-        self.tracker.start(step=self.state.step, max_steps=self.schedule.max_steps)
         if self.owes_validation and self.end_step(self.validate()):
             return self.ended()
         self.meter.restart()
@@ -174,14 +176,18 @@ class Trainer:
     def log(self, grad_norm: Tensor) -> None:
         """Collective. Read what was measured since the last log line, and hand it to the tracker."""
         self.check_steps()
+        state = self.state
         stats = self.meter.read(
             lr=self.optimizer.param_groups[0]["lr"],
             grad_norm=grad_norm,
             global_batch_size=self.global_batch_size,
-            epoch=self.state.samples_seen / self.num_samples,
-            bad_steps=self.state.bad_steps,
+            epoch=state.samples_seen / self.num_samples,
+            bad_steps=state.bad_steps,
         )
-        self.tracker.log_train(stats, step=self.state.step, samples_seen=self.state.samples_seen)
+        follows = self.owes_validation
+        self.tracker.log_train(
+            stats, step=state.step, samples_seen=state.samples_seen, validation_follows=follows
+        )
 
     def check_steps(self) -> None:
         """Collective. Count the steps that were skipped, and end the run where they are too many in a row."""
@@ -215,12 +221,8 @@ class Trainer:
             self.state.best_miou, self.state.best_step = report.scores.miou, self.state.step
             if self.world.is_main:
                 self.save_model(self.evaluated_model, self.state, "best", report)
-        self.tracker.log_validation(
-            report,
-            step=self.state.step,
-            pictures=self.validator.pictures(report),
-            is_best=is_best,
-        )
+        pictures = self.validator.pictures(report)
+        self.tracker.log_validation(report, step=self.state.step, pictures=pictures, is_best=is_best)
         self.meter.restart()  # the time of a validation is no step time
         return report
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from unetdist.completeness import Expected
@@ -13,7 +12,8 @@ from unetdist.data.batch import Batch
 from unetdist.data.labels import Palette
 from unetdist.data.requests import part_of
 from unetdist.distributed import World, any_rank
-from unetdist.evaluate import Example, Predict, Report, ValidationConfig, evaluate, predict_fixed
+from unetdist.evaluate import Predict, Report, ValidationConfig, evaluate, predict_fixed
+from unetdist.examples import Example
 from unetdist.inference import InferenceConfig, Team, predict_logits, predict_rows
 from unetdist.logs import progress
 from unetdist.losses import Loss
@@ -122,10 +122,8 @@ class Validator:
         return torch.stack([torch.cat(rows, dim=1) for rows in images]).float()
 
     def _picture(self, example: Example) -> Picture:
-        image = rearrange(example.image, "c h w -> h w c").numpy()
-        return Picture(
-            self.key_of(example.id), image, example.mask.numpy(), example.pred.to(torch.uint8).numpy()
-        )
+        key, of_image = self.key_of(example.id), (example.image, example.mask, example.pred)
+        return Picture(key, *of_image, miou=example.miou, is_worst=example.is_worst)
 
 
 def shares_windows(inference: InferenceConfig, num_samples: int, world: World) -> bool:

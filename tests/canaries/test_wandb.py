@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from accelerate.utils import LoggerType
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from tests.tracking.samples import wandb_records
 
@@ -22,17 +22,19 @@ def no_account(tmp_path, monkeypatch):
     wandb.teardown()
 
 
-def test_trackers_can_be_chosen_after_the_accelerator_was_made(tmp_path, accelerator):
-    """Why `make_accelerator` need not know of tracking (tracking/wandb_run.py)."""
-    accelerator.log_with = [LoggerType.WANDB]
+def test_trackers_of_accelerate_can_be_made_one_by_one(tmp_path, accelerator):
+    """Why `make_accelerator` need not know of tracking, and each dashboard has a thread (tracking/dashboard.py)."""
     options = {"mode": "offline", "dir": str(tmp_path), "settings": wandb.Settings(silent=True)}
-    accelerator.init_trackers("p", {"lr": 0.1}, init_kwargs={"wandb": options})
-    run = accelerator.get_tracker("wandb", unwrap=True)
+    tracker = LOGGER_TYPE_TO_CLASS["wandb"]("p", **options)
+    tracker.start()
+    tracker.store_init_configuration({"lr": 0.1})
+    run = tracker.tracker
     assert run.offline
     assert run.project == "p"
     assert run.config["lr"] == 0.1
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    tracker.finish()
+    for name in ("tensorboard", "mlflow", "trackio"):
+        assert name in LOGGER_TYPE_TO_CLASS
 
 
 def test_values_of_one_step_become_one_row_and_steps_must_not_fall(tmp_path):

@@ -1,15 +1,16 @@
-import importlib.util
 import json
 from types import SimpleNamespace
 
 import pytest
 
-from tests.tracking.samples import NAMES, PALETTE, REPORT, SCORES, picture, stats
-from unetdist.errors import ConfigError
+from tests.tracking.samples import CONFUSION, NAMES, PALETTE, REPORT, SCORES, picture, stats
 from unetdist.logs import logger
+from unetdist.metrics import Scores
 from unetdist.tracking import Tracker, TrackingConfig
 from unetdist.tracking import tracker as module
+from unetdist.tracking.dashboard import Dashboard
 
+SCORES_BETTER = Scores.from_confusion(CONFUSION * [[1, 0, 0], [0, 1, 0], [0, 0, 1]], NAMES)
 MAIN, OTHER = SimpleNamespace(is_main_process=True), SimpleNamespace(is_main_process=False)
 
 
@@ -18,37 +19,50 @@ def make(run_dir, accelerator=MAIN, **cfg):
     return Tracker(settings, accelerator, run_dir=run_dir, run_name="r", config={}, palette=PALETTE)
 
 
-def log_some(tracker, steps=(10, 20)):
-    tracker.start(step=0, max_steps=20)
+def log_some(tracker, steps=(10, 20), *, start=0, max_steps=20):
+    tracker.start(step=start, max_steps=max_steps)
     for step in steps:
-        tracker.log_train(stats(), step=step, samples_seen=4 * step)
+        tracker.log_train(stats(), step=step, samples_seen=4 * step, validation_follows=True)
         tracker.log_validation(REPORT, step=step, pictures=[picture("a")], is_best=True)
     tracker.close()
 
 
-class Dashboard:
-    """Stands in for wandb; raises wherever `broken` says."""
+class Told(Dashboard):
+    """Stands in for a dashboard; raises wherever `broken` says."""
 
-    def __init__(self, *broken):
-        self.broken, self.calls = broken, []
+    def __init__(self, *broken, held=()):
+        self.broken, self.calls, self.rows, self.ends = broken, [], [], []
+        self.held = {step: set(names) for step, names in dict(held).items()}
 
     def _call(self, name):
         self.calls.append(name)
         if name in self.broken:
             raise OSError("no space left")
 
-    def __call__(self, *_, **__):
-        self._call("start")
+    def __call__(self, name, run):
+        self.name, self.run = name, run
+        self._call("open")
         return self
 
-    def log(self, values, step):
-        self._call("log")
+    def send(self, row):
+        self.rows.append(row)
+        self._call("send")
 
-    def log_scores(self, scores, confusion, pictures, palette, step):
-        self._call(f"scores with {len(pictures)}")
-
-    def close(self):
+    def close(self, facts, best):
+        self.ends.append((facts, best))
         self._call("close")
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Opens a stand-in in place of any dashboard."""
+
+    def use(*broken, **held):
+        dashboard = Told(*broken, **held)
+        monkeypatch.setattr(module, "open_dashboard", dashboard)
+        return dashboard
+
+    return use
 
 
 @pytest.fixture
@@ -61,6 +75,7 @@ def warnings(monkeypatch):
 def test_every_name_is_in_the_file(tmp_path):
     log_some(make(tmp_path), steps=(10,))
     train, validation = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert 0 < train.pop("time/hours") < 1
     assert train == {
         "step": 10,
         "train/loss": 0.5,
@@ -100,19 +115,106 @@ def test_other_ranks_write_nothing(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_dashboard_gets_what_the_file_gets_and_as_many_pictures_as_asked_for(tmp_path, monkeypatch):
-    dashboard = Dashboard()
-    monkeypatch.setattr(module, "WandbRun", dashboard)
-    log_some(make(tmp_path, tracker="wandb", num_pictures=0), steps=(10,))
-    assert dashboard.calls == ["start", "log", "log", "scores with 0", "close"]
+def test_a_step_is_told_once_with_its_validation(tmp_path, told):
+    dashboard = told()
+    tracker = make(tmp_path, tracker="wandb")
+    tracker.start(step=0, max_steps=20)
+    tracker.log_train(stats(), step=5, samples_seen=20)
+    tracker.log_train(stats(), step=10, samples_seen=40, validation_follows=True)
+    tracker.log_validation(REPORT, step=10, pictures=[picture("a")], is_best=True)
+    tracker.close()
+    first, second = dashboard.rows
+    assert (first.step, first.values["train/loss"], first.shown) == (5, 0.5, None)
+    assert (second.step, second.values["train/loss"], second.values["val/miou"]) == (10, 0.5, SCORES.miou)
+    assert "val/iou/tree" not in second.values  # absent: a gap in the curve
+    assert [each.key for each in second.shown.pictures] == ["a"]
+    assert dashboard.calls == ["open", "send", "send", "close"]
+    ((facts, best),) = dashboard.ends
+    assert (facts["best/miou"], facts["best/step"], best) == (SCORES.miou, 10, None)
+    assert facts["time/hours"] >= second.values["time/hours"] > 0
 
 
-@pytest.mark.parametrize("broken", ["start", "log", "scores with 1", "close"])
-def test_a_broken_dashboard_is_told_once_and_stops_nothing(tmp_path, monkeypatch, warnings, broken):
-    monkeypatch.setattr(module, "WandbRun", Dashboard(broken))
+def test_what_a_dashboard_lacks_is_sent_when_the_run_goes_on(tmp_path, told):
+    log_some(make(tmp_path), steps=(10, 20, 30), max_steps=60)  # nobody watches
+    names = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0]).keys() - {"step"}
+    dashboard = told(held={10: names})
+    tracker = make(tmp_path, tracker="tensorboard")
+    tracker.start(step=20, max_steps=60)  # that of the checkpoint: 30 will come again
+    tracker.log_train(stats(), step=30, samples_seen=0)
+    tracker.close()
+    assert [row.step for row in dashboard.rows] == [10, 20, 30]
+    assert dashboard.rows[0].values.keys() & names == set()
+    assert dashboard.rows[0].values["val/miou"] == SCORES.miou
+    assert dashboard.rows[1].values.keys() > names
+    assert dashboard.run.step == 20
+    assert dashboard.ends[0][0]["best/step"] == 10
+
+
+def test_a_validation_that_was_interrupted_is_told_with_its_step_when_it_is_made_up_for(tmp_path, told):
+    dashboard = told()
+    tracker = make(tmp_path, tracker="wandb")
+    tracker.start(step=0, max_steps=20)
+    tracker.log_train(stats(), step=10, samples_seen=40, validation_follows=True)
+    tracker.close()  # a signal came
+    assert dashboard.rows == []
+    tracker = make(tmp_path, tracker="wandb")
+    tracker.start(step=10, max_steps=20, owes_validation=True)
+    tracker.log_validation(REPORT, step=10, pictures=[], is_best=True)
+    tracker.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    (row,) = dashboard.rows
+    assert (row.step, row.values["train/loss"], row.values["val/miou"]) == (10, 0.5, SCORES.miou)
+
+
+def test_of_a_finished_run_only_what_is_behind_is_opened(tmp_path, told):
+    dashboard = told("close")
+    log_some(make(tmp_path, tracker="wandb"))
+    again = told()
+    log_some(make(tmp_path, tracker="wandb"), steps=(), start=20)
+    assert [row.step for row in again.rows] == [10, 20]
+    assert again.calls == ["open", "send", "send", "close"]
+    log_some(make(tmp_path, tracker="wandb"), steps=(), start=20)
+    assert again.calls == ["open", "send", "send", "close"]
+    assert dashboard.calls[-2:] == ["close", "close"]
+
+
+def test_the_best_weights_are_kept_once(tmp_path, told):
+    dashboard = told()
+    (tmp_path / "best").mkdir()
+    log_some(make(tmp_path, tracker="mlflow"), steps=(10,))
+    log_some(make(tmp_path, tracker="mlflow"), steps=(20,), start=10)  # no better
+    better = SimpleNamespace(**{**vars(REPORT), "scores": SCORES_BETTER})
+    tracker = make(tmp_path, tracker="mlflow")
+    tracker.start(step=20, max_steps=30)
+    tracker.log_validation(better, step=30, pictures=[], is_best=True)
+    tracker.close()
+    assert [best for _, best in dashboard.ends] == [tmp_path / "best", None, tmp_path / "best"]
+    assert [facts["best/step"] for facts, _ in dashboard.ends] == [10, 10, 30]
+
+
+def test_the_hours_of_a_run_go_on(tmp_path, told):
+    dashboard = told()
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"step": 10, "train/loss": 1.0, "time/hours": 5.0}) + "\n"
+    )
+    log_some(make(tmp_path, tracker="wandb"), steps=(20,), start=10)
+    assert 5 < dashboard.rows[-1].values["time/hours"] < 5.1
+
+
+@pytest.mark.parametrize("broken", ["open", "send", "close"])
+def test_a_broken_dashboard_is_told_once_and_stops_nothing(tmp_path, told, warnings, broken):
+    told(broken)
     log_some(make(tmp_path, tracker="wandb"))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
     assert warnings == ["wandb failed and is left out: OSError: no space left; training goes on"]
+
+
+def test_one_of_several_fails_alone(tmp_path, monkeypatch, warnings):
+    dashboards = {"wandb": Told("open"), "mlflow": Told("send"), "tensorboard": Told()}
+    monkeypatch.setattr(module, "open_dashboard", lambda name, run: dashboards[name](name, run))
+    log_some(make(tmp_path, tracker=["wandb", "mlflow", "tensorboard"]))
+    assert [row.step for row in dashboards["tensorboard"].rows] == [10, 20]
+    assert sorted(text.split()[0] for text in warnings) == ["mlflow", "wandb"]
 
 
 def test_a_full_disk_is_told_once_and_stops_nothing(tmp_path, warnings):
@@ -120,19 +222,3 @@ def test_a_full_disk_is_told_once_and_stops_nothing(tmp_path, warnings):
     log_some(make(tmp_path / "run"))
     assert len(warnings) == 1
     assert warnings[0].startswith("metrics.jsonl failed and is left out: ")
-
-
-def test_missing_package_is_told_before_the_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match="wandb.*must be installed; run pip install wandb, or use --tracking"
-    ):
-        make(tmp_path, OTHER, tracker="wandb")  # on each rank alike
-    make(tmp_path, tracker="none").close()
-
-
-def test_settings_are_checked():
-    with pytest.raises(ConfigError, match=r"tracking.num_pictures \(-1\) must be at least 0; use 0"):
-        TrackingConfig(num_pictures=-1)
-    with pytest.raises(ConfigError, match=r"tracking.project \(''\) must be a name; use unetdist"):
-        TrackingConfig(project="")

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -8,7 +11,8 @@ import wandb
 from tests.tracking.samples import CONFUSION, PALETTE, REPORT, picture, stats, wandb_records
 from unetdist.logs import logger
 from unetdist.tracking import Tracker, TrackingConfig
-from unetdist.tracking.wandb_run import WandbRun, wandb_mode
+from unetdist.tracking.dashboard import Row, TrackedRun
+from unetdist.tracking.wandb_run import WandbRun, last_recorded_step, wandb_mode
 
 
 @pytest.fixture
@@ -40,27 +44,37 @@ def said(monkeypatch):
     return lines
 
 
-def run(accelerator, run_dir, steps):
+def run(accelerator, run_dir, steps, *, after=0):
     tracker = Tracker(
-        TrackingConfig(project="p", num_pictures=2),
+        TrackingConfig(project="p"),
         accelerator,
         run_dir=run_dir,
         run_name="my run",
         config={"optim": {"lr": 0.1}},
         palette=PALETTE,
     )
+    tracker.start(step=after, max_steps=100)
     for step in steps:
-        tracker.log_train(stats(), step=step, samples_seen=0)
-    pictures = [picture("day/a"), picture("grey", 40, 9, 1), picture("not shown")]
+        tracker.log_train(stats(), step=step, samples_seen=0, validation_follows=step == steps[-1])
+    pictures = [picture("day/a"), picture("grey", 40, 9)]
     tracker.log_validation(REPORT, step=step, pictures=pictures, is_best=True)
     tracker.close()
     return tracker
 
 
+def tracked(run_dir, *, mode="auto", step=0):
+    return TrackedRun(project="p", mode=mode, folder=run_dir, name="r", config={}, palette=PALETTE, step=step)
+
+
+def rows_of(run_dir):
+    return [r["history"]["item"] for r in wandb_records(run_dir) if r["type"] == "history"]
+
+
 def test_offline_run_is_complete_and_continues_as_the_same_run(tmp_path, no_account, accelerator, said):
     run_dir = tmp_path / "run"
+    save_best(run_dir / "best")
     run(accelerator, run_dir, steps=(10, 20))
-    run(accelerator, run_dir, steps=(30,))
+    run(accelerator, run_dir, steps=(30,), after=20)
     records = wandb_records(run_dir)
 
     runs = [record["run"] for record in records if record["type"] == "run"]
@@ -69,13 +83,37 @@ def test_offline_run_is_complete_and_continues_as_the_same_run(tmp_path, no_acco
     configs = [record["config"]["update"] for record in records if record["type"] == "config"]
     assert any(config.get("optim") == {"lr": 0.1} for config in configs)
 
-    history = {r["history"]["item"]["_step"]: r["history"]["item"] for r in records if r["type"] == "history"}
-    assert list(history) == [10, 20, 30]
+    rows = rows_of(run_dir)
+    assert [row["_step"] for row in rows] == [10, 20, 30]
+    history = {row["_step"]: row for row in rows}
     assert history[10]["train/loss"] == 0.5
     assert history[20]["train/lr"] == 0.01  # in one row with the validation
     assert history[20]["val/iou/sky"] == 0.72
     assert "val/iou/tree" not in history[20]  # absent: a gap in the curve
     assert history[20]["val/pictures.count"] == 2
+
+    (artifact,) = [
+        r["artifact"] for r in records if r["type"] == "artifact" and r["artifact"]["type"] == "model"
+    ]
+    assert artifact["name"] == f"{saved_id}-best"
+    metadata = json.loads(artifact["metadata"])
+    assert metadata.pop("time/hours") >= 0
+    assert metadata == {
+        "best/miou": REPORT.scores.miou,
+        "best/step": 20,
+        "run": "my run",
+        "classes": ["sky", "road", "tree"],
+    }
+    assert [entry["path"] for entry in artifact["manifest"]["contents"]] == [
+        "config.json",
+        "model.safetensors",
+    ]
+    summary = {}
+    for record in records:
+        if record["type"] == "summary":
+            summary |= record["summary"]["update"]
+    assert summary["best/miou"] == REPORT.scores.miou
+    assert summary["best/step"] == 20
 
     assert any("wandb leet" in line and "wandb sync" in line for line in said)
     assert not list(
@@ -100,20 +138,23 @@ def test_offline_run_is_complete_and_continues_as_the_same_run(tmp_path, no_acco
         assert of_layer == {"0": "sky", "1": "road", "2": "tree", "255": "ignored"}
 
 
+def save_best(folder):
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text(name)
+
+
 @pytest.mark.slow
 def test_unreachable_server_means_offline(tmp_path, no_account, accelerator, said, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: connection refused
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
-    opened = WandbRun(
-        accelerator, project="p", mode="auto", run_dir=tmp_path / "run", run_name="r", config={}
-    )
-    opened.log({"train/loss": 0.5}, step=10)
-    opened.close()
+    opened = WandbRun(tracked(tmp_path / "run"))
+    opened.send(Row(10, {"train/loss": 0.5}))
+    opened.close({}, None)
     assert said[0].startswith("wandb cannot be reached (")
     assert said[0].endswith("); this run is logged offline")
-    rows = [r["history"]["item"] for r in wandb_records(tmp_path / "run") if r["type"] == "history"]
-    assert [row["train/loss"] for row in rows] == [0.5]
+    assert [row["train/loss"] for row in rows_of(tmp_path / "run")] == [0.5]
 
 
 def test_a_failure_offline_is_no_reason_to_try_again(tmp_path, no_account, accelerator, monkeypatch):
@@ -123,10 +164,56 @@ def test_a_failure_offline_is_no_reason_to_try_again(tmp_path, no_account, accel
         calls.append("init")
         raise OSError("no space left")
 
-    monkeypatch.setattr(accelerator, "init_trackers", fail)
+    monkeypatch.setattr(wandb, "init", fail)
     with pytest.raises(OSError, match="no space left"):
-        WandbRun(accelerator, project="p", mode="auto", run_dir=tmp_path / "run", run_name="r", config={})
+        WandbRun(tracked(tmp_path / "run"))
     assert calls == ["init"]
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from accelerate import PartialState
+from tests.tracking.test_wandb_run import tracked
+from unetdist.tracking.dashboard import Row
+from unetdist.tracking.wandb_run import WandbRun
+PartialState(cpu=True)
+run = WandbRun(tracked(Path(sys.argv[1])))
+for step in range(1, int(sys.argv[2])):
+    run.send(Row(step, {f"train/{n}": step + n / 7 for n in range(40)}))
+time.sleep(float(sys.argv[3]))
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "pause_s"), [(3, 0), (300, 2)])
+def test_after_a_kill_it_says_what_it_holds(tmp_path, no_account, accelerator, rows, pause_s):
+    """wandb writes in blocks of 32 KiB: who is killed leaves less than was logged."""
+    run_dir = tmp_path / "run"
+    root = Path(__file__).parents[2]
+    words = [sys.executable, "-c", KILLED, str(run_dir), str(rows), str(pause_s)]
+    done = subprocess.run(words, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False)
+    assert done.returncode == -9
+    steps = [row["_step"] for row in rows_of(run_dir)]
+    run = WandbRun(tracked(run_dir))
+    for step in range(1, rows):
+        row = run.lacks(Row(step, {"train/loss": 1.0}))
+        assert (row is None) == (step in steps)
+        if row is not None:
+            run.send(row)
+    run.close({}, None)
+    assert [row["_step"] for row in rows_of(run_dir)] == list(range(1, rows))
+
+
+def test_files_that_cannot_be_read_cost_what_lies_before_the_start(tmp_path, no_account, said):
+    folder = tmp_path / "wandb/offline-run-20260101_000000-abcd"
+    assert last_recorded_step(tmp_path / "wandb", "abcd") == -1
+    folder.mkdir(parents=True)
+    (folder / "run-abcd.wandb").mkdir()
+    assert last_recorded_step(tmp_path / "wandb", "abcd") is None
+    assert "run-abcd.wandb cannot be read (" in said[0]
+    assert "what wandb lacks of this run from before stays away from it" in said[0]
 
 
 def test_mode_without_account(no_account):

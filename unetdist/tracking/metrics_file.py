@@ -35,9 +35,21 @@ class MetricsFile:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False) + "\n")
 
+    def rows(self) -> dict[int, dict[str, float]]:
+        """All that stands in the file, by step and name, but for what was not finite."""
+        rows: dict[int, dict[str, float]] = {}
+        for line in self._lines():
+            values = _values_of(line)
+            if math.isfinite(step := values.pop("step")):
+                finite = {name: value for name, value in values.items() if value is not None}
+                rows.setdefault(int(step), {}).update(finite)
+        return rows
+
     def _rewrite(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-        write_text(self.path, "".join(line for line in lines if is_kept(_values_of(line))))
+        write_text(self.path, "".join(line for line in self._lines() if is_kept(_values_of(line))))
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
 
 
 def _values_of(line: str) -> dict[str, Any]:

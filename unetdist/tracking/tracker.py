@@ -1,54 +1,41 @@
 """One object that the trainer tells how it goes."""
 
-import importlib.util
+import json
+import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 
+from unetdist import storage
 from unetdist.data.labels import Palette
-from unetdist.errors import ConfigError
 from unetdist.logs import ProgressBar, console, logger, progress
 from unetdist.meter import TrainStats
+from unetdist.tracking.config import TrackingConfig, check_installed, open_dashboard
+from unetdist.tracking.dashboard import Picture, Row, Shown, TrackedRun
 from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
+from unetdist.tracking.mirror import Mirror
 from unetdist.tracking.names import Validation, train_metrics, validation_metrics
 from unetdist.tracking.terminal import scores_table, train_note
-from unetdist.tracking.wandb_run import Mode, Picture, WandbRun
 
+CLOSE_S = 600.0
+"""How long the end of a run waits for its dashboards."""
 
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where a run can be watched, beside the terminal and `metrics.jsonl`."""
-
-    tracker: Literal["wandb", "none"] = "wandb"
-    """Dashboard."""
-
-    project: str = "unetdist"
-    """The dashboard's project, which groups runs."""
-
-    mode: Mode = "auto"
-    """`auto`: online with an account, else offline; the environment variable WANDB_MODE is obeyed."""
-
-    num_pictures: int = 8
-    """Validation pictures with their masks that go to the dashboard at each validation; 0: none."""
-
-    def __post_init__(self) -> None:
-        if self.num_pictures < 0:
-            raise ConfigError(
-                f"tracking.num_pictures ({self.num_pictures}) must be at least 0; use 0 for no pictures."
-            )
-        if not self.project:
-            raise ConfigError("tracking.project ('') must be a name; use unetdist.")
+MARKS_FILE = "dashboards.json"
+"""In the run's folder: of each dashboard, the last step that it holds, and the step of the best weights there."""
 
 
 class Tracker:
     """Tells the user, on rank 0, how a run goes; on other ranks every method does nothing.
 
-    Nothing that fails here stops the training: it is said once, and the run goes on without.
+    `metrics.jsonl` holds all numbers; each dashboard is a mirror of it. A step is sent once, with its validation where
+    it has one. What a dashboard lacks when a run goes on, because the process was killed or the network was away, is
+    sent from the file, and what it holds already is not sent again. Nothing that fails here stops the training.
     """
 
     def __init__(
@@ -61,61 +48,87 @@ class Tracker:
         config: Mapping[str, Any],
         palette: Palette,
     ) -> None:
-        """Open a run, or continue the one in `run_dir`.
+        """Prepare what `start` opens.
 
         Args:
             cfg: settings.
-            accelerator: carries the dashboard's tracker.
+            accelerator: makes the dashboards' trackers.
             run_dir: folder of the run; all files lie below it.
-            run_name: what the dashboard calls the run.
+            run_name: what the dashboards call the run.
             config: resolved settings to show beside it, JSON types.
             palette: classes and colours.
 
         Raises:
-            ConfigError: the dashboard's package is not installed.
+            ConfigError: a dashboard's package is not installed.
         """
-        if cfg.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
-            raise ConfigError(
-                "tracking.tracker (wandb) must be installed; run pip install wandb, "
-                "or use --tracking.tracker none."
-            )
-        self.cfg, self.palette = cfg, palette
+        check_installed(cfg)
+        self.cfg = cfg
         self.is_main = accelerator.is_main_process
-        self._metrics = MetricsFile(Path(run_dir) / METRICS_FILE)
-        self._wandb: WandbRun | None = None
-        self._failed: set[str] = set()
+        self._run_dir = Path(run_dir)
+        self._run = partial(
+            TrackedRun,
+            project=cfg.project,
+            mode=cfg.mode,
+            folder=self._run_dir,
+            name=run_name,
+            config=config,
+            palette=palette,
+        )
+        self._metrics = MetricsFile(self._run_dir / METRICS_FILE)
+        self._mirrors: list[Mirror] = []
+        self._marks: dict[str, dict[str, int]] = {}
+        self._has_warned = False
         self._screen = ExitStack()
         self._bar: ProgressBar | None = None
         self._step = 0
-        if self.is_main and cfg.tracker == "wandb":
+        self._last_sent = -1
+        self._pending: dict[str, float] = {}
+        self._best: dict[str, float] = {}
+        self._hours_before = 0.0
+        self._began = time.monotonic()
 
-            def start() -> None:
-                self._wandb = WandbRun(
-                    accelerator,
-                    project=cfg.project,
-                    mode=cfg.mode,
-                    run_dir=Path(run_dir),
-                    run_name=run_name,
-                    config=config,
-                )
+    def start(self, *, step: int, max_steps: int, owes_validation: bool = False) -> None:
+        """Show the progress of a run that stands at `step`; forget what was logged of later ones.
 
-            self._try("wandb", start)
+        Dashboards are opened, and are sent what they lack of the steps before. `owes_validation`: that of `step` is
+        still to come. Of a run that has ended only those are opened that lack something.
+        """
+        is_over = step >= max_steps and not owes_validation
+        if not is_over:
+            bar = progress("training", max_steps, completed=step, enabled=self.is_main)
+            self._bar = self._screen.enter_context(bar)
+        self._step = step
+        if not self.is_main:
+            return
+        self._try(lambda: self._metrics.continue_after(step))
+        rows: dict[int, dict[str, float]] = {}
+        self._try(lambda: rows.update(self._metrics.rows()))
+        for at, values in rows.items():
+            self._hours_before = values.get("time/hours", self._hours_before)
+            self._note_best(values, at)
+        self._pending = rows.pop(step, {}) if owes_validation else {}
+        self._marks = _marks_in(self._run_dir / MARKS_FILE)
+        self._last_sent = max(rows, default=-1)
+        for name in self.cfg.dashboards:
+            if is_over and self._marks.get(name, {}).get("step", -1) >= self._last_sent:
+                continue
+            mirror = Mirror(name, partial(open_dashboard, name, self._run(step=step)))
+            for at, values in rows.items():
+                mirror.send(Row(at, values))
+            self._mirrors.append(mirror)
 
-    def start(self, *, step: int, max_steps: int) -> None:
-        """Show the progress of a run that stands at `step`; forget what was logged of later ones."""
-        bar = progress("training", max_steps, completed=step, enabled=self.is_main)
-        self._bar, self._step = self._screen.enter_context(bar), step
-        if self.is_main:
-            self._try(METRICS_FILE, lambda: self._metrics.continue_after(step))
-
-    def log_train(self, stats: TrainStats, *, step: int, samples_seen: int) -> None:
-        """Log what was measured since the last call."""
+    def log_train(
+        self, stats: TrainStats, *, step: int, samples_seen: int, validation_follows: bool = False
+    ) -> None:
+        """Log what was measured since the last call; dashboards hear of it with the validation of that step."""
         if not self.is_main:
             return
         if self._bar is not None:
             self._bar.advance(step - self._step, train_note(stats))
-            self._step = step
-        self._log(train_metrics(stats, samples_seen=samples_seen), step)
+        self._step = step
+        self._log({**train_metrics(stats, samples_seen=samples_seen), "time/hours": self._hours}, step)
+        if not validation_follows:
+            self._send(step)
 
     def log_validation(
         self,
@@ -130,40 +143,69 @@ class Tracker:
         Args:
             report: what it came to.
             step: optimizer steps done.
-            pictures: examples, of which the first `num_pictures` are shown.
+            pictures: examples.
             is_best: whether no validation of this run had a higher mIoU.
         """
         if not self.is_main:
             return
         console.print(scores_table(report, of=f"step {step}", is_best=is_best))
-        self._log(validation_metrics(report), step)
-        if (run := self._wandb) is not None:
-            shown = pictures[: self.cfg.num_pictures]
-            self._try(
-                "wandb", lambda: run.log_scores(report.scores, report.confusion, shown, self.palette, step)
-            )
+        values = validation_metrics(report)
+        self._note_best(values, step)
+        self._log(values, step)
+        self._send(step, Shown(report.scores, report.confusion, pictures))
 
     def close(self) -> None:
         """End the run's display and files; waits for uploads. May be called twice."""
         self._screen.close()
-        if (run := self._wandb) is not None:
-            self._try("wandb", run.close)
-            self._wandb = None
+        self._bar = None
+        facts = {**self._best, "time/hours": self._hours}
+        best, best_step = self._run_dir / "best", int(self._best.get("best/step", -1))
+        deadline = time.monotonic() + CLOSE_S
+        for mirror in self._mirrors:
+            is_due = best.is_dir() and self._marks.get(mirror.name, {}).get("best", -1) < best_step
+            mirror.close(facts, best if is_due else None, wait_s=max(0.0, deadline - time.monotonic()))
+            if mirror.has_all:
+                self._marks[mirror.name] = {"step": self._last_sent, "best": best_step}
+        if self._mirrors:
+            self._try(lambda: storage.write_json(self._run_dir / MARKS_FILE, self._marks))
+        self._mirrors = []
+
+    @property
+    def _hours(self) -> float:
+        """That the run has taken up to now, without the time between its restarts."""
+        return self._hours_before + (time.monotonic() - self._began) / 3600
+
+    def _note_best(self, values: Mapping[str, float], step: int) -> None:
+        if (miou := values.get("val/miou", math.nan)) > self._best.get("best/miou", -math.inf):
+            self._best = {"best/miou": miou, "best/step": step}
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
-        self._try(METRICS_FILE, lambda: self._metrics.write(values, step))
-        if (run := self._wandb) is not None:
-            self._try("wandb", lambda: run.log(values, step))
+        self._try(lambda: self._metrics.write(values, step))
+        self._pending |= {name: value for name, value in values.items() if math.isfinite(value)}
 
-    def _try(self, what: str, action: Callable[[], None]) -> None:
-        """Run `action`; a watcher's failure, whatever it is, must not end days of training."""
+    def _send(self, step: int, shown: Shown | None = None) -> None:
+        row, self._pending, self._last_sent = Row(step, self._pending, shown), {}, step
+        for mirror in self._mirrors:
+            mirror.send(row)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        """Do something with the run's files; a full disk must not end days of training."""
         try:
             action()
         except Exception as error:
-            if what == "wandb":
-                self._wandb = None
-            if what not in self._failed:
+            if not self._has_warned:
                 logger.warning(
-                    "%s failed and is left out: %s: %s; training goes on", what, type(error).__name__, error
+                    "%s failed and is left out: %s: %s; training goes on",
+                    METRICS_FILE,
+                    type(error).__name__,
+                    error,
                 )
-            self._failed.add(what)
+            self._has_warned = True
+
+
+def _marks_in(file: Path) -> dict[str, dict[str, int]]:
+    try:
+        marks: dict[str, dict[str, int]] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return marks

@@ -1,153 +1,159 @@
 """A run in wandb, through Accelerate's tracker."""
 
+import json
 import math
 import netrc
 import os
-import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
 from unetdist import pictures as draw
-from unetdist.data.labels import Palette
 from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import logger
-from unetdist.metrics import Scores
-from unetdist.storage import write_text
+from unetdist.tracking.dashboard import Dashboard, Mode, Row, Shown, TrackedRun, sheets_of
 
 ID_FILE = "wandb_id"
 
-LARGEST_PX = 512
-"""Pictures are shrunk to this width and height: each validation of a run adds them to its folder."""
 
-Mode = Literal["auto", "online", "offline"]
+class WandbRun(Dashboard):
+    """A run in wandb; each restart continues the same run."""
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One scored image, for the eye: image (H, W, C) uint8, mask and pred (H, W) class indices."""
-
-    key: str
-    image: np.ndarray
-    mask: np.ndarray
-    pred: np.ndarray
-
-
-class WandbRun:
-    """A run in wandb through Accelerate's tracker; each restart continues the same run."""
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        *,
-        project: str,
-        mode: Mode,
-        run_dir: Path,
-        run_name: str,
-        config: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, run: TrackedRun) -> None:
+        super().__init__(run)
         import wandb
 
-        run_dir = run_dir.resolve()
-        run_dir.mkdir(parents=True, exist_ok=True)
+        folder = run.folder.resolve()
         # By default tables lie in the home folder, and a dead network holds the end of a run forever.
-        os.environ.setdefault("WANDB_DATA_DIR", str(run_dir / "wandb"))
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
-        self._accelerator = accelerator
-        self._folder = run_dir / "wandb"
-        options = {"name": run_name, "id": _run_id(run_dir), "resume": "allow", "dir": str(run_dir)}
-        chosen = wandb_mode(mode)
+        run_id = run.own_id(ID_FILE)
+        options = {"name": run.name, "id": run_id, "resume": "allow", "dir": str(folder)}
+        chosen = wandb_mode(run.mode)
+        # Before it is opened: wandb writes at most every few seconds, so who is killed leaves less than was logged.
+        recorded = last_recorded_step(folder / "wandb", run_id)
         try:
-            self._start(project, config, {**options, "mode": chosen})
+            self._start({**options, "mode": chosen})
         except Exception as error:
             if chosen == "offline":
                 raise
             reason = str(error).splitlines()[0]
             logger.warning("wandb cannot be reached (%s); this run is logged offline", reason)
             wandb.teardown()  # else the id is still held by the run that could not start
-            self._start(project, config, {**options, "mode": "offline"})
+            self._start({**options, "mode": "offline"})
+        if self._wandb.offline:
+            logger.info(
+                "wandb is offline. Look at the run: wandb leet %s   "
+                "Upload it later: wandb login; wandb sync %s",
+                folder / "wandb",
+                folder / "wandb" / "offline-run-*",
+            )
+            self._last_step = run.step if recorded is None else recorded
+        else:
+            self._last_step = self._wandb.starting_step - 1
+        self._wandb.define_metric("val/miou", summary="max")
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log values of one step, but for those that are nan; steps must not fall."""
-        self._send({name: value for name, value in values.items() if not math.isnan(value)}, step)
+    def lacks(self, row: Row) -> Row | None:
+        """The row, unless it or a later one is there: steps must not fall."""
+        return row if row.step > self._last_step else None
 
-    def log_scores(
-        self, scores: Scores, confusion: np.ndarray, pictures: Sequence[Picture], palette: Palette, step: int
-    ) -> None:
-        """Log what is not a number: tables, the confusion matrix, pictures."""
+    def send(self, row: Row) -> None:
+        """Show a row: numbers, and of a validation tables, the confusion matrix, pictures."""
+        values: dict[str, Any] = dict(row.values)
+        if row.shown is not None:
+            values |= self._tables(row.shown)
+            if row.shown.pictures:
+                values |= self._pictures(row.shown)
+        self._tracker.log(values, step=row.step, commit=True)
+        self._last_step = row.step
+
+    def close(self, facts: Mapping[str, float], best: Path | None) -> None:
+        """Finish the run, with its best weights as an artifact, which says how good they are and of what classes."""
         import wandb
 
+        self._wandb.summary.update(dict(facts))
+        if best is not None:
+            metadata = {**facts, "run": self.run.name, "classes": list(self.run.palette.class_names)}
+            artifact = wandb.Artifact(f"{self._wandb.id}-best", type="model", metadata=metadata)
+            for file in sorted(best.iterdir()):
+                artifact.add_file(str(file))
+            self._wandb.log_artifact(artifact, aliases=["best"])
+        self._tracker.finish()
+
+    def _start(self, options: Mapping[str, Any]) -> None:
+        import wandb
+
+        settings = wandb.Settings(silent=options["mode"] == "offline")
+        self._tracker = self.run.open_tracker(
+            LoggerType.WANDB, config=self.run.config, settings=settings, **options
+        )
+        self._wandb = self._tracker.tracker
+
+    def _tables(self, shown: Shown) -> dict[str, Any]:
+        """Scores per class, and the confusion matrix as a picture and as numbers."""
+        import wandb
+
+        scores, confusion = shown.scores, shown.confusion
         names = list(scores.class_names)
         columns = [scores.iou, scores.dice, scores.precision, scores.recall, confusion.sum(1)]
         classes = [[name, *map(_none_if_nan, row)] for name, *row in zip(names, *columns, strict=True)]
         matrix = [[name, *map(int, row)] for name, row in zip(names, confusion, strict=True)]
-        values: dict[str, Any] = {
+        return {
             "val/classes": wandb.Table(
                 ["class", "iou", "dice", "precision", "recall", "target_pixels"], classes
             ),
             "val/confusion": wandb.Image(draw.heat_map(confusion, names)),
             "val/confusion_table": wandb.Table(["target", *(f"predicted {name}" for name in names)], matrix),
         }
-        if pictures:
-            values |= self._pictures(pictures, palette)
-        self._send(values, step)
 
-    def _pictures(self, pictures: Sequence[Picture], palette: Palette) -> dict[str, Any]:
+    def _pictures(self, shown: Shown) -> dict[str, Any]:
         """Images under switchable masks, in wandb's colours, and panels in the palette's colours."""
         import wandb
 
-        names = palette.class_names
-        labels = {**dict(enumerate(names)), IGNORE_INDEX: "ignored"}
-        small = [draw.shrink(LARGEST_PX, p.image, p.mask, p.pred) for p in pictures]
-        sheets = [draw.panels(image, mask, pred, palette.colors, names) for image, mask, pred in small]
+        pictures = shown.pictures
+        labels = {**dict(enumerate(self.run.palette.class_names)), IGNORE_INDEX: "ignored"}
         # wandb shows a list of pictures rightly only if all are of one size.
-        images, masks, preds = zip(*small, strict=True)
-        images = draw.pad_alike(images, 255)
-        masks, preds = draw.pad_alike(masks, IGNORE_INDEX), draw.pad_alike(preds, IGNORE_INDEX)
+        images = draw.pad_alike([each.image for each in pictures], 255)
+        masks = draw.pad_alike([each.mask for each in pictures], IGNORE_INDEX)
+        preds = draw.pad_alike([each.pred for each in pictures], IGNORE_INDEX)
         masked, panels = [], []
         for picture, image, mask, pred, sheet in zip(
-            pictures, images, masks, preds, draw.pad_alike(sheets, 255), strict=True
+            pictures, images, masks, preds, sheets_of(shown, self.run.palette), strict=True
         ):
             layers = {
                 "target": {"mask_data": mask, "class_labels": labels},
                 "prediction": {"mask_data": pred, "class_labels": labels},
             }
-            masked.append(wandb.Image(image, caption=picture.key, masks=layers, file_type="jpg"))
-            panels.append(wandb.Image(sheet, caption=picture.key, file_type="jpg"))
+            masked.append(wandb.Image(image, caption=picture.caption, masks=layers, file_type="jpg"))
+            panels.append(wandb.Image(sheet, caption=picture.caption, file_type="jpg"))
         return {"val/pictures": masked, "val/panels": panels}
 
-    def close(self) -> None:
-        """Finish the run; waits for uploads."""
-        # Not accelerator.end_training(): that also takes down the process group.
-        for tracker in self._accelerator.trackers:
-            tracker.finish()
-        self._accelerator.trackers = []
 
-    def _send(self, values: dict[str, Any], step: int) -> None:
-        self._accelerator.log(values, step=step)
-
-    def _start(self, project: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        import wandb
-
-        self._accelerator.trackers = []
-        self._accelerator.log_with = [LoggerType.WANDB]
-        settings = wandb.Settings(silent=options["mode"] == "offline")
-        self._accelerator.init_trackers(
-            project, dict(config), init_kwargs={"wandb": {**options, "settings": settings}}
-        )
-        if self._accelerator.get_tracker("wandb", unwrap=True).offline:
-            logger.info(
-                "wandb is offline. Look at the run: wandb leet %s   "
-                "Upload it later: wandb login; wandb sync %s",
-                self._folder,
-                self._folder / "offline-run-*",
+def last_recorded_step(folder: Path, run_id: str) -> int | None:
+    """The last step in the files that wandb keeps of a run, -1: none; None where they cannot be read."""
+    files = sorted(
+        folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb"), key=lambda file: file.parent.name[-24:]
+    )
+    for file in reversed(files):  # a restart records only what the files before it lack
+        read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+        done = subprocess.run(read, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            logger.warning(
+                "%s cannot be read (%s); what wandb lacks of this run from before stays away from it",
+                file,
+                done.stderr.strip().splitlines()[-1:] or "no reason is told",
             )
+            return None
+        rows = [json.loads(line) for line in done.stdout.splitlines() if '"history"' in line]
+        steps = [int(row["history"]["item"]["_step"]) for row in rows if row["type"] == "history"]
+        if steps:
+            return max(steps)
+    return -1
 
 
 def wandb_mode(mode: Mode) -> str:
@@ -163,14 +169,6 @@ def wandb_mode(mode: Mode) -> str:
         or _has_login(settings.base_url, wandb.Settings().base_url)
     )
     return os.environ.get("WANDB_MODE") or (settings.mode if has_account else "offline")
-
-
-def _run_id(run_dir: Path) -> str:
-    """The same for every restart of a run."""
-    path = run_dir / ID_FILE
-    if not path.exists():
-        write_text(path, secrets.token_hex(4) + "\n")
-    return path.read_text(encoding="utf-8").strip()
 
 
 def _has_login(server: str, default_server: str) -> bool:
