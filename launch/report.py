@@ -9,12 +9,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from unetdist.errors import ConfigError, UnetdistError
 from unetdist.logs import logger, run_script, set_up_logging
+from unetdist.report.images import gallery
 from unetdist.report.page import MOST_RUNS, render
 from unetdist.report.run import Run, read_runs
 from unetdist.report.scored import Scored, score
-from unetdist.storage import write_text
+from unetdist.storage import write_atomic, write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,12 +36,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise ConfigError(f"--out ({out}) cannot be written ({error.strerror}); give another file.") from None
     logger.info("%s written, %.1f MB: open it in a browser", out, out.stat().st_size / 1e6)
+    if args.gallery:
+        _write_gallery(args.gallery, scored, args.pictures)
+
+
+def _write_gallery(file: Path, scored: dict[str, Scored], count: int) -> None:
+    """Of the first run that could be scored."""
+    if not scored:
+        raise ConfigError(f"--gallery ({file}) has no pictures to show; the lines above say why.")
+    picture = Image.fromarray(gallery(next(iter(scored.values())), count))
+    try:
+        with write_atomic(file) as out:
+            picture.save(out, "PNG", optimize=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--gallery ({file}) cannot be written ({error.strerror}); give another file."
+        ) from None
+    logger.info("%s written", file)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot work before anything is read."""
     if args.pictures < 0:
         raise ConfigError(f"--pictures ({args.pictures}) must be 0 or more; use 4.")
+    if args.gallery and (args.gallery.suffix != ".png" or not args.pictures):
+        raise ConfigError(
+            f"--gallery ({args.gallery}) is a PNG of scored pictures; give it a name that ends so, and --pictures 4."
+        )
     if len(args.runs) > MOST_RUNS:
         raise ConfigError(
             f"{len(args.runs)} runs are more than a page can show beside each other; give at most {MOST_RUNS}."
@@ -84,6 +108,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=4,
         metavar="N",
         help="of the worst and of the best images each; 0: nothing is scored anew (default: 4)",
+    )
+    add(
+        "--gallery",
+        type=Path,
+        metavar="FILE.png",
+        help="also one picture to show: the best and the worst of the first run beside ground truth and prediction",
     )
     add("--num-workers", type=int, default=2, help="loader processes (default: %(default)s)")
     return parser

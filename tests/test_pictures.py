@@ -113,6 +113,21 @@ def test_panels_stand_side_by_side():
     assert all(has_color(drawn[top + 300 :], COLORS[index]) for index in (0, 1, 2))
 
 
+def test_a_gallery_has_a_row_for_each_and_one_legend():
+    masks = [halves(300, 260, 0, 1), halves(260, 300, 2, 2)]
+    rows = [
+        (f"row {n}", random_image(*mask.shape), mask, np.zeros_like(mask)) for n, mask in enumerate(masks)
+    ]
+    drawn = pictures.gallery(rows, COLORS, NAMES)
+    assert drawn.shape[0] > 300 + 260
+    assert drawn.shape[1] >= 3 * 300
+    for _, image, _, _ in rows:
+        starts = (drawn[:, : image.shape[1]] == image[0]).all(axis=(1, 2))
+        top = int(np.argmax(starts))
+        assert np.array_equal(drawn[top : top + image.shape[0], : image.shape[1]], image)
+    assert all(has_color(drawn[-60:], COLORS[index]) for index in (0, 1, 2))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (24, 24), (900, 700)])
 def test_panels_of_any_size(size):
     mask = np.zeros(size, np.int64)

@@ -50,19 +50,38 @@ def panels(
     image: Array, target: Array, pred: Array, colors: Array, names: Sequence[str], *, largest_px: int = 512
 ) -> Array:
     """Image, target and prediction side by side with one legend; each at most `largest_px` wide and high."""
-    present = sorted({*_present(target), *_present(pred)})
-    base, target, pred = _enlarged(*shrink(largest_px, image, target, pred))
-    columns = {"image": base, "target": paint(target, colors), "prediction": paint(pred, colors)}
-    font = _font(base)
-    title_px, gap = math.ceil(font.size * 1.8), max(4, round(font.size / 2))
-    height, width = base.shape[:2]
-    sheet = np.full((title_px + height, 3 * width + 2 * gap, 3), _PAPER, np.uint8)
-    for column, picture in enumerate(columns.values()):
-        sheet[title_px:, column * (width + gap) :][:, :width] = picture
-    canvas = Image.fromarray(sheet)
+    return gallery([("", image, target, pred)], colors, names, largest_px=largest_px)
+
+
+def gallery(
+    rows: Sequence[tuple[str, Array, Array, Array]],
+    colors: Array,
+    names: Sequence[str],
+    *,
+    largest_px: int = 512,
+) -> Array:
+    """One row for each (caption, image, target, prediction), side by side, under titles and above one legend."""
+    present = sorted({index for _, _, target, pred in rows for index in (*_present(target), *_present(pred))})
+    pictures = []
+    for _, image, target, pred in rows:
+        base, target, pred = _enlarged(*shrink(largest_px, image, target, pred))
+        pictures.append((base, paint(target, colors), paint(pred, colors)))
+    width = max(base.shape[1] for base, _, _ in pictures)
+    font = _font(pictures[0][0])
+    line, gap = math.ceil(font.size * 1.8), max(4, round(font.size / 2))
+    lines = [line if caption else 0 for caption, *_ in rows]
+    height = line + sum(base.shape[0] + below for (base, _, _), below in zip(pictures, lines, strict=True))
+    canvas = Image.new("RGB", (3 * width + 2 * gap, height), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for column, title in enumerate(columns):
-        draw.text((column * (width + gap) + width // 2, title_px // 2), title, _INK, font, anchor="mm")
+    for column, title in enumerate(("image", "target", "prediction")):
+        draw.text((column * (width + gap) + width // 2, line // 2), title, _INK, font, anchor="mm")
+    top = line
+    for (caption, *_), columns, below in zip(rows, pictures, lines, strict=True):
+        for column, picture in enumerate(columns):
+            canvas.paste(Image.fromarray(picture), (column * (width + gap), top))
+        top += columns[0].shape[0]
+        draw.text((0, top + below // 2), caption, _INK, font, anchor="lm")
+        top += below
     return with_legend(np.asarray(canvas), present, colors, names, font)
 
 

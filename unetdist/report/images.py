@@ -18,6 +18,9 @@ from unetdist.report.scored import Example, Scored, extremes
 LARGEST_PX = 768
 """Longer side of a picture: enough for a screen; a report of sixteen stays below some MB."""
 
+GALLERY_PX = 320
+"""Longer side of each picture of a gallery."""
+
 WRONG = (226, 32, 44)
 """Red of the pixels that are wrong."""
 
@@ -38,6 +41,19 @@ def cards(scored: Mapping[str, Scored], count: int) -> list[dict[str, Any]]:
     ]
     titles = without_shared_folders([card["key"] for card in found])
     return [{**card, "title": title} for card, title in zip(found, titles, strict=True)]
+
+
+def gallery(scored: Scored, count: int) -> NDArray[np.uint8]:
+    """The `count` best and worst images with ground truth and prediction below one another, (H, W, 3)."""
+    worst, best = extremes([scored], count)
+    ids = [*best, *reversed(worst)]
+    titles = without_shared_folders([scored.keys[sample_id] for sample_id in ids])
+    rows = [
+        (f"{title}: mIoU {100 * scored.image_mious[sample_id]:.1f} %", each.image, each.mask, each.pred)
+        for sample_id, title, each in zip(ids, titles, scored.examples(ids), strict=True)
+    ]
+    palette = scored.saved.palette
+    return pictures.gallery(rows, palette.colors, palette.class_names, largest_px=GALLERY_PX)
 
 
 def without_shared_folders(keys: Sequence[str]) -> list[str]:
