@@ -80,7 +80,7 @@ def gallery(
         for column, picture in enumerate(columns):
             canvas.paste(Image.fromarray(picture), (column * (width + gap), top))
         top += columns[0].shape[0]
-        draw.text((0, top + below // 2), caption, _INK, font, anchor="lm")
+        draw.text((gap, top + below // 2), caption, _INK, font, anchor="lm")
         top += below
     return with_legend(np.asarray(canvas), present, colors, names, font)
 
@@ -94,7 +94,8 @@ def heat_map(confusion: Array, names: Sequence[str]) -> Array:
     cell = min(44, max(6, 1600 // num_classes))
     font = ImageFont.load_default(min(14, max(7, cell * 0.36)))
     labels = [_short(name) for name in names]
-    margin = math.ceil(max(font.getlength(label) for label in labels)) + 30
+    axes = ("rows: target", "columns: prediction", "percent of target")
+    margin = math.ceil(max(font.getlength(text) for text in (*labels, *axes))) + 30
     size = margin + num_classes * cell + 10
     canvas = Image.new("RGB", (size, size), _PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -114,7 +115,7 @@ def heat_map(confusion: Array, names: Sequence[str]) -> Array:
         draw.text((size - margin + 6, margin + index * cell + cell // 2), label, _INK, font, anchor="lm")
     canvas = canvas.rotate(90)
     draw = ImageDraw.Draw(canvas)
-    draw.text((8, 8), "rows: target\ncolumns: prediction\npercent of target", _INK, font)
+    draw.text((8, 8), "\n".join(axes), _INK, font)
     return np.asarray(canvas)
 
 

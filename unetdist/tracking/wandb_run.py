@@ -64,12 +64,12 @@ class WandbRun(Dashboard):
 
     def send(self, row: Row) -> None:
         """Show a row: numbers, and of a validation tables, the confusion matrix, pictures."""
-        values: dict[str, Any] = dict(row.values)
-        if row.shown is not None:
-            values |= self._tables(row.shown)
+        self._tracker.log(dict(row.values), step=row.step, commit=row.shown is None)
+        if row.shown is not None:  # once the step is known, by which wandb names the files
+            values = self._tables(row.shown)
             if row.shown.pictures:
                 values |= self._pictures(row.shown)
-        self._tracker.log(values, step=row.step, commit=True)
+            self._tracker.log(values, step=row.step, commit=True)
         self._last_step = row.step
 
     def close(self, facts: Mapping[str, float], best: Path | None) -> None:
