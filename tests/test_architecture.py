@@ -32,7 +32,17 @@ FLOORS = (
         "verdict",
         "host_memory",
     },
-    {"attempts", "class_weights", "commits", "guard", "host_copy", "meter", "pictures", "schedule"},
+    {
+        "attempts",
+        "class_weights",
+        "commits",
+        "guard",
+        "hardware",
+        "host_copy",
+        "meter",
+        "pictures",
+        "schedule",
+    },
     {"boundary", "calibration", "data", "model", "losses", "metrics", "optim", "ema", "sliding_window"},
     {"comparison", "completeness", "examples", "feed", "image_counts", "inference", "performance", "share"},
     {

@@ -19,8 +19,9 @@ def die_in(run_dir, step, *, begun_at=40, reason=None):
 
 
 def test_a_run_that_finishes(tmp_path):
-    attempt = Attempt(tmp_path, is_main=True)
+    attempt = Attempt(tmp_path, is_main=True, machine="2 cores of it")
     attempt.begin(0)
+    assert read_status(tmp_path).machine == "2 cores of it"
     assert read_status(tmp_path) == Status(state="running", step=0, attempts=1)
     attempt.at(1)
     attempt.end("finished", 1)

@@ -3,7 +3,7 @@
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,7 @@ class Status:
         attempts: how often the run was started.
         deaths: steps in which the latest attempts died, without one between them that finished or was stopped; those
             that died before their first step are left out.
+        machine: what the latest attempt ran on.
     """
 
     state: Literal["running", "finished", "stopped", "failed"] = "running"
@@ -45,6 +46,7 @@ class Status:
     is_final: bool = False
     attempts: int = 0
     deaths: tuple[int, ...] = ()
+    machine: str = field(default="", compare=False)
 
 
 def read_status(run_dir: str | os.PathLike[str]) -> Status | None:
@@ -67,8 +69,8 @@ def status_time(run_dir: str | os.PathLike[str]) -> int:
 class Attempt:
     """This attempt at the run in `run_dir`, kept by rank 0; on other ranks every method does nothing."""
 
-    def __init__(self, run_dir: str | os.PathLike[str], *, is_main: bool) -> None:
-        self._run_dir = Path(run_dir)
+    def __init__(self, run_dir: str | os.PathLike[str], *, is_main: bool, machine: str = "") -> None:
+        self._run_dir, self._machine = Path(run_dir), machine
         self._is_main = is_main
         self._status = Status()
         self._file: int | None = None
@@ -121,7 +123,9 @@ class Attempt:
             deaths = ()
         elif (step := _begun_step(self._run_dir)) is not None:
             deaths = (*deaths, step)[-MOST_DEATHS:]
-        self._status = Status(step=former.step, attempts=former.attempts, deaths=deaths)
+        self._status = Status(
+            step=former.step, attempts=former.attempts, deaths=deaths, machine=self._machine
+        )
         with suppress(OSError):
             self._file = os.open(self._run_dir / STEP_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         return former

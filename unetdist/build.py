@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unetdist import settings
+from unetdist import hardware, settings
 from unetdist.attempts import Attempt
 from unetdist.checkpoint import Checkpoints
 from unetdist.config import Config
@@ -173,7 +173,7 @@ def build_trainer(config: Config) -> Trainer:
         write_text(run_dir / name / CARD_FILE, card_of(run_dir / name))
 
     stop = StopSignal()
-    attempt = Attempt(run_dir, is_main=world.is_main)
+    attempt = Attempt(run_dir, is_main=world.is_main, machine=hardware.describe(world))
     heartbeat = Heartbeat(
         open_store("heartbeat"),
         world,

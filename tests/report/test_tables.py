@@ -76,3 +76,10 @@ def test_how_it_went_is_told_from_all_lines(run):
     assert (row["steps"], row["epochs"], row["samples"]) == (40, 4, 320)
     assert (row["training_s"], row["images_per_s"], row["data_wait"]) == (20, 16, pytest.approx(0.2))
     assert (row["bad_steps"], row["bad_samples"]) == (2, 4)
+
+
+def test_what_it_ran_on_is_told_where_it_was_noted(tmp_path):
+    noted, old = read_runs(
+        [write_run(tmp_path / "x", machine="2 cores of Some CPU"), write_run(tmp_path / "y")]
+    )
+    assert [row["machine"] for row in tables.course([noted, old])] == ["2 cores of Some CPU", ""]

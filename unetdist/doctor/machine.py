@@ -14,6 +14,7 @@ import torch
 from unetdist.doctor.case import Case
 from unetdist.doctor.examination import Check
 from unetdist.doctor.findings import Finding, by_rank, ok, problem, size, warning
+from unetdist.hardware import cpu_model, num_cores
 from unetdist.host_memory import free_bytes
 
 GROUP = "machine"
@@ -29,10 +30,9 @@ NEEDED_MEMORY = 1e9
 
 def processor(case: Case) -> dict[str, Any]:
     """Cores and who else uses them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
-        "model": _model(),
-        "cores": cores,
+        "model": cpu_model(),
+        "cores": num_cores(),
         "quota": quota(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
@@ -40,15 +40,6 @@ def processor(case: Case) -> dict[str, Any]:
         "is_cpu": case.world.device.type == "cpu",
         "units": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def _model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def quota(cgroup: Path = CGROUP) -> float | None:

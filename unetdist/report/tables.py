@@ -127,6 +127,7 @@ def course(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "data_wait": _data_wait(run),
             "bad_steps": run.latest("train/bad_steps"),
             "bad_samples": _total(run, "train/bad_samples"),
+            "machine": run.status.machine if run.status else "",
             "version": run.model.get("unetdist_version"),
         }
         for run in runs
