@@ -9,7 +9,18 @@ from pathlib import Path
 
 from unetdist.config import Config
 from unetdist.distributed import World, make_accelerator, world_of
-from unetdist.doctor import data, folders, forecast, machine, network, pace, scoring, software, training
+from unetdist.doctor import (
+    dashboards,
+    data,
+    folders,
+    forecast,
+    machine,
+    network,
+    pace,
+    scoring,
+    software,
+    training,
+)
 from unetdist.doctor.board import Board
 from unetdist.doctor.case import Case
 from unetdist.doctor.examination import Examination, describe, overheard
@@ -22,6 +33,7 @@ from unetdist.storage import write_json
 
 CHECKS = (
     *software.CHECKS,
+    *dashboards.CHECKS,
     *machine.CHECKS,
     *network.CHECKS,
     *data.CHECKS,
