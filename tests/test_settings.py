@@ -159,3 +159,7 @@ def test_settings_are_laid_over_section_by_section():
     below, above = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": {"f": 5}, "d": None}
     assert settings.laid_over(below, above) == {"a": {"b": 1, "c": 4}, "d": None, "e": {"f": 5}}
     assert below == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+def test_settings_by_their_dotted_names():
+    assert settings.flat({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}

@@ -94,6 +94,17 @@ def differences(
     return found
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names of settings and their values."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
 def suggestion(word: str, known: Sequence[str]) -> str:
     """`; did you mean 'x'?` for the closest known word, else a list of what is known."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)

@@ -1,22 +1,11 @@
 import threading
 
-import pytest
-
 from tests.tracking.samples import CONFUSION, SCORES, picture
-from unetdist.logs import logger
 from unetdist.tracking import mirror as module
 from unetdist.tracking.dashboard import Row, Shown
 from unetdist.tracking.mirror import Mirror
 
 SHOWN = Shown(SCORES, CONFUSION, [picture("a")])
-
-
-@pytest.fixture
-def said(monkeypatch):
-    lines = []
-    for level in ("info", "warning"):
-        monkeypatch.setattr(logger, level, lambda text, *args: lines.append(text % args))
-    return lines
 
 
 class Slow:

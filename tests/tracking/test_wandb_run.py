@@ -9,7 +9,6 @@ import pytest
 import wandb
 
 from tests.tracking.samples import CONFUSION, PALETTE, REPORT, picture, stats, wandb_records
-from unetdist.logs import logger
 from unetdist.tracking import Tracker, TrackingConfig
 from unetdist.tracking.dashboard import Row, TrackedRun
 from unetdist.tracking.wandb_run import WandbRun, last_recorded_step, wandb_mode
@@ -34,14 +33,6 @@ def no_account(tmp_path, monkeypatch):
     wandb.teardown()
     yield
     wandb.teardown()
-
-
-@pytest.fixture
-def said(monkeypatch):
-    lines = []
-    for level in ("info", "warning"):
-        monkeypatch.setattr(logger, level, lambda text, *args: lines.append(text % args))
-    return lines
 
 
 def run(accelerator, run_dir, steps, *, after=0):

@@ -98,8 +98,8 @@ def confusions(runs: Sequence[Run], scored: Mapping[str, Scored]) -> list[dict[s
 
 def changes(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Settings in which the runs differ; of a single run, those that are not the default. `None`: not set."""
-    flat = [_leaves(run.settings) for run in runs]
-    base = _leaves(settings.defaults(Config))
+    flat = [settings.flat(run.settings) for run in runs]
+    base = settings.flat(settings.defaults(Config))
     names = sorted({name for each in flat for name in each} - set(WHERE))
     rows = []
     for name in names:
@@ -180,17 +180,6 @@ def _difference(first: str, name: str, scored: Mapping[str, Scored]) -> dict[str
         "interval": _pair(comparison.interval_difference),
         "p": _ratio(comparison.p_value),
     }
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names and their values."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
 
 
 def _median(run: Run, name: str) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.utils import LoggerType
 
 from unetdist import pictures as draw
+from unetdist import settings
 from unetdist.logs import logger
 from unetdist.storage import write_text
 from unetdist.tracking.dashboard import Dashboard, Row, TrackedRun, sheets_of
@@ -32,7 +33,7 @@ class MlflowRun(Dashboard):
         id_file = run.folder / ID_FILE
         known = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
         # Settings of a run are written once in MLflow, and are the same in each restart but for how it is watched.
-        config = None if known else _flat(run.config)
+        config = None if known else settings.flat(run.config)
         self._tracker = run.open_tracker(LoggerType.MLFLOW, config=config, run_id=known, **options)
         self._id = self._tracker.tracker.info.run_id
         write_text(id_file, self._id + "\n")
@@ -72,14 +73,3 @@ class MlflowRun(Dashboard):
 def _allowed(name: str) -> str:
     """A name in the characters that MLflow has for metrics; classes may have others."""
     return "".join(letter if letter.isalnum() or letter in "_-. /" else "_" for letter in name)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings as `section.field`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
