@@ -7,7 +7,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from unetdist.benchmark import data_command, layers_command, limit_command, remote, train_command, validation
+from unetdist.benchmark import (
+    data_command,
+    layers_command,
+    limit_command,
+    predict_command,
+    remote,
+    train_command,
+    validation,
+)
 from unetdist.benchmark.machine import machine_facts
 from unetdist.logs import run_script, set_up_logging
 
@@ -16,6 +24,7 @@ COMMANDS = {
     "eval": (validation, "validation images/s, ours beside plain loops"),
     "layers": (layers_command, "every convolution of a network, under the roofs of the device"),
     "limit": (limit_command, "images/s of training at most, by FLOPs and bytes"),
+    "predict": (predict_command, "predicting many images beside scoring them: images/s and memory"),
     "remote": (remote, "shards of other machines: first batch, and speed once cached"),
     "train": (train_command, "images/s of training loops, ours beside what people would write"),
 }
