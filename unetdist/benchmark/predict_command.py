@@ -120,9 +120,9 @@ def short(rounds: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict
 
 def table(found: Mapping[str, Mapping[str, float]], num_images: int) -> Table:
     """One line per program."""
-    drawn = Table(title=f"{num_images} images, from start to end")
+    drawn = Table(title=f"{num_images} images, from start to end; ratio: to {EVALUATE}")
     drawn.add_column("program", no_wrap=True)
-    for title in ("images/s", "of evaluate.py", "MiB early", "MiB late", "MiB at most"):
+    for title in ("images/s", "ratio", "MiB early", "MiB late", "MiB at most"):
         drawn.add_column(title, justify="right")
     for name, each in found.items():
         memory = [f"{each[key]:.0f}" for key in ("early_mib", "late_mib", "most_mib")]
