@@ -74,7 +74,7 @@ class Trainer:
             self.attempt.fail(str(error), is_final=isinstance(error, (ConfigError, TrainingError)))
         self.heartbeat.close()  # what is left to write may take long
         self.checkpoints.close()
-        self.tracker.close()
+        self.tracker.close(in_hurry=lambda: self.stop.requested)
         self.stop.close()
         if kind is None:  # else it would wait for ranks that wait for it
             self.accelerator.end_training()

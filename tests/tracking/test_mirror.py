@@ -1,4 +1,7 @@
 import threading
+import time
+
+import pytest
 
 from tests.tracking.samples import CONFUSION, SCORES, picture
 from unetdist.tracking import mirror as module
@@ -25,34 +28,63 @@ class Slow:
         pass
 
 
-def test_one_that_hangs_holds_up_nothing(said, monkeypatch):
+@pytest.fixture
+def impatient(monkeypatch):
     monkeypatch.setattr(module, "QUIET_S", 0.05)
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    for name in ("HUNG_S", "HURRY_S", "CLOSE_S"):
+        monkeypatch.setattr(module, name, 20.0)
+    return monkeypatch
+
+
+def close(mirror, in_hurry=False):
+    mirror.end({}, None)
+    mirror.wait(lambda: in_hurry, since=time.monotonic())
+
+
+GIVEN_UP = "mlflow did not take all within 0 s; the rest is sent when the same command is started again"
+
+
+def test_one_that_hangs_holds_up_nothing(said, impatient):
+    impatient.setattr(module, "HUNG_S", 0.1)
     slow = Slow()
     mirror = Mirror("mlflow", lambda: slow)
     for step in range(module.MOST_WAITING + 5):
         mirror.send(Row(step, {"val/miou": 0.5}, SHOWN))  # returns at once
-    mirror.close({}, None, wait_s=0.1)
+    close(mirror)
     assert not mirror.has_all
-    assert said == [
-        "waiting up to 0 s for mlflow to take what is left",
-        "mlflow did not take all within 0 s; the rest is sent when the same command is started again",
-    ]
+    assert said == ["waiting for mlflow to take what is left", GIVEN_UP]
     slow.may.set()
-    mirror.close({}, None, wait_s=20)
+    mirror.wait(lambda: False, since=time.monotonic())
     # Of those that waited too long only the numbers are left: their pictures would fill the memory.
     assert [row.step for row in slow.rows] == list(range(module.MOST_WAITING + 5))
     assert [row.shown is None for row in slow.rows[:3]] == [False] * 3
     assert slow.rows[-1].shown is None
+    assert mirror.has_all
 
 
-def test_one_that_hangs_while_it_opens_holds_up_nothing(said, monkeypatch):
-    monkeypatch.setattr(module, "QUIET_S", 0.05)
+def test_one_that_hangs_while_it_opens_holds_up_nothing(said, impatient):
+    impatient.setattr(module, "HUNG_S", 0.1)
     may = threading.Event()
-    mirror = Mirror("wandb", lambda: may.wait(20) and Slow())
+    mirror = Mirror("mlflow", lambda: may.wait(20) and Slow())
     mirror.send(Row(1, {"a": 1.0}))
-    mirror.close({}, None, wait_s=0.1)
-    assert said[-1].startswith("wandb did not take all within 0 s")
+    close(mirror)
+    assert said[-1] == GIVEN_UP
     may.set()
+
+
+@pytest.mark.parametrize(("in_hurry", "limit"), [(True, "HURRY_S"), (False, "CLOSE_S")])
+def test_an_upload_may_take_its_time_unless_the_run_was_asked_to_stop(said, impatient, in_hurry, limit):
+    class Uploading(Slow):
+        def close(self, facts, best):
+            self.may.wait(20)
+
+    impatient.setattr(module, "HUNG_S", 0.0)
+    impatient.setattr(module, limit, 0.2)
+    slow = Uploading()
+    close(Mirror("mlflow", lambda: slow), in_hurry)
+    assert said == ["waiting for mlflow to take what is left", GIVEN_UP]
+    slow.may.set()
 
 
 def test_what_it_holds_is_not_sent():
@@ -65,6 +97,6 @@ def test_what_it_holds_is_not_sent():
     mirror = Mirror("x", lambda: half)
     mirror.send(Row(1, {"a": 1.0, "b": 2.0}))
     mirror.send(Row(2, {"a": 1.0}))
-    mirror.close({}, None, wait_s=20)
+    close(mirror)
     assert half.rows == [Row(1, {"b": 2.0})]
     assert mirror.has_all

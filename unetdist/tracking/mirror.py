@@ -1,8 +1,10 @@
 """The thread that talks to a dashboard."""
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -15,6 +17,18 @@ MOST_WAITING = 32
 
 QUIET_S = 5.0
 """How long the end of a run waits for a dashboard without a word."""
+
+CLOSE_S = 600.0
+"""How long it waits for one that takes what is left: large uploads may take a while."""
+
+HUNG_S = 120.0
+"""How long for one that does not open, or does not take a row: nobody answers there. wandb tries for 90 s to open."""
+
+HURRY_S = 20.0
+"""How long where the run was asked to stop: whoever asks may soon kill."""
+
+LOOK_S = 0.1
+"""Between two looks at whether it is done."""
 
 
 class Mirror:
@@ -31,6 +45,7 @@ class Mirror:
         self._open = open_it
         self._waiting: SimpleQueue[Callable[[Dashboard], None] | None] = SimpleQueue()
         self._has_failed = False
+        self._busy_since: float | None = time.monotonic()
         self._thread = Thread(target=self._run, name=f"dashboard-{name}", daemon=True)
         self._thread.start()
 
@@ -45,27 +60,49 @@ class Mirror:
         if not self._has_failed:
             self._waiting.put(send)
 
-    def close(self, facts: Mapping[str, float], best: Path | None, *, wait_s: float) -> None:
-        """`Dashboard.close` after all that was told; waits so long for it at most."""
-        self._waiting.put(lambda dashboard: dashboard.close(facts, best))
+    def end(self, facts: Mapping[str, float], best: Path | None) -> None:
+        """Ask for `Dashboard.close` after all that was told."""
+        self._waiting.put(partial(self._close, facts, best))
         self._waiting.put(None)
-        self._thread.join(min(QUIET_S, wait_s))
-        if self._thread.is_alive():
-            logger.info("waiting up to %.0f s for %s to take what is left", wait_s, self.name)
-            self._thread.join(max(0.0, wait_s - QUIET_S))
-        if self._thread.is_alive():
-            logger.warning(
-                "%s did not take all within %.0f s; the rest is sent when the same command is started again",
-                self.name,
-                wait_s,
-            )
+
+    def wait(self, in_hurry: Callable[[], bool], *, since: float) -> None:
+        """Wait until it is closed, unless it takes too long.
+
+        Args:
+            in_hurry: whether the run was asked to stop.
+            since: when the waiting for all dashboards began, on the monotonic clock.
+        """
+        is_told = False
+        while self._thread.is_alive():
+            self._thread.join(LOOK_S)
+            waited_s = time.monotonic() - since
+            busy_since = self._busy_since
+            hung_s = 0.0 if busy_since is None else time.monotonic() - busy_since
+            limit_s = HURRY_S if in_hurry() else CLOSE_S
+            if waited_s > limit_s or (waited_s > QUIET_S and hung_s > HUNG_S):
+                logger.warning(
+                    "%s did not take all within %.0f s; the rest is sent when the same command is started again",
+                    self.name,
+                    max(waited_s, hung_s),
+                )
+                return
+            if waited_s > QUIET_S and not is_told:
+                is_told = True
+                logger.info("waiting for %s to take what is left", self.name)
+
+    def _close(self, facts: Mapping[str, float], best: Path | None, dashboard: Dashboard) -> None:
+        self._busy_since = None  # An upload may take its time.
+        dashboard.close(facts, best)
 
     def _run(self) -> None:
         dashboard = None
         try:
             dashboard = self._open()
+            self._busy_since = None
             while (action := self._waiting.get()) is not None:
+                self._busy_since = time.monotonic()
                 action(dashboard)
+                self._busy_since = None
             self.has_all = True
         except Exception as error:  # whatever it is, it must not end days of training
             self._has_failed = True
@@ -73,5 +110,6 @@ class Mirror:
                 "%s failed and is left out: %s: %s; training goes on", self.name, type(error).__name__, error
             )
             if dashboard is not None:
+                self._busy_since = time.monotonic()
                 with suppress(Exception):
                     dashboard.close({}, None)

@@ -23,9 +23,6 @@ from unetdist.tracking.mirror import Mirror
 from unetdist.tracking.names import Validation, train_metrics, validation_metrics
 from unetdist.tracking.terminal import scores_table, train_note
 
-CLOSE_S = 600.0
-"""How long the end of a run waits for its dashboards."""
-
 MARKS_FILE = "dashboards.json"
 """In the run's folder: of each dashboard, the last step that it holds, and the step of the best weights there."""
 
@@ -154,16 +151,18 @@ class Tracker:
         self._log(values, step)
         self._send(step, Shown(report.scores, report.confusion, pictures))
 
-    def close(self) -> None:
-        """End the run's display and files; waits for uploads. May be called twice."""
+    def close(self, in_hurry: Callable[[], bool] = lambda: False) -> None:
+        """End the run's display and files; waits for uploads, not so long `in_hurry`. May be called twice."""
         self._screen.close()
         self._bar = None
         facts = {**self._best, "time/hours": self._hours}
         best, best_step = self._run_dir / "best", int(self._best.get("best/step", -1))
-        deadline = time.monotonic() + CLOSE_S
         for mirror in self._mirrors:
             is_due = best.is_dir() and self._marks.get(mirror.name, {}).get("best", -1) < best_step
-            mirror.close(facts, best if is_due else None, wait_s=max(0.0, deadline - time.monotonic()))
+            mirror.end(facts, best if is_due else None)
+        since = time.monotonic()
+        for mirror in self._mirrors:
+            mirror.wait(in_hurry, since=since)
             if mirror.has_all:
                 self._marks[mirror.name] = {"step": self._last_sent, "best": best_step}
         if self._mirrors:
