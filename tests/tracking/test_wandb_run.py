@@ -24,6 +24,7 @@ def no_account(tmp_path, monkeypatch):
         "NETRC",
         "WANDB_DATA_DIR",
         "WANDB_FINISH_TIMEOUT",
+        "WANDB_INIT_TIMEOUT",
     ):
         monkeypatch.setenv(name, "")  # so that what the code under test sets is undone
         monkeypatch.delenv(name)
@@ -146,6 +147,19 @@ def test_unreachable_server_means_offline(tmp_path, no_account, accelerator, sai
     assert said[0].startswith("wandb cannot be reached (")
     assert said[0].endswith("); this run is logged offline")
     assert [row["train/loss"] for row in rows_of(tmp_path / "run")] == [0.5]
+
+
+def test_an_error_without_words_means_offline_too(tmp_path, no_account, accelerator, said, monkeypatch):
+    start = WandbRun._start
+
+    def fail_online(run, options):
+        if options["mode"] == "online":
+            raise TimeoutError
+        start(run, options)
+
+    monkeypatch.setattr(WandbRun, "_start", fail_online)
+    WandbRun(tracked(tmp_path / "run", mode="online")).close({}, None)
+    assert said[0] == "wandb cannot be reached (TimeoutError); this run is logged offline"
 
 
 def test_a_failure_offline_is_no_reason_to_try_again(tmp_path, no_account, accelerator, monkeypatch):

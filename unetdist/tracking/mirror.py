@@ -21,8 +21,8 @@ QUIET_S = 5.0
 CLOSE_S = 600.0
 """How long it waits for one that takes what is left: large uploads may take a while."""
 
-HUNG_S = 120.0
-"""How long for one that does not open, or does not take a row: nobody answers there. wandb tries for 90 s to open."""
+HUNG_S = 60.0
+"""How long for one that does not open, or does not take a row: nobody answers there."""
 
 HURRY_S = 20.0
 """How long where the run was asked to stop: whoever asks may soon kill."""

@@ -32,6 +32,7 @@ class WandbRun(Dashboard):
         # By default tables lie in the home folder, and a dead network holds the end of a run forever.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # Then it is logged offline.
         run_id = run.own_id(ID_FILE)
         options = {"name": run.name, "id": run_id, "resume": "allow", "dir": str(folder)}
         chosen = wandb_mode(run.mode)
@@ -42,7 +43,7 @@ class WandbRun(Dashboard):
         except Exception as error:
             if chosen == "offline":
                 raise
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             logger.warning("wandb cannot be reached (%s); this run is logged offline", reason)
             wandb.teardown()  # else the id is still held by the run that could not start
             self._start({**options, "mode": "offline"})
