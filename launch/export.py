@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     exported = _write(saved, args)
     logger.info("%s written, %.1f MB; comparing", args.out, args.out.stat().st_size / 1e6)
     of, pictures = find_pictures(saved, args.model, args.check, limit=args.num_images)
-    agreements = compare(saved.model, exported, pictures, precision=args.precision)
+    agreements = compare(saved.model, exported, pictures)
     console = Console()
     console.print(render(agreements, precision=args.precision, of=of))
     trained_ms, exported_ms = milliseconds([saved.model, exported], pictures[0].image)

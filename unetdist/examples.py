@@ -84,6 +84,8 @@ class Examples:
 
         `device` is where the backend computes.
         """
+        if not self.num_first + self.num_worst:
+            return ()
         self.read()
         facts = torch.full((2 * self.num_first + self.num_worst, 4), -1.0, dtype=torch.float64)
         for row, each in enumerate(self._kept):

@@ -10,9 +10,8 @@ def trained():
     return saved_model().model
 
 
-def held(trained, exported, precision="fp32", **settings):
-    pictures = [picture(index, **settings) for index in range(2)]
-    return compare(trained, exported, pictures, precision=precision)
+def held(trained, exported, **settings):
+    return compare(trained, exported, [picture(index, **settings) for index in range(2)])
 
 
 def test_a_model_agrees_with_itself_at_three_sizes(trained):
@@ -66,14 +65,15 @@ def test_logits_too_far_apart_or_not_a_number_do_not_agree(trained):
         assert not any(row.holds("fp32") for row in rows)
 
 
-def test_int8_is_held_to_its_score_and_without_masks_to_its_pixels():
-    matrices = [torch.tensor([[90, 10], [0, 100]]), torch.tensor([[89, 11], [0, 100]])]
-    row = Agreement("x", num_pixels=1000, num_other=21, trained=matrices[0], exported=matrices[1])
-    assert row.holds("int8")
-    row.exported = torch.tensor([[70, 30], [0, 100]])
-    assert not row.holds("int8")
-    assert not Agreement("x", num_pixels=1000, num_other=21).holds("int8")
-    assert Agreement("x", num_pixels=1000, num_other=20).holds("int8")
+@pytest.mark.parametrize(("precision", "few", "many", "pixels"), [("int8", 10, 30, 20), ("fp16", 1, 5, 5)])
+def test_others_are_held_to_their_score_and_without_masks_to_their_pixels(precision, few, many, pixels):
+    trained = torch.tensor([[900, 100], [0, 1000]])
+    row = Agreement("x", num_pixels=1000, num_other=999, is_near=False, trained=trained)
+    for number, is_well in ((0, True), (few, True), (many, False), (-many, True)):
+        row.exported = torch.tensor([[900 - number, 100 + number], [0, 1000]])
+        assert row.holds(precision) == is_well
+    assert Agreement("x", num_pixels=1000, num_other=pixels).holds(precision)
+    assert not Agreement("x", num_pixels=1000, num_other=pixels + 1).holds(precision)
 
 
 def test_both_are_timed_in_turns(trained):

@@ -23,7 +23,10 @@ def test_a_line_for_each_size_on_a_narrow_screen():
     assert "within 0.0002 of the largest logit" in text
 
 
-def test_int8_has_no_ties():
+def test_rounded_formats_have_no_ties():
     text = text_of(Agreement("own size", 4, 1000, 12, 0, 0.5), precision="int8")
     assert "own size 1,000 5.0e-01 12 agrees" in text
-    assert "mIoU lower by 0.01 at most, or, without masks, 2% of pixels" in text
+    assert "mIoU lower by 0.002 at most, or, without masks, 0.5 % of pixels" in text_of(
+        Agreement("own size", 4, 1000, 5, 0, 0.5), precision="fp16"
+    )
+    assert "mIoU lower by 0.01 at most, or, without masks, 2 % of pixels" in text

@@ -6,7 +6,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from unetdist.export.agreement import INT8_MIOU_LOSS, INT8_OTHER_CLASS, TOLERANCES, Agreement
+from unetdist.export.agreement import MIOU_LOSS, OTHER_CLASS, TOLERANCE, Agreement
 from unetdist.export.trace import Precision
 
 
@@ -31,7 +31,7 @@ def render(agreements: Sequence[Agreement], *, precision: Precision, of: str) ->
             f"{row.num_pixels:,}",
             "" if row.largest is None else f"{row.largest:.1e}",
             f"{row.num_other:,}",
-            f"{row.num_ties:,}" if precision in TOLERANCES else "",
+            f"{row.num_ties:,}" if precision == "fp32" else "",
             *(("", "") if mious is None else (f"{miou:.4f}" for miou in mious)),
             "[green]agrees[/green]" if row.holds(precision) else "[red]DIFFERS[/red]",
         )
@@ -39,13 +39,12 @@ def render(agreements: Sequence[Agreement], *, precision: Precision, of: str) ->
 
 
 def _meaning(precision: Precision) -> str:
-    if precision in TOLERANCES:
+    if precision == "fp32":
         return (
-            f"whose two classes the trained model holds for equal within {2 * TOLERANCES[precision]:g} of the "
-            f"largest logit; agrees: no logits further apart than {TOLERANCES[precision]:g} of it, no other pixels"
-            " but ties"
+            f"whose two classes the trained model holds for equal within {2 * TOLERANCE:g} of the largest logit; "
+            f"agrees: no logits further apart than {TOLERANCE:g} of it, no other pixels but ties"
         )
     return (
-        f"(not counted); agrees: mIoU lower by {INT8_MIOU_LOSS:g} at most, or, without masks, {INT8_OTHER_CLASS:.0%} "
-        "of pixels"
+        f"(not counted); agrees: mIoU lower by {MIOU_LOSS[precision]:g} at most, or, without masks, "
+        f"{100 * OTHER_CLASS[precision]:g} % of pixels"
     )
