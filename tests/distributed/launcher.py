@@ -125,6 +125,9 @@ def _rank_main(
     timeout = timedelta(seconds=timeout_s)
     try:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
+        # a rank that is connected, and ends at once, breaks the connecting of the others
+        store.set(f"connected/{rank}", "")
+        store.wait([f"connected/{other}" for other in range(world_size)], timeout)
         fn, args = pickle.loads(job)
         answer = pickle.dumps((True, fn(*args)))
     except BaseException:
