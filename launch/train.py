@@ -11,8 +11,9 @@ from unetdist.logs import run_script
 from unetdist.schedule import TrainState
 
 DESCRIPTION = """Train a U-Net on shards that launch/shard_dataset.py wrote. Settings come from the YAML file of
---config; any of them can be changed on the command line as --section.field value. The weights of the best
-validation mIoU are kept in RUNS_DIR/NAME/best; the same command again continues an interrupted run."""
+--config; any of them can be changed on the command line as --section.field value, or --field value where one section
+alone has that field. The weights of the best validation mIoU are kept in RUNS_DIR/NAME/best; the same command again
+continues an interrupted run."""
 
 
 def main() -> int:

@@ -53,6 +53,29 @@ def test_the_command_line_wins_over_the_file_over_the_default(write):
     assert config == Root(name="x", loss=Loss(smoothing=0.001), model=Model(widths=(1, 2, 3), crop=(4, 5)))
 
 
+def test_a_field_that_one_section_alone_has_may_go_without_it():
+    config = parse(
+        "--name", "x", "--kind", "focal", "--smoothing=0.25", "--model.widths", "[3]", "--crop", "null"
+    )
+    assert config == Root(name="x", loss=Loss(kind="focal", smoothing=0.25), model=Model(widths=(3,)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoLosses:
+    kind: str = "both"
+    first: Loss = field(default_factory=Loss)
+    second: Loss = field(default_factory=Loss)
+
+
+def test_a_field_of_several_sections_asks_for_its_section():
+    with pytest.raises(
+        ConfigError, match=r"'--smoothing' may be --first.smoothing or --second.smoothing; write"
+    ):
+        settings.parse(TwoLosses, ["--smoothing", "0.1"], prog="train.py", description="Train.")
+    parsed = settings.parse(TwoLosses, ["--kind", "one"], prog="train.py", description="Train.")
+    assert parsed == TwoLosses(kind="one")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     loss: Loss = field(default_factory=Loss)

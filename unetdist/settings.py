@@ -21,6 +21,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: str) -> Settings:
     """Build `cls` from command-line arguments: defaults, then `--config` files, then `--section.field value`.
 
+    `--field value` will do where one section alone has that field.
     `--help` and `--print_config` print and exit. Raises `ConfigError` for anything that is not understood.
     """
     # Left to argparse, the usage would name every setting twice, screens before the first word of help.
@@ -28,9 +29,8 @@ def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: s
     parser = _parser(cls, prog=prog, usage=usage, description=description)
     for file in _config_files(argv):
         _check_keys(read_yaml(file), cls, where=str(file))
-    _check_flags(argv, cls)
     try:
-        namespace = parser.parse_args(list(argv))
+        namespace = parser.parse_args(_in_full(argv, cls))
     except Exception as error:
         raise ConfigError(_plain(error)) from None
     return _instantiate(cls, parser, namespace)
@@ -236,12 +236,22 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
     return files + [Path(flag.removeprefix("--config=")) for flag in argv if flag.startswith("--config=")]
 
 
-def _check_flags(argv: Sequence[str], cls: type) -> None:
-    """Refuse `--section.feild` with a suggestion; argparse's own abbreviations are refused as well."""
-    known = {"config", "help", "print_config", *_dotted_names(cls)}
-    for flag in argv:
-        name = flag.split("=")[0].removeprefix("--")
-        if flag.startswith("--") and name not in known:
-            settings = sorted(known - {"help", "print_config"})
-            near = suggestion(name, settings) if difflib.get_close_matches(name, settings) else "; see --help"
-            raise ConfigError(f"unknown option '--{name}'{near}")
+def _in_full(argv: Sequence[str], cls: type) -> list[str]:
+    """`--field` as `--section.field`; refuses unknown ones with a suggestion, and argparse's own abbreviations."""
+    names = [*_dotted_names(cls), "config"]
+    known = {*names, "help", "print_config"}
+    words = []
+    for word in argv:
+        name, *value = word.removeprefix("--").split("=", maxsplit=1)
+        if word.startswith("--") and name not in known:
+            full = [setting for setting in names if setting.endswith(f".{name}")]
+            if len(full) > 1:
+                raise ConfigError(
+                    f"option '--{name}' may be {' or '.join(f'--{one}' for one in full)}; write it in full"
+                )
+            if not full:
+                near = suggestion(name, names) if difflib.get_close_matches(name, names) else "; see --help"
+                raise ConfigError(f"unknown option '--{name}'{near}")
+            word = "=".join([f"--{full[0]}", *value])
+        words.append(word)
+    return words
