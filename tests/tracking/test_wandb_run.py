@@ -221,6 +221,24 @@ def test_files_that_cannot_be_read_cost_what_lies_before_the_start(tmp_path, no_
     assert "what wandb lacks of this run from before stays away from it" in said[0]
 
 
+TELLS_ITS_SESSION = """#!{python}
+import json, os
+print(json.dumps({{"type": "history", "history": {{"item": {{"_step": os.getsid(0)}}}}}}))
+"""
+
+
+def test_files_are_read_where_no_signal_to_the_run_reaches(tmp_path, monkeypatch):
+    """Ctrl-C while they were read made the run forget what wandb lacked."""
+    folder = tmp_path / "wandb/offline-run-20260101_000000-abcd"
+    folder.mkdir(parents=True)
+    (folder / "run-abcd.wandb").touch()
+    reader = tmp_path / "reader"
+    reader.write_text(TELLS_ITS_SESSION.format(python=sys.executable))
+    reader.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(reader))
+    assert last_recorded_step(tmp_path / "wandb", "abcd") not in (-1, None, os.getsid(0))
+
+
 def test_mode_without_account(no_account):
     assert wandb_mode("auto") == "offline"
     assert wandb_mode("online") == "online"

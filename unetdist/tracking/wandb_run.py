@@ -142,7 +142,8 @@ def last_recorded_step(folder: Path, run_id: str) -> int | None:
     )
     for file in reversed(files):  # a restart records only what the files before it lack
         read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-        done = subprocess.run(read, capture_output=True, text=True, check=False)
+        # In a session of its own, where a Ctrl-C that asks the run to stop does not reach it.
+        done = subprocess.run(read, capture_output=True, text=True, check=False, start_new_session=True)
         if done.returncode != 0:
             logger.warning(
                 "%s cannot be read (%s); what wandb lacks of this run from before stays away from it",
