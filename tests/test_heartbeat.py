@@ -105,6 +105,15 @@ def test_nobody_leaves_while_the_last_one_moves(begin):
     assert zero.told[0].startswith("rank 1 ")
 
 
+def test_rank_zero_is_known_soon_after_it_comes(begin, monkeypatch):
+    """A network that broke within the first second left "node unknown" in the message."""
+    monkeypatch.setattr(heartbeat, "EVERY_S", 3600.0)
+    store = dist.HashStore()
+    one = begin(store, 1, limit_s=0.0)
+    begin(store, 0, limit_s=0.0)
+    wait_until(lambda: one._zero.node == os.uname().nodename)
+
+
 def test_one_that_closes_is_not_missed_by_one_that_moves(begin):
     store = dist.HashStore()
     zero, one = begin(store, 0), begin(store, 1)

@@ -25,6 +25,9 @@ from unetdist.verdict import UNHEARD, Beat, Judge, Silence, describe
 EVERY_S = 1.0
 """Between two beats; less where the limit is short."""
 
+FIRST_EVERY_S = 0.1
+"""Until rank 0 is heard for the first time: only then can this process name the machine that it loses."""
+
 TELL_WITHIN_S = 5.0
 """For the last words of a process: the log, or the disk, may be what hangs."""
 
@@ -104,7 +107,7 @@ class Heartbeat:
     def _talk(self) -> None:
         """Say and hear, round by round; ends where the store does, which `_watch` will find silent."""
         with suppress(RuntimeError):
-            while not self._over.wait(self._every_s):
+            while not self._over.wait(self._pause_s):
                 if reason := self._round():
                     self._end(reason)
                     return
@@ -122,6 +125,10 @@ class Heartbeat:
                     f"the store in which the processes meet, on the machine of rank 0 (node {self._zero.node}), has "
                     f"not answered for {silent_s:.0f} s: that machine, its launcher or the network is gone"
                 )
+
+    @property
+    def _pause_s(self) -> float:
+        return min(FIRST_EVERY_S, self._every_s) if self._zero is UNHEARD else self._every_s
 
     def _round(self) -> str | None:
         """Say how far this process is and hear of the others; the reason to end, if there is one."""
