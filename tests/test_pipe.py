@@ -41,7 +41,7 @@ def test_a_command_that_keeps_failing(monkeypatch):
     monkeypatch.setattr(retries, "RETRY_S", 0.2)
     message = (
         r"^echo why >&2; exit 3: could not be read in \d+ attempts within .* \(last: CommandError: ended with "
-        r"exit code 3 \(why\)\); .* data\.retry_s sets how long to wait"
+        r"exit code 3 \(why\)\); .* data\.retry_s of a run sets how long to wait"
     )
     with pytest.raises(UnreachableError, match=message):
         list(pipe.pieces("echo why >&2; exit 3"))

@@ -77,7 +77,8 @@ def test_the_deadline(monkeypatch):
     monkeypatch.setattr(retries.time, "monotonic", lambda: next(clock))
     message = (
         rf"^{MASKED}: could not be written in 3 attempts within 12 s \(last: AnswerError: answer 503 of {MASKED}\); "
-        r"check the server and the connection, then run the same command again; data.retry_s sets how long to wait."
+        r"check the server and the connection, then run the same command again; "
+        r"data.retry_s of a run sets how long to wait."
     )
     with pytest.raises(UnreachableError, match=message) as caught:
         retry(URL, failing(AnswerError(503), 99), what="written")

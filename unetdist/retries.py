@@ -88,7 +88,8 @@ def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:
             if waited + pause > RETRY_S:
                 raise UnreachableError(
                     f"could not be {what} in {attempt} attempts within {waited:.0f} s (last: {cause}); check the "
-                    "server and the connection, then run the same command again; data.retry_s sets how long to wait.",
+                    "server and the connection, then run the same command again; data.retry_s of a run sets how long "
+                    "to wait.",
                     source=mask(url),
                 ) from None
             if attempt == TELL_AFTER:

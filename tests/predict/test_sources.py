@@ -95,6 +95,12 @@ def test_lists_that_cannot_be_used(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(DataError, match="b.txt: cannot be read as a list .*; write one path or URL per line"):
         open_source(tmp_path / "b.txt", tmp_path)
+    picture(tmp_path / "a.png")
+    (tmp_path / "c.txt").write_text(f"{tmp_path}/a.png\nb/c.png\nhttps://a.org/1.jpg\nd.png\n")
+    with pytest.raises(
+        DataError, match="c.txt: 2 of its 4 images are not there, the first is b/c.png; relative"
+    ):
+        open_source(tmp_path / "c.txt", tmp_path)
 
 
 def test_a_remote_image_and_folder(tmp_path):

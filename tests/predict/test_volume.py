@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from tests.distributed.launcher import run_ranks
+from unetdist import retries
 from unetdist.data.labels import Palette
 from unetdist.distributed import World
 from unetdist.errors import ConfigError, DataError
@@ -161,6 +162,14 @@ def test_files_that_cannot_be_read_are_gathered_and_the_rest_is_done(tmp_path, s
     assert failures[0].reason == "image cannot be read (no known image format); replace the file."
     assert "cannot be read" in failures[1].reason
     assert names_in(tmp_path / "out") == ["a_ids.png", "d_ids.png"]
+
+
+def test_a_url_that_does_not_answer_is_named_once(tmp_path, saved, monkeypatch):
+    monkeypatch.setattr(retries, "RETRY_S", 0.0)
+    (tmp_path / "all.txt").write_text("http://127.0.0.1:9/a.png\n")
+    (failure,) = predict_files(saved, tmp_path / "all.txt", tmp_path / "out")
+    assert failure.source == "http://127.0.0.1:9/a.png"
+    assert failure.reason.startswith("could not be read in 1 attempts")
 
 
 def test_results_of_an_earlier_run_are_no_input(tmp_path, saved):

@@ -148,6 +148,8 @@ def read_picture(source: Path | str, channels: int) -> Picture:
         with Image.open(io.BytesIO(data)) as opened:
             orientation = orientation_of(opened)
             georeference = georeference_of(opened)
+    except FileNotFoundError:
+        raise DataError("is not there, or went away meanwhile; correct --input, or bring it back.") from None
     except (OSError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot be read ({error}); replace the file, or cut it into parts.") from None
     return Picture(upright(image, orientation), georeference)

@@ -202,6 +202,13 @@ def _listed(file: Path, out: Path) -> list[Job]:
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
         raise DataError("lists no images; write one path or URL per line.", source=file)
+    absent = [entry for entry in entries if not is_url(entry) and not Path(entry).is_file()]
+    if absent:
+        raise DataError(
+            f"{len(absent)} of its {len(entries)} images are not there, the first is {absent[0]}; relative paths "
+            f"begin in the folder where the command is typed ({Path.cwd()}).",
+            source=file,
+        )
     return _below([entry if is_url(entry) else Path(entry) for entry in dict.fromkeys(entries)], out)
 
 

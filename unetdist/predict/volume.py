@@ -180,7 +180,7 @@ def _load(item: Item, channels: int) -> Picture | Failure:
     try:
         return item.load(channels)
     except DataError as error:
-        return Failure(item.name, str(error))
+        return Failure(item.name, str(error).removeprefix(f"{item.name}: "))
 
 
 def _groups(
