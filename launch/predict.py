@@ -7,7 +7,8 @@ same command continues; --overwrite predicts them again. Files that cannot be re
 code is then 1.
 
 --input is one of
-  an image, or a folder, which is searched with its folders
+  an image, or several
+  a folder, which is searched with its folders
   a pattern in quotes: "photos/**/*.jpg"
   a text file (.txt, .lst, .list) with a path or URL (https, s3, gs, hf) per line; paths are seen from where you are
   a folder of shards, local or remote; results are named by the samples' keys
@@ -62,7 +63,7 @@ def _parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="a trained model: runs/NAME/best")
-    add("--input", required=True, metavar="WHAT", help="see above")
+    add("--input", required=True, nargs="+", metavar="WHAT", help="see above")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; keeps inner folders")
     add(
         "--color",

@@ -81,12 +81,28 @@ def test_every_form_of_an_image_is_understood(folder, image, tmp_path):
     assert pixels_of(torch.from_numpy(image[..., 0]), 3).shape == (21, 30, 3)
 
 
-@pytest.mark.parametrize("values", [np.zeros((4, 4, 3)), np.zeros((3, 4, 5), np.uint8), torch.zeros(3, 4, 4)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros((4, 4, 3)),
+        np.zeros((3, 4, 5), np.uint8),
+        np.zeros((0, 0, 3), np.uint8),
+        torch.zeros(3, 4, 4),
+    ],
+)
 def test_what_is_no_image_is_refused(values):
     with pytest.raises(
         DataError, match=r"an image is .* of shape \(.*\); give uint8 values 0\.\.255 as \(H, W\)"
     ):
         pixels_of(values, 3)
+
+
+@pytest.mark.parametrize("thing", [None, [Image.new("RGB", (4, 4))]])
+def test_what_is_of_no_kind_that_holds_an_image_is_refused(thing):
+    with pytest.raises(
+        DataError, match=rf"an image is a {type(thing).__name__}; give a path, .* one at a time"
+    ):
+        pixels_of(thing, 3)
 
 
 def test_windows_and_flips_can_be_asked_for(folder, image):

@@ -166,12 +166,16 @@ def pixels_of(image: str | os.PathLike[str] | Image.Image | np.ndarray | Tensor,
         )
     if isinstance(image, np.ndarray):
         is_picture = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
-        if image.dtype != np.uint8 or not is_picture:
+        if image.dtype != np.uint8 or image.size == 0 or not is_picture:
             raise DataError(
                 f"an image is {image.dtype} of shape {image.shape}; give uint8 values 0..255 as (H, W), (H, W, C) or, "
                 "in a tensor, (C, H, W), with 1, 3 or 4 channels."
             )
         image = Image.fromarray(image.squeeze(2) if image.ndim == 3 and image.shape[2] == 1 else image)
+    if not isinstance(image, Image.Image):
+        raise DataError(
+            f"an image is a {type(image).__name__}; give a path, a Pillow image, an array or a tensor, one at a time."
+        )
     pixels = np.array(image.convert(CHANNEL_MODES[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)
 

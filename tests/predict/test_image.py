@@ -23,8 +23,10 @@ def test_resize_of_the_training_is_applied_and_the_size_is_the_images_own(saved)
 
 
 def test_a_file_that_went_away_is_named(tmp_path):
-    with pytest.raises(DataError, match="is not there, or went away meanwhile; correct --input"):
+    with pytest.raises(DataError, match=r"gone.png: is not there, or went away meanwhile; correct its path"):
         read_upright(tmp_path / "gone.png", 3)
+    with pytest.raises(DataError, match="is a folder; give an image"):
+        read_upright(tmp_path, 3)
 
 
 def test_an_image_beyond_pils_limit_is_named(tmp_path, monkeypatch):

@@ -98,9 +98,21 @@ def test_lists_that_cannot_be_used(tmp_path):
     picture(tmp_path / "a.png")
     (tmp_path / "c.txt").write_text(f"{tmp_path}/a.png\nb/c.png\nhttps://a.org/1.jpg\nd.png\n")
     with pytest.raises(
-        DataError, match="c.txt: 2 of its 4 images are not there, the first is b/c.png; relative"
+        DataError, match="c.txt: 2 of its 4 images are no files, the first is b/c.png; relative"
     ):
         open_source(tmp_path / "c.txt", tmp_path)
+
+
+def test_several_images_as_a_shell_names_them(tmp_path):
+    for name in ("x/a.png", "y/a.png"):
+        picture(tmp_path / name)
+    words = [str(tmp_path / name) for name in ("x/a.png", "y/a.png")]
+    assert targets(open_source(words, tmp_path / "out"), tmp_path / "out") == ["x/a", "y/a"]
+    assert targets(open_source(words[:1], tmp_path / "out"), tmp_path / "out") == ["a"]
+    with pytest.raises(
+        DataError, match="--input: 1 of its 2 images are no files, the first is .*x; relative paths"
+    ):
+        open_source([str(tmp_path / "x"), words[1]], tmp_path / "out")
 
 
 def test_a_remote_image_and_folder(tmp_path):

@@ -133,7 +133,10 @@ def read_upright(path: Path, channels: int) -> np.ndarray:
     Raises:
         DataError: not an image that can be read.
     """
-    return read_picture(path, channels).pixels
+    try:
+        return read_picture(path, channels).pixels
+    except DataError as error:
+        raise DataError(str(error), source=path) from None
 
 
 def read_picture(source: Path | str, channels: int) -> Picture:
@@ -149,7 +152,9 @@ def read_picture(source: Path | str, channels: int) -> Picture:
             orientation = orientation_of(opened)
             georeference = georeference_of(opened)
     except FileNotFoundError:
-        raise DataError("is not there, or went away meanwhile; correct --input, or bring it back.") from None
+        raise DataError("is not there, or went away meanwhile; correct its path, or bring it back.") from None
+    except IsADirectoryError:
+        raise DataError("is a folder; give an image.") from None
     except (OSError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot be read ({error}); replace the file, or cut it into parts.") from None
     return Picture(upright(image, orientation), georeference)

@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -52,12 +52,16 @@ class Source(Protocol):
         """Every picture; None in place of one that is not wanted, which is not read."""
 
 
-def open_source(location: str | Path, out: Path, *, every: int = 1) -> Source:
-    """What `location` names: see `launch/predict.py --help`. `every`: of a video, each so manieth frame.
+def open_source(location: str | Path | Sequence[str], out: Path, *, every: int = 1) -> Source:
+    """What `location` names, or several: see `launch/predict.py --help`. `every`: of a video, each so manieth frame.
 
     Raises:
         DataError: nothing is there, or two pictures would have one result.
     """
+    if not isinstance(location, (str, Path)):
+        if len(location) != 1:
+            return Files(_images(location, out, source="--input"))
+        location = location[0]
     text, path = str(location), Path(location)
     suffix = PurePosixPath(urlsplit(text).path if is_url(text) else text).suffix.lower()
     if suffix in VIDEO_SUFFIXES and (is_url(text) or path.is_file()):
@@ -199,15 +203,19 @@ def _listed(file: Path, out: Path) -> list[Job]:
         raise DataError(
             f"cannot be read as a list ({error}); write one path or URL per line, in UTF-8.", source=file
         ) from None
-    entries = [line for line in lines if line and not line.startswith("#")]
-    if not entries:
-        raise DataError("lists no images; write one path or URL per line.", source=file)
+    if entries := [line for line in lines if line and not line.startswith("#")]:
+        return _images(entries, out, source=file)
+    raise DataError("lists no images; write one path or URL per line.", source=file)
+
+
+def _images(entries: Sequence[str], out: Path, *, source: object) -> list[Job]:
+    """Files and URLs, each once."""
     absent = [entry for entry in entries if not is_url(entry) and not Path(entry).is_file()]
     if absent:
         raise DataError(
-            f"{len(absent)} of its {len(entries)} images are not there, the first is {absent[0]}; relative paths "
+            f"{len(absent)} of its {len(entries)} images are no files, the first is {absent[0]}; relative paths "
             f"begin in the folder where the command is typed ({Path.cwd()}).",
-            source=file,
+            source=source,
         )
     return _below([entry if is_url(entry) else Path(entry) for entry in dict.fromkeys(entries)], out)
 

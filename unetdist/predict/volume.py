@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class Failure:
 
 def predict_files(
     saved: SavedModel,
-    source: str | Path,
+    source: str | Path | Sequence[str],
     out: Path,
     *,
     outputs: Outputs | None = None,
