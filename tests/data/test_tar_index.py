@@ -11,7 +11,7 @@ import pytest
 from tests.data.test_shards import KEYS, write_shard
 from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.shards import load_index
-from unetdist.data.tar_index import MemberNames, index_tar, read_key
+from unetdist.data.tar_index import MAX_EXTENDED, MemberNames, index_tar, read_key, read_members
 from unetdist.errors import ConfigError, DataError
 
 
@@ -152,3 +152,122 @@ def test_a_template_without_stem_is_refused(template):
 def test_errors_name_the_tar_as_its_user_knows_it(tmp_path):
     with pytest.raises(DataError, match=r"^s3://b/0\.tar: key a has no mask"):
         index_tar(foreign(tmp_path / "0.tar", ["a.jpg"]), source="s3://b/0.tar")
+
+
+def with_header(path: Path, field: slice, value: bytes, *, data: bytes = bytes(512)) -> Path:
+    """A tar of one member whose header holds `value` in `field`, and a checksum that fits."""
+    member = tarfile.TarInfo("a.png")
+    member.size = len(data)
+    header = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
+    header[field] = value
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(header + data + bytes(1024))
+    return path
+
+
+SIZE = slice(124, 136)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        b"-0000001000\0",
+        b"+0000001000\0",
+        b"0o000001000\0",
+        b"0_000001000\0",
+        b"00000001\x0b00\0",
+        b"\xff" * 10 + b"\xfe\x00",
+        b"\x80" + b"\xff" * 11,
+        b"\x80\0\0\0\x80" + bytes(7),
+    ],
+)
+def test_a_size_is_made_of_octal_digits_alone(tmp_path, size):
+    path = with_header(tmp_path / "0.tar", SIZE, size)
+    with pytest.raises(DataError, match="the header at byte 0 gives no size"), open(path, "rb") as file:
+        list(read_members(file, path))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (b"00000001000\0", 512),
+        (b"000000001000", 512),
+        (b"       1000 ", 512),
+        (b"1000\0garbage", 512),
+        (bytes(12), 0),
+        (b" " * 12, 0),
+        (b"\x80" + bytes(9) + b"\x02\x00", 512),
+    ],
+)
+def test_sizes_are_read_as_tar_writes_them(tmp_path, size, expected):
+    path = with_header(tmp_path / "0.tar", SIZE, size, data=bytes(expected))
+    with open(path, "rb") as file:
+        assert [member.size for member in read_members(file, path)] == [expected]
+
+
+def test_a_size_beyond_the_file_is_refused(tmp_path):
+    path = with_header(tmp_path / "0.tar", SIZE, b"\x80" + bytes(3) + b"\x7f" + b"\xff" * 7)
+    with pytest.raises(DataError, match="cut off inside the member at byte 0"), open(path, "rb") as file:
+        list(read_members(file, path))
+
+
+@pytest.mark.parametrize("field", [b"-00001\0 ", b"0x1234\0 ", b"\xff" * 8])
+def test_a_checksum_is_made_of_octal_digits_alone(tmp_path, field):
+    path = with_header(tmp_path / "0.tar", SIZE, b"00000001000\0")
+    data = bytearray(path.read_bytes())
+    data[148:156] = field
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="the header at byte 0 is wrong"), open(path, "rb") as file:
+        list(read_members(file, path))
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (b"13 size=-512\n", "gives no size"),
+        (b"13 size=1e3\n", r"damaged or sparse \(PAX header\)"),
+        (b"12 size=1e3\n", "gives no size"),
+        (b"99 path=a.jpg\n", r"damaged or sparse \(PAX header\)"),
+        (b"9" * 5000 + b" a=b\n", r"damaged or sparse \(PAX header\)"),
+        (b"29 size=99999999999999999999\n", "gives no size"),
+    ],
+)
+def test_what_an_extended_header_says_is_checked_too(tmp_path, records, message):
+    extended = tarfile.TarInfo("x")
+    extended.type, extended.size = b"x", len(records)
+    member = tarfile.TarInfo("a.png").tobuf(tarfile.USTAR_FORMAT)
+    block = records + bytes(-len(records) % 512)
+    path = tmp_path / "0.tar"
+    path.write_bytes(extended.tobuf(tarfile.USTAR_FORMAT) + block + member + bytes(1024))
+    with pytest.raises(DataError, match=message), open(path, "rb") as file:
+        list(read_members(file, path))
+
+
+def test_an_extended_header_need_not_be_utf8_and_may_not_be_huge(tmp_path):
+    extended = tarfile.TarInfo("x")
+    extended.type, extended.size = b"x", 7
+    member = tarfile.TarInfo("a.png").tobuf(tarfile.USTAR_FORMAT)
+    path = tmp_path / "0.tar"
+    path.write_bytes(
+        extended.tobuf(tarfile.USTAR_FORMAT) + b"7 \xff\xfe=b\n" + bytes(505) + member + bytes(1024)
+    )
+    with open(path, "rb") as file:
+        assert [member.name for member in read_members(file, path)] == ["a.png"]
+    extended.size = MAX_EXTENDED + 1
+    with open(path, "wb") as file:
+        file.write(extended.tobuf(tarfile.USTAR_FORMAT))
+        file.truncate(2 * MAX_EXTENDED)
+    with pytest.raises(DataError, match=rf"byte 0 says that it is {MAX_EXTENDED + 1} bytes"):
+        index_tar(path)
+
+
+def test_what_follows_the_end_is_told_and_zeros_are_not(tmp_path):
+    first, second, both = (tmp_path / f"{name}.tar" for name in ("first", "second", "both"))
+    for path, key in ((first, "a"), (second, "b")):
+        foreign(path, [f"{key}.jpg", f"{key}.mask.png"])
+    both.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(DataError, match=r"both\.tar: goes on behind its end.*tar --ignore-zeros -xf"):
+        index_tar(both)
+    both.write_bytes(first.read_bytes() + bytes(2**20))
+    assert np.array_equal(index_tar(both), index_tar(first))

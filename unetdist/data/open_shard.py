@@ -3,16 +3,16 @@
 import hashlib
 import io
 import os
-import tarfile
 import weakref
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from unetdist.data.manifest import Shard
-from unetdist.data.shards import INDEX_COLUMNS, unescape_key
+from unetdist.data.shards import INDEX_COLUMNS
+from unetdist.data.tar_index import key_at
 from unetdist.errors import DataError, SourceError
 from unetdist.folders import Folder
 from unetdist.retries import mask
@@ -165,12 +165,6 @@ def _header(row: Rows) -> tuple[int, int]:
 
 def _key(header: bytes, row: int, source: object) -> str:
     try:
-        # tarfile and not the 100 bytes of the header: a long name lies in records before it.
-        with tarfile.open(fileobj=io.BytesIO(header), mode="r:") as tar:
-            member = tar.next()
-    except tarfile.TarError:
-        member = None
-    if member is None:
-        raise DataError(f"no member at the offset of sample {row}; {REMEDY}", source=source)
-    name = PurePosixPath(member.name)
-    return unescape_key(str(name.with_name(name.name.split(".")[0])))
+        return key_at(io.BytesIO(header), source)
+    except DataError:
+        raise DataError(f"no member at the offset of sample {row}; {REMEDY}", source=source) from None

@@ -6,7 +6,7 @@ readers it notices a tar that was cut at a member's end, whose lost samples woul
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,9 @@ from unetdist.errors import ConfigError, DataError
 DATA_TYPES = b"0\0" + b"7"
 LINK_TYPES = b"123456"
 """Links, devices, folders: a name without bytes, whatever their size field says."""
+
+MAX_EXTENDED = 2**24
+"""Bytes of an extended header, which is read into memory."""
 
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 
@@ -117,7 +120,14 @@ def read_key(path: str | Path, header_offset: int) -> str:
     """The key of the sample whose first header lies at `header_offset` of the tar, as its source had it."""
     with open(path, "rb") as file:
         file.seek(header_offset)
-        member = next(read_members(file, path))
+        return key_at(file, path)
+
+
+def key_at(file: BinaryIO, source: object) -> str:
+    """The key of the sample whose first header the file stands at; of its data nothing need be there."""
+    member = next(_members(file, source, end=2**63), None)
+    if member is None:
+        raise DataError("no sample begins here; index the tar anew.", source=source)
     match = _KEY_AND_EXTENSION.fullmatch(member.name)
     return unescape_key(match[1] if match else member.name)
 
@@ -159,8 +169,22 @@ def _content(file: BinaryIO, member: Member) -> bytes:
 
 
 def read_members(file: BinaryIO, source: object) -> Iterator[Member]:
-    """The regular files from the file's position on, up to the end-of-archive blocks."""
-    end = os.fstat(file.fileno()).st_size
+    """The regular files from the file's position on, up to the end-of-archive blocks; only zeros may follow."""
+    position = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(position)
+    yield from _members(file, source, end)
+    while rest := file.read(2**20):
+        if rest.count(0) != len(rest):
+            raise DataError(
+                "goes on behind its end-of-archive blocks, as two tars do that were joined by `cat`: readers would "
+                "not see the second; unpack it with `tar --ignore-zeros -xf`, and pack it anew.",
+                source=source,
+            )
+
+
+def _members(file: BinaryIO, source: object, end: int) -> Iterator[Member]:
+    """As `read_members`, without a look behind the end-of-archive blocks; `end` is how far the tar may reach."""
     extended: dict[str, str] = {}
     first = None
     while True:
@@ -175,12 +199,17 @@ def read_members(file: BinaryIO, source: object) -> Iterator[Member]:
         first = position if first is None else first
         _check(header, position, source)
         kind = header[156:157]
-        size = 0 if kind in LINK_TYPES else int(extended.get("size", 0)) or _number(header[124:136])
+        size = 0 if kind in LINK_TYPES else _size(header, extended, position, source)
         offset = position + BLOCK
         after = offset + size + -size % BLOCK
         if after > end:
             raise DataError(
                 f"cut off inside the member at byte {position}; copy or write this tar again.", source=source
+            )
+        if kind in b"xL" and size > MAX_EXTENDED:
+            raise DataError(
+                f"the header at byte {position} says that it is {size} bytes long; pack the tar anew.",
+                source=source,
             )
         if kind == b"x":
             extended |= _pax_records(file.read(size), source)
@@ -201,22 +230,34 @@ def read_members(file: BinaryIO, source: object) -> Iterator[Member]:
 
 def _check(header: bytes, position: int, source: object) -> None:
     """Compare the checksum: the sum of the header's bytes with its own field taken as spaces."""
-    try:
-        stored = _number(header[148:156])
-    except ValueError:
-        stored = -1
-    if stored != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+    if _number(header[148:156]) != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
         raise DataError(
             f"damaged, or no tar: the header at byte {position} is wrong; copy or write it again.",
             source=source,
         )
 
 
-def _number(field: bytes) -> int:
-    """Octal text, or base 256 where the first bit is set (sizes of 8 GiB and more)."""
-    if field[0] & 0x80:
+def _size(header: bytes, extended: Mapping[str, str], position: int, source: object) -> int:
+    """Bytes of a member; its extended header knows better."""
+    if "size" in extended:
+        text = extended["size"]
+        size = int(text) if re.fullmatch("[0-9]{1,19}", text) else None
+    else:
+        size = _number(header[124:136])
+    if size is None or size >= 2**63:
+        raise DataError(
+            f"the header at byte {position} gives no size of its member; pack the tar anew.", source=source
+        )
+    return size
+
+
+def _number(field: bytes) -> int | None:
+    """Octal digits between blanks up to a NUL, or base 256 behind a byte 0x80 (8 GiB and more); None: neither."""
+    if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+    # int() would take signs and underscores too: a negative size leads back, and so round and round.
+    digits = field.split(b"\0", 1)[0].strip(b" ")
+    return int(digits or b"0", 8) if re.fullmatch(b"[0-7]*", digits) else None
 
 
 def _text(data: bytes) -> str:
@@ -234,10 +275,10 @@ def _pax_records(data: bytes, source: object) -> dict[str, str]:
     records = {}
     while data:
         digits, _, _ = data.partition(b" ")
-        length = int(digits) if digits.isdigit() else 0
+        length = int(digits) if re.fullmatch(b"[0-9]{1,9}", digits) else 0
         key, equals, value = data[len(digits) + 1 : length].partition(b"=")
-        if not equals or key.startswith(b"GNU.sparse"):
+        if not equals or length > len(data) or value[-1:] != b"\n" or key.startswith(b"GNU.sparse"):
             raise DataError("damaged or sparse (PAX header); pack the tar anew.", source=source)
-        records[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")
+        records[_text(key)] = value[:-1].decode("utf-8", "surrogateescape")
         data = data[length:]
     return records
