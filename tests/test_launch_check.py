@@ -2,7 +2,7 @@ import pytest
 
 import unetdist.launch_check as launch_check
 from unetdist.errors import LaunchError
-from unetdist.launch_check import asked_processes, check_launch
+from unetdist.launch_check import asked_processes, check_launch, check_options
 
 SINGLE = {
     "ACCELERATE_MIXED_PRECISION": "no",
@@ -191,3 +191,63 @@ def test_a_parent_that_cannot_be_read(monkeypatch):
 
 def test_the_parent_is_read():
     assert asked_processes() is None  # pytest's parent is no launcher
+
+
+LAUNCH = [PYTHON, "/venv/bin/accelerate", "launch"]
+
+
+@pytest.mark.parametrize(
+    ("options", "refused", "instead"),
+    [
+        (
+            ["--gradient_accumulation_steps", "4"],
+            r"--gradient_accumulation_steps \(4\)",
+            "trainer.micro_batch",
+        ),
+        (["--gradient-clipping=0.5"], r"--gradient_clipping \(0.5\)", "optim.clip_norm"),
+        (["--use_megatron_lm"], r"--use_megatron_lm \(True\)", "DDP"),
+        (["--cpu", "--use_megatron_lm"], r"--use_megatron_lm", "DDP"),
+        (["--use_deepspeed"], "--use_deepspeed", "DDP"),
+        (["--zero_stage", "2"], r"--zero_stage \(2\)", "DDP"),
+        (["--use_fsdp"], "--use_fsdp", "DDP"),
+        (["--fsdp_version", "2"], r"--fsdp_version \(2\)", "DDP"),
+        (["--parallelism_config_tp_size", "2"], "--parallelism_config_tp_size", "DDP"),
+        (["--tpu"], r"--tpu \(True\)", "GPUs or CPUs"),
+        (["--downcast_bf16"], "--downcast_bf16", "GPUs or CPUs"),
+        (["--dynamo_mode", "max-autotune"], "--dynamo_mode", "performance: auto"),
+        (["--dynamo_backend", "inductor"], "--dynamo_backend", "performance: auto"),
+        (["--fp8_format", "E4M3"], r"--fp8_format \(E4M3\)", "trainer.mixed_precision"),
+        (["--max_restarts", "3"], r"--max_restarts \(3\)", "launch/supervise.py"),
+        (["--tee", "3"], r"--tee \(3\)", "cpu.yaml --num_processes 2"),
+    ],
+)
+def test_options_that_no_process_would_hear_of(options, refused, instead):
+    with pytest.raises(LaunchError, match=rf"{refused}.* does nothing .*{instead}"):
+        check_options([*LAUNCH, *options, "train.py"], env={})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--cpu", "--num_processes=1", "--mixed_precision", "no", "--quiet"],
+        ["--gradient_accumulation_steps", "1", "--dynamo_backend", "no", "--max_restarts", "0"],
+        [
+            "--multi_gpu",
+            "--num_machines",
+            "2",
+            "--machine_rank",
+            "1",
+            "--main_process_ip",
+            "node0",
+            "--debug",
+        ],
+    ],
+)
+def test_options_that_are_heeded(options):
+    check_options([*LAUNCH, *options, "train.py", "--tpu"], env={})
+    check_options([*LAUNCH, *options, "--max_restarts", "3", "--tee", "3", "train.py"], env=CONNECTED)
+
+
+def test_options_of_another_launcher_are_its_own():
+    check_options([PYTHON, "train.py", "--gradient_accumulation_steps", "4"], env={})

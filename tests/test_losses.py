@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.no_copies import NoCopies
 from unetdist.errors import ConfigError
 from unetdist.ignore_index import IGNORE_INDEX
-from unetdist.losses import LossConfig, build_loss, dice_sum, focal_sum, lovasz_sum
+from unetdist.losses import Loss, LossConfig, build_loss, dice_sum, focal_sum, lovasz_sum
 
 NUM_CLASSES = 4
 WEIGHTS = (0.5, 2.0, 1.0, 0.25)
@@ -287,3 +287,16 @@ def test_weights_from_the_manifest_reach_the_loss():
 def test_settings_that_cannot_work_are_refused(settings_, message):
     with pytest.raises(ConfigError, match=message):
         LossConfig(**settings_)
+
+
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
+def test_one_class_beside_ignored_pixels_is_refused_for_nothing_would_be_learnt(terms):
+    with pytest.raises(ConfigError, match=r"the data has 1 class .*gradient would be 0.*at least 2 classes"):
+        build_loss(LossConfig(**terms), num_classes=1, class_pixels=[9], presence_pixels=[9])
+    logits = torch.randn(1, 1, 2, 2, requires_grad=True)
+    mask = torch.tensor([[[0, 0], [0, IGNORE_INDEX]]], dtype=torch.uint8)
+    alone = Loss(LossConfig(**terms), torch.ones(1))
+    loss = alone(logits, mask, alone.units(count(mask, num_classes=1)))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()

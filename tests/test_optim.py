@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -127,6 +128,29 @@ def test_learning_rate_of_four_steps(settings, expected):
     factors = [lr_factor(step, 4, OptimConfig(**settings)) for step in range(4)]
     for factor, value in zip(factors, expected, strict=True):
         assert value is None or factor == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("cosine", 2.467198171342e-4), ("poly", 0.01**0.9)])
+@pytest.mark.parametrize("min_lr_factor", [0.0, 0.1])
+def test_the_last_step_has_the_rate_of_torchs_schedulers_and_of_the_documentation(
+    schedule, last, min_lr_factor
+):
+    """`min_lr_factor` would be reached by the step after it."""
+    config = OptimConfig(schedule=schedule, min_lr_factor=min_lr_factor)
+    assert lr_factor(99, 100, config) == pytest.approx(min_lr_factor + (1 - min_lr_factor) * last, rel=1e-9)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    if schedule == "cosine":
+        theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100, eta_min=min_lr_factor)
+    elif min_lr_factor:
+        return  # it has no such setting
+    else:
+        theirs = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=100, power=0.9)
+    for step in range(100):
+        assert lr_factor(step, 100, config) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        theirs.step()
+    told = next(p for p in inspect.getsource(OptimConfig).split('"""') if "poly and cosine fall" in p)
+    assert f"has {0.0002} (cosine) or {0.016} (poly)" in told
 
 
 @given(

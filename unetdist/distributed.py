@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch.nn.parallel import DistributedDataParallel
 
 from unetdist.errors import ConfigError, LaunchError
-from unetdist.launch_check import asked_processes, check_launch
+from unetdist.launch_check import asked_processes, check_launch, check_options
 from unetdist.logs import logger
 from unetdist.rendezvous import connect, keep_group
 from unetdist.signals import SignalWatch, follow_launcher
@@ -91,6 +91,7 @@ def make_accelerator(
         asked_processes=asked_processes(),
         num_gpus=torch.cuda.device_count() if has_gpu else 0,
     )
+    check_options()
     if not has_gpu:
         _check_cpu_precision(mixed_precision)
     expected = int(os.environ.get("WORLD_SIZE", 1))

@@ -6,6 +6,7 @@ line, before any process group exists.
 """
 
 import os
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,6 +49,41 @@ OVERRIDES = {
 """Variable -> (harmless values in lower case, why it is refused and what to do instead)."""
 
 
+OBEYED = {
+    *("training_script", "training_script_args", "nondefault", "module", "no_python", "quiet", "debug"),
+    *("config_file", "cpu", "multi_gpu", "mixed_precision", "num_processes", "num_machines", "gpu_ids"),
+    *(
+        "num_cpu_threads_per_process",
+        "enable_cpu_affinity",
+        "same_network",
+        "machine_rank",
+        "main_process_ip",
+    ),
+    *("main_process_port", "mpirun_hostfile"),
+}
+"""Options of `accelerate launch`, as argparse calls them, that do what they say, or that another check looks at."""
+
+FOR_SEVERAL = {"max_restarts", "tee", "log_dir", "role", "rdzv_backend", "rdzv_conf", "monitor_interval"}
+"""Those that only torchrun obeys, which `accelerate launch` leaves out where it starts one process."""
+
+INSTEAD = {
+    ("gradient_accumulation_steps",): (
+        "set trainer.global_batch_size and trainer.micro_batch_size, from which accumulation follows, and leave it out"
+    ),
+    ("gradient_clipping",): "set optim.clip_norm, and leave it out",
+    ("dynamo_",): "leave it out: performance: auto compiles where that is faster",
+    ("fp8_",): "leave it out, and set trainer.mixed_precision to bf16 or fp16",
+    ("tpu", "vm", "env", "main_training_function", "downcast_bf16", "aws_"): (
+        "leave it out: training runs on the GPUs or CPUs of machines that you start yourself"
+    ),
+    ("",): "leave it out: every process holds the whole network, as plain data parallel training (DDP) does",
+}
+"""How the names of options begin -> what to do in their place; the first that fits."""
+
+HARMLESS = {"gradient_accumulation_steps": 1, "dynamo_backend": "no"}
+"""Values that change nothing, beside those that are the launcher's defaults."""
+
+
 def check_launch(
     env: Mapping[str, str] = os.environ,
     *,
@@ -73,6 +109,34 @@ def check_launch(
     _check_device(env, num_gpus)
 
 
+def check_options(command: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) -> None:
+    """Refuse options of `accelerate launch` that reach no process, and so would do nothing without a word.
+
+    Args:
+        command: words of the launcher's command line; by default those of the parent process.
+        env: environment variables of this process.
+
+    Raises:
+        LaunchError: names the option, and what to do in its place.
+    """
+    args = _launcher_arguments(command)
+    if args is None:
+        return
+    defaults = launch_command_parser().parse_args([args.training_script])
+    for name, value in vars(args).items():
+        if name in OBEYED or value in (getattr(defaults, name), HARMLESS.get(name)):
+            continue
+        if name not in FOR_SEVERAL:
+            remedy = next(remedy for beginnings, remedy in INSTEAD.items() if name.startswith(beginnings))
+            raise LaunchError(f"accelerate launch --{name} ({value}) does nothing here; {remedy}.")
+        if "RANK" not in env:
+            raise LaunchError(
+                f"accelerate launch --{name} ({value}) does nothing where it starts one process only; leave it out"
+                f"{', and let launch/supervise.py restart the run' if name == 'max_restarts' else ''}, or start "
+                "several processes, on CPUs with `--config_file configs/accelerate/cpu.yaml --num_processes 2`."
+            )
+
+
 def asked_processes(command: Sequence[str] | None = None) -> int | None:
     """How many processes `accelerate launch` was asked for; None where it was not said, or not the launcher.
 
@@ -82,21 +146,26 @@ def asked_processes(command: Sequence[str] | None = None) -> int | None:
     Args:
         command: words of the launcher's command line; by default those of the parent process.
     """
-    if command is None:
-        try:
-            command = psutil.Process(os.getppid()).cmdline()
-        except psutil.Error:
-            return None
-    words = _launch_arguments(command)
-    if words is None:
+    args = _launcher_arguments(command)
+    if args is None:
         return None
-    args = launch_command_parser().parse_args(words)
     if args.num_processes is not None:
         return int(args.num_processes)
     if args.config_file is None and (args.cpu or not Path(default_config_file).is_file()):
         return None
     from_file = int(load_config_from_file(args.config_file or default_config_file).num_processes)
     return from_file if from_file > 0 else None
+
+
+def _launcher_arguments(command: Sequence[str] | None) -> Namespace | None:
+    """What `accelerate launch` was given, by default in the parent process; None where that is no such launcher."""
+    if command is None:
+        try:
+            command = psutil.Process(os.getppid()).cmdline()
+        except psutil.Error:
+            return None
+    words = _launch_arguments(command)
+    return None if words is None else launch_command_parser().parse_args(words)
 
 
 def _launch_arguments(command: Sequence[str]) -> list[str] | None:

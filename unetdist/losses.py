@@ -139,7 +139,17 @@ def build_loss(
     class_pixels: Sequence[int] | None = None,
     presence_pixels: Sequence[int] | None = None,
 ) -> Loss:
-    """The loss of `config`; a rule of class weights goes by the counts, those of the training manifest."""
+    """The loss of `config`; a rule of class weights goes by the counts, those of the training manifest.
+
+    Raises:
+        ConfigError: there is one class only, or the class weights do not fit.
+    """
+    if num_classes < 2:  # the softmax of one logit is 1, whatever the network says
+        raise ConfigError(
+            f"the data has {num_classes} class beside what is ignored, so the loss and its gradient would be 0 and "
+            "nothing would be learnt; write the shards again with at least 2 classes: list the background in "
+            "Labels.txt as a class, and leave it out of --ignore."
+        )
     weights = class_weights(
         config.class_weights,
         num_classes=num_classes,

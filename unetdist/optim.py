@@ -47,7 +47,8 @@ class OptimConfig:
     """Exponent of `poly`, above 0."""
 
     min_lr_factor: float = 0.0
-    """Share of `lr`, 0..1, that poly and cosine fall to at the last step."""
+    """Fraction of `lr`, 0..1, that poly and cosine fall to. A step after the last would have it, as with torch's
+    CosineAnnealingLR and PolynomialLR: the last of 100 steps has 0.0002 (cosine) or 0.016 (poly) where this is 0."""
 
     clip_norm: float = 0.0
     """Gradients are scaled down to this L2 norm over all parameters; 0 is off."""
@@ -126,7 +127,7 @@ def lr_factor(step: int, max_steps: int, config: OptimConfig) -> float:
     """What `lr` is multiplied by in `step`, the number of optimizer steps done before it: 0..max_steps-1.
 
     Rises as (step + 1) / (warmup_steps + 1), is 1 at step `warmup_steps`, then falls with
-    t = (step - warmup_steps) / (max_steps - warmup_steps).
+    t = (step - warmup_steps) / (max_steps - warmup_steps), which stays below 1.
 
     Raises:
         ConfigError: If the warm-up leaves no step to train at the full rate.

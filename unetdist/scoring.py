@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 from unetdist.completeness import Expected
 from unetdist.data.access import DataConfig, open_data
@@ -16,7 +17,7 @@ from unetdist.errors import ConfigError
 from unetdist.evaluate import ValidationConfig
 from unetdist.host_memory import keep_all_freed
 from unetdist.logs import set_up_logging
-from unetdist.losses import Loss, LossConfig, build_loss
+from unetdist.losses import Loss, LossConfig
 from unetdist.model.unet import UNetConfig
 from unetdist.saved_model import SavedModel, load_model
 from unetdist.validation import Validator, shares_windows
@@ -92,7 +93,7 @@ def evaluations(
             model_config=saved.model.config,
             palette=saved.palette,
             resize=saved.resize,
-            loss=build_loss(LossConfig(), num_classes=saved.palette.num_classes).to(world.device),
+            loss=Loss(LossConfig(), torch.ones(saved.palette.num_classes)).to(world.device),
             cfg=cfg or ValidationConfig(),
             data_cfg=DataConfig(train=data_folder, num_workers=num_workers, allow_pipe=allow_pipe),
             num_pictures=0,
