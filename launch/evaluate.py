@@ -37,7 +37,6 @@ def main() -> None:
         cfg=cfg,
         num_workers=args.num_workers,
         mixed_precision=args.mixed_precision,
-        allow_pipe=args.allow_pipe,
     ) as (models, world):
         keeps_images = args.compare is not None or args.per_image is not None
         reports = [validator.score(saved.model, per_image=keeps_images) for validator, saved in models]
@@ -66,7 +65,6 @@ def _parse() -> argparse.Namespace:
     what.add_argument("--model", metavar="DIR", help="a trained model, such as runs/NAME/best")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two trained models, to be compared")
     add("--data", required=True, metavar="DIR", help="shards to score it on: a path or URL")
-    add("--allow-pipe", action="store_true", help="--data may be pipe:COMMAND, run by a shell")
     add("--json", metavar="FILE", help="write all numbers, the confusion matrix too, to this file")
     add("--per-image", metavar="FILE.npz", help="write the confusion matrix of every image to this file")
     add("--boundary", action="store_true", help="score outlines too: boundary IoU")

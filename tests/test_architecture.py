@@ -21,7 +21,6 @@ FLOORS = (
         "storage",
         "folders",
         "remote",
-        "pipe",
         "retries",
         "logs",
         "signals",

@@ -1,4 +1,4 @@
-"""One interface over paths, URLs and commands."""
+"""One interface over paths and URLs."""
 
 import io
 import pickle
@@ -25,7 +25,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(params=["path", "str", "file", "http", "pipe"])
+@pytest.fixture(params=["path", "str", "file", "http"])
 def folder(request, place):
     if request.param == "http":
         with serve(place) as server:
@@ -35,9 +35,8 @@ def folder(request, place):
             "path": place,
             "str": str(place),
             "file": f"file://{place}",
-            "pipe": f"pipe:cat {place}/{{name}}",
         }
-        yield open_folder(location[request.param], allow_pipe=True)
+        yield open_folder(location[request.param])
 
 
 def downloaded(folder, name, **options):
@@ -67,11 +66,10 @@ def test_travels_to_other_processes(folder):
     assert open_folder(folder) is folder
 
 
-def test_what_is_missing(folder, monkeypatch):
-    monkeypatch.setattr(retries, "RETRY_S", 0.0)  # A command does not say that its failure lasts.
-    with pytest.raises((FileNotFoundError, DataError), match="No such file"):
+def test_what_is_missing(folder):
+    with pytest.raises(FileNotFoundError, match="No such file"):
         folder.read("missing")
-    with pytest.raises((FileNotFoundError, DataError), match="No such file"):
+    with pytest.raises(FileNotFoundError, match="No such file"):
         downloaded(folder, "missing")
 
 
@@ -108,9 +106,9 @@ def test_a_remote_folder():
         folder.path("a.tar")
 
 
-@pytest.mark.parametrize("location", [Path("nowhere"), "file:///nowhere", "pipe:cat {name}"])
+@pytest.mark.parametrize("location", [Path("nowhere"), "file:///nowhere"])
 def test_a_name_that_is_a_url_is_that_file_whatever_the_folder(place, location):
-    folder = open_folder(location, allow_pipe=True)
+    folder = open_folder(location)
     url = f"file://{place}/a.tar"
     assert folder.where(url) == url
     assert folder.read(url) == DATA
@@ -119,38 +117,10 @@ def test_a_name_that_is_a_url_is_that_file_whatever_the_folder(place, location):
     assert downloaded(folder, url, start=5) == DATA[5:]
 
 
-def test_commands_are_refused_unless_allowed():
-    message = r"^pipe:rm -rf \{name\} runs a command in a shell, which is refused unless allowed; add --allow-pipe if"
-    with pytest.raises(ConfigError, match=message):
-        open_folder("pipe:rm -rf {name}")
-    with pytest.raises(ConfigError, match="refused"):
-        open_folder("pipe:rm -rf {name}", allow_pipe=False)
-
-
-def test_what_commands_cannot(place):
-    folder = open_folder("pipe:cat {name}", allow_pipe=True)
-    assert (folder.is_local, folder.can_range, folder.size("x")) == (False, False, None)
-    with pytest.raises(
-        RangesUnsupportedError, match=r"^pipe:cat \{name\}: a command prints whole files only"
-    ):
-        folder.read_range("x", 0, 1)
-    with pytest.raises(DataError, match="a command cannot list files; give a path or a URL"):
-        folder.names()
-    for action in (
-        lambda: folder.write("x", b""),
-        lambda: folder.upload("x", place),
-        lambda: folder.remove("x"),
-    ):
-        with pytest.raises(
-            DataError, match=r"^pipe:cat \{name\}: a command can only be read from; give a path or a URL"
-        ):
-            action()
-
-
-def test_names_do_not_escape_from_the_command(place):
-    folder = open_folder(f"pipe:cd {place}; cat {{name}}", allow_pipe=True)
-    (place / "a; echo b").write_bytes(b"spaces and all")
-    assert folder.read("a; echo b") == b"spaces and all"
+def test_commands_are_no_longer_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"^pipe:touch .*commands are no longer run; .* give a URL"):
+        open_folder(f"pipe:touch {tmp_path}/ran")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_server_that_ignores_ranges_is_found_out(place, monkeypatch):

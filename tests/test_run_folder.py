@@ -59,6 +59,20 @@ def test_a_setting_that_the_version_of_the_run_did_not_have_was_its_default(begu
     claim(begun, values(tmp_path))
 
 
+def test_a_run_that_still_names_a_setting_that_is_gone_goes_on(begun, tmp_path):
+    old = values(tmp_path)
+    old["data"]["allow_pipe"] = False
+    (begun / SETTINGS_FILE).write_text(settings.to_yaml(old))
+    words = ["--config", str(begun / SETTINGS_FILE), "--data.num_workers", "1"]
+    config = settings.parse(Config, words, prog="", description="")
+    assert config.data.num_workers == 1
+    claim(begun, settings.to_mapping(config))
+    assert "allow_pipe" not in (begun / SETTINGS_FILE).read_text()
+    old["data"]["allow_pipe"] = True
+    with pytest.raises(ConfigError, match=r"data\.allow_pipe \(True\) no longer exists; remove it"):
+        settings.from_mapping(Config, old)
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -53,7 +53,7 @@ class CheckpointConfig:
             raise ConfigError(f"checkpoint.keep_last ({self.keep_last}) must be at least 1; use 2.")
         if self.save_every is not None and self.save_every < 1:
             raise ConfigError(f"checkpoint.save_every ({self.save_every}) must be at least 1 step, or null.")
-        if self.folder is not None and self.folder.startswith(("pipe:", "http:", "https:")):
+        if self.folder is not None and self.folder.startswith(("http:", "https:")):
             raise ConfigError(
                 f"checkpoint.folder ({self.folder}) cannot be written to; give a path, or a URL such as s3://bucket/runs."
             )

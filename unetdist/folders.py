@@ -1,19 +1,16 @@
-"""Folders of files, wherever they are: a path, a URL of fsspec, or the output of a command."""
+"""Folders of files, wherever they are: a path or a URL of fsspec."""
 
 import os
-import shlex
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from unetdist import pipe, remote
+from unetdist import remote
 from unetdist.errors import ConfigError, DataError
 from unetdist.retries import mask
 from unetdist.storage import write_atomic
-
-PIPE = "pipe:"
 
 CHUNK = 2**20
 """Bytes of one read from a local file."""
@@ -67,18 +64,15 @@ class Folder(Protocol):
         """Remove a file, if it is there."""
 
 
-def open_folder(location: str | Path | Folder, *, allow_pipe: bool = False) -> Folder:
-    """The folder at a path or URL; `pipe:COMMAND` only if allowed, for whoever sets it runs a shell here."""
+def open_folder(location: str | Path | Folder) -> Folder:
+    """The folder at a path or URL; `ConfigError` where it is neither."""
     if not isinstance(location, (str, Path)):
         return location
     text = str(location)
-    if text.startswith(PIPE):
-        if not allow_pipe:
-            raise ConfigError(
-                f"{mask(text)} runs a command in a shell, which is refused unless allowed; add --allow-pipe if you "
-                "trust it."
-            )
-        return _PipeFolder(text)
+    if text.startswith("pipe:"):
+        raise ConfigError(
+            f"{mask(text)}: commands are no longer run; mount that folder, or give a URL, such as s3:// or https://."
+        )
     return _RemoteFolder(text) if remote.is_url(text) else _LocalFolder(text)
 
 
@@ -189,54 +183,6 @@ class _LocalFolder(_RemoteFolder):
 
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
-
-
-class _PipeFolder(_RemoteFolder):
-    """Files that a command prints, such as `pipe:ssh host cat /data/train/{name}`: whole, and only to be read."""
-
-    @property
-    def can_range(self) -> bool:
-        return False
-
-    def where(self, name: str) -> str:
-        return name if remote.is_url(name) else self.location.replace("{name}", shlex.quote(name))
-
-    def names(self, suffix: str = "") -> list[str]:
-        raise DataError("a command cannot list files; give a path or a URL.", source=self)
-
-    def size(self, name: str) -> int | None:
-        return super().size(name) if remote.is_url(name) else None
-
-    def read(self, name: str) -> bytes:
-        return super().read(name) if remote.is_url(name) else b"".join(pipe.pieces(self._command(name)))
-
-    def read_range(self, name: str, start: int, size: int) -> bytes:
-        if remote.is_url(name):
-            return super().read_range(name, start, size)
-        raise remote.RangesUnsupportedError("a command prints whole files only.", source=self)
-
-    def download(
-        self, name: str, file: IO[bytes], *, start: int = 0, on_bytes: Callable[[bytes], object] | None = None
-    ) -> None:
-        if remote.is_url(name):
-            super().download(name, file, start=start, on_bytes=on_bytes)
-        else:
-            _append(pipe.pieces(self._command(name), start), file, on_bytes)
-
-    def write(self, name: str, data: bytes | memoryview) -> None:
-        self._refuse()
-
-    def upload(self, name: str, local: Path) -> None:
-        self._refuse()
-
-    def remove(self, name: str) -> None:
-        self._refuse()
-
-    def _command(self, name: str) -> str:
-        return self.where(name).removeprefix(PIPE)
-
-    def _refuse(self) -> None:
-        raise DataError("a command can only be read from; give a path or a URL.", source=self)
 
 
 def _append(pieces: Iterable[bytes], file: IO[bytes], on_bytes: Callable[[bytes], object] | None) -> None:

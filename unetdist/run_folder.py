@@ -24,7 +24,7 @@ RESULT_NEUTRAL = (
     "data.cache_dir",
     "data.cache_gb",
     "data.retry_s",
-    "data.allow_pipe",
+    "data.allow_pipe",  # of older runs
     "data.on_bad_sample",
     "data.max_bad_samples",
     "trainer.micro_batch_size",

@@ -79,7 +79,6 @@ def evaluations(
     cfg: ValidationConfig | None = None,
     num_workers: int = 2,
     mixed_precision: MixedPrecision = "no",
-    allow_pipe: bool = False,
 ) -> Iterator[tuple[list[tuple[Validator, SavedModel]], World]]:
     """Collective. Saved models, each with the shards in `data_folder` to score it on, this process among the others."""
     accelerator = make_accelerator(mixed_precision=mixed_precision)
@@ -95,7 +94,7 @@ def evaluations(
             resize=saved.resize,
             loss=Loss(LossConfig(), torch.ones(saved.palette.num_classes)).to(world.device),
             cfg=cfg or ValidationConfig(),
-            data_cfg=DataConfig(train=data_folder, num_workers=num_workers, allow_pipe=allow_pipe),
+            data_cfg=DataConfig(train=data_folder, num_workers=num_workers),
             num_pictures=0,
             world=world,
             autocast=accelerator.autocast,

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +26,9 @@ def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: s
     # Left to argparse, the usage would name every setting twice, screens before the first word of help.
     usage = f"{prog} [--config FILE] [--section.field value ...]"
     parser = _parser(cls, prog=prog, usage=usage, description=description)
-    for file in _config_files(argv):
-        _check_keys(read_yaml(file), cls, where=str(file))
+    words = _with_checked_files(argv, cls)
     try:
-        namespace = parser.parse_args(_in_full(argv, cls))
+        namespace = parser.parse_args(_in_full(words, cls))
     except Exception as error:
         raise ConfigError(_plain(error)) from None
     return _instantiate(cls, parser, namespace)
@@ -38,6 +36,7 @@ def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: s
 
 def from_mapping(cls: type[Settings], values: Mapping[str, Any], *, where: str = "settings") -> Settings:
     """Build `cls` from a mapping such as `to_mapping` gives; `where` opens the error message."""
+    values = without_retired(values, cls, where=where)
     _check_keys(values, cls, where=where)
     parser = _parser(cls)
     try:
@@ -68,6 +67,25 @@ def defaults(cls: type) -> dict[str, Any]:
         elif dataclasses.is_dataclass(field.type):
             given[field.name] = defaults(field.type)  # type: ignore[arg-type]
     return given
+
+
+def without_retired(values: Mapping[str, Any], cls: type, *, where: str, prefix: str = "") -> dict[str, Any]:
+    """The settings without those that older versions had: `RETIRED` of a section, with values that did nothing.
+
+    Raises:
+        ConfigError: one of them has another value, which is no longer possible.
+    """
+    retired = getattr(cls, "RETIRED", {})
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        section = _sections(cls).get(key)
+        if section is not None and isinstance(value, Mapping):
+            kept[key] = without_retired(value, section, where=where, prefix=f"{prefix}{key}.")
+        elif key not in retired:
+            kept[key] = value
+        elif value != retired[key]:
+            raise ConfigError(f"{where}: {prefix}{key} ({value}) no longer exists; remove it")
+    return kept
 
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,9 +249,20 @@ def _dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
             yield from _dotted_names(section, f"{prefix}{name}.")
 
 
-def _config_files(argv: Sequence[str]) -> list[Path]:
-    files = [Path(after) for flag, after in pairwise(argv) if flag == "--config"]
-    return files + [Path(flag.removeprefix("--config=")) for flag in argv if flag.startswith("--config=")]
+def _with_checked_files(argv: Sequence[str], cls: type) -> list[str]:
+    """The words, with the text of a config file in place of its path where it names settings that are gone."""
+    words = list(argv)
+    for at, word in enumerate(argv):
+        option = "--config=" if word.startswith("--config=") else ""
+        if not option and (at == 0 or argv[at - 1] != "--config"):
+            continue
+        file = word.removeprefix(option)
+        values = read_yaml(Path(file))
+        now = without_retired(values, cls, where=file)
+        _check_keys(now, cls, where=file)
+        if now != values:
+            words[at] = option + to_yaml(now)
+    return words
 
 
 def _in_full(argv: Sequence[str], cls: type) -> list[str]:

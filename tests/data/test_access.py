@@ -46,17 +46,6 @@ def test_local_shards_need_neither_cache_nor_prefetch(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_command_is_run_only_if_it_is_allowed(tmp_path):
-    write_small_shards(tmp_path / "data", [3])
-    location = f"pipe:cat {tmp_path}/data/{{name}}"
-    with pytest.raises(ConfigError, match="runs a command in a shell"):
-        open_data(config(location, tmp_path), location)
-    cfg = config(location, tmp_path, allow_pipe=True)
-    folder, manifest = open_data(cfg, location)
-    reader = open_reader(cfg, folder, manifest)
-    assert len(reader.read_many([0, 1, 2])) == 3
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("cache_gb", [0, 1])
 def test_a_run_over_shards_of_another_machine_sees_what_a_local_one_sees(

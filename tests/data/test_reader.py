@@ -188,12 +188,10 @@ def server(folder, monkeypatch):
         yield server
 
 
-@pytest.fixture(params=["file", "http", "whole", "pipe"])
+@pytest.fixture(params=["file", "http", "whole"])
 def location(request, folder, server):
-    """Of the folder: with ranges (two protocols), without, and through a command."""
+    """Of the folder: with ranges (two protocols), and without."""
     server.has_ranges = request.param != "whole"
-    if request.param == "pipe":
-        return open_folder(f"pipe:cat {folder}/{{name}}", allow_pipe=True)
     return open_folder(f"file://{folder}" if request.param == "file" else server.url)
 
 

@@ -88,7 +88,6 @@ class Fleet:
         words = ["--model", str(run.folder / "last"), "--data", str(data.val), "--per-image"]
         words += [str(run.per_image_file), "--num-workers", str(data.num_workers)]
         words += ["--mixed-precision", run.config.trainer.mixed_precision]
-        words += ["--allow-pipe"] * data.allow_pipe
         return [sys.executable, str(self.scripts / "evaluate.py"), *words]
 
     def _start(self, run: Run) -> None:
@@ -163,7 +162,8 @@ def is_finished(run: Run) -> bool:
     status = read_status(run.folder)
     if status is None or status.state != "finished":
         return False
-    saved = settings.read_yaml(run.folder / SETTINGS_FILE)
+    file = run.folder / SETTINGS_FILE
+    saved = settings.without_retired(settings.read_yaml(file), Config, where=str(file))
     known = settings.laid_over(settings.defaults(Config), saved)
     return not settings.differences(known, settings.to_mapping(run.config))
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from unetdist.data.cache import ShardCache
 from unetdist.data.manifest import Manifest
@@ -43,8 +43,8 @@ class DataConfig:
     a request."""
     retry_s: float = 300.0
     """Seconds for which a server that does not answer is tried again."""
-    allow_pipe: bool = False
-    """Whether train and val may be `pipe:COMMAND`, which runs a shell."""
+    RETIRED: ClassVar = {"allow_pipe": False}
+    """Settings that runs of older versions name, and the values with which they change nothing."""
 
     def __post_init__(self) -> None:
         for name, least, advice in (
@@ -65,13 +65,13 @@ class DataConfig:
 def open_data(cfg: DataConfig, location: str) -> tuple[Folder, Manifest]:
     """The folder of shards at a path or URL, and its manifest; first thing of a run that may ask a server."""
     set_retry_s(cfg.retry_s)
-    folder = open_folder(location, allow_pipe=cfg.allow_pipe)
+    folder = open_folder(location)
     return folder, Manifest.load(folder)
 
 
 def open_reader(cfg: DataConfig, folder: str | Path | Folder, manifest: Manifest) -> ShardReader:
     """With a cache where shards lie on other machines, unless it is switched off."""
-    folder = open_folder(folder, allow_pipe=cfg.allow_pipe)
+    folder = open_folder(folder)
     is_remote = not folder.is_local or any(is_url(shard.name) for shard in manifest.shards)
     cache = None
     if is_remote and cfg.cache_gb:

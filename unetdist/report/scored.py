@@ -93,20 +93,18 @@ def score(run: Run, data: str | None = None, *, num_workers: int = 2) -> Scored:
     cfg = settings.from_mapping(
         ValidationConfig, run.settings.get("validation") or {}, where=f"{run.folder}/config.yaml"
     )
-    allow_pipe = bool((run.settings.get("data") or {}).get("allow_pipe"))
     with evaluations(
         [str(run.weights)],
         data,
         cfg=dataclasses.replace(cfg, boundary=False, calibration=False),
         num_workers=num_workers,
-        allow_pipe=allow_pipe,
     ) as (((validator, saved),), _):
         report = validator.score(saved.model, per_image=True)
         keys = tuple(validator.key_of(sample_id) for sample_id in range(report.num_samples))
     assert report.per_image is not None
     return Scored(
         data=data,
-        access=DataConfig(train=data, allow_pipe=allow_pipe),
+        access=DataConfig(train=data),
         saved=saved,
         inference=cfg.inference,
         per_image=report.per_image,

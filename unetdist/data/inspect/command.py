@@ -33,9 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add all that `command`, one of `DESCRIPTIONS`, understands."""
     parser.description = DESCRIPTIONS[command]
     parser.add_argument("location", help="folder or URL of the shards")
-    parser.add_argument(
-        "--allow-pipe", action="store_true", help="let a location pipe:COMMAND run its command in a shell"
-    )
     if command == "verify":
         parser.add_argument("--workers", type=int, default=available_cores(), help="processes (%(default)s)")
     elif command == "stats":
@@ -57,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 def run(command: str, args: argparse.Namespace) -> int:
     """Do `command`; the exit code."""
     actions = {"verify": _verify, "stats": _stats, "show": _show}
-    folder = open_folder(args.location, allow_pipe=args.allow_pipe)
+    folder = open_folder(args.location)
     return actions[command](folder, args)
 
 
@@ -101,7 +98,7 @@ def _show(folder: Folder, args: argparse.Namespace) -> int:
 
 @contextmanager
 def _temporary_cache(manifest: Manifest) -> Iterator[ShardCache]:
-    """Room for a few shards, for servers and commands that give only whole ones."""
+    """Room for a few shards, for servers that give only whole ones."""
     with tempfile.TemporaryDirectory(prefix="unetdist-show-") as folder:
         yield ShardCache(Path(folder), 4 * max(shard.num_bytes for shard in manifest.shards))
 
