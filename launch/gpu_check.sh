@@ -54,7 +54,7 @@ for case in json.load(open(sys.argv[1]))["cases"]:
 train_loops() {
   local name=$1 case=$2 workers=$3
   step "$name" "$python" launch/benchmark.py train --cases "$case" --precisions bf16 --workers "$workers" --samples 600 \
-    --against ours-device,ours-off,accelerate,lightning,nnunet,careful --rounds 4 --seconds 0.5 \
+    --against ours-off,accelerate,lightning,nnunet,careful --rounds 4 --seconds 0.5 \
     --peers-python "${PEERS_PYTHON:-$python}" --work "$out/work" --out "$out/$name"
   summary+=("$("$python" -c "$loops" "$out/$name/train.json" 2>/dev/null || echo "no numbers of $name")")
 }

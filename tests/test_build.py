@@ -70,12 +70,8 @@ def test_what_cannot_be_trained_is_refused_before_a_tracker_begins(tmp_path, cha
     assert not (tmp_path / "runs" / "tiny" / "wandb").exists()
 
 
-@pytest.mark.parametrize(
-    ("trainer", "store"),
-    [({}, None), ({"micro_batch_size": 2}, None), ({}, "device"), ({"micro_batch_size": 2}, "host")],
-    ids=["whole", "accumulated", "device", "host"],
-)
-def test_the_fast_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, trainer, store):
+@pytest.mark.parametrize("trainer", [{}, {"micro_batch_size": 2}], ids=["whole", "accumulated"])
+def test_the_fast_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, trainer):
     write_shards(tmp_path / "train", 9)
     write_shards(tmp_path / "val", 2)
     sections = {
@@ -86,7 +82,7 @@ def test_the_fast_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, 
         "trainer": {"log_every": 1, "max_steps": 6, "ema_decay": 0.9, **trainer},
     }
     losses = {}
-    fast = FastPath(compiler="aot_eager", keeps_memory=True, store=store)
+    fast = FastPath(compiler="aot_eager", keeps_memory=True)
     for name, path in (("plain", PLAIN), ("fast", fast)):
         torch._dynamo.reset()
         monkeypatch.setattr(wiring, "choose", lambda *_, path=path: path)

@@ -18,34 +18,25 @@ GPU = Facts(
     is_one_graph=True,
     run_s=3600.0,
     step_s=0.080,
-    pixels_bytes=253_000_000,
-    device_bytes=141_000_000_000,
-    host_bytes=128_000_000_000,
     mixed_precision="bf16",
 )
 
 
 def test_off_is_the_plain_path():
     assert choose("off", GPU) is PLAIN
-    assert (PLAIN.compiler, PLAIN.store, PLAIN.autotunes, PLAIN.keeps_memory) == (None, None, False, False)
+    assert (PLAIN.compiler, PLAIN.autotunes, PLAIN.keeps_memory) == (None, False, False)
 
 
 def test_a_cpu_never_waits_for_a_compiler():
     path = choose("auto", replace(GPU, device_type="cpu"))
     assert path.compiler is None
-    assert path.store is None
     assert path.keeps_memory
 
 
-def test_a_long_run_on_a_gpu_is_compiled_and_has_its_pixels_there():
+def test_a_long_run_on_a_gpu_is_compiled():
     path = choose("auto", GPU)
-    assert (path.compiler, path.cuda_graphs, path.store, path.autotunes) == (
-        "inductor",
-        False,
-        "device",
-        True,
-    )
-    assert str(path) == "compiled; 0.3 GB of pixels lie in the GPU's memory"
+    assert (path.compiler, path.cuda_graphs, path.autotunes) == ("inductor", False, True)
+    assert str(path) == "compiled"
 
 
 @pytest.mark.parametrize(
@@ -69,16 +60,6 @@ def test_a_step_that_the_host_cannot_keep_up_with_is_replayed():
         assert not choose("auto", replace(GPU, step_s=0.002, **changes)).cuda_graphs
 
 
-def test_pixels_lie_where_they_fit():
-    gigabyte = 10**9
-    assert choose("auto", replace(GPU, pixels_bytes=35 * gigabyte)).store == "device"
-    assert choose("auto", replace(GPU, pixels_bytes=60 * gigabyte)).store == "host"
-    assert choose("auto", replace(GPU, pixels_bytes=60 * gigabyte, local_world_size=2)).store is None
-    path = choose("auto", replace(GPU, pixels_bytes=2000 * gigabyte))
-    assert path.store is None
-    assert "2000.0 GB of pixels are decoded as they are used" in str(path)
-
-
 def test_a_faster_number_format_is_told_of():
     assert "mixed_precision: bf16" in str(choose("auto", replace(GPU, mixed_precision="no")))
     assert "mixed_precision" not in str(choose("auto", GPU))
@@ -97,9 +78,7 @@ def test_facts_are_gathered_from_the_run(tmp_path):
         mixed_precision="bf16",
     )
     assert (made.device_type, made.has_compiler, made.is_one_graph) == ("cpu", False, False)
-    assert (made.world_size, made.num_micro_batches, made.device_bytes) == (2, 2, 0)
-    assert made.pixels_bytes == 8 * 24 * 32 * 4
-    assert made.host_bytes > 0
+    assert (made.world_size, made.num_micro_batches) == (2, 2)
     assert 1000 / made.run_s * 32 == pytest.approx(3446, rel=0.05)  # images/s of a process
     assert 32 / made.step_s == pytest.approx(5300, rel=0.05)
 

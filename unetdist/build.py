@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +18,6 @@ from unetdist.data.labels import Palette
 from unetdist.data.loader import check_batch_sizes, train_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
-from unetdist.data.resident import resident_loader
 from unetdist.distributed import (
     StopSignal,
     introduce,
@@ -129,29 +127,23 @@ def build_trainer(config: Config) -> Trainer:
     )
 
     def train_batches(from_sample: int) -> Iterator[list[Batch]]:
-        shared: dict[str, Any] = {
-            "seed": config.seed,
-            "channels": config.model.in_channels,
-            "num_classes": palette.num_classes,
-            "global_batch_size": config.trainer.global_batch_size,
-            "micro_batch_size": micro_batch_size,
-            "rank": world.rank,
-            "world_size": world.world_size,
-            "local_world_size": world.local_world_size,
-            "from_sample": from_sample,
-            "native_from": native_from,
-        }
-        where = (config.data, config.augment, manifest, folder)
-        if path.store is not None:
-            return resident_loader(
-                *where,
-                **shared,
-                device=world.device,
-                store=path.store,
-                compiler=path.compiler,
-                at=heartbeat.at,
-            )
-        batches = train_loader(*where, **shared, pin_memory=world.device.type == "cuda")
+        batches = train_loader(
+            config.data,
+            config.augment,
+            manifest,
+            folder,
+            seed=config.seed,
+            channels=config.model.in_channels,
+            num_classes=palette.num_classes,
+            global_batch_size=config.trainer.global_batch_size,
+            micro_batch_size=micro_batch_size,
+            rank=world.rank,
+            world_size=world.world_size,
+            local_world_size=world.local_world_size,
+            from_sample=from_sample,
+            native_from=native_from,
+            pin_memory=world.device.type == "cuda",
+        )
         return feed(batches, world.device)
 
     def save(model: nn.Module, state: TrainState, name: str, report: Report | None) -> None:

@@ -28,9 +28,6 @@ from unetdist.signals import SignalWatch, follow_launcher
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
-BROADCAST_PART = 1 << 28
-"""Numbers that are sent at a time."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -205,17 +202,14 @@ def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
 def broadcast_tensor(tensor: torch.Tensor, src: int, device: torch.device | str = "cpu") -> None:
     """Collective. Overwrite a contiguous `tensor` by that of rank `src`, of equal shape and kind, in place.
 
-    It may lie in host memory where the backend computes on another `device`: it goes there in parts.
+    It may lie in host memory where the backend computes on another `device`.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    flat = tensor.view(-1)
-    for start in range(0, len(flat), BROADCAST_PART):
-        part = flat[start : start + BROADCAST_PART]
-        there = part.to(device)
-        dist.broadcast(there, src=src)
-        if there is not part:
-            part.copy_(there)
+    there = tensor.to(device)
+    dist.broadcast(there, src=src)
+    if there is not tensor:
+        tensor.copy_(there)
 
 
 def gather_on(owner: int, tensor: torch.Tensor) -> list[torch.Tensor]:

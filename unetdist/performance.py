@@ -7,29 +7,24 @@ from typing import Literal
 import torch
 
 from unetdist.data.manifest import Manifest
-from unetdist.distributed import MixedPrecision, World, least
-from unetdist.host_memory import free_bytes, keep_all_freed
+from unetdist.distributed import MixedPrecision, World
+from unetdist.host_memory import keep_all_freed
 from unetdist.model.limit import layers_of, seconds_of
 from unetdist.model.unet import UNetConfig
 from unetdist.schedule import Schedule
 
 Performance = Literal["auto", "off"]
-Store = Literal["device", "host"]
 
 COMPILER = "inductor"
 COMPILES_FROM_S = 300.0
 """Least seconds of training without the compiler from which its minute or two pay."""
 LAUNCH_BOUND_S = 0.010
 """A step that is shorter is bound by the host, which launches some 500 kernels at about 10 us each, twice over."""
-DEVICE_SHARE = 0.25
-"""Of the device's memory that decoded pictures may take: the rest is for activations."""
-HOST_SHARE = 0.5
-"""Of the free memory of the machine that decoded pictures may take, those of all its processes together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the choice depends on; the same on every rank but for memory."""
+    """What the choice depends on; the same on every rank."""
 
     device_type: str
     has_compiler: bool
@@ -37,19 +32,12 @@ class Facts:
     is_one_graph: bool
     """The network has no collective inside."""
     world_size: int = 1
-    local_world_size: int = 1
     num_micro_batches: int = 1
     """Of a step, on each process."""
     run_s: float
     """Least seconds of the whole training without the compiler, on an H200; others take longer."""
     step_s: float
     """Least seconds of a step that is compiled, likewise."""
-    pixels_bytes: int
-    """Of all pictures and masks of the training set, decoded."""
-    device_bytes: int = 0
-    """Memory of the device."""
-    host_bytes: int = 0
-    """Memory of this machine that is free."""
     mixed_precision: MixedPrecision = "no"
 
 
@@ -65,8 +53,6 @@ class FastPath:
     """Backend of torch.compile for the network with its loss."""
     cuda_graphs: bool = False
     """The compiled kernels are replayed as CUDA graphs."""
-    store: Store | None = None
-    """Where all pictures lie decoded; None: workers decode them at each use."""
     reasons: tuple[str, ...] = ("off",)
 
     def __str__(self) -> str:
@@ -85,15 +71,13 @@ def choose(performance: Performance, facts: Facts) -> FastPath:
         return FastPath(keeps_memory=True, reasons=("freed memory is kept", "no compiler on the CPU"))
     compiler, why_compiler = _compiler(facts)
     cuda_graphs, why_graphs = _cuda_graphs(facts, compiler)
-    store, why_store = _store(facts)
-    reasons = [why_compiler, why_graphs, why_store]
+    reasons = [why_compiler, why_graphs]
     if facts.mixed_precision == "no":
         reasons.append("trainer.mixed_precision: bf16 would be faster")
     return FastPath(
         autotunes=True,
         compiler=compiler,
         cuda_graphs=cuda_graphs,
-        store=store,
         reasons=tuple(filter(None, reasons)),
     )
 
@@ -115,15 +99,6 @@ def _cuda_graphs(facts: Facts, compiler: str | None) -> tuple[bool, str]:
     return True, f"CUDA graphs, for a step takes about {1000 * facts.step_s:.1f} ms"
 
 
-def _store(facts: Facts) -> tuple[Store | None, str]:
-    size = f"{facts.pixels_bytes / 1e9:.1f} GB of pixels"
-    if facts.pixels_bytes <= DEVICE_SHARE * facts.device_bytes:
-        return "device", f"{size} lie in the GPU's memory"
-    if facts.pixels_bytes * facts.local_world_size <= HOST_SHARE * facts.host_bytes:
-        return "host", f"{size} lie in this machine's memory"
-    return None, f"{size} are decoded as they are used"
-
-
 def gather(
     world: World,
     *,
@@ -135,7 +110,7 @@ def gather(
     batch_sizes: tuple[int, int],
     mixed_precision: MixedPrecision,
 ) -> Facts:
-    """Collective. The facts of a run; `batch_sizes`: of the whole step, and of a forward pass."""
+    """The facts of a run; `batch_sizes`: of the whole step, and of a forward pass."""
     global_batch_size, micro_batch_size = batch_sizes
     num_micro_batches = global_batch_size // (world.world_size * micro_batch_size)
     is_gpu = world.device.type == "cuda"
@@ -144,19 +119,14 @@ def gather(
         num_micro_batches * seconds_of(layers, execution, batch_size=micro_batch_size)
         for execution in ("eager", "compiled")
     )
-    device_bytes = torch.cuda.get_device_properties(world.device).total_memory if is_gpu else 0
     return Facts(
         device_type=world.device.type,
         has_compiler=is_gpu and _has_compiler(world.device),
         is_one_graph=model_config.norm != "sync_batch",
         world_size=world.world_size,
-        local_world_size=world.local_world_size,
         num_micro_batches=num_micro_batches,
         run_s=plain_s * schedule.max_steps,
         step_s=compiled_s,
-        pixels_bytes=manifest.num_pixels * (model_config.in_channels + 1),
-        device_bytes=least(device_bytes, world.device),
-        host_bytes=least(free_bytes(), world.device),
         mixed_precision=mixed_precision,
     )
 

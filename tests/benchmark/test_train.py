@@ -41,7 +41,7 @@ def plan_in(folder, **changes) -> TrainPlan:
 def test_ours_has_one_row_and_the_others_one_for_each_precision(tmp_path):
     plan = plan_in(tmp_path, against=(*EVERYBODY[:1], *PEERS[:1]), precisions=("bf16", "fp16"))
     names = [name for name, _, _ in rows_of(plan)]
-    assert names == ["ours bf16", "ours-device bf16", "accelerate bf16", "accelerate fp16"]
+    assert names == ["ours bf16", "ours-off bf16", "accelerate bf16", "accelerate fp16"]
 
 
 def test_pictures_are_larger_than_the_crop_and_shapes_have_spare_classes(tmp_path):

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from unetdist.data.augment import Augmenter, Draw, find
 from unetdist.data.augment_config import AugmentConfig
-from unetdist.data.batch import count_values
 
 COLORS = np.zeros((256, 3), np.uint8)
 COLORS[:4] = (30, 200, 90), (250, 10, 120), (0, 0, 255), (128, 255, 0)
@@ -235,11 +234,3 @@ def test_a_place_is_found_as_in_the_list_of_all(density):
     places = np.flatnonzero(is_there)
     for number in (0, 1, len(places) // 2, len(places) - 1):
         assert find(is_there, number) == places[number]
-
-
-def test_known_counts_change_nothing_but_the_time():
-    mask = blobs(3)
-    augment = augmenter(crop_size=(30, 40), rare_class_crop=0.7)
-    for draws in augment.draws([(0, number) for number in range(20)]):
-        known = augment.change(mask, draws, count_values(mask), epoch=0)
-        assert known.window == augment.change(mask, draws, epoch=0).window

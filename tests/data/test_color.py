@@ -93,12 +93,3 @@ def test_views_are_taken_too():
     view = IMAGE[3:30, 5:40]
     draws = np.full(4, 0.9)
     np.testing.assert_array_equal(options.apply(view, draws), options.apply(view.copy(), draws))
-
-
-def test_many_draws_at_once_are_each_alone():
-    options = jitter(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1)
-    draws = RNG.random((7, 4))
-    for channels, shape in ((1, (1, 2)), (3, (3, 4)), (4, (3, 4))):
-        together = options.rows(draws, channels)
-        assert together.shape == (7, *shape)
-        np.testing.assert_array_equal(together, [options.rows(each, channels) for each in draws])

@@ -13,9 +13,6 @@ PATHS = {
     "autotuned": FastPath(autotunes=True),
     "compiled": FastPath(autotunes=True, compiler="inductor"),
     "cuda graphs": FastPath(autotunes=True, compiler="inductor", cuda_graphs=True),
-    "pixels on the device": FastPath(store="device"),
-    "pixels on the host": FastPath(store="host"),
-    "all": FastPath(autotunes=True, compiler="inductor", cuda_graphs=True, store="device"),
 }
 
 
@@ -59,9 +56,7 @@ def test_losses_are_those_of_the_plain_path(train, logged, choosing, name, mixed
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["compiled", "cuda graphs", "pixels on the device", "pixels on the host", "all"]
-)
+@pytest.mark.parametrize("name", ["compiled", "cuda graphs"])
 def test_no_step_of_the_fast_path_waits_for_the_device(building, waiting_is_an_error, choosing, name):
     choosing(PATHS[name])
     with building(

@@ -26,7 +26,7 @@ def test_inductor_gives_the_losses_of_the_plain_path(tmp_path, monkeypatch):
         "trainer": {"log_every": 1, "max_steps": 8, "ema_decay": 0.9},
     }
     losses = {}
-    for name, path in (("plain", PLAIN), ("fast", FastPath(compiler="inductor", store="device"))):
+    for name, path in (("plain", PLAIN), ("fast", FastPath(compiler="inductor"))):
         monkeypatch.setattr(wiring, "choose", lambda *_, path=path: path)
         values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs", **sections, name=name)
         with build_trainer(settings.from_mapping(Config, values)) as trainer:

@@ -23,7 +23,6 @@ from unetdist.keyed_random import Stream, keyed_uniform
 
 Pixels = npt.NDArray[np.uint8]
 Draws = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.integer]
 
 _BLOCK = 16_384
 """Pixels that are counted at a time."""
@@ -108,17 +107,14 @@ class Augmenter:
         epoch, sample_id = np.array(keys, np.int64).T[..., None]
         return keyed_uniform(Stream.AUGMENT, self.seed, epoch, sample_id, _ALL_DRAWS)
 
-    def change(self, mask: Pixels, draws: Draws, counts: Counts | None = None, *, epoch: int) -> Change:
-        """What is done to a sample; only the part `change.window.box(mask.shape)` of its image is needed then.
-
-        `counts`: (256,) pixels of the mask by value, where they are known already.
-        """
+    def change(self, mask: Pixels, draws: Draws, *, epoch: int) -> Change:
+        """What is done to a sample; only the part `change.window.box(mask.shape)` of its image is needed then."""
         scale = self._scale(draws[Draw.SCALE]) if epoch < self._native_from else 1.0
-        return Change(self._window(mask, scale, draws, counts), draws[Draw.BRIGHTNESS : Draw.HUE + 1])
+        return Change(self._window(mask, scale, draws), draws[Draw.BRIGHTNESS : Draw.HUE + 1])
 
     def image(self, part: Pixels, size: tuple[int, int], change: Change) -> Pixels:
         """The changed image from the part of it that `change` needs; `size`: (height, width) of the whole."""
-        fill = self.fill(part.shape[2])
+        fill = self._fill(part.shape[2])
         image = change.window.apply_to_box(part, size, fill=fill, interpolation=cv2.INTER_LINEAR)
         return self.color.apply(image, change.jitter)
 
@@ -126,19 +122,19 @@ class Augmenter:
         """The changed mask, from the whole one."""
         return change.window.apply(mask, fill=(IGNORE_INDEX,), interpolation=cv2.INTER_NEAREST)
 
-    def fill(self, channels: int) -> tuple[int, ...]:
+    def _scale(self, draw: float) -> float:
+        low, high = self.config.scale_min, self.config.scale_max
+        scale: float = low * (high / low) ** float(draw)
+        return scale
+
+    def _fill(self, channels: int) -> tuple[int, ...]:
         """The colour of what lies outside of the picture."""
         red, green, blue = self._mean
         if channels == 1:
             return (round(float(np.dot(LUMA, self._mean))),)
         return (round(red), round(green), round(blue), 255)[:channels]
 
-    def _scale(self, draw: float) -> float:
-        low, high = self.config.scale_min, self.config.scale_max
-        scale: float = low * (high / low) ** float(draw)
-        return scale
-
-    def _window(self, mask: Pixels, scale: float, draws: Draws, counts: Counts | None) -> Window:
+    def _window(self, mask: Pixels, scale: float, draws: Draws) -> Window:
         """Draw what part of the picture is taken, and how it is laid."""
         cfg = self.config
         height, width = cfg.crop_size or mask.shape
@@ -149,7 +145,7 @@ class Augmenter:
             height, width = width, height  # Of the window; the turn exchanges them again.
         pixel = None
         if draws[Draw.RARE] < cfg.rare_class_crop:
-            pixel = self._rare_pixel(mask, draws, count_values(mask) if counts is None else counts)
+            pixel = self._rare_pixel(mask, draws)
         if pixel is not None:
             y, x = pixel
             # The pixel comes to lie anywhere in the middle half of the crop.
@@ -175,8 +171,9 @@ class Augmenter:
             quarter_turns=turns,
         )
 
-    def _rare_pixel(self, mask: Pixels, draws: Draws, counts: Counts) -> tuple[int, int] | None:
+    def _rare_pixel(self, mask: Pixels, draws: Draws) -> tuple[int, int] | None:
         """(y, x) of a pixel of a class that the mask holds; None where all is ignored."""
+        counts = count_values(mask)
         weights = np.cumsum(np.where(counts[: len(self._rarity)] > 0, self._rarity, 0.0))
         if weights[-1] == 0:
             return None

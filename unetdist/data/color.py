@@ -40,33 +40,26 @@ class ColorJitter:
         Alpha is kept. Values are rounded once, at the end, and stay in 0..255.
         """
         channels = image.shape[2]
-        if not self.changes(channels):
+        changes_color = (self.saturation or self.hue) and channels != 1
+        if not (self.brightness or self.contrast or changes_color):
             return image
-        colors = cv2.transform(np.ascontiguousarray(image[..., :3]), self.rows(draws, channels))
-        changed: Pixels = colors.reshape(*image.shape[:2], -1)  # type: ignore[assignment]
-        return changed if channels != 4 else np.concatenate((changed, image[..., 3:]), axis=2)
-
-    def changes(self, channels: int) -> bool:
-        """Whether images of so many channels are changed at all."""
-        return bool(self.brightness or self.contrast or ((self.saturation or self.hue) and channels != 1))
-
-    def rows(self, draws: npt.NDArray[np.float64], channels: int) -> npt.NDArray[np.float32]:
-        """The rows that `cv2.transform` takes: (..., 3, 4) of colour images, (..., 1, 2) of grey ones."""
         matrix = self.matrix(draws)
         if channels == 1:
             # On grey the three rows agree and saturation and hue do nothing.
-            matrix = np.stack((matrix[..., :1, :3].sum(-1), matrix[..., :1, 3]), axis=-1)
-        return matrix.astype(np.float32)
+            matrix = np.array([[matrix[0, :3].sum(), matrix[0, 3]]])
+        colors = cv2.transform(np.ascontiguousarray(image[..., :3]), matrix.astype(np.float32))
+        changed: Pixels = colors.reshape(*image.shape[:2], -1)  # type: ignore[assignment]
+        return changed if channels != 4 else np.concatenate((changed, image[..., 3:]), axis=2)
 
     def matrix(self, draws: npt.NDArray[np.float64]) -> Matrix:
-        """(..., 3, 4): (red, green, blue, 1) to the new red, green, blue; `draws`: (..., 4)."""
-        brightness, contrast, saturation, hue = np.moveaxis(2 * draws - 1, -1, 0)[..., None, None]
+        """(3, 4): (red, green, blue, 1) to the new red, green, blue; `draws`: (4,)."""
+        brightness, contrast, saturation, hue = 2 * draws - 1
         gain = (1 + self.brightness * brightness) * (1 + self.contrast * contrast)
         angle = 2 * math.pi * self.hue * hue
         chroma = 1 + self.saturation * saturation
         plane = chroma * (np.cos(angle) * _CHROMA + np.sin(angle) * _TURNED_CHROMA)
         mean_grey = float(np.dot(LUMA, self.mean))
-        matrix = np.empty((*draws.shape[:-1], 3, 4))
-        matrix[..., :3] = gain * (_LUMA_ONLY + plane)
-        matrix[..., 3:] = -self.contrast * contrast * mean_grey
+        matrix = np.empty((3, 4))
+        matrix[:, :3] = gain * (_LUMA_ONLY + plane)
+        matrix[:, 3] = -self.contrast * contrast * mean_grey
         return matrix

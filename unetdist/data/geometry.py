@@ -29,13 +29,6 @@ class Box(NamedTuple):
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
-class Axis(NamedTuple):
-    """Where an axis of the source goes: its coordinate is gain * place along an axis of the output + shift."""
-
-    gain: float
-    shift: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """What is taken of a picture: scale, cut, flip, turn, in this order; parts outside are filled."""
@@ -84,23 +77,21 @@ class Window:
         bottom, right = self._end(self.top + self.height, height), self._end(self.left + self.width, width)
         return Box(top, left, max(bottom, top + 1), max(right, left + 1))
 
-    def axes(self) -> tuple[Axis, Axis]:
-        """Of the source's x and y: x runs along an output row, y along a column; exchanged by odd quarter turns."""
-        is_left = self.flip_horizontal != (self.quarter_turns in (1, 2))
-        is_up = self.flip_vertical != (self.quarter_turns in (2, 3))
-        return self._axis(self.left, self.width, is_left), self._axis(self.top, self.height, is_up)
-
     def matrix(self) -> Matrix:
         """(2, 3): (x, y, 1) of an output pixel to that of the source, integers being pixel centres."""
-        x, y = self.axes()
+        is_left = self.flip_horizontal != (self.quarter_turns in (1, 2))
+        is_up = self.flip_vertical != (self.quarter_turns in (2, 3))
+        x_gain, x_shift = self._axis(self.left, self.width, is_left)
+        y_gain, y_shift = self._axis(self.top, self.height, is_up)
         if self.quarter_turns % 2:
-            return np.array([[0, x.gain, x.shift], [y.gain, 0, y.shift]])
-        return np.array([[x.gain, 0, x.shift], [0, y.gain, y.shift]])
+            return np.array([[0, x_gain, x_shift], [y_gain, 0, y_shift]])
+        return np.array([[x_gain, 0, x_shift], [0, y_gain, y_shift]])
 
-    def _axis(self, begin: int, length: int, is_reversed: bool) -> Axis:
+    def _axis(self, begin: int, length: int, is_reversed: bool) -> tuple[float, float]:
+        """Gain and shift: a coordinate of the source is gain * place along an axis of the output + shift."""
         step = 1 / self.scale
         shift = (begin + 0.5) * step - 0.5
-        return Axis(-step, shift + (length - 1) * step) if is_reversed else Axis(step, shift)
+        return (-step, shift + (length - 1) * step) if is_reversed else (step, shift)
 
     def _warp(self, pixels: Pixels, box: Box, fill: tuple[int, ...], interpolation: int) -> Pixels:
         """The window's content through `matrix`, at any scale."""

@@ -1,6 +1,6 @@
 """The data path as loaders: training without end from any sample number, validation with each sample once."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def train_loader(
     `native_from` on nothing is scaled or mixed.
     `ConfigError` and `DataError` come at once where they can be known, else from the iterator.
     """
-    blank_size = train_size(augment_cfg, manifest, folder)
+    blank_size = _train_size(augment_cfg, manifest, folder)
     check_batch_sizes(global_batch_size, micro_batch_size, world_size)
     order = Order(manifest.shard_sizes, seed=seed, lanes=cfg.lanes, window=cfg.window)
     reader = open_reader(cfg, folder, manifest)
@@ -138,7 +138,7 @@ class ValLoader:
             yield from batches
 
 
-def train_size(
+def _train_size(
     augment_cfg: AugmentConfig, manifest: Manifest, folder: str | Path | Folder
 ) -> tuple[int, int]:
     """(height, width) of what is trained on; `ConfigError` where whole pictures differ."""
@@ -169,26 +169,6 @@ def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size:
         )
 
 
-def steps_of(
-    batches: Iterable[Batch], accumulation: int, max_bad_samples: int, folder: Folder
-) -> Iterator[list[Batch]]:
-    """The micro-batches in groups of `accumulation`; `DataError` once more than `max_bad_samples` were blank."""
-    num_bad = 0
-    step: list[Batch] = []
-    for batch in batches:
-        num_bad += batch.num_bad
-        if num_bad > max_bad_samples:
-            raise DataError(
-                f"{num_bad} samples could not be used, more than data.max_bad_samples ({max_bad_samples}); "
-                "the log names them: write their shards again, or raise the limit.",
-                source=folder,
-            )
-        step.append(batch)
-        if len(step) == accumulation:
-            yield step
-            step = []
-
-
 def _steps(
     batches: "DataLoader[Any]",
     accumulation: int,
@@ -196,13 +176,23 @@ def _steps(
     folder: Folder,
     prefetcher: Prefetcher | None,
 ) -> Generator[list[Batch], None, None]:
+    """The micro-batches in groups of `accumulation`; `DataError` once more than `max_bad_samples` were blank."""
+    num_bad = 0
+    step: list[Batch] = []
     try:
-        yield from steps_of(_in_place(items(batches)), accumulation, max_bad_samples, folder)
+        for ready in items(batches):
+            batch: Batch = ready.batch() if isinstance(ready, FilledSlot) else ready
+            num_bad += batch.num_bad
+            if num_bad > max_bad_samples:
+                raise DataError(
+                    f"{num_bad} samples could not be used, more than data.max_bad_samples ({max_bad_samples}); "
+                    "the log names them: write their shards again, or raise the limit.",
+                    source=folder,
+                )
+            step.append(batch)
+            if len(step) == accumulation:
+                yield step
+                step = []
     finally:
         if prefetcher:
             prefetcher.close()
-
-
-def _in_place(prepared: Iterable[Batch | FilledSlot]) -> Iterator[Batch]:
-    for ready in prepared:
-        yield ready.batch() if isinstance(ready, FilledSlot) else ready

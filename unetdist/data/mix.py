@@ -47,21 +47,18 @@ class Mix(NamedTuple):
     """(MixDraw.CLASSES + C,)"""
 
     def box(self, size: tuple[int, int]) -> Box:
-        """The rectangle in a picture of `size` (height, width): inside, of its proportions; empty where classes go."""
-        if not self.is_cut:
-            return Box(0, 0, 0, 0)
+        """The rectangle in a picture of `size` (height, width): inside, of its proportions."""
         side = math.sqrt(self.draws[MixDraw.AREA])
         height, width = round(side * size[0]), round(side * size[1])
         top = int(self.draws[MixDraw.TOP] * (size[0] - height + 1))
         left = int(self.draws[MixDraw.LEFT] * (size[1] - width + 1))
         return Box(top, left, top + height, left + width)
 
-    def classes(self, counts: npt.NDArray[np.integer]) -> list[int]:
+    def classes(self, counts: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
         """Half of the classes with pixels in the partner, rounded up; `counts`: (256,) its pixels by value."""
         draws = self.draws[MixDraw.CLASSES :]
         shown = np.flatnonzero(counts[: len(draws)])
-        taken = shown[np.argsort(draws[shown], kind="stable")][: (len(shown) + 1) // 2]
-        return [] if self.is_cut else taken.tolist()
+        return shown[np.argsort(draws[shown], kind="stable")][: (len(shown) + 1) // 2]
 
     def is_taken(self, partner: Sample) -> Pixels:
         """1 where the partner's pixel is taken, else 0: (H, W)."""

@@ -154,9 +154,18 @@ class TrainDataset(Dataset[Batch | FilledSlot | UnetdistError]):
 
     def _sample(self, key: tuple[int, int], encoded: tuple[bytes, bytes] | DataError, draws: Draws) -> Sample:
         epoch, sample_id = key
-        with _blank(self.on_bad_sample, f" (epoch {epoch})"):
-            return self._augmented(key, *_read(encoded), draws)
-        return blank_sample(sample_id, self.blank_size, self.samples.channels)
+        try:
+            if isinstance(encoded, DataError):
+                raise encoded
+            return self._augmented(key, *encoded, draws)
+        except SourceError:
+            raise
+        except DataError as error:
+            if self.on_bad_sample == "raise":
+                error.args = (f"{error} To go on without it, set data.on_bad_sample: blank.",)
+                raise
+            logger.warning("left blank (epoch %d): %s", epoch, error)
+            return blank_sample(sample_id, self.blank_size, self.samples.channels)
 
     def _augmented(self, key: tuple[int, int], image: bytes, mask: bytes, draws: Draws) -> Sample:
         """Of the image only the part is decoded that the crop shows."""
@@ -168,29 +177,6 @@ class TrainDataset(Dataset[Batch | FilledSlot | UnetdistError]):
         return self.samples.finish(
             sample_id, self.augmenter.image(part, size, change), self.augmenter.mask(pixels, change)
         )
-
-
-class KeptDataset(Dataset[list[Sample | None] | UnetdistError]):
-    """Whole training pictures by their list of sample ids; None for one that is to be left blank."""
-
-    def __init__(self, samples: Samples, *, on_bad_sample: Literal["raise", "blank"]) -> None:
-        self.samples = samples
-        self.on_bad_sample = on_bad_sample
-
-    def __getitem__(self, sample_ids: Sequence[int]) -> list[Sample | None] | UnetdistError:
-        """The samples, in their order."""
-        try:
-            encoded = self.samples.reader.read_many(sample_ids)
-            return [self._sample(*each) for each in zip(sample_ids, encoded, strict=True)]
-        except UnetdistError as error:
-            return error
-
-    def _sample(self, sample_id: int, encoded: tuple[bytes, bytes] | DataError) -> Sample | None:
-        with _blank(self.on_bad_sample):
-            image, mask = _read(encoded)
-            pixels = self.samples.mask(sample_id, mask)
-            return self.samples.finish(sample_id, self.samples.image(sample_id, image, pixels.shape), pixels)
-        return None
 
 
 class ValDataset(Dataset[list[Batch] | UnetdistError]):
@@ -209,23 +195,3 @@ class ValDataset(Dataset[list[Batch] | UnetdistError]):
             ]
         except UnetdistError as error:
             return error
-
-
-def _read(encoded: tuple[bytes, bytes] | DataError) -> tuple[bytes, bytes]:
-    if isinstance(encoded, DataError):
-        raise encoded
-    return encoded
-
-
-@contextmanager
-def _blank(on_bad_sample: Literal["raise", "blank"], when: str = "") -> Iterator[None]:
-    """Log what is wrong with a sample and go on after the block, unless it is to be raised."""
-    try:
-        yield
-    except SourceError:
-        raise
-    except DataError as error:
-        if on_bad_sample == "raise":
-            error.args = (f"{error} To go on without it, set data.on_bad_sample: blank.",)
-            raise
-        logger.warning("left blank%s: %s", when, error)

@@ -14,9 +14,9 @@ def fresh():
     GradientState._reset_state()
 
 
-@pytest.mark.parametrize("words", [("auto",), ("off",), ("auto", "device")], ids="-".join)
-def test_it_learns(tmp_path, words):
-    losses = losses_of(train, small_job(tmp_path, shards=True), *words)
+@pytest.mark.parametrize(("word", "on_device"), [("auto", False), ("off", False), ("auto", True)])
+def test_it_learns(tmp_path, word, on_device):
+    losses = losses_of(train, small_job(tmp_path, shards=True, on_device=on_device), word)
     assert 0.5 < losses[0] < 3
     assert sum(losses[-3:]) < sum(losses[:3])
     assert not list((tmp_path / "work").iterdir())

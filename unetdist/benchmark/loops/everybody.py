@@ -6,11 +6,8 @@ _LOOPS = "unetdist.benchmark.loops"
 
 OURS = Contender("ours", "ours", f"{_LOOPS}.ours", arguments=("auto",))
 
-SELVES = (
-    Contender("ours-device", "ours, data on the device", f"{_LOOPS}.ours", arguments=("auto", "device")),
-    Contender("ours-off", "ours, performance: off", f"{_LOOPS}.ours", arguments=("off",)),
-)
-"""Ours in other ways: without the data path, and as it is without the fast path."""
+SELVES = (Contender("ours-off", "ours, performance: off", f"{_LOOPS}.ours", arguments=("off",)),)
+"""Ours in other ways: as it is without the fast path."""
 
 PEERS = (
     Contender("accelerate", "Accelerate", f"{_LOOPS}.accelerate_loop"),

@@ -1,6 +1,6 @@
 """The loop of `launch/train.py` itself, without log lines, validation and checkpoints, which others do not have here.
 
-Arguments: `auto` or `off`, the setting `performance`; `device`: batches from the device's memory, without data path.
+Argument: `auto` or `off`, the setting `performance`.
 """
 
 import sys
@@ -61,7 +61,7 @@ def train(job: TrainJob, after_step: AfterStep) -> None:
     ):
         trainer.attempt.begin(0)
         steps = trainer.rehearsed(trainer.train_batches(0))
-        if job.on_device or "device" in sys.argv:
+        if job.on_device:
             steps = kept_on(trainer.world.device, steps)
         trainer.meter.restart()
         for micro_batches in waited(steps):
