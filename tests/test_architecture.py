@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -86,6 +87,13 @@ LAZY = (
 )
 """Heavy or optional: imported inside the function that needs them, never by `import unetdist.anything`."""
 
+ONLY_OF_SOME_TESTS = {*LAZY, "boto3", "flask", "jinja2", "moto", "onnx", "onnxruntime"} - {
+    "aiohttp",
+    "fsspec",
+    "huggingface_hub",
+}
+"""A test takes them by `pytest.importorskip`, so that pytest gets past them where they are not installed."""
+
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 
@@ -120,6 +128,29 @@ def parts_imported(path: Path) -> set[str]:
 
 def file_id(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
+
+
+def test_a_missing_package_of_some_tests_keeps_no_other_test_from_running():
+    stopping = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in imported_at_once(path)
+        if name.split(".")[0] in ONLY_OF_SOME_TESTS
+    ]
+    assert stopping == []
+
+
+def imported_at_once(path: Path) -> Iterator[str]:
+    """Names that a file imports when it is imported itself: not those inside of its functions."""
+    rest: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+        elif not isinstance(node, ast.FunctionDef):
+            rest += ast.iter_child_nodes(node)
 
 
 @pytest.mark.parametrize("path", FILES, ids=file_id)

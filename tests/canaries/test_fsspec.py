@@ -6,10 +6,11 @@ import time
 
 import fsspec
 import pytest
-import s3fs
 from fsspec.asyn import sync
 
 from tests.faulty_server import serve
+
+s3fs = pytest.importorskip("s3fs")
 
 
 def http(**options):

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import wandb
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from tests.tracking.samples import wandb_records
+
+wandb = pytest.importorskip("wandb")
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import webdataset
 
 from unetdist.data.shards import encode_mask, escape_key, open_shard
+
+webdataset = pytest.importorskip("webdataset")
 
 # webdataset leaves the tar for the garbage collector to close.
 pytestmark = [

@@ -9,9 +9,7 @@ import socket
 import subprocess
 import time
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests.data.small_shards import write_small_shards
 from tests.faulty_server import serve
@@ -23,6 +21,9 @@ from unetdist.data.prefetch import Prefetcher
 from unetdist.data.reader import ShardReader
 from unetdist.errors import DataError
 from unetdist.folders import open_folder
+
+boto3 = pytest.importorskip("boto3")
+moto_server = pytest.importorskip("moto.server")
 
 SIZES = [3, 0, 40, 1, 7]
 IDS = range(sum(SIZES))
@@ -37,7 +38,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def object_store():
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
     server.stop()

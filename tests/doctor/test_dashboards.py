@@ -2,10 +2,11 @@ import importlib.util
 import socket
 
 import pytest
-import wandb
 
 from tests.doctor.cases import case_of, findings_of, only
 from unetdist.doctor import dashboards
+
+wandb = pytest.importorskip("wandb")
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from tests.synthetic import settings_of, write_shards
 from tests.tracking.samples import wandb_records
 from unetdist import settings
+
+event_files = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
 
 ROOT = Path(__file__).parents[2]
 MAX_STEPS, LOG_EVERY, EVAL_EVERY = 60, 3, 10
@@ -107,7 +108,7 @@ def test_it_is_in_tensorboard_with_each_step_once(runs):
     found = Counter(
         (event.step, value.tag)
         for file in (run_dir / "tensorboard").rglob("events.out.tfevents.*")
-        for event in EventFileLoader(str(file)).Load()
+        for event in event_files.EventFileLoader(str(file)).Load()
         for value in event.summary.value
         if not value.tag.startswith("val/pictures") and value.tag != "val/confusion"
     )

@@ -10,8 +10,7 @@ from unetdist.tracking.mlflow_run import MlflowRun
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the packages that it imports
-    import mlflow
-    from mlflow import MlflowClient
+    mlflow = pytest.importorskip("mlflow")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -37,7 +36,7 @@ def open_run(folder, config=None):
 
 def steps(folder, name):
     run_id = (folder / "mlflow_id").read_text().strip()
-    return [metric.step for metric in MlflowClient().get_metric_history(run_id, name)]
+    return [metric.step for metric in mlflow.MlflowClient().get_metric_history(run_id, name)]
 
 
 @pytest.mark.slow
@@ -60,7 +59,7 @@ def test_a_restart_is_the_same_run_and_adds_what_is_missing(tmp_path, monkeypatc
 
     assert steps(folder, "train/loss") == [10, 20]
     assert steps(folder, "val/iou/a _b_") == [10]
-    client = MlflowClient()
+    client = mlflow.MlflowClient()
     (only,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert only.info.run_id == (folder / "mlflow_id").read_text().strip()
     assert only.info.run_name == "r"

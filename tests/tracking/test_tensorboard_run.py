@@ -2,11 +2,12 @@ from collections import Counter
 
 import pytest
 from accelerate import PartialState
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from tests.tracking.samples import CONFUSION, PALETTE, SCORES, picture
 from unetdist.tracking.dashboard import Row, Shown, TrackedRun
 from unetdist.tracking.tensorboard_run import TensorBoardRun
+
+event_files = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def events(folder):
     return [
         (event.step, value.tag)
         for file in files
-        for event in EventFileLoader(str(file)).Load()
+        for event in event_files.EventFileLoader(str(file)).Load()
         for value in event.summary.value
     ]
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import wandb
 
 from tests.tracking.samples import CONFUSION, PALETTE, REPORT, picture, stats, wandb_records
 from unetdist.tracking import Tracker, TrackingConfig
 from unetdist.tracking.dashboard import Row, TrackedRun
 from unetdist.tracking.wandb_run import WandbRun, last_recorded_step, wandb_mode
+
+wandb = pytest.importorskip("wandb")
 
 
 @pytest.fixture
