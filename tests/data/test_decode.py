@@ -1,4 +1,7 @@
 import io
+import struct
+import zlib
+from functools import partial
 
 import cv2
 import numpy as np
@@ -233,3 +236,55 @@ def test_our_own_limit_of_pixels_holds(monkeypatch):
     ):
         decode_mask(encode(mask))
     assert Image.MAX_IMAGE_PIXELS == 1
+
+
+def chunk(name, body):
+    return struct.pack(">I4s", len(body), name) + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png_of(width, height, *before, body=b""):
+    """A grey PNG that says of itself what it likes."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"".join((b"\x89PNG\r\n\x1a\n", header, *before, chunk(b"IDAT", body), chunk(b"IEND", b"")))
+
+
+def claiming(data, frame, width, height):
+    """A JPEG with another size in its header."""
+    at = data.index(frame) + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("read", [partial(decode_image, channels=3), decode_mask])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(png_of(60000, 60000, body=zlib.compress(bytes(1000))), id="PNG"),
+        pytest.param(png_of(2**31 - 1, 2**31 - 1), id="PNG-31-bits"),
+        pytest.param(claiming(encode(RGB, "JPEG"), b"\xff\xc0", 65500, 65500), id="JPEG"),
+        pytest.param(
+            claiming(encode(RGB, "JPEG", progressive=True), b"\xff\xc2", 65500, 65500), id="progressive"
+        ),
+    ],
+)
+def test_a_header_that_claims_more_than_the_bytes_can_hold_is_refused(read, data):
+    with pytest.raises(DataError, match=r"says that it is \d+x\d+, more than its [\d,]+ bytes can hold"):
+        read(data)
+
+
+def test_what_may_be_packed_as_small_as_it_says_is_decoded():
+    flat = np.full((2000, 3000), 7, np.uint8)
+    for kind, options in (("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True})):
+        assert decode_image(encode(flat, kind, **options), 1)[0, 0, 0] == 7, kind
+
+
+@pytest.mark.parametrize("read", [partial(decode_image, channels=3), decode_mask])
+def test_data_that_no_pixel_needs_are_not_unpacked(read):
+    with pytest.raises(DataError, match="of 8x8 holds far more data than its pixels need"):
+        read(png_of(8, 8, body=zlib.compress(RNG.bytes(2**19))))
+
+
+@pytest.mark.parametrize("read", [partial(decode_image, channels=3), decode_mask])
+def test_no_room_is_made_for_a_chunk_that_is_longer_than_the_file(read):
+    huge = struct.pack(">I4s", 2**31 - 1, b"teXt")
+    with pytest.raises(DataError, match=r"cut off in a chunk of 2,147,483,647 bytes"):
+        read(png_of(8, 8, huge, body=zlib.compress(bytes(72))))

@@ -3,6 +3,9 @@
 import io
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +15,7 @@ from isal import igzip_lib, isal_zlib
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from unetdist.data.geometry import Box
+from unetdist.data.git_lfs import refuse_pointer
 from unetdist.data.jpeg import JpegHeader, cut, parse_header
 from unetdist.errors import DataError
 
@@ -22,6 +26,18 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".
 
 MAX_PIXELS = 2**28
 """Of a picture that PIL decodes, in place of its own limit: shards hold no more unless told to."""
+MOST_PIXELS = 2**30
+"""Limit for a PNG or JPEG, which other decoders read."""
+
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Values per pixel by PNG colour type."""
+_MOST_INFLATED = 1032
+"""Bytes that deflate can make of one: it repeats 258 of them for two bits."""
+_MOST_JPEG_PIXELS = 512
+"""That one byte can stand for: Huffman coding spends at least a bit on each block of 8x8."""
+_SPARE_BYTES = 2**18
+"""Data beyond what the pixels can need that a PNG may hold."""
+_ARITHMETIC_FRAMES = range(0xC9, 0xD0)
 
 CHANNEL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Channels of a picture by count, in PIL's words."""
@@ -52,15 +68,75 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
     return None if header is None else (header.height, header.width)
 
 
+def check_header(data: bytes, header: JpegHeader | None, what: str = "image") -> None:
+    """Refuse what its header shows to be impossible to decode, before memory is taken for it.
+
+    Args:
+        data: The encoded picture, of any kind.
+        header: Its `parse_header`.
+        what: What errors call it.
+
+    Raises:
+        DataError: A PNG or JPEG claims more pixels than `MOST_PIXELS`, or than its bytes can stand for, or holds
+            far more data than its pixels need, which may take hours to unpack; or it is a pointer of Git LFS.
+    """
+    refuse_pointer(data, what)
+    if header is not None:
+        height, width = header.height, header.width
+        is_arithmetic = data[header.sof_offset + 1] in _ARITHMETIC_FRAMES
+        is_possible = is_arithmetic or height * width <= _MOST_JPEG_PIXELS * len(data)
+    elif data[:8] == _PNG_START and len(data) >= 26:
+        width, height, depth, kind = struct.unpack_from(">IIBB", data, 16)
+        raw = height * (1 + width * depth * _PNG_SAMPLES.get(kind, 0) // 8)
+        packed = _image_bytes(data, what)
+        is_possible = raw <= _MOST_INFLATED * packed
+        if is_possible and packed > 2 * raw + _SPARE_BYTES:
+            raise DataError(
+                f"{what} of {width}x{height} holds far more data than its pixels need; replace the file."
+            )
+    else:
+        return
+    if not is_possible or height * width > MOST_PIXELS:
+        limit = (
+            f"the {MOST_PIXELS:,} pixels that are decoded"
+            if is_possible
+            else f"its {len(data):,} bytes can hold"
+        )
+        raise DataError(
+            f"{what} says that it is {width}x{height}, more than {limit}, and is not decoded; replace the file."
+        )
+
+
+def _image_bytes(data: bytes, what: str) -> int:
+    """Bytes in the IDAT chunks of a PNG.
+
+    `DataError` where a chunk claims to be longer than the file: decoders make room for it before they read it.
+    """
+    at, total = 8, 0
+    while at + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        at += 12 + size
+        if at > len(data):
+            raise DataError(
+                f"{what} cannot be read (cut off in a chunk of {size:,} bytes); replace the file."
+            )
+        if name == b"IDAT":
+            total += size
+        elif name == b"IEND":
+            break
+    return total
+
+
 def decode_image(data: bytes, channels: int) -> Pixels:
     """Pixels of an encoded picture as uint8 (H, W, channels): 1 grey, 3 RGB, 4 RGBA.
 
     Grey from colour is ITU-R 601 luma of the RGB values; an alpha channel is dropped or, where it is asked
     for and absent, 255; 16 bits keep the high byte; palettes and CMYK become RGB. EXIF orientation is
     ignored, for the mask was drawn on the pixels as they are stored (TIFF's own orientation is followed).
-    `DataError` where the bytes are no picture or are cut short.
+    `DataError` where the bytes are no picture, are cut short, or claim more than they can hold.
     """
     header = parse_header(data)
+    check_header(data, header)
     pixels = None if header is None else _decode_jpeg(data, header.channels, channels)
     if pixels is None:
         pixels = _decode_with_opencv(data, channels)
@@ -88,16 +164,19 @@ def decode_mask(data: bytes) -> Pixels:
 
     `DataError` where the mask has more than one channel, values over 255, or cannot be read.
     """
+    check_header(data, parse_header(data), "mask")
     rows = _unfiltered_rows(data)
     if rows is not None:
         return rows
     depth, color = _png_kind(data)
     if (depth, color) == (8, _PNG_GREY):
         # Not imdecode(GRAYSCALE): "unchanged" is the flag that promises the stored values.
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = _imdecode(data, cv2.IMREAD_UNCHANGED)
         if pixels is not None and pixels.ndim == 2:
             return _as_pixels(pixels)
-    image = _open(data, "mask")
+    with _readable("mask"):
+        image = open_with_pil(data)
+        image.load()
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise DataError(
             f"mask is {image.mode}, not one value per pixel; write the shards with launch/shard_dataset.py, "
@@ -149,7 +228,7 @@ def _decode_jpeg(data: bytes, stored: int, channels: int) -> Pixels | None:
         return None
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if stored == channels == 1 else "RGB")
-    except ValueError:
+    except (ValueError, MemoryError):
         return None
     if channels == 4 or (channels == 1 and stored == 3):
         pixels = _as_pixels(cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA if channels == 4 else cv2.COLOR_RGB2GRAY))
@@ -170,7 +249,7 @@ def _decode_with_opencv(data: bytes, channels: int) -> Pixels | None:
     else:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         conversion = {1: cv2.COLOR_RGB2GRAY, 3: None, 4: cv2.COLOR_RGB2RGBA}[channels]
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    pixels = _imdecode(data, flags)
     if pixels is None:
         return None
     if conversion is not None:
@@ -178,28 +257,38 @@ def _decode_with_opencv(data: bytes, channels: int) -> Pixels | None:
     return _as_pixels(pixels).reshape(*pixels.shape[:2], channels)
 
 
-def _decode_with_pil(data: bytes, channels: int) -> Pixels:
-    image = _open(data, "image")
-    if image.mode.startswith("I"):
-        high = np.asarray(image) >> 8
-        image = Image.fromarray(np.clip(high, 0, 255).astype(np.uint8))
-    elif image.mode == "P" or image.has_transparency_data:
-        # By way of RGBA: transparency then becomes alpha, and is dropped (not blended) on the way to RGB.
-        image = image.convert("RGBA")
-    if channels == 1 and image.mode != "L":
-        # PIL rounds luma otherwise than OpenCV.
-        return _as_pixels(cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2GRAY))[..., None]
-    pixels = np.array(image.convert(CHANNEL_MODES[channels]), np.uint8)
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _open(data: bytes, what: str) -> Image.Image:
+def _imdecode(data: bytes, flags: int) -> npt.NDArray[Any] | None:
+    """OpenCV's pixels, None where it finds a fault: PIL is asked then, and says which."""
     try:
-        image = open_with_pil(data)
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # such as more pixels than it reads
+        return None
+
+
+def _decode_with_pil(data: bytes, channels: int) -> Pixels:
+    with _readable("image"):
+        image: Image.Image = open_with_pil(data)
         image.load()
-    except Exception as error:  # PIL's plug-ins raise what they like: OSError, SyntaxError, struct.error ...
+        if image.mode.startswith("I"):
+            high = np.asarray(image) >> 8
+            image = Image.fromarray(np.clip(high, 0, 255).astype(np.uint8))
+        elif image.mode == "P" or image.has_transparency_data:
+            # By way of RGBA: transparency then becomes alpha, and is dropped (not blended) on the way to RGB.
+            image = image.convert("RGBA")
+        if channels == 1 and image.mode != "L":
+            # PIL rounds luma otherwise than OpenCV.
+            return _as_pixels(cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2GRAY))[..., None]
+        pixels = np.array(image.convert(CHANNEL_MODES[channels]), np.uint8)
+        return pixels.reshape(*pixels.shape[:2], channels)
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Whatever PIL's plug-ins raise in the block (OSError, SyntaxError, struct.error ...) becomes a `DataError`."""
+    try:
+        yield
+    except Exception as error:
         raise DataError(f"{what} cannot be read ({reason_of(error)}); replace the file.") from None
-    return image
 
 
 def open_with_pil(data: bytes) -> ImageFile.ImageFile:
@@ -219,7 +308,9 @@ def open_with_pil(data: bytes) -> ImageFile.ImageFile:
 
 def reason_of(error: Exception) -> str:
     """Why PIL did not read a picture; its own words for an unknown format are the address of a buffer."""
-    return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    return str(error) or type(error).__name__
 
 
 def _as_pixels(array: npt.NDArray[np.generic]) -> Pixels:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unetdist.data.decode import open_with_pil, reason_of
+from unetdist.data.decode import check_header, open_with_pil, reason_of
+from unetdist.data.jpeg import parse_header
 from unetdist.errors import DataError
 
 _WHITE_OF_RAWMODE = {"L;2": 3, "L;2I": 3, "L;4": 15, "L;4I": 15}
@@ -62,6 +63,7 @@ def decode(data: bytes) -> Pixels:
 
 def _load(data: bytes) -> tuple[Image.Image, str]:
     """The loaded picture, and its raw mode: how the file packs its pixels."""
+    check_header(data, parse_header(data), "mask")
     try:
         with warnings.catch_warnings():  # Pillow's and libtiff's: what matters is raised as well
             warnings.simplefilter("ignore")
@@ -71,6 +73,8 @@ def _load(data: bytes) -> tuple[Image.Image, str]:
             num_pictures = getattr(image, "n_frames", 1)
             packing = image.tile[0][3] if image.tile else ""
             image.load()
+            if image.mode in ("P", "PA") and not image.getpalette("RGB"):
+                raise OSError("its table of colours is empty")
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
         raise DataError(f"the mask is damaged or no picture ({reason_of(error)}); export it again") from None
     if num_pictures > 1:

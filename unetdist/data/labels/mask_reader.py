@@ -14,6 +14,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
+from unetdist.data.decode import check_header
 from unetdist.data.labels.census import UnknownColor
 from unetdist.data.labels.masks import MaskFormat, UnknownColors, read_mask
 from unetdist.data.labels.palette import Palette
@@ -76,6 +77,8 @@ class MaskReader:
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
         """Decode a whole file."""
         png = _parse(data) if self._palette.num_classes <= _UNSEEN else None
+        if png is not None:
+            check_header(data, None, "mask")
         codes = None if png is None else _decode(png)
         if png is None or codes is None:
             return self._read(data)
