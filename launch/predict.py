@@ -17,6 +17,7 @@ code is then 1.
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ def main() -> int:
     world = World(device=_device(args.device)) if accelerator is None else world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
     keep_all_freed()
+    saved = load_model(args.model, device=world.device)
+    if args.image_range is not None:
+        saved = replace(saved, image_range=_ascending(*args.image_range))
     failures = predict_files(
-        load_model(args.model, device=world.device),
+        saved,
         args.input,
         args.out,
         outputs=Outputs(color=args.color, overlay=args.overlay, probabilities=args.probabilities),
@@ -96,6 +100,13 @@ def _parse() -> argparse.Namespace:
         metavar="N",
         help="threads that read, and as many that write (default: %(default)s)",
     )
+    add(
+        "--image-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that are black and white in images of more than 8 bits (default: as the model was trained)",
+    )
     add_inference_options(parser)
     add(
         "--device",
@@ -111,6 +122,12 @@ def _join(device: str | None) -> Any:
     if device is not None:
         raise ConfigError(f"--device ({device}) is for one process; accelerate launch chooses, leave it out.")
     return make_accelerator()
+
+
+def _ascending(low: float, high: float) -> tuple[float, float]:
+    if not low < high:
+        raise ConfigError(f"--image-range ({low:g} {high:g}) must ascend; use for example 0 4095.")
+    return low, high
 
 
 def _device(name: str | None) -> torch.device:

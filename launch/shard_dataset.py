@@ -11,6 +11,7 @@ from unetdist.data import shapes
 from unetdist.data.ingest import command_line, dataset_source, shapes_source, sources, split, tar_source
 from unetdist.data.ingest.layout import LayoutOptions
 from unetdist.data.ingest.report import next_command
+from unetdist.data.ingest.value_range import measured
 from unetdist.data.ingest.writer import index_tars, write_dataset
 from unetdist.data.inspect import command
 from unetdist.data.labels import Palette
@@ -49,11 +50,14 @@ def write(args: argparse.Namespace) -> int:
         )
         out = args.out.rstrip("/")
         parts = {f"{out}/train": train, f"{out}/val": val}
+    convert = command_line.convert_options(args)
+    if command_line.wants_measured_range(args):
+        convert = measured(convert, source, options.workers)
     account = write_dataset(
         source,
         parts,
         palette,
-        convert=command_line.convert_options(args),
+        convert=convert,
         layout=LayoutOptions(
             samples_per_shard=args.samples_per_shard,
             shard_size_mb=args.shard_size_mb,

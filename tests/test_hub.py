@@ -92,7 +92,8 @@ def test_every_form_of_an_image_is_understood(folder, image, tmp_path):
 )
 def test_what_is_no_image_is_refused(values):
     with pytest.raises(
-        DataError, match=r"an image is .* of shape \(.*\); give uint8 values 0\.\.255 as \(H, W\)"
+        DataError,
+        match=r"of shape \(0, 0, 3\); give uint8|has 5 bands|float(32|64) pixels .*--image-range LOW HIGH",
     ):
         pixels_of(values, 3)
 

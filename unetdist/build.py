@@ -160,6 +160,7 @@ def build_trainer(config: Config) -> Trainer:
             model=config.model,
             palette=palette,
             resize=manifest.resize,
+            image_range=manifest.image_range,
             facts=facts,
         )
         write_text(run_dir / name / CARD_FILE, card_of(run_dir / name))

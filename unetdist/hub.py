@@ -11,12 +11,18 @@ from PIL import Image
 from torch import Tensor
 
 from unetdist import pictures
-from unetdist.data.decode import CHANNEL_MODES
+from unetdist.data.image_file import (
+    ImageRange,
+    as_values,
+    eight_bit_of_model,
+    pixels_of_pillow,
+    with_channels,
+)
 from unetdist.errors import CheckpointError, DataError
 from unetdist.inference import WHOLE_IMAGE, InferenceConfig
 from unetdist.model import unet
 from unetdist.model_card import CARD_FILE, EXAMPLE_FILE, card_of
-from unetdist.predict import predict_image, read_upright, write_png
+from unetdist.predict import predict_image, read_picture, write_png
 from unetdist.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, load_model, save_model
 from unetdist.storage import write_text
 
@@ -30,6 +36,8 @@ class UNet(unet.UNet):
     Attributes:
         palette: names, ids and colours of the classes.
         resize: (width, height) in pixels that it was trained at; None: the images' own size.
+        image_range: values of its training images that became 0 and 255, so (0, 255) for images of 8 bits; None where
+            the model does not say: set it, and images of more than 8 bits are understood.
         facts: what is known of its training: step, metric, report.
     """
 
@@ -43,6 +51,7 @@ class UNet(unet.UNet):
             )
         self.load_state_dict(saved.model.state_dict(), assign=True)
         self.palette, self.resize, self.facts = saved.palette, saved.resize, saved.facts
+        self.image_range = saved.image_range
         self.eval()
 
     @property
@@ -76,8 +85,8 @@ class UNet(unet.UNet):
         """The class of each pixel.
 
         Args:
-            image: a file, which is turned as its EXIF orientation asks; a Pillow image; (H, W) or (H, W, C) uint8; or
-                a tensor (C, H, W) uint8.
+            image: a file or a Pillow image, which are turned as their EXIF orientation asks; an array (H, W) or
+                (H, W, C); or a tensor (C, H, W). Values of more than 8 bits mean what they mean in the training images.
             inference: windows, flips, scales.
 
         Returns:
@@ -86,7 +95,7 @@ class UNet(unet.UNet):
         Raises:
             DataError: an image that cannot be read, or is none.
         """
-        pixels = pixels_of(image, self.config.in_channels)
+        pixels = pixels_of(image, self.config.in_channels, self.image_range)
         saved = SavedModel(self, self.palette, self.resize, {})
         was_training = self.training
         try:
@@ -116,10 +125,11 @@ class UNet(unet.UNet):
             model=self.config,
             palette=self.palette,
             resize=self.resize,
+            image_range=self.image_range,
             facts=self.facts,
         )
         if example is not None:
-            pixels = pixels_of(example, 3)
+            pixels = pixels_of(example, 3, self.image_range)
             shown = pictures.overlay(pixels, self.predict(example), self.palette.colors, self.classes)
             write_png(Path(folder) / EXAMPLE_FILE, shown)
         write_text(Path(folder) / CARD_FILE, card_of(folder, license=license, repo_id=repo_id))
@@ -152,32 +162,33 @@ class UNet(unet.UNet):
         return str(address)
 
 
-def pixels_of(image: str | os.PathLike[str] | Image.Image | np.ndarray | Tensor, channels: int) -> np.ndarray:
+def pixels_of(
+    image: str | os.PathLike[str] | Image.Image | np.ndarray | Tensor,
+    channels: int,
+    image_range: ImageRange | None = None,
+) -> np.ndarray:
     """(H, W, channels) uint8 of an image in any of the forms of `UNet.predict`.
 
+    `image_range`: that of the images trained on; None: unknown.
+
     Raises:
-        DataError: another kind of numbers, or another shape.
+        DataError: another kind of numbers, another shape, or a file that cannot be read.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_upright(Path(image), channels)
+        try:
+            return read_picture(Path(image), channels, image_range).pixels
+        except DataError as error:
+            raise DataError(str(error), source=image) from None
+    if isinstance(image, Image.Image):
+        return pixels_of_pillow(image, channels, image_range)
     if isinstance(image, Tensor):
-        image = np.ascontiguousarray(
-            image.cpu().numpy().transpose(1, 2, 0) if image.ndim == 3 else image.cpu().numpy()
-        )
-    if isinstance(image, np.ndarray):
-        is_picture = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
-        if image.dtype != np.uint8 or image.size == 0 or not is_picture:
-            raise DataError(
-                f"an image is {image.dtype} of shape {image.shape}; give uint8 values 0..255 as (H, W), (H, W, C) or, "
-                "in a tensor, (C, H, W), with 1, 3 or 4 channels."
-            )
-        image = Image.fromarray(image.squeeze(2) if image.ndim == 3 and image.shape[2] == 1 else image)
-    if not isinstance(image, Image.Image):
+        image = image.cpu().numpy()
+        image = np.ascontiguousarray(image.transpose(1, 2, 0)) if image.ndim == 3 else image
+    if not isinstance(image, np.ndarray):
         raise DataError(
             f"an image is a {type(image).__name__}; give a path, a Pillow image, an array or a tensor, one at a time."
         )
-    pixels = np.array(image.convert(CHANNEL_MODES[channels]))
-    return pixels.reshape(*pixels.shape[:2], channels)
+    return np.array(with_channels(eight_bit_of_model(as_values(image), image_range), channels))
 
 
 def _download(repo_id: str, options: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from unetdist.data.image_file import EIGHT_BITS
 from unetdist.saved_model import CONFIG_FILE
 
 CARD_FILE = "README.md"
@@ -91,7 +92,17 @@ def _network(config: Mapping[str, Any]) -> Iterator[str]:
         "their own size" if resize is None else f"{resize[0]}x{resize[1]} pixels, to which others are resized"
     )
     yield f"Trained on images at {size}. Values 0 to 255 go in; mean and standard deviation are inside the network."
+    yield _values(config.get("image_range"))
     yield f"\n```json\n{json.dumps(config['model'])}\n```"
+
+
+def _values(image_range: list[float] | None) -> str:
+    if image_range is None:
+        return "Which values of images of more than 8 bits were black and white is not known."
+    low, high = image_range
+    if (low, high) == EIGHT_BITS:
+        return "It was trained on images of 8 bits."
+    return f"Values {low:.10g} to {high:.10g} of images of more than 8 bits became 0 to 255, as `predict` does it too."
 
 
 def _percent(ratio: float) -> str:

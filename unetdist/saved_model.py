@@ -14,6 +14,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from unetdist import __version__, settings, storage
+from unetdist.data.image_file import ImageRange
 from unetdist.data.labels import Palette
 from unetdist.errors import CheckpointError
 from unetdist.model.unet import UNet, UNetConfig
@@ -22,7 +23,7 @@ MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 MODEL_FORMAT = "unetdist-model-1"
 
-DESCRIBED = ("format", "unetdist_version", "model", "classes", "mean", "std", "resize")
+DESCRIBED = ("format", "unetdist_version", "model", "classes", "mean", "std", "resize", "image_range")
 """What the configuration says of every model; all else are facts of its training."""
 
 
@@ -38,6 +39,9 @@ class SavedModel:
     config: dict[str, Any]
     """What `save_model` was given, and the architecture."""
 
+    image_range: ImageRange | None = None
+    """Values of the training images that became 0 and 255; None: unknown, saved before models said so."""
+
     @property
     def facts(self) -> dict[str, Any]:
         """What `save_model` was given under that name."""
@@ -51,6 +55,7 @@ def save_model(
     model: UNetConfig,
     palette: Palette,
     resize: tuple[int, int] | None,
+    image_range: ImageRange | None = None,
     facts: Mapping[str, Any],
 ) -> None:
     """Write `model.safetensors` and its readable twin `config.json` to `folder`.
@@ -61,6 +66,7 @@ def save_model(
         model: the architecture.
         palette: classes and colours.
         resize: (width, height) the shards were made with.
+        image_range: values of the shards' source images that became 0 and 255; None: unknown.
         facts: metric, confusion, step: kept as they are; JSON types.
     """
     if wrapped := [name for name in state if name.startswith(("module.", "_orig_mod."))]:
@@ -75,6 +81,7 @@ def save_model(
         "mean": state["mean"].flatten().tolist(),
         "std": state["std"].flatten().tolist(),
         "resize": None if resize is None else list(resize),
+        "image_range": None if image_range is None else list(image_range),
         **facts,
     }
     # The config travels inside the weights' header, so that a crash between the two files cannot part them.
@@ -125,4 +132,11 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
             f"{path} does not fit its own configuration: {why}; save the model again."
         ) from None
     resize = config["resize"]
-    return SavedModel(unet.eval(), palette, None if resize is None else (resize[0], resize[1]), config)
+    image_range = config.get("image_range")  # Models did not say so before.
+    return SavedModel(
+        unet.eval(),
+        palette,
+        None if resize is None else (resize[0], resize[1]),
+        config,
+        None if image_range is None else (float(image_range[0]), float(image_range[1])),
+    )

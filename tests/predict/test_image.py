@@ -7,7 +7,7 @@ from tests.predict.test_volume import PALETTE, bright_corner, save, saved  # noq
 from unetdist.errors import ConfigError, DataError
 from unetdist.inference import InferenceConfig
 from unetdist.model.unet import UNet, UNetConfig
-from unetdist.predict.image import find_device, predict_image, predict_images, read_upright
+from unetdist.predict.image import find_device, predict_image, predict_images, read_picture
 from unetdist.saved_model import SavedModel
 
 
@@ -23,17 +23,17 @@ def test_resize_of_the_training_is_applied_and_the_size_is_the_images_own(saved)
 
 
 def test_a_file_that_went_away_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"gone.png: is not there, or went away meanwhile; correct its path"):
-        read_upright(tmp_path / "gone.png", 3)
+    with pytest.raises(DataError, match=r"^is not there, or went away meanwhile; correct its path"):
+        read_picture(tmp_path / "gone.png", 3)
     with pytest.raises(DataError, match="is a folder; give an image"):
-        read_upright(tmp_path, 3)
+        read_picture(tmp_path, 3)
 
 
 def test_an_image_beyond_pils_limit_is_named(tmp_path, monkeypatch):
     save(tmp_path / "in.png", bright_corner())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match="cannot be read .*exceeds limit.*cut it into parts"):
-        read_upright(tmp_path / "in.png", 3)
+        read_picture(tmp_path / "in.png", 3)
 
 
 def test_unusable_device():

@@ -18,7 +18,7 @@ from unetdist.distributed import World
 from unetdist.errors import ConfigError, DataError
 from unetdist.inference import InferenceConfig
 from unetdist.model.unet import UNet, UNetConfig
-from unetdist.predict import Outputs, predict_files, read_upright, volume
+from unetdist.predict import Outputs, predict_files, read_picture, volume
 from unetdist.saved_model import SavedModel, save_model
 
 PALETTE = Palette.from_records(
@@ -114,7 +114,7 @@ def with_palette(image):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_any_kind_of_image_becomes_the_models_channels(tmp_path, change, channels):
     save(tmp_path / "in.png", change(bright_corner()))
-    saved = SavedModel(Threshold(channels), PALETTE, None, {})
+    saved = SavedModel(Threshold(channels), PALETTE, None, {}, image_range=(0.0, 65535.0))
     predict_files(saved, tmp_path / "in.png", tmp_path)
     assert np.array_equal(read(tmp_path / "in_ids.png")[1], ids_of(bright_corner()))
 
@@ -127,7 +127,7 @@ def test_results_stand_as_a_viewer_shows_the_image(tmp_path, saved, orientation)
     save(path, Image.fromarray(bright_corner()).convert("RGB"), exif=exif, quality=95, subsampling=0)
     with Image.open(path) as image:
         shown = np.asarray(ImageOps.exif_transpose(image))
-    assert np.array_equal(read_upright(path, 3), shown)
+    assert np.array_equal(read_picture(path, 3).pixels, shown)
     predict_files(saved, path, tmp_path)
     assert np.array_equal(read(tmp_path / "in_ids.png")[1], ids_of(shown[..., 0]))
 

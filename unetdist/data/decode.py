@@ -21,7 +21,10 @@ from unetdist.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm")
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".tif", ".tiff"),
+    *(".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 """Of files (and members of tars) that are taken for pictures."""
 
 MAX_PIXELS = 2**28

@@ -76,6 +76,9 @@ class Manifest:
     """(height, width, images) of the commonest sizes, at most 16."""
     resize: tuple[int, int] | None = None
     """(width, height) that every image was resized to, None: as they came."""
+    image_range: tuple[float, float] | None = None
+    """Values of the source images that became 0 and 255: 0 and 255 where all had 8 bits. None: unknown, written before
+    manifests said so."""
     mask_format: MaskFormat | None = None
     """How the masks of foreign tars are read through the labels, None: they are class indices already."""
     unknown_colors: UnknownColors | None = None
@@ -143,6 +146,9 @@ class Manifest:
         for name in tuples.split():
             values[name] = tuple(values[name])
         values["resize"] = None if values["resize"] is None else tuple(values["resize"])
+        if values.get("image_range") is not None:
+            black, white = map(float, values["image_range"])
+            values["image_range"] = (black, white)
         manifest = cls(**values)
         if manifest.num_samples != sum(shard.num_samples for shard in manifest.shards):
             raise ValueError("num_samples is not the sum of the shards")

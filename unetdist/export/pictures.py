@@ -13,7 +13,8 @@ from torch import Tensor
 
 from unetdist.data import shapes
 from unetdist.data.access import DataConfig, open_data, open_reader
-from unetdist.data.decode import PICTURE_SUFFIXES, Pixels, decode_image
+from unetdist.data.decode import PICTURE_SUFFIXES, Pixels
+from unetdist.data.image_file import read_file, read_image
 from unetdist.data.samples import Samples
 from unetdist.errors import DataError
 from unetdist.inference import resize_area
@@ -70,7 +71,7 @@ def _read(saved: SavedModel, location: str) -> Iterator[Picture]:
 
 def _from_file(saved: SavedModel, file: Path) -> Picture:
     try:
-        image = decode_image(file.read_bytes(), saved.model.config.in_channels)
+        image = read_image(read_file(file), saved.model.config.in_channels, saved.image_range)
     except DataError as error:
         raise DataError(str(error), source=file) from None
     return _seen(saved, image, None, saved.resize)

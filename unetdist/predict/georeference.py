@@ -4,9 +4,13 @@ GeoTIFF 1.1 (OGC 19-008r4), section 7: a grid is placed by ModelPixelScale and M
 ModelTransformation; the three GeoKey tags name the coordinate system. They hold for pictures of the same size only.
 """
 
+import io
 from typing import Any
 
-from PIL import Image, TiffImagePlugin
+from PIL import TiffImagePlugin
+
+from unetdist.data.tiff import is_tiff
+from unetdist.errors import DataError
 
 Georeference = tuple[tuple[int, int, Any], ...]
 """(tag, type, value) of each tag that there is."""
@@ -18,14 +22,22 @@ TAGS = (PIXEL_SCALE, TIEPOINT, TRANSFORMATION, 34735, 34736, 34737)
 _DESCRIPTION, _ORIENTATION = 270, 274
 
 
-def georeference_of(opened: Image.Image) -> Georeference:
+def georeference_of(data: bytes) -> Georeference:
     """The tags of a TIFF that has a place; none of other pictures, and of one whose pixels are stored turned.
 
     What is predicted is turned upright, and the tags speak of the pixels as they are stored.
     """
-    if not isinstance(opened, TiffImagePlugin.TiffImageFile):
+    if not is_tiff(data):
         return NOWHERE
-    tags = opened.tag_v2
+    # Not by Image.open, which does not know all TIFFs that are read.
+    header = data[:16] if b"+" in data[2:4] else data[:8]
+    file = io.BytesIO(data)
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(tags.next)
+        tags.load(file)
+    except Exception as error:  # Pillow raises what it likes
+        raise DataError(f"the tags of the TIFF cannot be read ({error}); save it anew.") from None
     if not any(tag in tags for tag in (TIEPOINT, TRANSFORMATION)) or tags.get(_ORIENTATION, 1) != 1:
         return NOWHERE
     return tuple((tag, tags.tagtype[tag], tags[tag]) for tag in TAGS if tag in tags)

@@ -1,6 +1,5 @@
 """One picture: its pixels as a viewer shows them, and the class of each."""
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
-from unetdist import remote
-from unetdist.data.decode import decode_image
-from unetdist.data.orientation import orientation_of, upright
-from unetdist.errors import ConfigError, DataError
+from unetdist.data.image_file import ImageRange, read_file, read_image
+from unetdist.errors import ConfigError
 from unetdist.evaluate import predict_fixed
 from unetdist.inference import WHOLE_IMAGE, InferenceConfig, predict_logits, predict_rows
 from unetdist.predict.georeference import NOWHERE, Georeference, georeference_of
@@ -127,37 +123,16 @@ def _joined(portions: Sequence[Prediction]) -> Prediction:
     return Prediction(classes, np.concatenate(shares, axis=1) if shares else None)
 
 
-def read_upright(path: Path, channels: int) -> np.ndarray:
-    """Pixels (H, W, channels) uint8 of an image file, turned as its EXIF orientation asks.
+def read_picture(source: Path | str, channels: int, image_range: ImageRange | None = None) -> Picture:
+    """The image at a path or URL, turned as its EXIF orientation asks, with its place on the earth where it says one.
+
+    `image_range`: that of the images trained on; None: unknown.
 
     Raises:
-        DataError: not an image that can be read.
+        DataError: not an image that can be read, or of more than 8 bits and without a range.
     """
-    try:
-        return read_picture(path, channels).pixels
-    except DataError as error:
-        raise DataError(str(error), source=path) from None
-
-
-def read_picture(source: Path | str, channels: int) -> Picture:
-    """`read_upright` of a path or URL, with its place on the earth where it says one.
-
-    Raises:
-        DataError: not an image that can be read.
-    """
-    try:
-        data = remote.read(source) if isinstance(source, str) else source.read_bytes()
-        image = decode_image(data, channels)
-        with Image.open(io.BytesIO(data)) as opened:
-            orientation = orientation_of(opened)
-            georeference = georeference_of(opened)
-    except FileNotFoundError:
-        raise DataError("is not there, or went away meanwhile; correct its path, or bring it back.") from None
-    except IsADirectoryError:
-        raise DataError("is a folder; give an image.") from None
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot be read ({error}); replace the file, or cut it into parts.") from None
-    return Picture(upright(image, orientation), georeference)
+    data = read_file(source)
+    return Picture(read_image(data, channels, image_range), georeference_of(data))
 
 
 def find_device(name: str) -> torch.device:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +32,9 @@ def check_recipe(
         for name, tensor in saved.model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        recipe = {"weights": digest.hexdigest(), "inference": dataclasses.asdict(inference)}
+        recipe: dict[str, Any] = {"weights": digest.hexdigest(), "inference": dataclasses.asdict(inference)}
+        if saved.image_range is not None:
+            recipe["image_range"] = saved.image_range
         recipe = json.loads(json.dumps(recipe))
         try:
             former = json.loads((out / RECIPE_FILE).read_text(encoding="utf-8"))

@@ -3,19 +3,22 @@
 import glob
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from unetdist.data.access import DataConfig, open_reader
 from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
+from unetdist.data.image_file import ImageRange
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.errors import DataError
 from unetdist.folders import open_folder
+from unetdist.logs import logger
 from unetdist.predict.image import Item, Picture, Wanted, read_picture
 from unetdist.predict.video import VIDEO_SUFFIXES, Video
 from unetdist.remote import is_url
@@ -23,6 +26,8 @@ from unetdist.retries import mask
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 MANIFEST = "manifest.json"
+
+NamedFile = TypeVar("NamedFile", str, Path)
 
 
 @dataclass(frozen=True)
@@ -52,29 +57,43 @@ class Source(Protocol):
         """Every picture; None in place of one that is not wanted, which is not read."""
 
 
-def open_source(location: str | Path | Sequence[str], out: Path, *, every: int = 1) -> Source:
-    """What `location` names, or several: see `launch/predict.py --help`. `every`: of a video, each so manieth frame.
+def open_source(
+    location: str | Path | Sequence[str],
+    out: Path,
+    *,
+    every: int = 1,
+    image_range: ImageRange | None = None,
+) -> Source:
+    """What `location` names, or several: see `launch/predict.py --help`.
+
+    Args:
+        location: a place, or several images.
+        out: folder of the results.
+        every: of a video, every N-th frame.
+        image_range: that of the images trained on; None: unknown.
 
     Raises:
         DataError: nothing is there, or two pictures would have one result.
     """
     if not isinstance(location, (str, Path)):
         if len(location) != 1:
-            return Files(_images(location, out, source="--input"))
+            return Files(_images(location, out, source="--input"), image_range)
         location = location[0]
     text, path = str(location), Path(location)
     suffix = PurePosixPath(urlsplit(text).path if is_url(text) else text).suffix.lower()
     if suffix in VIDEO_SUFFIXES and (is_url(text) or path.is_file()):
         return Video(text, out, every=every)
     if is_url(text):
-        return Files([Job(text, out / _stem(text))]) if suffix in PICTURE_SUFFIXES else _remote(text, out)
+        if suffix in PICTURE_SUFFIXES:
+            return Files([Job(text, out / _stem(text))], image_range)
+        return _remote(text, out, image_range)
     if path.is_file() and suffix in LIST_SUFFIXES:
-        return Files(_listed(path, out))
+        return Files(_listed(path, out), image_range)
     if (path / MANIFEST).is_file():
         return Shards(text, out)
     if not path.exists() and glob.has_magic(text):
-        return Files(_matched(text, out))
-    return Files(find_jobs(path, out))
+        return Files(_matched(text, out), image_range)
+    return Files(find_jobs(path, out), image_range)
 
 
 def find_jobs(source: Path, out: Path) -> list[Job]:
@@ -97,11 +116,9 @@ def find_jobs(source: Path, out: Path) -> list[Job]:
             f"lies in the output folder {out}, and results would mix with images; give --out another folder.",
             source=source,
         )
-    jobs = []
-    for path in sorted(source.rglob("*")):
-        inner = path.relative_to(source)
-        if _is_picture(path, out) and not any(part.startswith(".") for part in inner.parts):
-            jobs.append(Job(path, out / inner.with_suffix("")))
+    inner = [path.relative_to(source) for path in sorted(source.rglob("*")) if _is_input(path, out)]
+    shown = [path for path in inner if not any(part.startswith(".") for part in path.parts)]
+    jobs = [Job(source / path, out / path.with_suffix("")) for path in pictures_among(shown, source)]
     if not jobs:
         raise DataError(f"no images in it; looked for {', '.join(PICTURE_SUFFIXES)}.", source=source)
     return _distinct(jobs)
@@ -112,6 +129,8 @@ class Files:
     """Images by path or URL."""
 
     jobs: list[Job]
+    image_range: ImageRange | None = None
+    """That of the images trained on; None: unknown."""
     resize = None
 
     @property
@@ -132,7 +151,7 @@ class Files:
         for number, job in enumerate(self.jobs):
             name = mask(job.source) if isinstance(job.source, str) else str(job.source)
             yield (
-                Item(name, job.target, partial(read_picture, job.source))
+                Item(name, job.target, partial(read_picture, job.source, image_range=self.image_range))
                 if wanted(number, job.target)
                 else None
             )
@@ -170,26 +189,26 @@ def _stored(reader: ShardReader, number: int, channels: int) -> Picture:
     return Picture(decode_image(reader.read(number)[0], channels))
 
 
-def _remote(url: str, out: Path) -> Source:
+def _remote(url: str, out: Path, image_range: ImageRange | None) -> Source:
     """A folder behind a URL: shards, or the images directly in it."""
     folder = open_folder(url)
     try:
         folder.size(MANIFEST)
     except FileNotFoundError:
-        names = [name for name in folder.names() if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES]
+        names = pictures_among(folder.names(), folder)
         if not names:
             raise DataError(
                 "no images directly in it that the server would list; give --input a list of their URLs.",
                 source=folder,
             ) from None
-        return Files(_distinct(Job(folder.where(name), out / _stem(name)) for name in names))
+        return Files(_distinct(Job(folder.where(name), out / _stem(name)) for name in names), image_range)
     return Shards(url, out)
 
 
 def _matched(pattern: str, out: Path) -> list[Job]:
     """The files that a pattern names (`**`: in folders at any depth), by name."""
     paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (a pattern may begin at the root)
-    paths = [path for path in paths if _is_picture(path, out)]
+    paths = pictures_among([path for path in paths if _is_input(path, out)], pattern)
     if not paths:
         raise DataError("no image has such a name; give --input another pattern, in quotes.", source=pattern)
     return _below(paths, out)
@@ -248,12 +267,26 @@ def _distinct(jobs: Iterable[Job]) -> list[Job]:
     return list(by_target.values())
 
 
-def _is_picture(path: Path, out: Path) -> bool:
-    return (
-        path.suffix.lower() in PICTURE_SUFFIXES
-        and path.is_file()
-        and not path.resolve().is_relative_to(out.resolve())
-    )
+def pictures_among(names: Iterable[NamedFile], where: object) -> list[NamedFile]:
+    """Those that are images by their suffixes; the others are told in one line."""
+    found, others = list[NamedFile](), list[NamedFile]()
+    for name in names:
+        (found if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES else others).append(name)
+    if found and others:
+        kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in others)
+        logger.warning(
+            "%s: left out %d files that are no images by their suffix (%s), the first is %s; to predict one, name it "
+            "or list it.",
+            where,
+            len(others),
+            ", ".join(f"{kind}: {number}" for kind, number in kinds.most_common(5)),
+            others[0],
+        )
+    return found
+
+
+def _is_input(path: Path, out: Path) -> bool:
+    return path.is_file() and not path.resolve().is_relative_to(out.resolve())
 
 
 def _stem(name: str) -> str:

@@ -76,7 +76,7 @@ def predict_files(
     for name, value in (("--batch-size", batch_size), ("--num-workers", num_workers)):
         if value < 1:
             raise ConfigError(f"{name} ({value}) must be 1 or more; use the default.")
-    pictures = open_source(source, out, every=every)
+    pictures = open_source(source, out, every=every, image_range=saved.image_range)
     _check_alike(pictures, world)
     check_recipe(saved, inference, out, overwrite=overwrite, world=world)
     share = _Share(pictures, outputs, world, overwrite=overwrite)

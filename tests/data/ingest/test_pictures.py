@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from tests.data.ingest.picture_folders import encoded, image_array
 from unetdist.data.decode import decode_image
 from unetdist.data.ingest import pictures
-from unetdist.data.ingest.pictures import channels_of, encode, store_image
+from unetdist.data.ingest.pictures import encode, store_image
 from unetdist.data.jpeg import parse_header
 from unetdist.errors import DataError
 
@@ -48,7 +48,7 @@ def test_what_anyone_decodes_keeps_its_bytes(pixels, kind, channels):
     assert picture.data == data
     assert picture.is_kept
     assert picture.extension == {"JPEG": "jpg", "PNG": "png"}[kind]
-    assert picture.channels == channels_of(data) == channels
+    assert picture.channels == channels
     assert np.array_equal(picture.pixels, decode_image(data, 3))
 
 

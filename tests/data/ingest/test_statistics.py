@@ -25,7 +25,7 @@ def count(numbers) -> Statistics:
 
 
 def manifest(statistics: Statistics):
-    return statistics.to_manifest([Shard("0.tar", 4, 1, "")], [], 3, None)
+    return statistics.to_manifest([Shard("0.tar", 4, 1, "")], [], 3, None, (0.0, 4095.0))
 
 
 def test_the_manifest_says_what_numpy_says():

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from unetdist.data.ingest.convert import MAX_PIXELS, ConvertOptions
@@ -76,17 +77,33 @@ def _asked_processes() -> int:
 def convert_options(args: argparse.Namespace) -> ConvertOptions:
     """What is done to a sample; where `index` has no such option, nothing is."""
     given = vars(args)
-    image_range = given.get("image_range")
     return ConvertOptions(
         resize=given.get("resize"),
         image_format=given.get("image_format"),
-        image_range=tuple(image_range) if image_range else None,
+        image_range=None if wants_measured_range(args) else _image_range(given.get("image_range")),
         seekable=not given.get("keep_bytes", False),
         mask_format=args.mask_format,
         unknown_colors=args.unknown_colors,
         skip_bad=given.get("skip_bad", False),
         max_pixels=args.max_pixels,
     )
+
+
+def wants_measured_range(args: argparse.Namespace) -> bool:
+    """Whether the range of the images' values is to be found out first."""
+    return vars(args).get("image_range") == ["auto"]
+
+
+def _image_range(words: Sequence[str] | None) -> tuple[float, float] | None:
+    if words is None:
+        return None
+    try:
+        low, high = map(float, words)
+    except ValueError:
+        raise ConfigError(
+            f"--image-range ({' '.join(words)}) must be LOW HIGH, such as 0 4095, or auto; give one of these."
+        ) from None
+    return low, high
 
 
 def size(text: str) -> tuple[int, int]:
@@ -136,10 +153,9 @@ def write_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--image-range",
-        type=float,
-        nargs=2,
+        nargs="+",
         metavar=("LOW", "HIGH"),
-        help="black and white of images of more than 8 bits (0 65535)",
+        help="values that become 0 and 255 in images of more than 8 bits (0 65535); auto: as measured over all images",
     )
 
     group.add_argument(

@@ -52,6 +52,9 @@ class ConvertOptions:
         if self.image_range and self.image_range[0] >= self.image_range[1]:
             low, high = self.image_range
             raise ConfigError(f"image_range ({low:g} {high:g}) must ascend; use for example 0 4095.")
+        if self.image_range and not np.isfinite(self.image_range).all():
+            low, high = self.image_range
+            raise ConfigError(f"image_range ({low:g} {high:g}) must be two numbers; use for example 0 4095.")
         if self.max_pixels < 1:
             raise ConfigError(f"max_pixels ({self.max_pixels}) must be 1 or more; use {MAX_PIXELS}.")
 
@@ -110,7 +113,7 @@ class Converter:
             # The exact one takes pixel centres, as resizing by area does; the other is off by half a pixel.
             resized = cv2.resize(mask, options.resize, interpolation=cv2.INTER_NEAREST_EXACT)
             mask = resized.astype(np.uint8, copy=False)
-        self.statistics.add(picture.pixels, mask, picture.channels, picture.is_kept)
+        self.statistics.add(picture.pixels, mask, picture.channels, picture.is_kept, picture.extremes)
         return Converted(picture, mask, mask_file)
 
     def _read(self, sample: Sample) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from unetdist.data.image_file import SIXTEEN_BITS, ImageRange
 from unetdist.data.ingest import plan
 from unetdist.data.ingest.pool import run_jobs
 from unetdist.data.ingest.records import RECORDS, Finished, Found, Job, finish, load, record_name
@@ -125,12 +126,19 @@ class FolderRun:
                     self._finished[item.number] = item
         return len(self._finished)
 
+    @property
+    def outcome(self) -> Outcome:
+        """What is known once all shards are recorded, still without a manifest."""
+        return gather(self.folder, [self._finished[job.number] for job in self.jobs])
+
     def merge(
         self,
         palette: Palette,
         *,
         skip_bad: bool = False,
+        is_refused: bool = False,
         resize: tuple[int, int] | None = None,
+        image_range: ImageRange = SIXTEEN_BITS,
         masks: tuple[MaskFormat, UnknownColors] | None = None,
     ) -> Outcome:
         """Add up all shards, and write the manifest if no sample is bad (or bad ones are to be skipped).
@@ -138,16 +146,18 @@ class FolderRun:
         Args:
             palette: Classes.
             skip_bad: Bad samples were left out.
+            is_refused: The data set as a whole is not to be finished.
             resize: What images were resized to.
+            image_range: Values of images of more than 8 bits that became 0 and 255.
             masks: How masks are read, where not all of them hold class indices.
 
         Raises:
             DataError: No sample is left, or the folder takes no files.
         """
         finished = [self._finished[job.number] for job in self.jobs]
-        outcome = gather(self.folder, finished)
+        outcome = self.outcome
         with self.told():
-            if outcome.problems and not skip_bad:
+            if is_refused or (outcome.problems and not skip_bad):
                 plan.drop(self.folder)
                 return outcome
             if not outcome.statistics.sizes:
@@ -160,7 +170,7 @@ class FolderRun:
                 )
             shards = [item.shard for item in finished if item.shard]
             manifest = outcome.statistics.to_manifest(
-                shards, palette.to_records(), palette.num_classes, resize
+                shards, palette.to_records(), palette.num_classes, resize, image_range
             )
             if masks is not None and not all(item.has_index_masks for item in finished):
                 manifest = replace(manifest, mask_format=masks[0], unknown_colors=masks[1])

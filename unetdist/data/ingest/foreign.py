@@ -13,8 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from unetdist.data.decode import decode_image, decode_mask
+from unetdist.data.image_file import (
+    HIGH_BYTE,
+    OpenedImage,
+    eight_bit,
+    extremes_of_deep,
+    open_image,
+)
 from unetdist.data.ingest.convert import POLICY, Converter, ConvertOptions
-from unetdist.data.ingest.pictures import Picture, channels_of
+from unetdist.data.ingest.pictures import Picture
 from unetdist.data.ingest.records import Finished, has_index, has_size
 from unetdist.data.ingest.sources import Problem, Sample
 from unetdist.data.ingest.statistics import Statistics
@@ -158,13 +165,35 @@ class _TarReader:
 
 def _as_it_is(image: bytes, mask_size: tuple[int, int]) -> Picture:
     """An image that stays in its tar."""
+    opened = open_image(image)
     pixels = decode_image(image, 3)
     if pixels.shape[:2] != mask_size:
         raise DataError(
             f"image is {pixels.shape[1]}x{pixels.shape[0]}, mask is {mask_size[1]}x{mask_size[0]} "
             "(width x height); pack the sample anew."
         )
-    return Picture(image, "", pixels, channels_of(image), True)
+    return Picture(image, "", pixels, opened.channels, True, _extremes(opened, image))
+
+
+def _extremes(opened: OpenedImage, image: bytes) -> tuple[float, float] | None:
+    """Of an image of more than 8 bits, of which the high byte is read.
+
+    Raises:
+        DataError: What is read of it where it lies is not what shards of our own would hold.
+    """
+    if opened.is_plain:
+        return None
+    values = opened.values()
+    pixels = eight_bit(values, HIGH_BYTE if values.dtype == np.uint16 else None, remedy=_UNFIT)
+    if not np.array_equal(decode_image(image, pixels.shape[2]), pixels):
+        raise DataError(f"image has {values.shape[2]} bands of {values.dtype}; {_UNFIT}")
+    return extremes_of_deep(values)
+
+
+_UNFIT = (
+    "a tar that stays as it is gives 8-bit grey, RGB and RGBA, and of 16 bits the high byte: unpack it, and write "
+    "shards of its images and masks (shard_dataset.py --images DIR --masks DIR)."
+)
 
 
 def _is_index_mask(data: bytes, mask: npt.NDArray[np.uint8]) -> bool:

@@ -2,25 +2,33 @@
 
 import io
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from unetdist.data.decode import CHANNEL_MODES, decode_image, reason_of
+from unetdist.data.decode import Pixels, decode_image
+from unetdist.data.image_file import (
+    SIXTEEN_BITS,
+    ImageRange,
+    OpenedImage,
+    eight_bit,
+    extremes_of_deep,
+    open_image,
+)
 from unetdist.data.ingest.restart import add_restart_markers, best_interval
-from unetdist.data.orientation import orientation_of, shown_size, upright
+from unetdist.data.orientation import shown_size, upright
 from unetdist.errors import DataError
 
-Pixels = npt.NDArray[np.uint8]
 ImageFormat = Literal["png", "jpg"]
 
 JPEG_QUALITY = 95
-KEPT_MODES = {"JPEG": ("L", "RGB"), "MPO": ("L", "RGB"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
-"""What every decoder reads alike. MPO is the JPEG of phones that holds further pictures behind the first."""
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
+
+RANGE_REMEDY = (
+    "say which values are black and white with --image-range LOW HIGH (or auto, which measures all images)."
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Picture:
     """1 grey, 3 RGB, 4 RGBA."""
     is_kept: bool
     """Bytes or, where restart markers were added, the coefficients are the source's own, and so are the pixels."""
+    extremes: tuple[float, float] | None = None
+    """Lowest and highest value of an image of more than 8 bits."""
 
 
 def store_image(
@@ -44,13 +54,13 @@ def store_image(
     *,
     resize: tuple[int, int] | None = None,
     image_format: ImageFormat | None = None,
-    image_range: tuple[float, float] | None = None,
+    image_range: ImageRange | None = None,
     seekable: bool = True,
 ) -> Picture:
     """The image of a mask of `mask_size` (height, width).
 
     Args:
-        data: An encoded image of any kind that PIL reads.
+        data: An encoded image of any kind that `open_image` reads.
         mask_size: Decides whether an EXIF orientation is to be obeyed: where the mask fits the image as it is
             shown, the image is stored upright, for decoders disagree about EXIF.
         resize: (width, height), by area.
@@ -59,18 +69,21 @@ def store_image(
         seekable: Give JPEGs restart markers, without loss, so that a crop is decoded from its own part of the data.
 
     Raises:
-        DataError: The image is unreadable or cut short, holds several frames, has float or 32-bit pixels and
-            no `image_range` is given, or is not of the mask's size.
+        DataError: The image is unreadable or cut short, holds several frames or bands that cannot be kept,
+            has float or 32-bit pixels and no `image_range` is given, or is not of the mask's size.
     """
-    image = _open(data)
-    raw = (image.height, image.width)
-    if _is_kept(image, data, image_format) and not resize and _stays(image, mask_size):
-        pixels = decode_image(data, 3)
-        kept = _with_restart_markers(data, pixels) if seekable else data
-        return Picture(kept, EXTENSIONS[str(image.format)], pixels, _channels(image.mode), True)
-    stored = _eight_bit(image, data, image_range)
-    orientation = orientation_of(image)
-    if orientation != 1 and mask_size == shown_size(raw, orientation):
+    opened = open_image(data)
+    if opened.image is not None and _is_kept(opened, image_format) and not resize:
+        raw = (opened.image.height, opened.image.width)
+        if _stays(opened, raw, mask_size):
+            pixels = decode_image(data, 3)
+            kept = _with_restart_markers(data, pixels) if seekable else data
+            return Picture(kept, EXTENSIONS[str(opened.image.format)], pixels, opened.channels, True)
+    values = opened.values()
+    default = SIXTEEN_BITS if values.dtype == np.uint16 else None
+    stored = eight_bit(values, image_range or default, remedy=RANGE_REMEDY)
+    orientation = opened.orientation
+    if orientation != 1 and mask_size == shown_size(stored.shape[:2], orientation):
         stored = upright(stored, orientation)
     if stored.shape[:2] != mask_size:
         raise DataError(
@@ -82,38 +95,20 @@ def store_image(
         stored = stored.reshape(resize[1], resize[0], -1)
     extension = image_format or "png"
     encoded = encode(stored, extension, seekable=seekable)
-    return Picture(encoded, extension, decode_image(encoded, 3), stored.shape[2], False)
+    pixels = decode_image(encoded, 3)
+    return Picture(encoded, extension, pixels, stored.shape[2], False, extremes_of_deep(values))
 
 
-def channels_of(data: bytes) -> int:
-    """Channels of an encoded image: 1 grey, 3 RGB, 4 RGBA."""
-    return _channels(_open(data).mode)
-
-
-def _open(data: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data))
-        frames = getattr(image, "n_frames", 1)
-    except Exception as error:  # PIL's plug-ins raise what they like
-        raise DataError(f"image cannot be read ({reason_of(error)}); replace the file.") from None
-    if frames > 1 and image.format != "MPO":
-        raise DataError(f"image holds {frames} frames or pages; save each as a file of its own.")
-    return image
-
-
-def _is_kept(image: Image.Image, data: bytes, wanted: ImageFormat | None) -> bool:
-    kind = str(image.format)
-    if image.mode not in KEPT_MODES.get(kind, ()) or (wanted and EXTENSIONS[kind] != wanted):
+def _is_kept(opened: OpenedImage, wanted: ImageFormat | None) -> bool:
+    image = opened.image
+    if image is None or not opened.is_plain or (wanted and EXTENSIONS[str(image.format)] != wanted):
         return False
-    if kind == "PNG":
-        return data[24] <= 8 and "transparency" not in image.info
     # A progressive JPEG decodes 2.7 times slower: who asks for jpg gets a baseline one.
     return not (wanted and image.info.get("progressive"))
 
 
-def _stays(image: Image.Image, mask_size: tuple[int, int]) -> bool:
-    orientation = orientation_of(image)
-    raw = (image.height, image.width)
+def _stays(opened: OpenedImage, raw: tuple[int, int], mask_size: tuple[int, int]) -> bool:
+    orientation = opened.orientation
     return mask_size == raw and (orientation == 1 or mask_size != shown_size(raw, orientation))
 
 
@@ -121,59 +116,6 @@ def _with_restart_markers(data: bytes, pixels: Pixels) -> bytes:
     """The data as they are where nothing can be added, and should the `pixels` not stay the same."""
     marked = add_restart_markers(data)
     return marked if marked and np.array_equal(decode_image(marked, 3), pixels) else data
-
-
-def _eight_bit(image: Image.Image, data: bytes, image_range: tuple[float, float] | None) -> Pixels:
-    """Pixels of any image as uint8 (H, W, 1|3|4)."""
-    deep = _deep_pixels(data) if _has_deep_colors(image, data) else None
-    try:
-        image.load()
-    except Exception as error:  # PIL's plug-ins raise what they like
-        raise DataError(f"image cannot be read ({reason_of(error)}); replace the file.") from None
-    if (deep is None and image.mode in ("I", "F")) or image.mode.startswith("I;16"):
-        deep = np.asarray(image)[..., None]
-        if image.format == "PNG" or image.mode.startswith("I;16"):
-            deep = deep.astype(np.uint16)
-    if deep is not None:
-        return _scale(deep, image_range)
-    if image.mode == "P" and not image.has_transparency_data:
-        image = image.convert("RGB")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-    pixels = np.asarray(image.convert(CHANNEL_MODES[_channels(image.mode)]), np.uint8)
-    return pixels.reshape(*pixels.shape[:2], -1)
-
-
-def _channels(mode: str) -> int:
-    """Of the image that is to be trained on: 1 grey (alpha of grey is dropped), 3 RGB, 4 RGBA."""
-    return {"1": 1, "L": 1, "LA": 1, "RGBA": 4}.get(mode, 3)
-
-
-def _has_deep_colors(image: Image.Image, data: bytes) -> bool:
-    """More than one channel of more than 8 bits, of which PIL would keep 8."""
-    if image.format == "PNG":
-        return data[24] == 16 and data[25] != 0
-    bits: Any = getattr(image, "tag_v2", {}).get(258, (8,))
-    return isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
-
-
-def _deep_pixels(data: bytes) -> npt.NDArray[Any]:
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise DataError("image of more than 8 bits cannot be read; save it as PNG.")
-    conversion = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
-    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, conversion[pixels.shape[2]])
-
-
-def _scale(deep: npt.NDArray[Any], image_range: tuple[float, float] | None) -> Pixels:
-    if image_range is None and deep.dtype != np.uint16:
-        raise DataError(
-            f"image has {deep.dtype} pixels of {deep.min():g} to {deep.max():g}; say which values are black "
-            "and white with --image-range LOW HIGH."
-        )
-    low, high = image_range or (0.0, 65535.0)
-    scaled = np.rint(np.clip((deep.astype(np.float64) - low) * (255.0 / (high - low)), 0.0, 255.0))
-    return scaled.astype(np.uint8).reshape(*deep.shape[:2], -1)
 
 
 def encode(pixels: Pixels, image_format: ImageFormat, *, seekable: bool = True) -> bytes:

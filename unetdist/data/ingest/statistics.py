@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from unetdist.data.image_file import EIGHT_BITS, ImageRange
 from unetdist.data.manifest import Manifest, Shard
 
 Counts = npt.NDArray[np.int64]
@@ -46,9 +47,16 @@ class Statistics:
     """Images of each (height, width)."""
     num_kept: int = 0
     """Images whose bytes are the source's own."""
+    extremes: tuple[float, float] | None = None
+    """Lowest and highest value of all images of more than 8 bits; None: there are none."""
 
     def add(
-        self, image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], channels: int, is_kept: bool
+        self,
+        image: npt.NDArray[np.uint8],
+        mask: npt.NDArray[np.uint8],
+        channels: int,
+        is_kept: bool,
+        extremes: tuple[float, float] | None = None,
     ) -> None:
         """Count one sample: (H, W, 3) RGB as it will be decoded, and (H, W) class indices."""
         counts = np.bincount(mask.ravel(), minlength=256)
@@ -62,6 +70,7 @@ class Statistics:
         self.channels[channels] += 1
         self.sizes[image.shape[0], image.shape[1]] += 1
         self.num_kept += is_kept
+        self.extremes = wider(self.extremes, extremes)
 
     def merge(self, other: "Statistics") -> None:
         """Add what another one has counted."""
@@ -70,6 +79,7 @@ class Statistics:
         self.channels += other.channels
         self.sizes += other.sizes
         self.num_kept += other.num_kept
+        self.extremes = wider(self.extremes, other.extremes)
 
     def to_record(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -79,6 +89,7 @@ class Statistics:
             "channels": sorted(self.channels.items()),
             "sizes": sorted([*size, count] for size, count in self.sizes.items()),
             "num_kept": self.num_kept,
+            "extremes": self.extremes,
         }
 
     @classmethod
@@ -89,6 +100,7 @@ class Statistics:
             channels=Counter(dict(record["channels"])),
             sizes=Counter({(height, width): count for height, width, count in record["sizes"]}),
             num_kept=record["num_kept"],
+            extremes=None if record["extremes"] is None else tuple(record["extremes"]),
         )
 
     def to_manifest(
@@ -97,8 +109,12 @@ class Statistics:
         palette_records: Sequence[dict[str, Any]],
         num_classes: int,
         resize: tuple[int, int] | None,
+        image_range: ImageRange,
     ) -> Manifest:
-        """The manifest of `shards`, whose samples are what was counted (at least one)."""
+        """The manifest of `shards`, whose samples are what was counted (at least one).
+
+        `image_range`: how images of more than 8 bits, if there are any, became 0..255.
+        """
         num_pixels = int(self.pixels.sum())
         totals = [(int(total), int(square)) for total, square in zip(self.sums, self.squares, strict=True)]
         mean = tuple(total / num_pixels for total, _ in totals)
@@ -122,4 +138,12 @@ class Statistics:
             max_size=(max(heights), max(widths)),
             sizes=tuple((*size, count) for size, count in common),
             resize=resize,
+            image_range=EIGHT_BITS if self.extremes is None else image_range,
         )
+
+
+def wider(one: tuple[float, float] | None, other: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The lowest and the highest of two pairs of extremes."""
+    if one is None or other is None:
+        return one or other
+    return min(one[0], other[0]), max(one[1], other[1])

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from operator import methodcaller
 
+from unetdist.data.image_file import HIGH_BYTE, SIXTEEN_BITS
 from unetdist.data.ingest.convert import ConvertOptions
 from unetdist.data.ingest.folder import FolderRun, Outcome, gather, run
 from unetdist.data.ingest.foreign import TarJob
@@ -14,7 +15,9 @@ from unetdist.data.ingest.report import PROBLEMS_NAME, count, describe, describe
 from unetdist.data.ingest.shard_job import ShardJob
 from unetdist.data.ingest.share import ALONE, Share
 from unetdist.data.ingest.sources import Problem, Sample, Source
+from unetdist.data.ingest.statistics import wider
 from unetdist.data.ingest.tar_source import Tars
+from unetdist.data.ingest.value_range import little_used, refuse_little_used
 from unetdist.data.labels import Palette
 from unetdist.data.tar_index import MemberNames
 from unetdist.errors import DataError
@@ -63,21 +66,33 @@ def write_dataset(
             for number, part in enumerate(layout.divide(samples))
         ]
         runs.append(FolderRun(folder, jobs, plan_of(jobs, asdict(layout)), options.share))
+    unfit: list[Problem] = []
     if is_refused:
         if options.share.rank:
             logger.warning("the source has problems, of which rank 0 tells; nothing is written.")
             return None
         outcomes = [_look_at(one, options.workers) for one in runs]
     else:
+        refuse_little_used(convert, source)
         with ExitStack() as held:
             for one in runs:
                 held.enter_context(one.open(overwrite=options.overwrite))
             if not _make(runs, options):
                 return None
-            outcomes = [one.merge(palette, skip_bad=convert.skip_bad, resize=convert.resize) for one in runs]
-    account = describe_all(source.problems, outcomes)
-    problems = len(source.problems) + sum(len(outcome.problems) for outcome in outcomes)
-    if problems and not convert.skip_bad:
+            unfit = _unfit(convert, runs)
+            outcomes = [
+                one.merge(
+                    palette,
+                    skip_bad=convert.skip_bad,
+                    is_refused=bool(unfit),
+                    resize=convert.resize,
+                    image_range=convert.image_range or SIXTEEN_BITS,
+                )
+                for one in runs
+            ]
+    account = describe_all([*source.problems, *unfit], outcomes)
+    problems = len(source.problems) + len(unfit) + sum(len(outcome.problems) for outcome in outcomes)
+    if unfit or (problems and not convert.skip_bad):
         kept = "" if is_refused else " (finished shards are kept)"
         raise DataError(
             f"{count(problems, 'problem')} in {len(source.samples)} samples, the data set is not finished.\n"
@@ -111,10 +126,16 @@ def index_tars(
     with one.open(overwrite=True):
         if not _make([one], options):
             return None
-        outcome = one.merge(palette, masks=(convert.mask_format, convert.unknown_colors))
-    account = describe_all((), [outcome])
-    if outcome.problems:
-        problems = count(len(outcome.problems), "problem")
+        unfit = _unfit(convert, [one])
+        outcome = one.merge(
+            palette,
+            is_refused=bool(unfit),
+            image_range=HIGH_BYTE,
+            masks=(convert.mask_format, convert.unknown_colors),
+        )
+    account = describe_all(unfit, [outcome])
+    if unfit or outcome.problems:
+        problems = count(len(unfit) + len(outcome.problems), "problem")
         raise DataError(f"{problems} in {count(len(jobs), 'tar')}, no manifest is written.\n{account}")
     return (f"{account}\n" if account else "") + describe(outcome, palette)
 
@@ -151,6 +172,15 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
             )
             return False
     return True
+
+
+def _unfit(convert: ConvertOptions, runs: Sequence[FolderRun]) -> list[Problem]:
+    """What no sample alone shows."""
+    extremes = None
+    for one in runs:
+        extremes = wider(extremes, one.outcome.statistics.extremes)
+    problem = little_used(convert, extremes, "all images of more than 8 bits")
+    return [] if problem is None else [problem]
 
 
 def describe_all(problems: Sequence[Problem], outcomes: Sequence[Outcome]) -> str:

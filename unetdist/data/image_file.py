@@ -1,0 +1,300 @@
+"""Reads image files by one set of rules: into shards, and straight into a network.
+
+Values of more than 8 bits become 0..255 by a range, (black, white); files of 8 bits stay as they are.
+"""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile
+
+from unetdist import remote
+from unetdist.data.decode import CHANNEL_MODES, Pixels, decode_image, reason_of
+from unetdist.data.orientation import orientation_of, upright
+from unetdist.data.tiff import SUPPORTED, Tiff, read_tiff
+from unetdist.errors import DataError
+
+Values = npt.NDArray[Any]
+"""(H, W, 1|3|4): grey, RGB, RGB and one more band; uint8 unless the image has more than 8 bits."""
+
+ImageRange = tuple[float, float]
+"""Values that become 0 and 255."""
+
+EIGHT_BITS: ImageRange = (0.0, 255.0)
+SIXTEEN_BITS: ImageRange = (0.0, 65535.0)
+HIGH_BYTE: ImageRange = (127.5, 65407.5)
+"""The range by which 16 bits become their high byte, to the last bit, as they are read where tars stay as they are."""
+
+_PLAIN_MODES = {"JPEG": ("L", "RGB"), "MPO": ("L", "RGB"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
+"""What every decoder reads alike. MPO is the JPEG of phones that holds further pictures behind the first."""
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """An image file whose header was read."""
+
+    data: bytes
+    image: Image.Image | None
+    """None for a TIFF that Pillow does not know and OpenCV reads."""
+    tiff: Tiff | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Every decoder gives the same 8-bit pixels, those of `decode_image`."""
+        image = self.image
+        if image is None or image.mode not in _PLAIN_MODES.get(str(image.format), ()):
+            return False
+        return image.format != "PNG" or (self.data[24] <= 8 and "transparency" not in image.info)
+
+    @property
+    def orientation(self) -> int:
+        """The orientation 1..8 that `values` leave to undo."""
+        return 1 if self.image is None else orientation_of(self.image)
+
+    @property
+    def channels(self) -> int:
+        """Channels to train on: 1 grey (alpha of grey is dropped), 3 RGB, 4 RGBA."""
+        return self.tiff.bands if self.image is None and self.tiff else channels_of_mode(self.image)
+
+    def values(self) -> Values:
+        """The pixels as they are stored.
+
+        Raises:
+            DataError: the file is damaged or cut short.
+        """
+        if self.tiff is not None and self.tiff.is_deep_colors:
+            return upright(_decode_with_opencv(self.tiff.unturned), self.tiff.orientation)
+        assert self.image is not None
+        if self.image.format == "PNG" and self.data[24] == 16 and self.data[25] != 0:
+            return _decode_with_opencv(self.data)
+        values = values_of_pillow(self.image)
+        if values.dtype == np.int32 and self.tiff is not None and not self.tiff.is_signed:
+            return values.view(np.uint32)
+        return values
+
+
+def open_image(data: bytes) -> OpenedImage:
+    """Read the header of an encoded image.
+
+    Raises:
+        DataError: no image, several frames or pages, or a number of bands that no network takes.
+    """
+    tiff = read_tiff(data)
+    data = data if tiff is None else tiff.data
+    try:
+        image = Image.open(io.BytesIO(data))
+        frames = 1 if tiff is not None else getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"image cannot be read ({error}); cut it into parts.") from None
+    except Exception as error:  # PIL's plug-ins raise what they like
+        if tiff is not None and tiff.is_deep_colors:
+            return OpenedImage(data, None, tiff)
+        raise DataError(f"image cannot be read ({reason_of(error)}); replace the file.") from None
+    if frames > 1 and image.format != "MPO":
+        raise DataError(f"image holds {frames} frames or pages; save each as a file of its own.")
+    return OpenedImage(data, image, tiff)
+
+
+def read_image(data: bytes, channels: int, image_range: ImageRange | None) -> Pixels:
+    """Pixels (H, W, channels) uint8 of an encoded image, turned as its EXIF orientation asks.
+
+    Args:
+        data: an image of any kind that can be sharded.
+        channels: 1 grey, 3 RGB, 4 RGBA.
+        image_range: that of the training images; None: unknown.
+
+    Raises:
+        DataError: an image that cannot be sharded either, or one of more than 8 bits without a range for it.
+    """
+    opened = open_image(data)
+    if opened.is_plain:
+        return upright(decode_image(data, channels), opened.orientation)
+    pixels = eight_bit_of_model(opened.values(), image_range)
+    return upright(with_channels(pixels, channels), opened.orientation)
+
+
+def read_file(source: Path | str) -> bytes:
+    """The bytes of an image at a path or URL.
+
+    Raises:
+        DataError: it is not there, or cannot be read.
+    """
+    try:
+        return remote.read(source) if isinstance(source, str) else source.read_bytes()
+    except FileNotFoundError:
+        raise DataError("is not there, or went away meanwhile; correct its path, or bring it back.") from None
+    except IsADirectoryError:
+        raise DataError("is a folder; give an image.") from None
+    except OSError as error:
+        raise DataError(f"cannot be read ({error}); replace the file.") from None
+
+
+def values_of_pillow(image: Image.Image) -> Values:
+    """The values of a Pillow image of any mode.
+
+    Raises:
+        DataError: a damaged file behind it, or a mode without grey or colours.
+    """
+    try:
+        image.load()
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            values = np.asarray(image)[..., None]
+            # Pillow scales PGM and PPM to 16 bits by the maximum that they name.
+            is_short = image.format in ("PNG", "PPM") or image.mode.startswith("I;16")
+            return values.astype(np.uint16 if is_short else values.dtype.newbyteorder("="))
+        if image.mode == "P" and not image.has_transparency_data:
+            image = image.convert("RGB")
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+        pixels = np.array(image.convert(CHANNEL_MODES[channels_of_mode(image)]), np.uint8)
+    except Exception as error:  # PIL's plug-ins raise what they like
+        raise DataError(f"image cannot be read ({reason_of(error)}); replace the file.") from None
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def pixels_of_pillow(image: Image.Image, channels: int, image_range: ImageRange | None) -> Pixels:
+    """What `read_image` gives of the file that a Pillow image was opened from, or of its pixels if it was made.
+
+    Raises:
+        DataError: as `read_image`; or Pillow has dropped what the file holds.
+    """
+    if isinstance(image, ImageFile.ImageFile):
+        if (data := _unread(image)) is not None:
+            return read_image(data, channels, image_range)
+        _refuse_what_pillow_dropped(image)
+    pixels = with_channels(eight_bit_of_model(values_of_pillow(image), image_range), channels)
+    return upright(pixels, orientation_of(image))
+
+
+def _unread(image: ImageFile.ImageFile) -> bytes | None:
+    """The file of an image that was opened and not yet loaded."""
+    if not image.tile or image.fp is None:
+        return None
+    try:
+        place = image.fp.tell()
+        image.fp.seek(0)
+        data: bytes = image.fp.read()
+        image.fp.seek(place)
+    except (OSError, ValueError):  # closed
+        return None
+    return data
+
+
+def _refuse_what_pillow_dropped(image: ImageFile.ImageFile) -> None:
+    """`DataError` where the loaded image has fewer bits or bands than its file."""
+    tags = getattr(image, "tag_v2", {})
+    bands, bits = tags.get(277, 1), tags.get(258, (8,))
+    has_lost = bands > len(image.getbands()) and image.mode != "P"
+    if image.format == "PNG" and image.filename and Path(os.fsdecode(image.filename)).is_file():
+        with open(image.filename, "rb") as file:
+            header = file.read(26)
+        has_lost = len(header) == 26 and header[24] == 16 and header[25] != 0
+    if has_lost or (len(bits) > 1 and max(bits) > 8):
+        raise DataError(
+            "image was loaded by Pillow, which keeps 8 bits of each colour and drops further bands of this file; "
+            "give its path, or the image before it is loaded."
+        )
+
+
+def eight_bit(values: Values, image_range: ImageRange | None, *, remedy: str) -> Pixels:
+    """Values as uint8: those of 8 bits as they are, others by the range.
+
+    Raises:
+        DataError: there is no range, told with the `remedy`; or values that are not finite.
+    """
+    if values.dtype == np.uint8:
+        return values
+    low, high = extremes(values)
+    if image_range is None:
+        raise DataError(f"image has {values.dtype} pixels of {low:g} to {high:g}; {remedy}")
+    black, white = image_range
+    scaled = (values.astype(np.float64) - black) * (255.0 / (white - black))
+    return np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8)
+
+
+def eight_bit_of_model(values: Values, image_range: ImageRange | None) -> Pixels:
+    """Values as a network sees them that was trained on images of that range.
+
+    Raises:
+        DataError: values of more than 8 bits for a model that does not know how they become 0..255.
+    """
+    if image_range is None:
+        why = "the model does not say which values were black and white in its training images"
+    else:
+        why = "the model was trained on images of 8 bits"
+    remedy = (
+        f"{why}: say which values are black and white with --image-range LOW HIGH (in Python: model.image_range = "
+        "(LOW, HIGH)), or save the image with 8 bits."
+    )
+    return eight_bit(values, None if image_range == EIGHT_BITS else image_range, remedy=remedy)
+
+
+def extremes(values: Values) -> tuple[float, float]:
+    """The lowest and the highest value.
+
+    Raises:
+        DataError: some are not finite.
+    """
+    if values.dtype.kind == "f" and not (is_finite := np.isfinite(values)).all():
+        raise DataError(
+            f"image has {values.size - int(is_finite.sum()):,} values that are no finite numbers; replace them, for "
+            "example by the lowest value, and mark such pixels as ignored in the mask."
+        )
+    return float(values.min()), float(values.max())
+
+
+def extremes_of_deep(values: Values) -> tuple[float, float] | None:
+    """`extremes` of values of more than 8 bits."""
+    return None if values.dtype == np.uint8 else extremes(values)
+
+
+def as_values(array: npt.NDArray[Any]) -> Values:
+    """An array (H, W) or (H, W, 1|3|4) of numbers as `Values`.
+
+    Raises:
+        DataError: another shape, or no numbers.
+    """
+    values = array[..., None] if array.ndim == 2 else array
+    if values.dtype.kind not in "uif" or values.dtype == np.int8 or array.size == 0 or values.ndim != 3:
+        raise DataError(
+            f"an image is {array.dtype} of shape {array.shape}; give uint8 values 0..255, or those of the images that "
+            "were sharded, as (H, W), (H, W, C) or, in a tensor, (C, H, W)."
+        )
+    if values.shape[2] not in CHANNEL_MODES:
+        raise DataError(f"an image of shape {array.shape} has {values.shape[2]} bands; {SUPPORTED}.")
+    return values
+
+
+def with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Pixels (H, W, 1|3|4) with the channels of a network, as `decode_image` gives them of the stored image."""
+    stored = pixels.shape[2]
+    if stored == channels:
+        return pixels
+    if channels == 1:
+        return cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)[..., None]  # type: ignore[return-value]
+    colors = pixels[..., :3] if stored >= 3 else np.repeat(pixels, 3, axis=2)
+    if channels == 3:
+        return np.ascontiguousarray(colors)
+    return np.dstack([colors, np.full(colors.shape[:2], 255, np.uint8)])
+
+
+def channels_of_mode(image: Image.Image | None) -> int:
+    """Channels to train on of a Pillow image: 1 grey (alpha of grey is dropped), 3 RGB, 4 RGBA."""
+    return {"1": 1, "L": 1, "LA": 1, "RGBA": 4}.get(image.mode, 3) if image is not None else 3
+
+
+def _decode_with_opencv(data: bytes) -> Values:
+    """Colours of more than 8 bits, of which Pillow would keep 8."""
+    try:
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        values = None
+    if values is None:
+        raise DataError("image of more than 8 bits cannot be read; save it as PNG.")
+    return values[..., None] if values.ndim == 2 else values[..., [2, 1, 0, 3][: values.shape[2]]]

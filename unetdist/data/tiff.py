@@ -1,0 +1,171 @@
+"""Reads a TIFF's own account of its pages and bands, and corrects what would make Pillow or OpenCV drop one.
+
+TIFF 6.0 (Adobe 1992); BigTIFF has wider fields. Pillow leaves out the fourth band of RGB and infrared. OpenCV leaves
+out all but the first of bands that are not called RGB. Both misread bands of 16 bits that lie one behind the other.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from unetdist.errors import DataError
+
+SUPPORTED = "supported are 1 (grey), 3 (RGB) and 4 (RGB and one more)"
+
+_SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _BANDS, _PLANES, _EXTRA, _FORMAT = (
+    254,
+    258,
+    262,
+    274,
+    277,
+    284,
+    338,
+    339,
+)
+_PRINTER = 337
+"""A text that nobody reads, and the tag before `_EXTRA`: tags are sorted."""
+_WIDTHS = {1: 1, 3: 2, 4: 4, 16: 8}
+"""Bytes of the integer types."""
+_MANY = 64
+_GREY, _RGB = (0, 1), 2
+_REDUCED, _MASK = 1, 4
+"""Bits of the kind of a page: a smaller copy of another, or its mask."""
+_SIGNED = 2
+_TEXT, _SHORT = 2, 3
+_ALPHA = (1, 2)
+_PLAIN_ALPHA = 2
+
+
+class Tiff(NamedTuple):
+    """What a TIFF holds."""
+
+    data: bytes
+    """The file, its tags so corrected that no decoder drops a band."""
+    bands: int
+    bits: int
+    """Of the widest band."""
+    is_signed: bool
+    orientation: int
+    """1..8: what Pillow turns while it loads, and OpenCV is told not to turn."""
+
+    @property
+    def is_deep_colors(self) -> bool:
+        """More than one band of more than 8 bits, of which Pillow would keep 8 at most; or what it cannot read."""
+        return self.bits > 8 and (self.bands > 1 or self.bits > 32)
+
+    @property
+    def unturned(self) -> bytes:
+        """The file with orientation 1: OpenCV turns some, and fails at others."""
+        (page,) = list(_pages(self.data))[:1]
+        return _replaced(self.data, page, {_ORIENTATION: 1}) if self.orientation != 1 else self.data
+
+
+class _Page(NamedTuple):
+    order: str
+    """`<` or `>`."""
+    is_big: bool
+    entries: dict[int, tuple[int, int, int]]
+    """By tag: where the entry begins, its type and its number of values."""
+
+    def values(self, data: bytes, tag: int) -> tuple[int, ...]:
+        """Of an entry of small integers; none where there is no such entry."""
+        where, kind, count = self.entries.get(tag, (0, 0, 0))
+        width = _WIDTHS.get(kind, 0)
+        if not width or count > _MANY:
+            return ()
+        at = where + (12 if self.is_big else 8)
+        if width * count > (8 if self.is_big else 4):
+            (at,) = struct.unpack_from(self.order + ("Q" if self.is_big else "I"), data, at)
+        letter = {1: "B", 2: "H", 4: "I", 8: "Q"}[width]
+        return struct.unpack_from(f"{self.order}{count}{letter}", data, at)
+
+
+def read_tiff(data: bytes) -> Tiff | None:
+    """What a TIFF's tags say; None for other files, and where they are too damaged to be read.
+
+    Raises:
+        DataError: several pages, a number of bands that no network takes, or a layout that no decoder reads.
+    """
+    if not is_tiff(data):
+        return None
+    try:
+        pages = [page for page in _pages(data) if not _is_of_another(page, data)]
+        first = next(_pages(data))
+        bits = max(first.values(data, _BITS), default=1)
+        bands = (first.values(data, _BANDS) or (1,))[0]
+        photometric = (first.values(data, _PHOTOMETRIC) or (1,))[0]
+        planes = (first.values(data, _PLANES) or (1,))[0]
+        extra = first.values(data, _EXTRA)
+        is_signed = _SIGNED in first.values(data, _FORMAT)
+        orientation = (first.values(data, _ORIENTATION) or (1,))[0]
+    except (struct.error, StopIteration):
+        return None
+    if len(pages) > 1:
+        raise DataError(f"image holds {len(pages)} frames or pages; save each as a file of its own.")
+    is_grey_with_alpha = bands == 2 and extra[:1] and extra[0] in _ALPHA and bits <= 8
+    if bands not in (1, 3, 4) and not is_grey_with_alpha:
+        raise DataError(
+            f"image has {bands} bands; {SUPPORTED}: save the bands that matter as a file of their own."
+        )
+    if is_signed and bits == 8:
+        raise DataError("image has signed values of 8 bits; save it with unsigned ones.")
+    if bands > 1 and bits > 8 and (planes != 1 or photometric not in (*_GREY, _RGB)):
+        what = "its bands one behind the other" if planes != 1 else "colours other than RGB"
+        raise DataError(
+            f"image has {bits} bits and {what}; save it as RGB, interleaved by pixel (gdal_translate -co "
+            "INTERLEAVE=PIXEL -co PHOTOMETRIC=RGB)."
+        )
+    if bands >= 3 and photometric in (*_GREY, _RGB):
+        data = _as_rgb(data, first, bands, extra)
+    return Tiff(data, bands, bits, is_signed, orientation if orientation in range(1, 9) else 1)
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether it begins as a TIFF, or a BigTIFF."""
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _pages(data: bytes) -> Iterator[_Page]:
+    order = "<" if data[:2] == b"II" else ">"
+    is_big = b"+" in data[2:4]
+    number_kind, entry_kind, offset_kind = (
+        (f"{order}Q", f"{order}HHQ8x", f"{order}Q") if is_big else (f"{order}H", f"{order}HHI4x", f"{order}I")
+    )
+    size = struct.calcsize(entry_kind)
+    seen: set[int] = set()
+    (at,) = struct.unpack_from(offset_kind, data, 8 if is_big else 4)
+    while at and at not in seen:
+        seen.add(at)
+        (number,) = struct.unpack_from(number_kind, data, at)
+        at += struct.calcsize(number_kind)
+        entries = {}
+        for where in range(at, at + number * size, size):
+            tag, kind, count = struct.unpack_from(entry_kind, data, where)
+            entries[tag] = (where, kind, count)
+        yield _Page(order, is_big, entries)
+        (at,) = struct.unpack_from(offset_kind, data, at + number * size)
+
+
+def _is_of_another(page: _Page, data: bytes) -> bool:
+    return any(kind & (_REDUCED | _MASK) for kind in page.values(data, _SUBFILE))
+
+
+def _as_rgb(data: bytes, page: _Page, bands: int, extra: tuple[int, ...]) -> bytes:
+    """Call three bands RGB, and a fourth one alpha, which all decoders keep as it is."""
+    changes = {_PHOTOMETRIC: _RGB}
+    if bands == 4 and extra and (len(extra) > 1 or extra[0] not in _ALPHA):
+        changes[_EXTRA] = _PLAIN_ALPHA
+    data = _replaced(data, page, changes)
+    if bands == 3 and extra:
+        data = _replaced(data, page, {_EXTRA: 0}, as_tag=_PRINTER)
+    return data
+
+
+def _replaced(data: bytes, page: _Page, changes: dict[int, int], *, as_tag: int | None = None) -> bytes:
+    for tag, value in changes.items():
+        if tag in page.entries:
+            where = page.entries[tag][0]
+            fields = f"{page.order}HH{'Q' if page.is_big else 'I'}HH"
+            entry = struct.pack(fields, as_tag or tag, _SHORT if as_tag is None else _TEXT, 1, value, 0)
+            data = data[:where] + entry + data[where + len(entry) :]
+    return data
