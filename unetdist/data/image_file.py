@@ -1,6 +1,6 @@
-"""Reads image files by one set of rules: into shards, and straight into a network.
+"""Reads image files by one set of rules: for sharding, prediction and export.
 
-Values of more than 8 bits become 0..255 by a range, (black, white); files of 8 bits stay as they are.
+Values of more than 8 bits are scaled to 0..255 by a range (black, white); 8-bit values are not changed.
 """
 
 import io
@@ -29,10 +29,10 @@ ImageRange = tuple[float, float]
 EIGHT_BITS: ImageRange = (0.0, 255.0)
 SIXTEEN_BITS: ImageRange = (0.0, 65535.0)
 HIGH_BYTE: ImageRange = (127.5, 65407.5)
-"""The range by which 16 bits become their high byte, to the last bit, as they are read where tars stay as they are."""
+"""Scaling by this range gives exactly the high byte of 16 bits, which is how images in indexed tars are decoded."""
 
 _PLAIN_MODES = {"JPEG": ("L", "RGB"), "MPO": ("L", "RGB"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
-"""What every decoder reads alike. MPO is the JPEG of phones that holds further pictures behind the first."""
+"""Modes that every decoder reads alike. MPO is the JPEG of phones that holds further pictures behind the first."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class OpenedImage:
         return self.tiff.bands if self.image is None and self.tiff else channels_of_mode(self.image)
 
     def values(self) -> Values:
-        """The pixels as they are stored.
+        """Decode the pixels, without scaling.
 
         Raises:
             DataError: the file is damaged or cut short.
         """
-        if self.tiff is not None and self.tiff.is_deep_colors:
+        if self.tiff is not None and (self.image is None or self.tiff.is_deep_colors):
             return upright(_decode_with_opencv(self.tiff.unturned), self.tiff.orientation)
         assert self.image is not None
         if self.image.format == "PNG" and self.data[24] == 16 and self.data[25] != 0:
@@ -93,7 +93,7 @@ def open_image(data: bytes) -> OpenedImage:
     except Image.DecompressionBombError as error:
         raise DataError(f"image cannot be read ({error}); cut it into parts.") from None
     except Exception as error:  # PIL's plug-ins raise what they like
-        if tiff is not None and tiff.is_deep_colors:
+        if tiff is not None and tiff.bits > 8:
             return OpenedImage(data, None, tiff)
         raise DataError(f"image cannot be read ({reason_of(error)}); replace the file.") from None
     if frames > 1 and image.format != "MPO":
@@ -159,7 +159,7 @@ def values_of_pillow(image: Image.Image) -> Values:
 
 
 def pixels_of_pillow(image: Image.Image, channels: int, image_range: ImageRange | None) -> Pixels:
-    """What `read_image` gives of the file that a Pillow image was opened from, or of its pixels if it was made.
+    """The pixels of a Pillow image, equal to `read_image` of the file that it was opened from.
 
     Raises:
         DataError: as `read_image`; or Pillow has dropped what the file holds.
@@ -203,7 +203,7 @@ def _refuse_what_pillow_dropped(image: ImageFile.ImageFile) -> None:
 
 
 def eight_bit(values: Values, image_range: ImageRange | None, *, remedy: str) -> Pixels:
-    """Values as uint8: those of 8 bits as they are, others by the range.
+    """Scale values to uint8 by the range; 8-bit values are returned unchanged.
 
     Raises:
         DataError: there is no range, told with the `remedy`; or values that are not finite.
@@ -286,7 +286,9 @@ def with_channels(pixels: Pixels, channels: int) -> Pixels:
 
 def channels_of_mode(image: Image.Image | None) -> int:
     """Channels to train on of a Pillow image: 1 grey (alpha of grey is dropped), 3 RGB, 4 RGBA."""
-    return {"1": 1, "L": 1, "LA": 1, "RGBA": 4}.get(image.mode, 3) if image is not None else 3
+    if image is None:
+        return 3
+    return {"1": 1, "L": 1, "LA": 1, "F": 1, "RGBA": 4}.get(image.mode, 1 if image.mode[0] == "I" else 3)
 
 
 def _decode_with_opencv(data: bytes) -> Values:

@@ -37,20 +37,20 @@ _PLAIN_ALPHA = 2
 
 
 class Tiff(NamedTuple):
-    """What a TIFF holds."""
+    """The first page of a TIFF, described by its tags."""
 
     data: bytes
-    """The file, its tags so corrected that no decoder drops a band."""
+    """The file with tags corrected so that no decoder drops a band."""
     bands: int
     bits: int
-    """Of the widest band."""
+    """Bits per value in the widest band."""
     is_signed: bool
     orientation: int
-    """1..8: what Pillow turns while it loads, and OpenCV is told not to turn."""
+    """Orientation tag, 1..8: Pillow applies it while it loads the image."""
 
     @property
     def is_deep_colors(self) -> bool:
-        """More than one band of more than 8 bits, of which Pillow would keep 8 at most; or what it cannot read."""
+        """Whether Pillow would keep only 8 bits of each color, or cannot read the file at all."""
         return self.bits > 8 and (self.bands > 1 or self.bits > 32)
 
     @property
@@ -65,10 +65,10 @@ class _Page(NamedTuple):
     """`<` or `>`."""
     is_big: bool
     entries: dict[int, tuple[int, int, int]]
-    """By tag: where the entry begins, its type and its number of values."""
+    """Tag -> offset of the entry, its type and its number of values."""
 
     def values(self, data: bytes, tag: int) -> tuple[int, ...]:
-        """Of an entry of small integers; none where there is no such entry."""
+        """The integers of an entry; empty if the entry is absent."""
         where, kind, count = self.entries.get(tag, (0, 0, 0))
         width = _WIDTHS.get(kind, 0)
         if not width or count > _MANY:
@@ -81,7 +81,7 @@ class _Page(NamedTuple):
 
 
 def read_tiff(data: bytes) -> Tiff | None:
-    """What a TIFF's tags say; None for other files, and where they are too damaged to be read.
+    """Describe a TIFF by its tags; None for other files and for damaged tags.
 
     Raises:
         DataError: several pages, a number of bands that no network takes, or a layout that no decoder reads.
@@ -151,7 +151,7 @@ def _is_of_another(page: _Page, data: bytes) -> bool:
 
 
 def _as_rgb(data: bytes, page: _Page, bands: int, extra: tuple[int, ...]) -> bytes:
-    """Call three bands RGB, and a fourth one alpha, which all decoders keep as it is."""
+    """Declare three bands RGB and a fourth one alpha, because all decoders keep these."""
     changes = {_PHOTOMETRIC: _RGB}
     if bands == 4 and extra and (len(extra) > 1 or extra[0] not in _ALPHA):
         changes[_EXTRA] = _PLAIN_ALPHA

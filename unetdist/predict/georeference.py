@@ -37,7 +37,7 @@ def georeference_of(data: bytes) -> Georeference:
         file.seek(tags.next)
         tags.load(file)
     except Exception as error:  # Pillow raises what it likes
-        raise DataError(f"the tags of the TIFF cannot be read ({error}); save it anew.") from None
+        raise DataError(f"the tags of the TIFF cannot be read ({error}); save the file again.") from None
     if not any(tag in tags for tag in (TIEPOINT, TRANSFORMATION)) or tags.get(_ORIENTATION, 1) != 1:
         return NOWHERE
     return tuple((tag, tags.tagtype[tag], tags[tag]) for tag in TAGS if tag in tags)

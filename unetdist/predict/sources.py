@@ -268,15 +268,15 @@ def _distinct(jobs: Iterable[Job]) -> list[Job]:
 
 
 def pictures_among(names: Iterable[NamedFile], where: object) -> list[NamedFile]:
-    """Those that are images by their suffixes; the others are told in one line."""
+    """Keep the files with an image suffix, and log one line about the others."""
     found, others = list[NamedFile](), list[NamedFile]()
     for name in names:
         (found if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES else others).append(name)
     if found and others:
         kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in others)
         logger.warning(
-            "%s: left out %d files that are no images by their suffix (%s), the first is %s; to predict one, name it "
-            "or list it.",
+            "%s: skipped %d files without an image suffix (%s), the first is %s; to predict one, give its path to "
+            "--input.",
             where,
             len(others),
             ", ".join(f"{kind}: {number}" for kind, number in kinds.most_common(5)),

@@ -60,7 +60,7 @@ class _Job:
                 if (extremes := extremes_of_deep(values)) is not None:
                     found |= Measured(extremes, 1, np.issubdtype(values.dtype, np.integer))
             except (DataError, OSError):
-                continue  # It is told where the sample is written.
+                continue  # The sample is reported as a problem when it is written.
         return found
 
 
@@ -81,7 +81,7 @@ def measured(options: ConvertOptions, source: Source, workers: int) -> ConvertOp
         run_jobs(_Job.measure, jobs, workers=workers, done=done)
     image_range = found.suitable
     if image_range is None:
-        logger.info("--image-range auto: all images have 8 bits, which stay as they are.")
+        logger.info("--image-range auto: all images have 8 bits and need no range.")
     else:
         low, high = found.extremes or image_range
         logger.info(
@@ -93,7 +93,7 @@ def measured(options: ConvertOptions, source: Source, workers: int) -> ConvertOp
 
 
 def refuse_little_used(options: ConvertOptions, source: Source) -> None:
-    """Stop before hours of writing where a look at a few samples shows that 16 bits are little used.
+    """Stop before hours of writing if a few samples already show that little of 16 bits is used.
 
     Raises:
         DataError: all images that were looked at have 16 bits and use few of their values.
@@ -109,7 +109,7 @@ def refuse_little_used(options: ConvertOptions, source: Source) -> None:
 
 
 def little_used(options: ConvertOptions, extremes: tuple[float, float] | None, where: str) -> Problem | None:
-    """What is wrong where images of 16 bits were taken for 0..65535, and have few of these values."""
+    """A problem if no range was given and the 16-bit images use few of the values 0..65535."""
     if options.image_range is not None or extremes is None:
         return None
     spread = extremes[1] - extremes[0]

@@ -1,0 +1,168 @@
+"""A picture gives the same pixels from its file, from Pillow and as an array, or is refused in the same words."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.ingest.picture_folders import encoded, image_array
+from tests.data.tiff_files import RGB, tiff
+from unetdist.data.decode import decode_image
+from unetdist.data.image_file import (
+    EIGHT_BITS,
+    HIGH_BYTE,
+    SIXTEEN_BITS,
+    as_values,
+    eight_bit,
+    eight_bit_of_model,
+    extremes,
+    open_image,
+    pixels_of_pillow,
+    read_file,
+    read_image,
+    values_of_pillow,
+    with_channels,
+)
+from unetdist.errors import DataError
+
+COLORS = image_array(1, (6, 9))
+TWELVE_BITS = COLORS.astype(np.uint16) * 16
+RANGE = (0.0, 4080.0)
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_what_is_stored_as_it_is_is_read_as_the_training_reads_it(mode, channels):
+    data = saved(Image.fromarray(COLORS).convert(mode))
+    expected = decode_image(data, channels)
+    assert open_image(data).is_plain
+    assert np.array_equal(read_image(data, channels, EIGHT_BITS), expected)
+    assert np.array_equal(with_channels(open_image(data).values(), channels), expected)
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    for image in (Image.open(io.BytesIO(data)), loaded, loaded.copy()):
+        assert np.array_equal(pixels_of_pillow(image, channels, None), expected)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(TWELVE_BITS[..., 0]),
+        encoded(TWELVE_BITS[..., 0], "TIFF"),
+        encoded(TWELVE_BITS[..., 0].astype(np.int32), "TIFF"),
+        encoded(TWELVE_BITS[..., 0].astype(np.float32), "TIFF"),
+    ],
+    ids=["png", "tiff", "int32", "float"],
+)
+def test_grey_of_more_than_8_bits(data):
+    values = open_image(data).values()
+    pixels = read_image(data, 1, RANGE)
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    for same in (
+        pixels_of_pillow(Image.open(io.BytesIO(data)), 1, RANGE),
+        pixels_of_pillow(loaded, 1, RANGE),
+        pixels_of_pillow(loaded.copy(), 1, RANGE),
+        eight_bit_of_model(as_values(values[..., 0]), RANGE),
+    ):
+        assert np.array_equal(same, pixels)
+    expected = np.rint(np.clip(values / 4080 * 255, 0, 255))
+    assert np.array_equal(pixels, expected)
+
+
+def test_colours_of_more_than_8_bits_are_read_from_the_file_that_pillow_has_not_loaded_yet(tmp_path):
+    path = tmp_path / "deep.png"
+    path.write_bytes(cv2.imencode(".png", TWELVE_BITS[..., ::-1])[1].tobytes())
+    assert np.array_equal(read_image(path.read_bytes(), 3, RANGE), COLORS)
+    with Image.open(path) as image:
+        assert np.array_equal(pixels_of_pillow(image, 3, RANGE), COLORS)
+        image.load()
+        with pytest.raises(DataError, match="loaded by Pillow, which keeps 8 bits .* give its path"):
+            pixels_of_pillow(image, 3, RANGE)
+
+
+def test_a_band_that_pillow_drops_is_told():
+    data = tiff(np.dstack([COLORS, COLORS[..., 0]]), photometric=RGB, extra=(0,))
+    image = Image.open(io.BytesIO(data))
+    assert np.array_equal(pixels_of_pillow(image, 4, None)[..., 3], COLORS[..., 0])
+    image.load()
+    with pytest.raises(DataError, match="loaded by Pillow, which .* drops further bands"):
+        pixels_of_pillow(image, 4, None)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_pillow_image_is_turned_as_its_file(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(Image.fromarray(COLORS), exif=exif)
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    expected = read_image(data, 3, None)
+    assert expected.shape[:2] == ((9, 6) if orientation >= 5 else (6, 9))
+    assert np.array_equal(pixels_of_pillow(loaded, 3, None), expected)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "PA", "RGBa"])
+def test_further_modes_of_pillow(mode):
+    base = Image.fromarray(COLORS)
+    between = {"PA": "P", "RGBa": "RGBA"}.get(mode, "RGB")
+    image = base.convert(between).convert(mode)
+    expected = np.asarray(image.convert("RGBA" if mode in ("PA", "RGBa") else "RGB"))[..., :3]
+    assert np.array_equal(pixels_of_pillow(image, 3, None), expected)
+
+
+def test_a_mode_without_a_way_to_colours_is_refused():
+    with pytest.raises(DataError, match="image cannot be read"):
+        values_of_pillow(Image.new("La", (4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("image_range", "words"),
+    [
+        (None, "uint16 pixels of .*the model does not say which values were black .*--image-range LOW HIGH"),
+        (EIGHT_BITS, "uint16 pixels of .*the model was trained on images of 8 bits.*--image-range LOW HIGH"),
+    ],
+)
+def test_more_bits_than_the_model_knows_are_refused_by_every_door(image_range, words):
+    data = encoded(TWELVE_BITS[..., 0])
+    for door in (
+        lambda: read_image(data, 3, image_range),
+        lambda: pixels_of_pillow(Image.open(io.BytesIO(data)), 3, image_range),
+        lambda: eight_bit_of_model(as_values(TWELVE_BITS[..., 0]), image_range),
+    ):
+        with pytest.raises(DataError, match=words):
+            door()
+
+
+def test_the_high_byte_is_a_range():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
+    assert np.array_equal(eight_bit(values, HIGH_BYTE, remedy=""), values >> 8)
+    assert np.array_equal(eight_bit(values, SIXTEEN_BITS, remedy=""), np.rint(values / 257))
+
+
+def test_values_that_are_no_numbers_are_counted():
+    values = np.zeros((2, 3, 1), np.float32)
+    values[0, 1], values[1, 2] = np.nan, np.inf
+    with pytest.raises(DataError, match="2 values that are no finite numbers"):
+        extremes(values)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 2), (4, 4, 6)])
+def test_arrays_of_other_bands_are_refused(shape):
+    with pytest.raises(DataError, match=rf"has {shape[2]} bands; supported are 1"):
+        as_values(np.zeros(shape, np.uint8))
+
+
+def test_bytes_of_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="is not there"):
+        read_file(tmp_path / "gone.png")
+    with pytest.raises(DataError, match="is a folder"):
+        read_file(tmp_path)
