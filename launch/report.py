@@ -2,7 +2,7 @@
 
 Curves, classes with intervals, the confusion matrix, the worst and best validation pictures, what the settings differ
 in, and how the runs went. The file needs no network and no other file. The pictures and the intervals of classes come
-from scoring the weights anew on the run's data.val, where it can be reached.
+from scoring the weights anew on the run's data.val, if it is on this machine, or on --data.
 """
 
 import argparse
@@ -101,7 +101,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="the HTML file (default: report.html in the first run's folder)",
     )
     add("--weights", choices=("best", "last"), default="best", help="which are reported (default: best)")
-    add("--data", metavar="DIR", help="shards to score on: a path or URL (default: each run's own data.val)")
+    add(
+        "--data",
+        metavar="DIR",
+        help="shards to score on: a path or URL (default: each run's own data.val, unless a server has it)",
+    )
     add(
         "--pictures",
         type=int,

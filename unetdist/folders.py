@@ -65,7 +65,7 @@ class Folder(Protocol):
 
 
 def open_folder(location: str | Path | Folder) -> Folder:
-    """The folder at a path or URL; `ConfigError` where it is neither."""
+    """The folder at a path or URL; `ConfigError` where it is neither, or a URL that is not supported."""
     if not isinstance(location, (str, Path)):
         return location
     text = str(location)
@@ -73,6 +73,8 @@ def open_folder(location: str | Path | Folder) -> Folder:
         raise ConfigError(
             f"{mask(text)}: commands are no longer run; mount that folder, or give a URL, such as s3:// or https://."
         )
+    if problem := remote.refusal(text):
+        raise ConfigError(f"{mask(text)}: {problem}")
     return _RemoteFolder(text) if remote.is_url(text) else _LocalFolder(text)
 
 

@@ -1,4 +1,4 @@
-"""Files behind URLs (s3, gs, hf, http, https, file, ...) through fsspec, for any process and thread.
+"""Files behind URLs (s3, gs, hf, http, https, file) through fsspec, for any process and thread.
 
 A missing file is `FileNotFoundError` and a refused one `DataError`, both at once; what may pass is tried again, see
 `retries`.
@@ -14,10 +14,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from unetdist import retries
-from unetdist.errors import DataError
+from unetdist.errors import ConfigError, DataError
 from unetdist.retries import mask, retry, status_of
 from unetdist.storage import write_atomic
 
+SCHEMES = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "hf")
+"""The only protocols that are used. fsspec knows others too, and some of them read other URLs, or run code."""
 PIECE = 16 * 2**20
 """Bytes of one request of a download: what is lost when a connection breaks."""
 SLOWEST = 2**16
@@ -36,6 +38,27 @@ class RangesUnsupportedError(DataError):
 def is_url(location: object) -> bool:
     """Whether it is a URL, `scheme://...`, and not a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(location)) is not None
+
+
+def refusal(location: str) -> str | None:
+    """Why a path or URL will not be opened, with a remedy; None if it may be opened."""
+    # An IPv6 host may hold two colons in a row.
+    if "::" in re.sub(r"(?<=[/@])\[[0-9a-fA-F:.]+\]", "", location, count=1):
+        return "'::' chains locations, which is refused; give the path or URL of the files themselves."
+    if not is_url(location):
+        return None
+    try:
+        scheme = urlsplit(location).scheme
+    except ValueError as error:
+        return f"is not a valid URL ({error}); correct it."
+    if scheme not in SCHEMES:
+        return f"{scheme}:// is not supported; use a path, or one of {', '.join(SCHEMES)}."
+    return None
+
+
+def is_network(location: str) -> bool:
+    """Whether a path or URL leads to a server."""
+    return is_url(location) and urlsplit(location).scheme != "file"
 
 
 def join(url: str, name: str) -> str:
@@ -218,6 +241,8 @@ def _file_system(url: str) -> Any:
     """One per process and server: the thread and the connections of an asynchronous one do not survive a fork."""
     import fsspec
 
+    if problem := refusal(url):  # fsspec would follow a chain, and import what a protocol names
+        raise ConfigError(f"{mask(url)}: {problem}")
     parts = urlsplit(url)
     key = os.getpid(), parts.scheme, parts.netloc
     if key not in _file_systems:

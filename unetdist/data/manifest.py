@@ -15,6 +15,7 @@ import numpy as np
 from unetdist.data.labels.masks import MaskFormat, UnknownColors
 from unetdist.errors import DataError
 from unetdist.folders import Folder, open_folder
+from unetdist.remote import is_network, is_url, refusal
 from unetdist.retries import mask
 
 MANIFEST_NAME = "manifest.json"
@@ -133,9 +134,13 @@ class Manifest:
                 source=path,
             )
         try:
-            return cls._from_record(record)
+            manifest = cls._from_record(record)
+            refused = next(filter(None, (_refusal(shard.name, folder) for shard in manifest.shards)), None)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"damaged ({error!r}); {_REMEDY}", source=path) from None
+        if refused is not None:
+            raise DataError(refused, source=path)
+        return manifest
 
     @classmethod
     def _from_record(cls, record: Mapping[str, Any]) -> "Manifest":
@@ -153,6 +158,20 @@ class Manifest:
         if manifest.num_samples != sum(shard.num_samples for shard in manifest.shards):
             raise ValueError("num_samples is not the sum of the shards")
         return manifest
+
+
+def _refusal(name: str, folder: Folder) -> str | None:
+    """Why a shard of this name will not be opened: the author of a manifest must not choose other files to open."""
+    shard = f"its shard {mask(name)}"
+    if problem := refusal(name):
+        return f"{shard}: {problem}"
+    is_file_name = "/" not in name and name not in ("", ".", "..")
+    is_elsewhere = is_url(name) or name.startswith("/")
+    if not is_file_name and not is_elsewhere:
+        return f"{shard} leads out of its folder; index the tars again."
+    if is_elsewhere and not is_network(name) and is_network(folder.where(MANIFEST_NAME)):
+        return f"{shard} would be a file of this machine; upload the tars, and index them there."
+    return None
 
 
 def _remedy_of_absence(folder: Folder) -> str:

@@ -161,7 +161,15 @@ def _start(run: Run, plan: Plan, output: IO[bytes]) -> "subprocess.Popen[bytes]"
     file = plan.script.parents[1] / "configs" / "accelerate" / name
     words = ["--config_file", str(file), "--num_processes", str(run.world_size), str(plan.script)]
     return subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.launch", *words, "--task", str(plan.file(run, "json"))],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "accelerate.commands.launch",
+            *words,
+            "--task",
+            str(plan.file(run, "json")),
+        ],
         env=os.environ | ({} if plan.on_gpu else {"CUDA_VISIBLE_DEVICES": ""}),
         stdout=output,
         stderr=subprocess.STDOUT,

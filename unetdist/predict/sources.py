@@ -16,12 +16,12 @@ from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
 from unetdist.data.image_file import ImageRange
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
-from unetdist.errors import DataError
+from unetdist.errors import ConfigError, DataError
 from unetdist.folders import open_folder
 from unetdist.logs import logger
 from unetdist.predict.image import Item, Picture, Wanted, read_picture
 from unetdist.predict.video import VIDEO_SUFFIXES, Video
-from unetdist.remote import is_url
+from unetdist.remote import is_url, refusal
 from unetdist.retries import mask
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
@@ -80,6 +80,7 @@ def open_source(
             return Files(_images(location, out, source="--input"), image_range)
         location = location[0]
     text, path = str(location), Path(location)
+    _check([text])
     suffix = PurePosixPath(urlsplit(text).path if is_url(text) else text).suffix.lower()
     if suffix in VIDEO_SUFFIXES and (is_url(text) or path.is_file()):
         return Video(text, out, every=every)
@@ -229,6 +230,7 @@ def _listed(file: Path, out: Path) -> list[Job]:
 
 def _images(entries: Sequence[str], out: Path, *, source: object) -> list[Job]:
     """Files and URLs, each once."""
+    _check(entries)
     absent = [entry for entry in entries if not is_url(entry) and not Path(entry).is_file()]
     if absent:
         raise DataError(
@@ -237,6 +239,12 @@ def _images(entries: Sequence[str], out: Path, *, source: object) -> list[Job]:
             source=source,
         )
     return _below([entry if is_url(entry) else Path(entry) for entry in dict.fromkeys(entries)], out)
+
+
+def _check(locations: Iterable[str]) -> None:
+    for location in locations:
+        if is_url(location) and (problem := refusal(location)):
+            raise ConfigError(f"{mask(location)}: {problem}")
 
 
 def _below(sources: Iterable[Path | str], out: Path) -> list[Job]:

@@ -1,5 +1,6 @@
 """The frames of a video, as pictures."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -66,7 +67,9 @@ class Video:
         return Item(f"{mask(self._location)}, frame {frame}", target, _loader(is_whole, pixels))
 
     def _open(self) -> Any:
-        video = cv2.VideoCapture(self._location)
+        # GStreamer runs what a name says, and FFmpeg follows it where no folder stands before it.
+        location = self._location if is_url(self._location) else os.path.abspath(self._location)  # noqa: PTH100
+        video = cv2.VideoCapture(location, cv2.CAP_FFMPEG)
         if not video.isOpened():
             raise DataError(
                 "cannot be read as a video; convert it to MP4 (H.264), or give --input a folder of its frames.",

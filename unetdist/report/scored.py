@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 
 from unetdist import settings
 from unetdist.data.access import DataConfig, open_data, open_reader
+from unetdist.data.manifest import Manifest
 from unetdist.data.samples import Samples
 from unetdist.errors import ConfigError
 from unetdist.evaluate import ValidationConfig
 from unetdist.inference import InferenceConfig
 from unetdist.metrics import PoissonBootstrap, mean_iou
 from unetdist.predict import predict_image
+from unetdist.remote import is_network
 from unetdist.report.run import Run
+from unetdist.retries import mask
 from unetdist.saved_model import SavedModel
 from unetdist.scoring import evaluations
 
@@ -87,9 +90,7 @@ def score(run: Run, data: str | None = None, *, num_workers: int = 2) -> Scored:
     """
     if run.weights is None:
         raise ConfigError(f"{run.folder} has no weights yet; wait for its first validation.")
-    data = data or run.validation_data
-    if data is None:
-        raise ConfigError(f"the settings of {run.folder} name no data.val; give --data SHARDS.")
+    data = data or _own_data(run)
     cfg = settings.from_mapping(
         ValidationConfig, run.settings.get("validation") or {}, where=f"{run.folder}/config.yaml"
     )
@@ -112,6 +113,21 @@ def score(run: Run, data: str | None = None, *, num_workers: int = 2) -> Scored:
         miou_interval=report.interval,
         iou_intervals=class_intervals(report.per_image, replicates=cfg.bootstrap_replicates),
     )
+
+
+def _own_data(run: Run) -> str:
+    """Where the settings of a run say its validation set is, which must be on this machine.
+
+    The folder may be somebody else's, so it must not choose which servers are asked.
+    """
+    data = run.validation_data
+    if data is None:
+        raise ConfigError(f"the settings of {run.folder} name no data.val; give --data SHARDS.")
+    if is_network(data) or any(is_network(shard.name) for shard in Manifest.load(data).shards):
+        raise ConfigError(
+            f"the data.val of {run.folder}, {mask(data)}, is on a server; give it as --data if you trust it."
+        )
+    return data
 
 
 def class_intervals(per_image: NDArray[np.int64], *, replicates: int = 1000) -> NDArray[np.float64]:

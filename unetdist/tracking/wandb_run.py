@@ -141,7 +141,7 @@ def last_recorded_step(folder: Path, run_id: str) -> int | None:
         folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb"), key=lambda file: file.parent.name[-24:]
     )
     for file in reversed(files):  # a restart records only what the files before it lack
-        read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+        read = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(file)]
         # In a session of its own, where a Ctrl-C that asks the run to stop does not reach it.
         done = subprocess.run(read, capture_output=True, text=True, check=False, start_new_session=True)
         if done.returncode != 0:
