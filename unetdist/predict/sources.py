@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from unetdist.data.access import DataConfig, open_reader
 from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
 from unetdist.data.image_file import ImageRange
+from unetdist.data.ingest.listing import spelled
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.errors import ConfigError, DataError
@@ -231,6 +232,7 @@ def _listed(file: Path, out: Path) -> list[Job]:
 def _images(entries: Sequence[str], out: Path, *, source: object) -> list[Job]:
     """Files and URLs, each once."""
     _check(entries)
+    entries = [entry if is_url(entry) else spelled(Path(), entry) or entry for entry in entries]
     absent = [entry for entry in entries if not is_url(entry) and not Path(entry).is_file()]
     if absent:
         raise DataError(

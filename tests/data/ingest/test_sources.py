@@ -1,5 +1,7 @@
 """Which files belong together, and what is said of those that have no other half."""
 
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -179,4 +181,59 @@ def test_a_link_that_leads_nowhere_is_one_of_the_problems(tmp_path):
     assert [(problem.kind, problem.where, problem.detail) for problem in source.problems] == [
         ("cannot be read", str(root / "images/day0/00.jpg"), "No such file or directory"),
         ("cannot be read", str(root / "masks/day1/01.png"), "No such file or directory"),
+    ]
+
+
+def test_names_in_two_unicode_forms_are_a_pair(tmp_path):
+    decomposed = unicodedata.normalize("NFD", "\u00e4")
+    touch(tmp_path, f"i/{decomposed}.jpg", "m/\u00e4.png")
+    source = from_folders(tmp_path / "i", tmp_path / "m")
+    assert source.problems == ()
+    assert keys(source) == [decomposed]  # as the image has it: shards of today keep their keys
+
+
+def test_two_images_whose_names_look_equal_are_a_problem(tmp_path):
+    touch(tmp_path, f"i/{unicodedata.normalize('NFD', 'ä')}.jpg", "i/ä.jpg", "m/ä.png")
+    assert [each.kind for each in from_folders(tmp_path / "i", tmp_path / "m").problems] == [
+        "two images with one key"
+    ]
+
+
+def test_names_that_differ_in_case_are_told_together(tmp_path):
+    touch(tmp_path, "i/a.jpg", "i/IMG_1.jpg", "m/a.png", "m/img_1.png")
+    problems = from_folders(tmp_path / "i", tmp_path / "m").problems
+    assert "img_1.png differs in upper and lower case" in problems[0].detail
+    assert "IMG_1.jpg differs in upper and lower case" in problems[1].detail
+
+
+def test_a_readme_is_no_sample(tmp_path, caplog):
+    touch(tmp_path, "i/README.png", "i/x/a.jpg", "m/readme.PNG", "m/x/a.png")
+    source = from_folders(tmp_path / "i", tmp_path / "m")
+    assert (keys(source), source.problems) == (["x/a"], ())
+    assert "README.png is taken for a part of the README" in caplog.text
+
+
+def test_one_picture_beside_the_folders_of_the_others_is_told(tmp_path, caplog):
+    touch(tmp_path, *(f"{part}/{name}.png" for part in "im" for name in ("x/a", "x/b", "y/a", "legend")))
+    assert len(from_folders(tmp_path / "i", tmp_path / "m").samples) == 4
+    assert "legend.png is beside the folders of all other samples" in caplog.text
+
+
+def test_names_that_never_meet_are_told_with_both_templates(tmp_path):
+    touch(tmp_path, "i/u1_left.png", "m/u1_fine.png")
+    with pytest.raises(DataError) as caught:
+        from_folders(tmp_path / "i", tmp_path / "m")
+    templates = re.search(r'--image-name "(.*?)" --mask-name "(.*?)"', str(caught.value))
+    followed = from_folders(tmp_path / "i", tmp_path / "m", image_name=templates[1], mask_name=templates[2])
+    assert keys(followed) == ["u1_"]
+
+
+def test_a_list_may_have_the_backslashes_of_windows(tmp_path):
+    touch(tmp_path, "i/a b.png", "m/c.png", "i/d.png")
+    (tmp_path / "pairs.txt").write_text('"i\\a b.png" m\\c.png\ni\\d.png\tm\\c.png\n')
+    source = from_list(tmp_path / "pairs.txt")
+    assert source.problems == ()
+    assert [(sample.key, sample.image, sample.mask) for sample in source.samples] == [
+        ("i/a b", "i/a b.png", "m/c.png"),
+        ("i/d", "i/d.png", "m/c.png"),
     ]

@@ -12,7 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from unetdist.data.decode import PICTURE_SUFFIXES
+from unetdist.data.ingest.listing import composed, files_below, is_readme, spelled
 from unetdist.errors import ConfigError, DataError
+from unetdist.logs import logger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,31 +101,36 @@ def from_folders(
     image_of = _by_key(image_files, "image", problems)
     mask_of = _by_key(mask_files, "mask", problems)
     if not image_of.keys() & mask_of.keys():
+        image, mask = image_files[0][1], mask_files[0][1]
         raise DataError(
-            f"none of {len(image_files)} images has a mask: the first image is {image_files[0][1]}, the "
-            f"first mask (in {masks}) is {mask_files[0][1]}; say how their names correspond, for example "
-            '--mask-name "{stem}_mask.png".',
+            f"none of {len(image_files)} images has a mask: the first image is {image}, the first mask (in {masks}) is "
+            f"{mask}; say how their names correspond with --image-name and --mask-name, {_templates(image, mask)}, or "
+            "name the pairs in a file: --list FILE.",
             source=images,
         )
-    problems += [
-        Problem(
-            "image without mask", str(images / image_of[key]), f"no {_expected(key, mask_name)} in {masks}"
-        )
-        for key in sorted(image_of.keys() - mask_of.keys())
-    ]
-    problems += [
-        Problem(
-            "mask without image", str(masks / mask_of[key]), f"no {_expected(key, image_name)} in {images}"
-        )
-        for key in sorted(mask_of.keys() - image_of.keys())
-    ]
+    for kind, root, name_of, other_root, other_of, template in (
+        ("image without mask", images, image_of, masks, mask_of, mask_name),
+        ("mask without image", masks, mask_of, images, image_of, image_name),
+    ):
+        alike = {key.casefold(): name for key, name in other_of.items() if key not in name_of}
+        for key in sorted(name_of.keys() - other_of.keys()):
+            detail = f"no {_expected(key, template)} in {other_root}"
+            if key.casefold() in alike:
+                detail += f"; {alike[key.casefold()]} differs in upper and lower case, rename one of the two"
+            problems.append(Problem(kind, str(root / name_of[key]), detail))
     reader = FileReader(images, masks)
     samples = list[Sample]()
+    key_of = {name: key for key, name in image_files}
     for key in sorted(image_of.keys() & mask_of.keys()):
         try:
-            samples.append(_file_sample(reader, key, image_of[key], mask_of[key]))
+            samples.append(_file_sample(reader, key_of[image_of[key]], image_of[key], mask_of[key]))
         except OSError as error:  # such as a link that leads nowhere
             problems.append(Problem("cannot be read", str(error.filename), str(error.strerror)))
+    beside = [sample.image for sample in samples if "/" not in sample.key]
+    if len(beside) == 1 and len(samples) > 2:
+        logger.warning(
+            "%s is beside the folders of all other samples; remove it if it is none.", images / beside[0]
+        )
     return Source(tuple(samples), tuple(problems), reader)
 
 
@@ -142,21 +149,16 @@ def from_list(
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        fields = line.strip().split("\t") if "\t" in line.strip() else _blanks(line)
-        if len(fields) != 2:
-            raise DataError(
-                f"expected `image mask`, found {len(fields)} fields in {line.strip()!r}; put names that hold "
-                "blanks in quotes, or part the two by a tab.",
-                source=f"{path}, line {number}",
-            )
+        where = f"{path}, line {number}"
+        fields = _fields(line.strip(), reader, where)
         key = re.sub(r"^(\.{0,2}/)+", "", Path(fields[0]).with_suffix("").as_posix())
         if key in pairs:
             problems.append(Problem("two images with one key", fields[0], f"{pairs[key][0]} is also {key}"))
             continue
-        pairs[key] = (fields[0], fields[1])
-        for kind, file in (("image", reader.images / fields[0]), ("mask", reader.masks / fields[1])):
-            if not file.is_file():
-                problems.append(Problem(f"{kind} not found", str(file), f"listed in {path}, line {number}"))
+        pairs[key] = fields
+        for kind, root, name in (("image", reader.images, fields[0]), ("mask", reader.masks, fields[1])):
+            if not (root / name).is_file():
+                problems.append(Problem(f"{kind} not found", str(root / name), f"listed in {where}"))
                 pairs.pop(key, None)
     if not pairs and not problems:
         raise DataError("lists no samples; a line reads `image mask`.", source=path)
@@ -177,11 +179,14 @@ def _find(
     name_pattern = re.escape(template or "{stem}").replace(re.escape("{stem}"), "([^/]+)", 1)
     pattern = re.compile(f"((?:.*/)?){name_pattern}", re.DOTALL)
     found = False
-    for name in sorted(_files(root)):
+    for name in sorted(files_below(root)):
         stem = name
         if template is None:
             stem = PurePosixPath(name).with_suffix("").as_posix()
             if PurePosixPath(name).suffix.lower() not in PICTURE_SUFFIXES:
+                continue
+            if is_readme(name):
+                logger.warning("%s is taken for a part of the README, not for %s.", root / name, kind)
                 continue
         match = pattern.fullmatch(stem)
         if match is None or (without and (root / name).resolve() in without):
@@ -193,21 +198,25 @@ def _find(
         raise DataError(f"no {kind}s here; looked for {looked}, in subfolders too.", source=root)
 
 
-def _files(root: Path) -> Iterator[str]:
-    """Names below `root` with "/", without hidden files such as macOS's ._x.png."""
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(folder).relative_to(root)
-        yield from ((below / name).as_posix() for name in names if not name.startswith("."))
-
-
 def _by_key(files: Sequence[tuple[str, str]], kind: str, problems: list[Problem]) -> dict[str, str]:
+    """Name of each key, whose letters are composed: one name in two Unicode forms is one key."""
     name_of: dict[str, str] = {}
     for key, name in files:
+        key = composed(key)
         if key in name_of:
             problems.append(Problem(f"two {kind}s with one key", name, f"{name_of[key]} is also {key}"))
         name_of.setdefault(key, name)
     return name_of
+
+
+def _templates(image: str, mask: str) -> str:
+    """What to type, by the beginning that two names have in common."""
+    image, mask = PurePosixPath(image).name, PurePosixPath(mask).name
+    stems = PurePosixPath(image).stem, PurePosixPath(mask).stem
+    if common := os.path.commonprefix(stems):  # noqa: RUF071 (of letters)
+        ends = image.removeprefix(common), mask.removeprefix(common)
+        return f'here perhaps --image-name "{{stem}}{ends[0]}" --mask-name "{{stem}}{ends[1]}"'
+    return 'for example --image-name "{stem}_image.jpg" --mask-name "{stem}_mask.png"'
 
 
 def _expected(key: str, template: str | None) -> str:
@@ -235,6 +244,24 @@ def read_lines(path: Path) -> list[str]:
         raise DataError("no such file; give the list of samples.", source=path) from None
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 text ({error}); save it as UTF-8.", source=path) from None
+
+
+def _fields(line: str, reader: FileReader, where: str) -> tuple[str, str]:
+    """The image and the mask of a line, as the disk spells them; names that are nowhere as they are written."""
+    readings = [line.split("\t")] if "\t" in line else [_blanks(line), _blanks(line.replace("\\", "/"))]
+    pairs = [(fields[0].strip(), fields[1].strip()) for fields in readings if len(fields) == 2]
+    for image, mask in pairs:
+        found = spelled(reader.images, image), spelled(reader.masks, mask)
+        if found[0] is not None and found[1] is not None:
+            return found[0], found[1]
+    if not pairs:
+        raise DataError(
+            f"expected `image mask`, found {len(readings[0])} fields in {line!r}; put names that hold blanks in "
+            "quotes, or part the two by a tab.",
+            source=where,
+        )
+    image, mask = pairs[-1]
+    return spelled(reader.images, image) or image, spelled(reader.masks, mask) or mask
 
 
 def _blanks(line: str) -> list[str]:

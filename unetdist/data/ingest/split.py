@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from unetdist.data.ingest.listing import spellings
 from unetdist.data.ingest.sources import Sample, read_lines
 from unetdist.errors import ConfigError, DataError
 
@@ -33,7 +34,12 @@ def split_by_hash(samples: Sequence[Sample], val_fraction: float) -> tuple[list[
 def split_by_list(samples: Sequence[Sample], path: str | Path) -> tuple[list[Sample], list[Sample]]:
     """(train, val): val is what the lines of the file at `path` name, by key or by the image's file name."""
     lines = [line.strip() for line in read_lines(Path(path))]
-    wanted = {line for line in lines if line and not line.startswith("#")}
+    named = {name for sample in samples for name in (sample.key, sample.image)}
+    wanted = {
+        next((each for each in spellings(line) if each in named), line)
+        for line in lines
+        if line and not line.startswith("#")
+    }
     val = [sample for sample in samples if wanted & {sample.key, sample.image}]
     unknown = sorted(wanted - {name for sample in val for name in (sample.key, sample.image)})
     if unknown:
