@@ -77,7 +77,24 @@ def test_absent_classes_are_named(folder, split, level, fact):
     found = [each for each in findings_of(case, *data.CHECKS) if each.what == "classes"]
     assert (found[0].level, found[0].fact) == (level, fact)
     if split == "train":
+        assert found[0].remedy.startswith("add pictures of it")
         assert found[1].fact == "in validation pictures alone: tree; counts 0 in mIoU"
+
+
+def test_a_class_whose_pixels_may_be_the_ignored_ones_gets_that_remedy(folder):
+    """As of masks of 0 and 255 whose label has another colour, sharded by an earlier version."""
+    manifest = Manifest.load(folder / "train")
+    pixels = (*manifest.class_pixels[:2], 0)
+    records = tuple(record for record in manifest.palette_records if record["index"] is not None)
+    lost = replace(
+        manifest, class_pixels=pixels, ignored_pixels=manifest.class_pixels[2], palette_records=records
+    )
+    lost.save(folder / "train")
+    found = [each for each in findings_of(case_of(folder), *data.CHECKS) if each.what == "classes"]
+    share = 100 * manifest.class_pixels[2] / manifest.num_pixels
+    assert f"{share:.1f} % of all pixels are in no class" in found[0].fact
+    assert "'255 255 255 NAME'" in found[0].remedy
+    assert "--ignore" not in found[0].remedy
 
 
 def test_other_classes_and_shards_in_both_sets_are_problems(folder):

@@ -111,8 +111,17 @@ def judge_classes(case: Case, _: list[None]) -> Iterator[Finding]:
     names = Palette.from_records(train.palette_records).class_names
     absent = [name for name, pixels in zip(names, train.class_pixels, strict=True) if not pixels]
     if absent:
+        fact = f"in no training picture: {', '.join(absent)}; cannot be learnt"
         remedy = "add pictures of it, or leave it out by --ignore when the shards are written"
-        yield warning("classes", f"in no training picture: {', '.join(absent)}; cannot be learnt", remedy)
+        if train.ignored_pixels and all(record["index"] is not None for record in train.palette_records):
+            fact += (
+                f", and {100 * train.ignored_pixels / train.num_pixels:.1f} % of all pixels are in no class"
+            )
+            remedy = (
+                "see that Labels.txt has the colours or ids that the masks have (for masks of black and white: "
+                "'0 0 0 NAME' and '255 255 255 NAME'), and write the shards again"
+            )
+        yield warning("classes", fact, remedy)
     if "val" not in case.data:
         if not absent:
             yield ok("classes", f"all {len(names)} in the training set")

@@ -34,7 +34,7 @@ def test_all_problems_are_told_together_and_no_data_set_is_left(root, tmp_path):
     text = str(caught.value)
     assert "4 problems in 20 samples, the data set is not finished." in text
     assert "day0/00.jpg, day0/00.png: image cannot be read (no known image format); replace the file." in text
-    assert "day1/01.jpg, day1/01.png: the mask is damaged" in text
+    assert "day1/01.jpg, day1/01.png: mask cannot be read" in text
     assert "image is 16x12, mask is 9x9 (width x height); export both at one size" in text
     assert "1 2 3" in text
     assert "x 5, y 4 in day1/03.png" in text

@@ -16,7 +16,9 @@ from unetdist.data.ingest.records import Found
 from unetdist.data.ingest.sources import Problem, Reader, Sample
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels import Palette
-from unetdist.data.labels.masks import MaskFormat, UnknownColors, read_mask
+from unetdist.data.labels.mask_faults import fault_of
+from unetdist.data.labels.mask_notes import MaskNotes
+from unetdist.data.labels.masks import MaskFormat, MaskReading, UnknownColors, examine_mask
 from unetdist.errors import ConfigError, DataError
 
 BAD_SAMPLE = "bad sample"
@@ -86,19 +88,17 @@ class Converter:
     statistics: Statistics = field(default_factory=Statistics)
     problems: list[Problem] = field(default_factory=list)
     found: list[Found] = field(default_factory=list)
+    notes: MaskNotes = field(default_factory=MaskNotes)
 
     def convert(self, sample: Sample) -> Converted | None:
         """The sample, counted; None where it is bad, which is noted."""
         options = self.options
         try:
-            image, mask_file = self._read(sample)
+            image, mask_file = read_sample(self.reader, sample, options.max_pixels)
             with _without_pillows_limit():
-                mask, unknowns = read_mask(
-                    mask_file,
-                    self.palette,
-                    mask_format=options.mask_format,
-                    unknown_colors=options.unknown_colors,
-                )
+                reading = examine(mask_file, self.palette, options)
+                mask, unknowns = reading.mask, reading.unknowns
+                self.notes.add(sample.mask, reading, self.palette)
                 picture = self.picture_of(image, (mask.shape[0], mask.shape[1]))
         except DataError as error:
             where = sample.image if sample.mask == sample.image else f"{sample.image}, {sample.mask}"
@@ -116,19 +116,32 @@ class Converter:
         self.statistics.add(picture.pixels, mask, picture.channels, picture.is_kept, picture.extremes)
         return Converted(picture, mask, mask_file)
 
-    def _read(self, sample: Sample) -> tuple[bytes, bytes]:
-        try:
-            image, mask = self.reader.read(sample)
-        except OSError as error:
-            raise DataError(f"cannot be read: {error}") from None
-        for what, data in (("image", image), ("mask", mask)):
-            width, height = _size_by_header(data)
-            if width * height > self.options.max_pixels:
-                raise DataError(
-                    f"{what} is {width}x{height}, which is more than --max-pixels {self.options.max_pixels}; "
-                    "raise it if the picture is genuine, and memory holds several of them."
-                )
-        return image, mask
+
+def read_sample(reader: Reader, sample: Sample, max_pixels: int) -> tuple[bytes, bytes]:
+    """Encoded image and mask; `DataError` where they cannot be read, or have more pixels than that."""
+    try:
+        image, mask = reader.read(sample)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error}") from None
+    for what, data in (("image", image), ("mask", mask)):
+        width, height = _size_by_header(data)
+        if width * height > max_pixels:
+            raise DataError(
+                f"{what} is {width}x{height}, which is more than --max-pixels {max_pixels}; "
+                "raise it if the picture is genuine, and memory holds several of them."
+            )
+    return image, mask
+
+
+def examine(mask: bytes, palette: Palette, options: ConvertOptions) -> MaskReading:
+    """An encoded mask as class indices; `DataError` where it cannot hold what it would be read as."""
+    reading = examine_mask(
+        mask, palette, mask_format=options.mask_format, unknown_colors=options.unknown_colors
+    )
+    fault = fault_of(reading, palette, options.unknown_colors)
+    if fault is not None:
+        raise DataError(fault)
+    return reading
 
 
 def storing(options: ConvertOptions) -> Callable[[bytes, tuple[int, int]], Picture]:

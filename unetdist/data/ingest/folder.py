@@ -21,6 +21,7 @@ from unetdist.data.ingest.share import Share
 from unetdist.data.ingest.sources import Problem
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels import Palette
+from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.labels.masks import MaskFormat, UnknownColors
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError
@@ -48,6 +49,8 @@ class Outcome:
     statistics: Statistics
     num_kept: int
     """Shards that were there already."""
+    notes: MaskNotes
+    """How the masks were read."""
 
 
 @dataclass
@@ -245,4 +248,5 @@ def gather(folder: Folder, finished: Sequence[Finished]) -> Outcome:
         tuple(found for item in finished for found in item.found),
         statistics,
         sum(item.is_kept for item in finished),
+        MaskNotes.sum(item.notes for item in finished),
     )

@@ -138,7 +138,14 @@ class TarJob:
             self.folder.write(shard.index_name, encode_index(index))
         problems, found = tuple(converter.problems), tuple(converter.found)
         return Finished(
-            self.number, len(index), shard, converter.statistics, problems, found, has_index_masks
+            self.number,
+            len(index),
+            shard,
+            converter.statistics,
+            problems,
+            found,
+            has_index_masks,
+            notes=converter.notes,
         )
 
 

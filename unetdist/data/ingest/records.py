@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from unetdist.data.ingest.sources import Problem
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels.census import UnknownColor
+from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.manifest import MANIFEST_NAME, Shard
 from unetdist.data.shards import INDEX_COLUMNS, encode_index
 from unetdist.folders import Folder
@@ -43,6 +44,8 @@ class Finished:
     """It was there already, and is whole."""
     is_replaced: bool = False
     """A record of it was there already, but it was not whole: it was made anew."""
+    notes: MaskNotes = field(default_factory=MaskNotes)
+    """How the masks were read."""
 
 
 class Job(Protocol):
@@ -138,6 +141,7 @@ def load(job: Job, name: str) -> Finished | None:
             problems=tuple(Problem(**problem) for problem in record["problems"]),
             found=tuple(Found(item["file"], _unknown_color(item["unknown"])) for item in record["found"]),
             has_index_masks=record["has_index_masks"],
+            notes=MaskNotes.from_record(record.get("notes", {})),  # earlier versions noted nothing
         )
     except (ValueError, KeyError, TypeError):  # damaged
         return None

@@ -9,6 +9,8 @@ from unetdist.data.ingest.records import Found
 from unetdist.data.ingest.sources import Problem
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import Census
+from unetdist.data.labels.mask_faults import remedy
+from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.errors import DataError
 from unetdist.folders import Folder, open_folder
@@ -27,8 +29,14 @@ def census_of(found: Sequence[Found]) -> Census:
     return census
 
 
-def describe_problems(problems: Sequence[Problem], found: Sequence[Found], folder: Folder) -> str:
-    """All problems under headings, and the census; long lists are cut, and whole in `folder/problems.txt`."""
+def describe_unlisted(found: Sequence[Found], palette: Palette, notes: MaskNotes) -> str:
+    """The colours of masks that no label lists, and what to do; "" if there are none."""
+    census = census_of(found)
+    return census.report(remedy=remedy(census, palette, notes)) if census else ""
+
+
+def describe_problems(problems: Sequence[Problem], unlisted: str, folder: Folder) -> str:
+    """All problems under headings, and what is not listed; long lists are cut, and whole in `folder/problems.txt`."""
     ordered = sorted(problems, key=lambda problem: problem.kind)
     whole, short = list[str](), list[str]()
     for kind, items in groupby(ordered, key=lambda problem: problem.kind):
@@ -39,8 +47,8 @@ def describe_problems(problems: Sequence[Problem], found: Sequence[Found], folde
             continue  # the census tells more in fewer lines
         more = [f"  ... and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
         short += [heading, *lines[:MAX_LISTED], *more]
-    if found:
-        short.append(census_of(found).report())
+    if unlisted:
+        short.append(unlisted)
     if any(line.startswith("  ... and ") for line in short):
         try:
             text = "\n".join(whole) + "\n"

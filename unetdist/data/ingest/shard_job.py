@@ -85,7 +85,15 @@ class ShardJob:
         else:
             shard = self._write(converter)
         problems, found = tuple(converter.problems), tuple(converter.found)
-        return Finished(self.number, len(self.samples), shard, converter.statistics, problems, found)
+        return Finished(
+            self.number,
+            len(self.samples),
+            shard,
+            converter.statistics,
+            problems,
+            found,
+            notes=converter.notes,
+        )
 
     def _write(self, converter: Converter) -> Shard | None:
         with self._place() as path:

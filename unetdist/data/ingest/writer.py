@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from operator import methodcaller
 
 from unetdist.data.image_file import HIGH_BYTE, SIXTEEN_BITS
-from unetdist.data.ingest.convert import ConvertOptions
+from unetdist.data.ingest.convert import UNKNOWN_COLORS, ConvertOptions
+from unetdist.data.ingest.first_look import look
 from unetdist.data.ingest.folder import FolderRun, Outcome, gather, run
 from unetdist.data.ingest.foreign import TarJob
 from unetdist.data.ingest.layout import LayoutOptions
 from unetdist.data.ingest.plan import plan_of, plan_of_tars
-from unetdist.data.ingest.report import PROBLEMS_NAME, count, describe, describe_problems
+from unetdist.data.ingest.report import PROBLEMS_NAME, count, describe, describe_problems, describe_unlisted
 from unetdist.data.ingest.shard_job import ShardJob
 from unetdist.data.ingest.share import ALONE, Share
 from unetdist.data.ingest.sources import Problem, Sample, Source
@@ -19,6 +20,8 @@ from unetdist.data.ingest.statistics import wider
 from unetdist.data.ingest.tar_source import Tars
 from unetdist.data.ingest.value_range import little_used, refuse_little_used
 from unetdist.data.labels import Palette
+from unetdist.data.labels.mask_faults import black_and_white
+from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.tar_index import MemberNames
 from unetdist.errors import DataError
 from unetdist.folders import Folder, open_folder
@@ -57,6 +60,7 @@ def write_dataset(
     Raises:
         DataError: All that is wrong, unless bad samples are to be skipped.
     """
+    look(source.reader, source.samples, palette, convert)
     is_refused = bool(source.problems) and not convert.skip_bad
     runs = []
     for location, samples in parts.items():
@@ -79,7 +83,7 @@ def write_dataset(
                 held.enter_context(one.open(overwrite=options.overwrite))
             if not _make(runs, options):
                 return None
-            unfit = _unfit(convert, runs)
+            unfit = _unfit(convert, runs, palette)
             outcomes = [
                 one.merge(
                     palette,
@@ -90,7 +94,7 @@ def write_dataset(
                 )
                 for one in runs
             ]
-    account = describe_all([*source.problems, *unfit], outcomes)
+    account = describe_all([*source.problems, *unfit], outcomes, palette)
     problems = len(source.problems) + len(unfit) + sum(len(outcome.problems) for outcome in outcomes)
     if unfit or (problems and not convert.skip_bad):
         kept = "" if is_refused else " (finished shards are kept)"
@@ -126,14 +130,14 @@ def index_tars(
     with one.open(overwrite=True):
         if not _make([one], options):
             return None
-        unfit = _unfit(convert, [one])
+        unfit = _unfit(convert, [one], palette)
         outcome = one.merge(
             palette,
             is_refused=bool(unfit),
             image_range=HIGH_BYTE,
             masks=(convert.mask_format, convert.unknown_colors),
         )
-    account = describe_all(unfit, [outcome])
+    account = describe_all(unfit, [outcome], palette)
     if unfit or outcome.problems:
         problems = count(len(unfit) + len(outcome.problems), "problem")
         raise DataError(f"{problems} in {count(len(jobs), 'tar')}, no manifest is written.\n{account}")
@@ -174,23 +178,29 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
     return True
 
 
-def _unfit(convert: ConvertOptions, runs: Sequence[FolderRun]) -> list[Problem]:
+def _unfit(convert: ConvertOptions, runs: Sequence[FolderRun], palette: Palette) -> list[Problem]:
     """What no sample alone shows."""
+    outcomes = [one.outcome for one in runs]
     extremes = None
-    for one in runs:
-        extremes = wider(extremes, one.outcome.statistics.extremes)
-    problem = little_used(convert, extremes, "all images of more than 8 bits")
-    return [] if problem is None else [problem]
+    for outcome in outcomes:
+        extremes = wider(extremes, outcome.statistics.extremes)
+    unfit = [little_used(convert, extremes, "all images of more than 8 bits")]
+    if not any(problem.kind == UNKNOWN_COLORS for outcome in outcomes for problem in outcome.problems):
+        lost = black_and_white(palette, MaskNotes.sum(outcome.notes for outcome in outcomes))
+        unfit.append(None if lost is None else Problem("class that would be lost", palette.path, lost))
+    return [problem for problem in unfit if problem is not None]
 
 
-def describe_all(problems: Sequence[Problem], outcomes: Sequence[Outcome]) -> str:
+def describe_all(problems: Sequence[Problem], outcomes: Sequence[Outcome], palette: Palette) -> str:
     """All that is wrong, in the source and in the folders; the list of a former run is removed where nothing is."""
     problems = [*problems, *(problem for outcome in outcomes for problem in outcome.problems)]
     found = [item for outcome in outcomes for item in outcome.found]
+    notes = MaskNotes.sum(outcome.notes for outcome in outcomes)
     if not problems:
         for folder in {str(outcome.folder): outcome.folder for outcome in outcomes}.values():
             _forget_problems(folder)
-    return describe_problems(problems, found, outcomes[0].folder)
+    account = describe_problems(problems, describe_unlisted(found, palette, notes), outcomes[0].folder)
+    return "\n".join([account] * bool(account) + notes.describe(palette))
 
 
 def _forget_problems(folder: Folder) -> None:

@@ -110,7 +110,7 @@ def describe(findings: Findings, folder: Folder, manifest: Manifest) -> str:
     num_problems = len(findings.problems)
     return (
         f"{folder}: {num_problems:,} problem{'' if num_problems == 1 else 's'}; {good} are good.\n"
-        f"{describe_problems(findings.problems, (), beside)}\n"
+        f"{describe_problems(findings.problems, '', beside)}\n"
         "Copy these shards again, or run the command that wrote them: it keeps what is good."
     )
 

@@ -1,9 +1,12 @@
 """The census: what in the masks of a data set Labels.txt does not list, told in one look."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 _MAX_COLORS = 20_000
 """Colours that a census tells apart; beyond, the rarest half is only counted."""
@@ -11,7 +14,13 @@ _MAX_COLORS = 20_000
 _NEAR = 64.0
 """Distance in RGB up to which a colour may well be a listed one that compression or smoothing has changed."""
 
+_FAR = 32.0
+"""Distance from which the nearest colour may well be a wrong one: half of that between two colours of CamVid."""
+
 _NUMERIC_COLUMNS = (1, 2, 4)
+
+_COLORS = 1 << 24
+_VALUES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class UnknownColor:
         distance: To it, Euclidean in RGB, 0..442 (difference of the numbers, for ids).
         fits: The `--mask-format` under which all of the mask would be listed, if any.
         num_colors: How many colours it stands for.
+        others: Which ones (see `places`), if they are not too many.
     """
 
     color: tuple[int, int, int] | int | None
@@ -36,6 +46,7 @@ class UnknownColor:
     distance: float
     fits: Literal["color", "ids"] | None = None
     num_colors: int = 1
+    others: tuple[int, ...] = ()
 
 
 @dataclass
@@ -68,7 +79,10 @@ class Census:
     num_pixels: int = 0
     num_jpegs: int = 0
     _entries: dict[tuple[int, int, int] | int, _Entry] = field(default_factory=dict)
-    _rare: Counter[str] = field(default_factory=Counter)
+    _seen: NDArray[np.bool_] | None = field(default=None, compare=False)
+    """Flags by `places`, from the first colour on that is not among the entries."""
+    _most_in_a_mask: int = 0
+    _is_exact: bool = True
     _pixels_that: Counter[str] = field(default_factory=Counter)
 
     def __bool__(self) -> bool:
@@ -79,19 +93,61 @@ class Census:
         unknowns = list(unknowns)
         self.num_files += bool(unknowns)
         self.num_jpegs += bool(unknowns) and file.lower().endswith((".jpg", ".jpeg"))
+        self._most_in_a_mask = max(self._most_in_a_mask, sum(unknown.num_colors for unknown in unknowns))
         for unknown in unknowns:
             self.num_pixels += unknown.count
             self._pixels_that[f"fit {unknown.fits}"] += unknown.count
-            if unknown.distance <= _NEAR and not isinstance(unknown.color, int):
-                self._pixels_that["are near"] += unknown.count
-            if unknown.color is None:
-                self._rare.update(colors=unknown.num_colors, pixels=unknown.count)
-            else:
+            if not isinstance(unknown.color, int):
+                self._pixels_that["are near"] += unknown.count * (unknown.distance <= _NEAR)
+                self._pixels_that["are far"] += unknown.count * (unknown.distance > _FAR)
+            if unknown.color is not None:
                 self._note(unknown.color, _Entry(unknown, file, 1, unknown.count))
+            elif len(unknown.others) == unknown.num_colors:
+                self._mark(unknown.others)
+            else:
+                self._is_exact = False
         self._forget_rarest()
 
-    def report(self, max_rows: int = 20) -> str:
-        """A table of what is not listed, most pixels first, and what to do; "" if there is nothing."""
+    @property
+    def num_colors(self) -> int:
+        """Different colours or values; at least so many, unless `is_exact`."""
+        known = len(self._entries) if self._seen is None else int(self._seen.sum())
+        return max(self._most_in_a_mask, known)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether each colour was counted; of masks with very many, not all are known."""
+        return self._is_exact
+
+    def commonest(self, count: int) -> list[UnknownColor]:
+        """The colours with most pixels, each as one of the masks has it."""
+        return [entry.example for _, entry in self._ranked()[:count]]
+
+    @property
+    def num_far(self) -> int:
+        """Pixels whose colour is far from all that are listed."""
+        return self._pixels_that["are far"]
+
+    @property
+    def fits_another_format(self) -> str | None:
+        """The `--mask-format` that lists nearly all of these pixels, if any."""
+        fits = (
+            what for what in ("ids", "color") if self._pixels_that[f"fit {what}"] >= 0.99 * self.num_pixels
+        )
+        return next(fits, None)
+
+    def colors_over(self, num_pixels: float, *, beyond: float) -> int:
+        """How many colours have more pixels than this, and differ by more than `beyond` from all that is listed."""
+        entries = self._entries.values()
+        return sum(e.num_pixels > num_pixels and e.example.distance > beyond for e in entries)
+
+    def report(self, max_rows: int = 20, *, remedy: str | None = None) -> str:
+        """A table of what is not listed, most pixels first, and what to do; "" if there is nothing.
+
+        Args:
+            max_rows: Lines of the table.
+            remedy: What to do, where more is known than the colours; None: what they alone suggest.
+        """
         if not self:
             return ""
         ranked = [entry for _, entry in self._ranked()]
@@ -108,10 +164,11 @@ class Census:
                     f"x {x}, y {y} in {entry.file}",
                 )
             )
-        num_colors = len(ranked) + self._rare["colors"]
+        num_colors = self.num_colors
         what = "colour" if isinstance(ranked[0].example.color, tuple) else "value"
+        at_least = "" if self.is_exact else "at least "
         lines = [
-            f"Labels.txt does not list {_count(num_colors, what)} of the masks: "
+            f"Labels.txt does not list {at_least}{_count(num_colors, what)} of the masks: "
             f"{_count(self.num_pixels, 'pixel')} in {_count(self.num_files, 'file')}."
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -124,18 +181,20 @@ class Census:
         if num_colors >= len(rows):
             listed = sum(entry.num_pixels for entry in ranked[:max_rows])
             others = _count(num_colors - len(rows) + 1, "rarer one")
-            lines.append(f"  and {others}: {_count(self.num_pixels - listed, 'pixel')}")
-        return "\n".join([*lines, self._remedy(ranked[0].example.color, num_colors)])
+            lines.append(f"  and {at_least}{others}: {_count(self.num_pixels - listed, 'pixel')}")
+        return "\n".join([*lines, remedy or self._remedy(ranked[0].example.color, num_colors)])
 
     def _remedy(self, commonest: tuple[int, int, int] | int | None, num_colors: int) -> str:
-        for fits in ("ids", "color"):
-            if self._pixels_that[f"fit {fits}"] >= 0.99 * self.num_pixels:
-                return f"Read as {fits}, these values are listed: use --mask-format {fits}."
+        if fits := self.fits_another_format:
+            return f"Read as {fits}, these values are listed: use --mask-format {fits}."
         if num_colors > 16 and self._pixels_that["are near"] >= 0.8 * self.num_pixels:
             cause = "JPEG changes colours" if self.num_jpegs else "Smoothed or compressed edges make colours"
-            return (
-                f"{cause} like these: use --unknown-colors nearest, or export the masks as PNG, not smoothed."
+            some = (
+                f", though {_count(self.num_far, 'pixel')} may so get a class that nobody drew"
+                if self.num_far
+                else ""
             )
+            return f"{cause} like these: export the masks as PNG, not smoothed, or use --unknown-colors nearest{some}."
         if isinstance(commonest, tuple):
             line = " ".join(map(str, commonest))
             return (
@@ -150,8 +209,19 @@ class Census:
     def _note(self, color: tuple[int, int, int] | int, entry: _Entry) -> None:
         if color in self._entries:
             self._entries[color].merge(entry)
-        else:
-            self._entries[color] = entry
+            return
+        self._entries[color] = entry
+        if self._seen is not None:
+            self._mark(_places_of([color]))
+
+    def _mark(self, places: Sequence[int]) -> None:
+        """Remember colours that are not among the entries, or soon are no more."""
+        if self._seen is None:
+            self._seen = np.zeros(_COLORS + _VALUES, np.bool_)
+            self._mark(_places_of(self._entries))
+        known = [place for place in places if place < len(self._seen)]
+        self._is_exact &= len(known) == len(places)
+        self._seen[known] = True
 
     def _ranked(self) -> list[tuple[tuple[int, int, int] | int, _Entry]]:
         """All colours, most pixels first; in the same order whatever order they came in."""
@@ -162,10 +232,27 @@ class Census:
     def _forget_rarest(self) -> None:
         if len(self._entries) <= _MAX_COLORS:
             return
-        ranked = self._ranked()
-        self._entries = dict(ranked[: _MAX_COLORS // 2])
-        for _, entry in ranked[_MAX_COLORS // 2 :]:
-            self._rare.update(colors=1, pixels=entry.num_pixels)
+        self._mark(())
+        self._entries = dict(self._ranked()[: _MAX_COLORS // 2])
+
+
+def places(
+    colors: NDArray[np.int64], numbers: NDArray[np.int64], is_color: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """A number for each colour (K, 3), or for each value (K,) that is no colour: different ones, 64 bits."""
+    packed = np.asarray(colors @ np.array([1, 1 << 8, 1 << 16]))
+    return np.where(is_color, packed, _COLORS + numbers.astype(np.uint32).astype(np.int64))
+
+
+def _places_of(colors: Iterable[tuple[int, int, int] | int]) -> list[int]:
+    listed = list(colors)
+    is_color = np.array([isinstance(color, tuple) for color in listed], np.bool_)
+    rgb = np.array([color if isinstance(color, tuple) else (0, 0, 0) for color in listed], np.int64).reshape(
+        -1, 3
+    )
+    numbers = np.array([color if isinstance(color, int) else 0 for color in listed], np.int64)
+    found: list[int] = places(rgb, numbers, is_color).tolist()
+    return found
 
 
 def _count(number: int, noun: str) -> str:

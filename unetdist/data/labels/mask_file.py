@@ -1,12 +1,12 @@
 """Mask files of every kind -> which values occur, and each as a number and as a colour."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from unetdist.data.decode import check_header, open_with_pil, reason_of
 from unetdist.data.jpeg import parse_header
@@ -16,6 +16,10 @@ _WHITE_OF_RAWMODE = {"L;2": 3, "L;2I": 3, "L;4": 15, "L;4I": 15}
 """Pillow stretches 2- and 4-bit grey to 0..255, which would lose the ids."""
 
 _PNG_END = b"IEND\xaeB`\x82"
+
+_LOSSY_FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "HEIF": "HEIF"}
+_TIFF_COMPRESSION = 259
+_JPEG_IN_TIFF = (6, 7, 34892)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Pixels:
         colors: Each as a colour, int64 (K, 3), the nearest if there is none.
         is_color: Whether that colour is exact, bool (K,); no 8-bit grey is exactly 16-bit 1000.
         kind: Whether the file has colours, grey values, or numbers that point into a table of colours.
+        lossy: Name of the compression where it changes pixels, such as "JPEG"; "" where it keeps them.
+        is_transparent: Where alpha is 0, bool (H, W); None if the file has no transparency.
     """
 
     codes: NDArray[Any]
@@ -39,6 +45,8 @@ class Pixels:
     colors: NDArray[np.int64]
     is_color: NDArray[np.bool_]
     kind: Literal["color", "grey", "table"]
+    lossy: str = ""
+    is_transparent: NDArray[np.bool_] | None = None
 
     @property
     def is_number(self) -> NDArray[np.bool_]:
@@ -52,6 +60,10 @@ def decode(data: bytes) -> Pixels:
     Raises `DataError` if it is no picture, is truncated or damaged, holds several pictures or fractions.
     """
     image, rawmode = _load(data)
+    return replace(_pixels(image, rawmode), lossy=_lossy(image, data), is_transparent=_transparent(image))
+
+
+def _pixels(image: ImageFile.ImageFile, rawmode: str) -> Pixels:
     if image.mode in ("1", "L", "LA"):
         return _grey(image, white=1 if image.mode == "1" else _WHITE_OF_RAWMODE.get(rawmode, 255))
     if image.mode in ("P", "PA"):
@@ -61,7 +73,30 @@ def decode(data: bytes) -> Pixels:
     return _rgb(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _load(data: bytes) -> tuple[Image.Image, str]:
+def _lossy(image: ImageFile.ImageFile, data: bytes) -> str:
+    """The compression that may have changed pixels, or ""."""
+    match image.format:
+        case "WEBP":
+            return "" if b"VP8L" in data else "lossy WebP"
+        case "TIFF":
+            tags: Any = getattr(image, "tag_v2", {})
+            return "JPEG in TIFF" if tags.get(_TIFF_COMPRESSION) in _JPEG_IN_TIFF else ""
+        case "JPEG2000":  # the last byte of its coding style: whether its wavelets can be undone exactly
+            at = data.find(b"\xff\x52")
+            return "" if data[at + 13 : at + 14] == b"\1" else "JPEG 2000"
+    return _LOSSY_FORMATS.get(str(image.format), "")
+
+
+def _transparent(image: ImageFile.ImageFile) -> NDArray[np.bool_] | None:
+    if image.mode[0] in "IF" or not image.has_transparency_data:
+        return None
+    has_alpha = image.mode in ("LA", "PA", "RGBA")
+    alpha = (image if has_alpha else image.convert("RGBA")).getchannel("A")
+    is_transparent: NDArray[np.bool_] = np.asarray(alpha, np.uint8) == 0
+    return is_transparent
+
+
+def _load(data: bytes) -> tuple[ImageFile.ImageFile, str]:
     """The loaded picture, and its raw mode: how the file packs its pixels."""
     check_header(data, parse_header(data), "mask")
     try:

@@ -1,11 +1,12 @@
 """Masks -> class indices, and an account of each colour that Labels.txt does not list."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist.data.labels.census import UnknownColor
+from unetdist.data.labels.census import UnknownColor, places
 from unetdist.data.labels.mask_file import Pixels, decode
 from unetdist.data.labels.palette import Palette
 from unetdist.errors import DataError
@@ -20,7 +21,35 @@ UnknownColors = Literal["error", "ignore", "nearest"]
 MAX_LISTED = 256
 """Unlisted colours of one mask that are listed one by one; a JPEG mask may hold tens of thousands."""
 
+MAX_OTHERS = 4096
+"""Further ones that are only remembered, so that the same colour in two masks is counted once."""
+
 _UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class MaskReading:
+    """A mask, and what is worth knowing of how it was read.
+
+    Attributes:
+        mask: uint8 (H, W), of class indices and `IGNORE_INDEX`.
+        unknowns: What Labels.txt does not list, most pixels first.
+        is_color: Whether pixels were taken as colours, not as ids.
+        is_scale: Whether they are numbers, or greys, of which one may lie between two others.
+        classes: Indices of the classes that occur, without those that only `nearest` gives.
+        has_255: Whether it holds the id 255, which no label lists.
+        lossy: Name of the compression where it changes pixels; "" where it keeps them.
+        is_transparent: Where it is transparent and yet has a class, bool (H, W); None where it has no transparency.
+    """
+
+    mask: NDArray[np.uint8]
+    unknowns: list[UnknownColor]
+    is_color: bool
+    is_scale: bool
+    classes: tuple[int, ...]
+    has_255: bool
+    lossy: str
+    is_transparent: NDArray[np.bool_] | None
 
 
 def read_mask(
@@ -51,6 +80,18 @@ def read_mask(
         DataError: The file is no picture, is truncated, holds several pictures, or has colours or fractions
             where ids are asked for. The message does not name the file: the caller knows it.
     """
+    reading = examine_mask(data, palette, mask_format=mask_format, unknown_colors=unknown_colors)
+    return reading.mask, reading.unknowns
+
+
+def examine_mask(
+    data: bytes,
+    palette: Palette,
+    *,
+    mask_format: MaskFormat = "auto",
+    unknown_colors: UnknownColors = "error",
+) -> MaskReading:
+    """`read_mask`, with an account of how it was read."""
     pixels = decode(data)
     if mask_format == "ids" and not pixels.is_number.all():
         raise DataError("the mask has colours, not ids; use --mask-format color, or save ids as grey PNG")
@@ -62,10 +103,18 @@ def read_mask(
     by_id = _look_up(pixels.numbers, ids_of_labels, classes_of_labels)
     by_id[pixels.numbers == IGNORE_INDEX] = IGNORE_INDEX
     by_id[~pixels.is_number] = _UNKNOWN
+    is_unlisted_255 = (pixels.numbers == IGNORE_INDEX) & ~(ids_of_labels == IGNORE_INDEX).any()
     is_color = mask_format == "color" or (
         mask_format == "auto" and _holds_colors(pixels, by_color, by_id, palette)
     )
     classes, other = (by_color, by_id) if is_color else (by_id, by_color)
+    is_class = (classes != _UNKNOWN) & (classes != IGNORE_INDEX)
+    listed = tuple(np.unique(classes[is_class]).tolist())
+    # Black and white is no sign of ids: 255 would then mean pixels to ignore, and nothing would be left but black.
+    is_black_and_white = bool((is_unlisted_255 | (pixels.numbers == 0)).all())
+    fits_other = not (other == _UNKNOWN).any() and not (
+        is_color and is_unlisted_255.any() and is_black_and_white
+    )
 
     unknown = np.flatnonzero(classes == _UNKNOWN)
     unknowns: list[UnknownColor] = []
@@ -79,13 +128,25 @@ def read_mask(
             names=[palette.labels[label].name for label in nearest],
             distance=distance,
             is_color=is_color,
-            fits=None if (other == _UNKNOWN).any() else "ids" if is_color else "color",
+            fits=None if not fits_other else "ids" if is_color else "color",
         )
         is_nearest = is_color and unknown_colors == "nearest"
         classes[unknown] = classes_of_labels[nearest] if is_nearest else IGNORE_INDEX
     table = np.empty(pixels.num_codes, np.uint8)
     table[pixels.used] = classes
-    return np.take(table, pixels.codes), unknowns
+    mask = np.take(table, pixels.codes)
+    return MaskReading(
+        mask,
+        unknowns,
+        is_color=is_color,
+        is_scale=not is_color or pixels.kind == "grey",
+        classes=listed,
+        has_255=not is_color and bool(is_unlisted_255.any()),
+        lossy=pixels.lossy,
+        is_transparent=None
+        if pixels.is_transparent is None
+        else pixels.is_transparent & (mask != IGNORE_INDEX),
+    )
 
 
 def _holds_colors(
@@ -158,6 +219,8 @@ def _list_unknown(
         )
     if len(rest := order[MAX_LISTED:]):
         first = int(firsts[rest].min())
+        rows = unknown[rest]
+        others = places(pixels.colors[rows], pixels.numbers[rows], pixels.is_color[rows] & is_color)
         found.append(
             UnknownColor(
                 color=None,
@@ -167,6 +230,7 @@ def _list_unknown(
                 distance=float(np.average(distance[rest], weights=counts[rest])),
                 fits=fits,
                 num_colors=len(rest),
+                others=tuple(others.tolist()) if len(rest) <= MAX_OTHERS else (),
             )
         )
     return found

@@ -7,7 +7,7 @@ ignored labels left out), the **colour** is what colour masks hold.
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -41,9 +41,17 @@ class Label:
 
 @dataclass(frozen=True)
 class Palette:
-    """The labels of a data set in the order of their file."""
+    """The labels of a data set in the order of their file.
+
+    Attributes:
+        labels: One for each line.
+        has_ids: Whether the file itself gave the ids; else they are the counts of lines before each.
+        path: The file, for messages.
+    """
 
     labels: tuple[Label, ...]
+    has_ids: bool = field(default=True, compare=False)
+    path: str = field(default="Labels.txt", compare=False)
 
     @classmethod
     def read(cls, path: str | PathLike[str], *, ignore: Sequence[str] = ()) -> "Palette":
@@ -192,7 +200,9 @@ def _palette(rows: Sequence[Row], ignore: frozenset[str], path: Path) -> Palette
         tuple(
             Label(ids[row.line], row.name, row.color, None if row.name in ignore else index[ids[row.line]])
             for row in rows
-        )
+        ),
+        has_ids=all(row.id is not None for row in rows),
+        path=str(path),
     )
 
 

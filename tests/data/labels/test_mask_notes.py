@@ -1,0 +1,88 @@
+"""What is told of how masks were read."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.shared_data import camvid, isbi
+from unetdist.data.labels import Label, Palette
+from unetdist.data.labels.mask_notes import MaskNotes, count_thin
+from unetdist.data.labels.masks import examine_mask, read_mask
+
+IDS = Palette(tuple(Label(n, f"c{n}", (n, 9, 0), n) for n in range(5)), has_ids=False)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def notes_of(*masks: np.ndarray, palette: Palette = IDS) -> MaskNotes:
+    notes = MaskNotes()
+    for number, mask in enumerate(masks):
+        notes.add(f"{number}.png", examine_mask(png(mask), palette), palette)
+    return notes
+
+
+STRIPES = np.repeat([[0, 1, 3, 2, 4, 0]], 8, axis=0).astype(np.uint8)
+
+
+def test_a_pixel_between_less_and_more_is_thin():
+    assert count_thin(STRIPES) == (2 * 1, 2 * 5)  # 0 1 3, on two of the eight rows
+    assert (
+        count_thin(np.array([[0, 1, 255, 0]] * 4, np.uint8))[0] == 0
+    )  # the ignored is neither less nor more
+
+
+def test_sums_do_not_depend_on_the_order_and_survive_a_record():
+    transparent = np.dstack([np.full((4, 4), 2, np.uint8), np.zeros((4, 4), np.uint8)])
+    parts = [notes_of(STRIPES), notes_of(transparent), notes_of(np.full((4, 4), 255, np.uint8))]
+    together = MaskNotes.sum(parts)
+    assert together == MaskNotes.sum(parts[::-1])
+    assert MaskNotes.from_record(json.loads(json.dumps(together.to_record()))) == together
+    assert (together.num_masks, together.num_ids, together.num_255) == (3, 3, 1)
+    assert together.classes == [0, 1, 2, 3, 4]
+    assert together.transparent_pixels == 16
+
+
+def test_a_record_of_an_earlier_version_has_no_notes():
+    assert MaskNotes.from_record({}).describe(IDS) == []
+
+
+def real_masks():
+    palette = Palette.read(camvid() / "Labels.txt")
+    files = sorted(camvid().glob("*/masks/*.png"))[::40]
+    street = [read_mask(file.read_bytes(), palette)[0] for file in files]
+    yield street
+    yield [np.random.default_rng(1).permutation(12).astype(np.uint8)[mask] for mask in street]
+    yield [np.ascontiguousarray(mask[::4, ::4]) for mask in street]
+    yield [
+        read_mask(f.read_bytes(), Palette.read(isbi() / "Labels.txt"))[0]
+        for f in (isbi() / "masks").iterdir()
+    ]
+    yield []
+
+
+def test_no_real_mask_is_taken_for_a_resized_one():
+    for masks in real_masks():
+        notes = MaskNotes()
+        for mask in masks:
+            thin, edges = count_thin(mask)
+            notes.merge(MaskNotes(num_thin=thin, num_edges=edges))
+        assert not notes.is_resampled
+        assert notes.num_thin <= 0.05 * notes.num_edges
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.93, 2])
+def test_real_masks_resized_smoothly_are_found(scale):
+    notes = MaskNotes()
+    for mask in next(real_masks())[:3]:
+        size = int(mask.shape[1] * scale), int(mask.shape[0] * scale)
+        smooth = Image.fromarray(mask).resize(size, Image.Resampling.BILINEAR)
+        thin, edges = count_thin(np.asarray(smooth))
+        notes.merge(MaskNotes(num_thin=thin, num_edges=edges))
+    assert notes.is_resampled
