@@ -4,6 +4,7 @@ python3 launch/dev.py quickstart    the main job on a built-in data set, start t
 python3 launch/dev.py test [...]    the tests; what follows is passed to pytest
 python3 launch/dev.py lint          ruff and mypy
 python3 launch/dev.py setup         only make the environment
+python3 launch/dev.py timm          the same with timm, for networks of timm as encoder
 
 Each makes the Python environment first, once: see install.py beside this file.
 """
@@ -20,9 +21,9 @@ import sys
 import time
 from pathlib import Path
 
-from install import MIN_PYTHON, ROOT, SetupError, make_environment, newer_python, say
+from install import MIN_PYTHON, ROOT, SetupError, make_environment, newer_python, say, timm_fault
 
-GROUPS = {"quickstart": [], "setup": ["test", "lint"], "test": ["test"], "lint": ["lint"]}
+GROUPS = {"quickstart": [], "setup": ["test", "lint"], "test": ["test"], "lint": ["lint"], "timm": ["timm"]}
 
 PICTURES = {"train": 480, "val": 96}
 """How many pictures of shapes the quickstart draws."""
@@ -74,6 +75,11 @@ def launch_arguments(python: Path) -> list[str]:
 def quickstart(python: Path) -> None:
     """Draw, shard, train, score and predict: the commands that a user types for a data set of their own."""
     began = time.monotonic()
+    if fault := timm_fault(python):
+        raise SetupError(
+            f"`accelerate` cannot start because it imports timm, which fails: {fault}. `python3 launch/dev.py timm` "
+            f"installs the torchvision that fits; without networks of timm: {python} -m pip uninstall timm torchvision"
+        )
     data, results = Path("quickstart"), Path("runs/quickstart")
     for folder in (data, results):
         if (ROOT / folder).exists():

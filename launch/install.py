@@ -7,6 +7,7 @@ that torch is kept. Else: `.venv` gets the torch that fits the machine.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -51,11 +52,16 @@ def newer_python() -> str | None:
     return None
 
 
-def torch_of(python: str | Path) -> str | None:
-    """Version of the torch that `python` has installed, such as "2.13.0+cpu", without importing it."""
-    code = "from importlib.metadata import version; print(version('torch'))"
+def version_in(python: str | Path, package: str) -> str | None:
+    """Version of a package that `python` has installed, such as "2.13.0+cpu", without importing it."""
+    code = f"from importlib.metadata import version; print(version('{package}'))"
     done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def torch_of(python: str | Path) -> str | None:
+    """Version of its torch."""
+    return version_in(python, "torch")
 
 
 def fits(torch: str | None) -> bool:
@@ -139,8 +145,8 @@ def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bo
     stamp = here / f"unetdist-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}.stamp"
     wanted = fingerprint()
     done = stamp.read_text(encoding="utf-8").split() if stamp.is_file() and python.exists() else []
-    if done[:1] == [wanted] and set(groups) <= set(done[1:]):
-        return python
+    if done[:1] == [wanted] and set(groups) <= set(done[1:]) and "timm" not in groups:
+        return python  # timm may have been broken since, by another torch
     began = time.monotonic()
     say(f"installing into {here}: a minute or two with a good network, once")
     if not active and not is_sound(python):
@@ -148,6 +154,8 @@ def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bo
     if version_of(pip_version(python)) < MIN_PIP:
         run_pip(python, ["install", "--no-compile", "--upgrade", "pip>=26"])
     packages(python, here, groups, torch_index=torch_index, unpinned=unpinned)
+    if "timm" in groups:
+        check_timm(python)
     stamp.write_text(
         " ".join([wanted, *sorted({*groups, *(done[1:] if done[:1] == [wanted] else [])})]), "utf-8"
     )
@@ -199,11 +207,11 @@ def packages(python: Path, here: Path, groups: list[str], *, torch_index: str | 
     if fits(present):
         torch = f"torch==={present}"
     else:
-        listing = [str(python), "-m", "pip", "index", "versions", "torch", *index]
-        output = subprocess.run(listing, capture_output=True, text=True, check=False).stdout
-        offered = re.findall(r"\d[\w.]*(?:\+\w+)?", output.partition("Available versions:")[2].split("\n")[0])
         torch, reason = choose_torch(
-            offered, has_gpu=has_nvidia_gpu(), system=platform.system(), tested=tested_torch()
+            offered(python, "torch", index),
+            has_gpu=has_nvidia_gpu(),
+            system=platform.system(),
+            tested=tested_torch(),
         )
         say(f"{reason} ({torch})")
         needed, free = DISK_GB["cpu" if "+cpu" in torch else "default"], shutil.disk_usage(here).free / 2**30
@@ -215,6 +223,60 @@ def packages(python: Path, here: Path, groups: list[str], *, torch_index: str | 
         if not line.startswith("torch==")
     ]
     constraints = here / "unetdist-constraints.txt"
-    constraints.write_text("\n".join([*([] if unpinned else pins), torch]) + "\n", encoding="utf-8")
+    lines = [*([] if unpinned else pins), torch]
+    constraints.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if "timm" in groups:
+        lines += torchvision_like_torch(python, index, constraints)
+        constraints.write_text("\n".join(lines) + "\n", encoding="utf-8")
     chosen = [word for group in groups for word in ("--group", group)]
     run_pip(python, ["install", "--no-compile", *index, "-c", str(constraints), "-e", ".", *chosen])
+
+
+def offered(python: Path, package: str, index: list[str]) -> list[str]:
+    """All versions of a package that pip finds, such as "2.13.0" and "2.13.0+cpu"."""
+    listing = [str(python), "-m", "pip", "index", "versions", package, *index]
+    output = subprocess.run(listing, capture_output=True, text=True, check=False).stdout
+    return re.findall(r"\d[\w.]*(?:\+\w+)?", output.partition("Available versions:")[2].split("\n")[0])
+
+
+def torchvision_like_torch(python: Path, index: list[str], constraints: Path) -> list[str]:
+    """A constraint for pip that makes it choose the torchvision of torch's build, for timm to import.
+
+    pip itself compares numbers alone: for torch 2.13.0+cpu it chooses the torchvision 0.28.0 that needs CUDA. Where pip
+    finds none of this build there is no constraint, and `check_timm` finds out whether another build works.
+    """
+    plan = [str(python), "-m", "pip", "install", "--dry-run", "-qq", "--report", "-", *index]
+    plan += ["-c", str(constraints), "--group", "timm"]
+    done = subprocess.run(plan, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return []  # pip tells why when it is to install them
+    found = [item["metadata"] for item in json.loads(done.stdout)["install"]]
+    planned = {one["name"]: one["version"] for one in found}
+    torch = planned.get("torch") or torch_of(python) or ""
+    torchvision = planned.get("torchvision") or version_in(python, "torchvision") or ""
+    fitting = "+".join([torchvision.split("+")[0], *torch.split("+")[1:]])
+    return [f"torchvision==={fitting}"] if fitting in offered(python, "torchvision", index) else []
+
+
+def timm_fault(python: Path) -> str | None:
+    """Why an installed timm cannot be imported, as every `accelerate` command does; None where nothing is wrong."""
+    if version_in(python, "timm") is None:
+        return None
+    command = [str(python), "-W", "ignore", "-c", "import timm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else None
+
+
+def check_timm(python: Path) -> None:
+    """Remove timm and torchvision again where they do not work."""
+    reason = timm_fault(python)
+    if reason is None:
+        return
+    torch, torchvision = torch_of(python), version_in(python, "torchvision")
+    run_pip(python, ["uninstall", "-y", "timm", "torchvision"])
+    raise SetupError(
+        f"timm cannot be imported, because torchvision {torchvision} was not built for torch {torch} ({reason}). Both "
+        "were removed again, so that everything else works. Run again with --torch-index URL, the address of the index "
+        f"that this torch came from; or install the default torch ({python} -m pip install torch==="
+        f"{str(torch).split('+')[0]}) and run again."
+    )

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 from unetdist.errors import ConfigError
 from unetdist.logs import run_script, set_up_logging
@@ -28,6 +30,10 @@ def main() -> int:
     args = parser.parse_args(words[:split])
     command = words[split + 1 :]
     set_up_logging()
+    if find_spec("timm") is not None and "accelerate" in (Path(word).name for word in command):
+        from unetdist.model.timm_encoder import import_timm  # which takes seconds, for it imports torch
+
+        import_timm()  # as `accelerate` itself does: where that fails, no restart helps
     return Supervisor(command, run_dir_of(command), max_restarts=args.max_restarts).run()
 
 

@@ -1,6 +1,8 @@
 """The choices of launch/install.py; the installation itself is what CI does before it comes here."""
 
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +78,45 @@ def test_python_without_venv_is_told_where_to_get_it(install, monkeypatch, tmp_p
     monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: broken)
     with pytest.raises(install.SetupError, match=r"(?s)ensurepip is not available.*apt install python3-venv"):
         install.create_venv()
+
+
+@pytest.mark.parametrize(
+    ("torch", "planned", "offered", "line"),
+    [
+        ("2.13.0+cpu", "0.28.0", ["0.29.1", "0.28.0"], []),
+        ("2.13.0+cpu", "0.28.0+cpu", ["0.28.0+cpu", "0.28.0"], ["torchvision===0.28.0+cpu"]),
+        ("2.13.0", "0.28.0+cpu", ["0.28.0+cpu", "0.28.0"], ["torchvision===0.28.0"]),
+        ("2.11.0+cu130", "0.26.0", ["0.26.0", "0.26.0+cu130"], ["torchvision===0.26.0+cu130"]),
+    ],
+)
+def test_torchvision_is_of_the_build_of_torch(install, monkeypatch, tmp_path, torch, planned, offered, line):
+    plan = {"install": [{"metadata": {"name": "torchvision", "version": planned}}]}
+    answers = {
+        "--report": json.dumps(plan),
+        "index": f"Available versions: {', '.join(offered)}",
+        "-c": torch,
+    }
+
+    def answer(command, **_):
+        text = next(text for word, text in answers.items() if word in command)
+        return subprocess.CompletedProcess(command, 0, stdout=text)
+
+    monkeypatch.setattr(install.subprocess, "run", answer)
+    assert install.torchvision_like_torch(Path(sys.executable), [], tmp_path / "constraints.txt") == line
+
+
+def test_a_timm_that_cannot_be_imported_is_removed_again(install, monkeypatch):
+    removed = []
+    monkeypatch.setattr(install, "run_pip", lambda _, words: removed.append(words))
+    monkeypatch.setattr(install, "version_in", lambda _, name: {"torch": "2.13.0+cpu"}.get(name, "0.28.0"))
+    monkeypatch.setattr(install, "timm_fault", lambda _: None)
+    install.check_timm(Path("python"))
+    assert removed == []
+    monkeypatch.setattr(install, "timm_fault", lambda _: "operator torchvision::nms does not exist")
+    ways_out = r"torchvision 0\.28\.0 .* torch 2\.13\.0\+cpu .*nms.*--torch-index URL.*torch===2\.13\.0\)"
+    with pytest.raises(install.SetupError, match=ways_out):
+        install.check_timm(Path("python"))
+    assert removed == [["uninstall", "-y", "timm", "torchvision"]]
 
 
 def test_second_run_installs_nothing(install, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Versions of what the run is made of."""
 
 import importlib.metadata
+import importlib.util
 import platform
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ import unetdist
 from unetdist.doctor.case import Case
 from unetdist.doctor.examination import Check
 from unetdist.doctor.findings import Finding, by_rank, ok, problem, warning
+from unetdist.errors import ConfigError
+from unetdist.model.timm_encoder import import_timm
 
 GROUP = "software"
 SHOWN = ("torch", "accelerate", "webdataset", "numpy", "opencv-python-headless", "wandb")
@@ -65,6 +68,23 @@ def judge_versions(_: Case, ranks: list[dict[str, Any]]) -> Iterator[Finding]:
     if any(rank["unmet"] for rank in ranks):
         missing = by_rank([", ".join(rank["unmet"]) or None for rank in ranks])
         yield problem("packages", f"needed: {missing}", "pip install -e . in the checkout")
+
+
+def timm_fault(_: Case) -> str | None:
+    """Why timm cannot be imported; None where it can be, or is not installed."""
+    if importlib.util.find_spec("timm") is None:
+        return None
+    try:
+        import_timm()
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def judge_timm(_: Case, ranks: list[str | None]) -> Iterator[Finding]:
+    """Whether an installed timm can be imported; where it cannot, `accelerate launch` ends with a traceback."""
+    if any(ranks):
+        yield problem("timm", by_rank(ranks))
 
 
 def gpu_software(_: Case) -> dict[str, Any]:
@@ -124,5 +144,6 @@ def judge_gpu_software(_: Case, ranks: list[dict[str, Any]]) -> Iterator[Finding
 
 CHECKS = (
     Check(group=GROUP, what="versions", measure=versions, judge=judge_versions),
+    Check(group=GROUP, what="timm", measure=timm_fault, judge=judge_timm),
     Check(group=GROUP, what="GPU driver", measure=gpu_software, judge=judge_gpu_software),
 )

@@ -66,7 +66,7 @@ class UNetConfig:
 
     encoder: str | None = None
     """Name of a network of the library timm, such as resnet34, whose features stand for the way down; the levels finer
-    than its first stay ours, bottleneck and coarser levels are its own. Needs `pip install -e ".[timm]"`."""
+    than its first stay ours, bottleneck and coarser levels are its own. Needs `python3 launch/dev.py timm`."""
 
     pretrained: bool = False
     """Begin with the weights, and the pixel statistics, that timm publishes for `encoder`; downloaded once."""

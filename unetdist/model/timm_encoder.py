@@ -1,11 +1,15 @@
 """The way down as a network of timm (Wightman 2019), with its published weights or without; imported when asked for."""
 
 from difflib import get_close_matches
+from importlib import metadata
 from types import ModuleType
 
 from torch import Tensor, nn
 
 from unetdist.errors import ConfigError
+
+INSTALL = "`python3 launch/dev.py timm`"
+REMOVE = "`python3 -m pip uninstall timm torchvision`"
 
 
 class TimmEncoder(nn.Module):
@@ -22,7 +26,10 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, name: str, *, in_channels: int, pretrained: bool) -> None:
         super().__init__()
-        timm = _timm(name)
+        try:
+            timm = import_timm()
+        except ConfigError as error:
+            raise ConfigError(f"model.encoder ({name}) needs timm: {error}") from None
         if not timm.is_model(name):
             near = get_close_matches(name, timm.list_models()) or ["resnet34"]
             raise ConfigError(
@@ -57,12 +64,30 @@ class TimmEncoder(nn.Module):
         return features
 
 
-def _timm(name: str) -> ModuleType:
+def import_timm() -> ModuleType:
+    """The library timm.
+
+    Raises:
+        ConfigError: It is missing, or it cannot be imported, because torchvision was built for another torch.
+    """
     try:
         import timm
-    except (ImportError, RuntimeError) as error:  # torchvision for another torch says RuntimeError
+    except Exception as error:  # such a torchvision raises RuntimeError
+        if isinstance(error, ModuleNotFoundError) and error.name == "timm":
+            raise ConfigError(f"it is not installed; {INSTALL} installs it") from None
+        versions = ", ".join(
+            f"{package} {_version_of(package)}" for package in ("timm", "torchvision", "torch")
+        )
         raise ConfigError(
-            f'model.encoder ({name}) must have timm, which cannot be imported ({error}); pip install -e ".[timm]"'
+            f"it cannot be imported, and neither can the command `accelerate`, which imports it ({error}; {versions}). "
+            f"{INSTALL} installs the torchvision that fits this torch; without networks of timm: {REMOVE}"
         ) from None
     module: ModuleType = timm
     return module
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,68 @@
+"""A torchvision that was built for another torch: `accelerate` imports it by way of timm, and fails."""
+
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from launch import supervise
+from tests.doctor.cases import case_of, findings_of, only
+from unetdist.doctor import software
+from unetdist.errors import ConfigError
+from unetdist.model.timm_encoder import TimmEncoder
+
+FAULT = "operator torchvision::nms does not exist"
+PACKAGES = {
+    "timm": ("1.0.31", "import torchvision"),
+    "torchvision": ("0.28.0", f"raise RuntimeError('{FAULT}')"),
+}
+
+
+@pytest.fixture(autouse=True)
+def broken_torchvision(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    for name, (number, code) in PACKAGES.items():
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").write_text(code)
+        info = site / f"{name}-{number}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(site))
+    yield
+    for name in PACKAGES:
+        sys.modules.pop(name, None)
+
+
+def check_words(text: str) -> None:
+    """Fault, versions, and both ways out, neither of which is the one that leads there."""
+    assert FAULT in text
+    assert f"torchvision 0.28.0, torch {version('torch')}" in text
+    assert "python3 launch/dev.py timm" in text
+    assert "pip uninstall timm torchvision" in text
+    assert "pip install" not in text
+
+
+def test_the_doctor_names_it(tmp_path):
+    found = only(findings_of(case_of(tmp_path), *software.CHECKS), "timm")
+    assert found.level == "problem"
+    check_words(found.fact)
+
+
+def test_a_network_of_timm_names_it():
+    with pytest.raises(ConfigError, match=r"model\.encoder \(resnet18\)") as caught:
+        TimmEncoder("resnet18", in_channels=3, pretrained=False)
+    check_words(str(caught.value))
+
+
+def test_the_supervisor_starts_no_launcher_that_cannot_start(monkeypatch):
+    monkeypatch.setattr(supervise, "Supervisor", None)
+    monkeypatch.setattr(sys, "argv", ["supervise.py", "--", "bin/accelerate", "launch", "launch/train.py"])
+    with pytest.raises(ConfigError) as caught:
+        supervise.main()
+    check_words(str(caught.value))
+
+
+def test_a_sound_environment_has_nothing_to_tell(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", sys)
+    assert all(found.what != "timm" for found in findings_of(case_of(tmp_path), *software.CHECKS))
