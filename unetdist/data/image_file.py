@@ -165,16 +165,17 @@ def pixels_of_pillow(image: Image.Image, channels: int, image_range: ImageRange 
         DataError: as `read_image`; or Pillow has dropped what the file holds.
     """
     if isinstance(image, ImageFile.ImageFile):
-        if (data := _unread(image)) is not None:
+        data = _file_behind(image)
+        if data is not None and image.tile:  # nothing was loaded, so nothing was changed
             return read_image(data, channels, image_range)
         _refuse_what_pillow_dropped(image)
     pixels = with_channels(eight_bit_of_model(values_of_pillow(image), image_range), channels)
     return upright(pixels, orientation_of(image))
 
 
-def _unread(image: ImageFile.ImageFile) -> bytes | None:
-    """The file of an image that was opened and not yet loaded."""
-    if not image.tile or image.fp is None:
+def _file_behind(image: ImageFile.ImageFile) -> bytes | None:
+    """The file of an image, if Pillow has not closed it yet."""
+    if image.fp is None:
         return None
     try:
         place = image.fp.tell()
@@ -187,7 +188,13 @@ def _unread(image: ImageFile.ImageFile) -> bytes | None:
 
 
 def _refuse_what_pillow_dropped(image: ImageFile.ImageFile) -> None:
-    """`DataError` where the loaded image has fewer bits or bands than its file."""
+    """`DataError` where the loaded image has fewer bits, bands or frames than its file."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise DataError(
+            f"image holds {frames} frames or pages; save each as a file of its own, or give a copy of the one that is "
+            "meant: image.copy()."
+        )
     tags = getattr(image, "tag_v2", {})
     bands, bits = tags.get(277, 1), tags.get(258, (8,))
     has_lost = bands > len(image.getbands()) and image.mode != "P"
