@@ -62,6 +62,12 @@ def build_trainer(config: Config) -> Trainer:
     logger.info("run %s", run_dir)
 
     folder, manifest = open_data(config.data, config.data.train)
+    if world.is_main and manifest.channels > config.model.in_channels == 3:
+        logger.warning(
+            "the training images have %d bands and model.in_channels is 3: the last one (alpha, infrared) is not used; "
+            "model.in_channels 4 uses it.",
+            manifest.channels,
+        )
     schedule = Schedule.of(
         config.trainer, num_samples=manifest.num_samples, save_every=config.checkpoint.save_every
     )
@@ -110,6 +116,7 @@ def build_trainer(config: Config) -> Trainer:
             model_config=config.model,
             palette=palette,
             resize=manifest.resize,
+            image_range=manifest.image_range,
             loss=loss,
             cfg=config.validation,
             data_cfg=config.data,

@@ -9,6 +9,7 @@ import torch
 
 from unetdist.completeness import Expected
 from unetdist.data.access import DataConfig, open_data
+from unetdist.data.image_file import ImageRange
 from unetdist.data.labels import Palette
 from unetdist.data.loader import val_loader
 from unetdist.data.reader import ShardReader
@@ -16,7 +17,7 @@ from unetdist.distributed import MixedPrecision, World, make_accelerator, world_
 from unetdist.errors import ConfigError
 from unetdist.evaluate import ValidationConfig
 from unetdist.host_memory import keep_all_freed
-from unetdist.logs import set_up_logging
+from unetdist.logs import logger, set_up_logging
 from unetdist.losses import Loss, LossConfig
 from unetdist.model.unet import UNetConfig
 from unetdist.saved_model import SavedModel, load_model
@@ -29,6 +30,7 @@ def build_validator(
     model_config: UNetConfig,
     palette: Palette,
     resize: tuple[int, int] | None,
+    image_range: ImageRange | None,
     loss: Loss,
     cfg: ValidationConfig,
     data_cfg: DataConfig,
@@ -36,7 +38,10 @@ def build_validator(
     world: World,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Validator:
-    """The shards at `location`, ready to score models trained on the classes of `palette` at the size `resize`."""
+    """The shards at `location`, ready to score models trained on the classes of `palette` at the size `resize`.
+
+    `image_range` is that of the training images; a warning is logged if these shards were made with another one.
+    """
     folder, manifest = open_data(data_cfg, location)
     if manifest.palette_records != tuple(palette.to_records()):
         raise ConfigError(
@@ -45,6 +50,18 @@ def build_validator(
         )
     if not sum(manifest.class_pixels):
         raise ConfigError(f"{folder} has only ignored pixels, so it has no mIoU; use other shards.")
+    if (
+        world.is_main
+        and None not in (image_range, manifest.image_range)
+        and image_range != manifest.image_range
+    ):
+        logger.warning(
+            "%s was made from images whose values %s became 0 and 255, the training shards from %s: equal values mean "
+            "different things; if the images are of one kind, write both with the same --image-range.",
+            folder,
+            manifest.image_range,
+            image_range,
+        )
     together = shares_windows(cfg.inference, manifest.num_samples, world)
     return Validator(
         batches=val_loader(
@@ -92,6 +109,7 @@ def evaluations(
             model_config=saved.model.config,
             palette=saved.palette,
             resize=saved.resize,
+            image_range=saved.image_range,
             loss=Loss(LossConfig(), torch.ones(saved.palette.num_classes)).to(world.device),
             cfg=cfg or ValidationConfig(),
             data_cfg=DataConfig(train=data_folder, num_workers=num_workers),

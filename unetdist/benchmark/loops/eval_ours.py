@@ -36,6 +36,7 @@ def passes(job: Job) -> Batches:
         model_config=config,
         palette=palette,
         resize=manifest.resize,
+        image_range=manifest.image_range,
         loss=build_loss(LossConfig(), num_classes=palette.num_classes).to(world.device),
         cfg=ValidationConfig(batch_size=int(batch_size)),
         data_cfg=DataConfig(train=job.pictures, num_workers=int(num_workers)),
