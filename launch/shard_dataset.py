@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from unetdist.data import shapes
 from unetdist.data.ingest import command_line, dataset_source, shapes_source, sources, split, tar_source
+from unetdist.data.ingest.exif import decide_exif
 from unetdist.data.ingest.layout import LayoutOptions
 from unetdist.data.ingest.report import next_command
 from unetdist.data.ingest.value_range import measured
@@ -50,7 +51,7 @@ def write(args: argparse.Namespace) -> int:
         )
         out = args.out.rstrip("/")
         parts = {f"{out}/train": train, f"{out}/val": val}
-    convert = command_line.convert_options(args)
+    convert = decide_exif(command_line.convert_options(args), source)
     if command_line.wants_measured_range(args):
         convert = measured(convert, source, options.workers)
     account = write_dataset(

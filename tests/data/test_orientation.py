@@ -5,7 +5,15 @@ import pytest
 from PIL import Image, ImageOps
 
 from unetdist.data.decode import decode_image
-from unetdist.data.orientation import ORIENTATION_TAG, orientation_of, shown_size, upright
+from unetdist.data.orientation import (
+    ORIENTATION_TAG,
+    drawn_by_size,
+    is_to_be_turned,
+    orientation_of,
+    shown_size,
+    upright,
+)
+from unetdist.errors import DataError
 
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
@@ -29,3 +37,26 @@ def test_decoded_pixels_turned_upright_are_what_a_viewer_shows(kind, orientation
     pixels = upright(decode_image(data, 3), left)
     assert np.array_equal(pixels, shown)
     assert left == 1 if kind == "TIFF" else shown_size((4, 6), left) == shown.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("raw", "orientation", "mask", "expected"),
+    [
+        ((4, 6), 6, (4, 6), "raw"),
+        ((4, 6), 6, (6, 4), "upright"),
+        ((4, 6), 1, (4, 6), "raw"),
+        ((4, 6), 3, (4, 6), None),
+        ((4, 4), 6, (4, 4), None),
+        ((4, 6), 6, (5, 5), None),
+    ],
+)
+def test_sizes_tell_what_a_mask_was_drawn_on_or_nothing_does(raw, orientation, mask, expected):
+    assert drawn_by_size(raw, orientation, mask) == expected
+    if expected is not None or mask == (5, 5):
+        for drawn in ("raw", "upright", None):  # what is sure needs no choice
+            assert is_to_be_turned(raw, orientation, mask, drawn) == (expected == "upright")
+        return
+    assert is_to_be_turned(raw, orientation, mask, "upright")
+    assert not is_to_be_turned(raw, orientation, mask, "raw")
+    with pytest.raises(DataError, match="--exif raw or --exif upright"):
+        is_to_be_turned(raw, orientation, mask, None)

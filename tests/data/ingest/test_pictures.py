@@ -110,7 +110,7 @@ def test_an_image_is_turned_upright_where_the_mask_is(orientation, kind):
     exif[0x0112] = orientation
     data = save(image, kind, exif=exif)
     shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    picture = store_image(data, shown.shape[:2])
+    picture = store_image(data, shown.shape[:2], exif="upright")
     assert picture.is_kept == (orientation == 1)
     assert np.array_equal(pixels_of(picture.data), shown)
     assert np.array_equal(picture.pixels, decode_image(picture.data, 3))
@@ -121,6 +121,20 @@ def test_an_image_is_left_as_it_lies_where_the_mask_does():
     exif[0x0112] = 6
     data = encoded(RGB, "JPEG", exif=exif)
     assert store_image(data, SIZE).data == data
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+@pytest.mark.parametrize("resize", [None, (8, 6)])
+def test_an_image_is_not_turned_by_guess(orientation, resize):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(RGB, "PNG", exif=exif)
+    with pytest.raises(
+        DataError, match=f"EXIF orientation {orientation}, .* add --exif raw or --exif upright"
+    ):
+        store_image(data, SIZE, resize=resize)
+    if resize is None:
+        assert store_image(data, SIZE, exif="raw").data == data
 
 
 @pytest.mark.parametrize("orientation", [0, 9])

@@ -81,6 +81,7 @@ def convert_options(args: argparse.Namespace) -> ConvertOptions:
         resize=given.get("resize"),
         image_format=given.get("image_format"),
         image_range=None if wants_measured_range(args) else _image_range(given.get("image_range")),
+        exif=args.exif,
         seekable=not given.get("keep_bytes", False),
         mask_format=args.mask_format,
         unknown_colors=args.unknown_colors,
@@ -158,6 +159,7 @@ def write_parser() -> argparse.ArgumentParser:
         help="values that become 0 and 255 in images of more than 8 bits (0 65535); auto: as measured over all images",
     )
 
+    _add_exif(group)
     group.add_argument(
         "--keep-bytes",
         action="store_true",
@@ -205,6 +207,7 @@ def index_parser() -> argparse.ArgumentParser:
         "--image-name", metavar="TEMPLATE", help="of the images; default: the other picture of the key"
     )
     _add_classes(parser)
+    _add_exif(parser)
     _add_run(parser)
     return parser
 
@@ -232,6 +235,15 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
         choices=("error", "ignore", "nearest"),
         default="error",
         help="what to do with colours that are not listed; they are always reported (%(default)s)",
+    )
+
+
+def _add_exif(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--exif",
+        choices=("raw", "upright"),
+        help="what masks were drawn on, where an EXIF orientation leaves the size as it is: the pixels as stored or "
+        "as viewers show them; default: as the other images of the data set show",
     )
 
 

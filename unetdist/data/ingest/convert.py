@@ -4,7 +4,8 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from unetdist.data.labels import Palette
 from unetdist.data.labels.mask_faults import fault_of
 from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.labels.masks import MaskFormat, MaskReading, UnknownColors, examine_mask
+from unetdist.data.orientation import Drawn
 from unetdist.errors import ConfigError, DataError
 
 BAD_SAMPLE = "bad sample"
@@ -38,6 +40,8 @@ class ConvertOptions:
     """Re-encode images of other formats; None: only those that not everyone can decode (to PNG)."""
     image_range: tuple[float, float] | None = None
     """Values of images of more than 8 bits that become 0 and 255; None: 0 and 65535."""
+    exif: Drawn | None = None
+    """What masks were drawn on where an EXIF orientation leaves the size as it is; None: such images are refused."""
     seekable: bool = True
     """Give JPEGs restart markers, without loss, so that crops of them decode fast."""
     mask_format: MaskFormat = "auto"
@@ -59,6 +63,14 @@ class ConvertOptions:
             raise ConfigError(f"image_range ({low:g} {high:g}) must be two numbers; use for example 0 4095.")
         if self.max_pixels < 1:
             raise ConfigError(f"max_pixels ({self.max_pixels}) must be 1 or more; use {MAX_PIXELS}.")
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the bytes of good samples; without `exif` at its default, which older records do not know."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in POLICY and (name, value) != ("exif", None)
+        }
 
 
 POLICY = ("unknown_colors", "skip_bad", "max_pixels")
@@ -155,6 +167,7 @@ def storing(options: ConvertOptions) -> Callable[[bytes, tuple[int, int]], Pictu
             image_format=options.image_format,
             image_range=options.image_range,
             seekable=options.seekable,
+            exif=options.exif,
         )
 
     return picture_of

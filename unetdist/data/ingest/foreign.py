@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from unetdist.data.ingest.sources import Problem, Sample
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Shard
+from unetdist.data.orientation import Drawn, is_to_be_turned
 from unetdist.data.shards import encode_index, sha256_of
 from unetdist.data.tar_index import MemberNames, index_tar, read_key
 from unetdist.errors import DataError
@@ -66,9 +68,10 @@ class TarJob:
     @property
     def fingerprint(self) -> str:
         """Of the tar (where it is local: its size and time too), its labels, and how its masks are named and read."""
-        options = {name: value for name, value in asdict(self.options).items() if name not in POLICY}
         tar = [self.shard_name, _stamp(self.source, self.name), asdict(self.names)]
-        return hashlib.sha256(json.dumps([tar, self.palette.to_records(), options]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([tar, self.palette.to_records(), self.options.deciding()]).encode()
+        ).hexdigest()
 
     @property
     def policy(self) -> Sequence[Any]:
@@ -126,7 +129,8 @@ class TarJob:
             raise _BadTarError(str(error).removeprefix(f"{error.source}: ")) from None
         except OSError as error:
             raise _BadTarError(f"cannot be read: {error}") from None
-        converter = Converter(_TarReader(path, index), self.palette, self.options, _as_it_is)
+        as_it_is = partial(_as_it_is, exif=self.options.exif)
+        converter = Converter(_TarReader(path, index), self.palette, self.options, as_it_is)
         has_index_masks = True
         for row, header_offset in enumerate(index[:, 0].tolist()):
             name = f"{mask(self.source.where(self.name))}, key {read_key(path, header_offset)}"
@@ -170,7 +174,7 @@ class _TarReader:
             return image, file.read(mask_size)
 
 
-def _as_it_is(image: bytes, mask_size: tuple[int, int]) -> Picture:
+def _as_it_is(image: bytes, mask_size: tuple[int, int], exif: Drawn | None = None) -> Picture:
     """An image that stays in its tar."""
     opened = open_image(image)
     pixels = decode_image(image, 3)
@@ -178,6 +182,11 @@ def _as_it_is(image: bytes, mask_size: tuple[int, int]) -> Picture:
         raise DataError(
             f"image is {pixels.shape[1]}x{pixels.shape[0]}, mask is {mask_size[1]}x{mask_size[0]} "
             "(width x height); pack the sample anew."
+        )
+    if is_to_be_turned(mask_size, opened.orientation, mask_size, exif):
+        raise DataError(
+            "image would have to be turned upright, and stays in its tar as it is; unpack the tars and write shards "
+            "of the files with --exif upright."
         )
     return Picture(image, "", pixels, opened.channels, True, _extremes(opened, image))
 

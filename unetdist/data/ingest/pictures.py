@@ -18,7 +18,7 @@ from unetdist.data.image_file import (
     open_image,
 )
 from unetdist.data.ingest.restart import add_restart_markers, best_interval
-from unetdist.data.orientation import shown_size, upright
+from unetdist.data.orientation import Drawn, is_to_be_turned, upright
 from unetdist.errors import DataError
 
 ImageFormat = Literal["png", "jpg"]
@@ -56,6 +56,7 @@ def store_image(
     image_format: ImageFormat | None = None,
     image_range: ImageRange | None = None,
     seekable: bool = True,
+    exif: Drawn | None = None,
 ) -> Picture:
     """The image of a mask of `mask_size` (height, width).
 
@@ -67,6 +68,7 @@ def store_image(
         image_format: Re-encode what is of another format; None: only what has to be.
         image_range: Values of more than 8 bits that become 0 and 255; None: 0 and 65535 for 16-bit integers.
         seekable: Give JPEGs restart markers, without loss, so that a crop is decoded from its own part of the data.
+        exif: What masks were drawn on where the sizes cannot tell; None: such an image is refused.
 
     Raises:
         DataError: The image is unreadable or cut short, holds several frames or bands that cannot be kept,
@@ -75,16 +77,15 @@ def store_image(
     opened = open_image(data)
     if opened.image is not None and _is_kept(opened, image_format) and not resize:
         raw = (opened.image.height, opened.image.width)
-        if _stays(opened, raw, mask_size):
+        if mask_size == raw and not is_to_be_turned(raw, opened.orientation, mask_size, exif):
             pixels = decode_image(data, 3)
             kept = _with_restart_markers(data, pixels) if seekable else data
             return Picture(kept, EXTENSIONS[str(opened.image.format)], pixels, opened.channels, True)
     values = opened.values()
     default = SIXTEEN_BITS if values.dtype == np.uint16 else None
     stored = eight_bit(values, image_range or default, remedy=RANGE_REMEDY)
-    orientation = opened.orientation
-    if orientation != 1 and mask_size == shown_size(stored.shape[:2], orientation):
-        stored = upright(stored, orientation)
+    if is_to_be_turned((stored.shape[0], stored.shape[1]), opened.orientation, mask_size, exif):
+        stored = upright(stored, opened.orientation)
     if stored.shape[:2] != mask_size:
         raise DataError(
             f"image is {stored.shape[1]}x{stored.shape[0]}, mask is {mask_size[1]}x{mask_size[0]} "
@@ -105,11 +106,6 @@ def _is_kept(opened: OpenedImage, wanted: ImageFormat | None) -> bool:
         return False
     # A progressive JPEG decodes 2.7 times slower: who asks for jpg gets a baseline one.
     return not (wanted and image.info.get("progressive"))
-
-
-def _stays(opened: OpenedImage, raw: tuple[int, int], mask_size: tuple[int, int]) -> bool:
-    orientation = opened.orientation
-    return mask_size == raw and (orientation == 1 or mask_size != shown_size(raw, orientation))
 
 
 def _with_restart_markers(data: bytes, pixels: Pixels) -> bytes:

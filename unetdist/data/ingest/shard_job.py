@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ class ShardJob:
         samples = [
             [sample.key, sample.image, sample.mask, sample.row, sample.stamp] for sample in self.samples
         ]
-        options = {name: value for name, value in asdict(self.options).items() if name not in POLICY}
-        text = json.dumps([samples, self.palette.to_records(), options])
+        text = json.dumps([samples, self.palette.to_records(), self.options.deciding()])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
