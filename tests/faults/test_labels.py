@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.ingest.picture_folders import encoded
+from tests.data.ingest.test_foreign import pack
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError
@@ -176,7 +178,7 @@ def test_exchanged_folders_are_told_at_once(shard, tmp_path):
     masks = [palette_of(STREET).colorize(mask) for mask in IDS]
     for options in ([], ["--unknown-colors", "nearest"], ["--unknown-colors", "ignore"]):
         text = refused(shard, STREET, masks, *options, exchanged=True)
-        assert "--images and --masks are exchanged" in text
+        assert "images and masks are exchanged" in text
         assert "use --unknown-colors nearest" not in text
     assert not (tmp_path / "out").exists()
 
@@ -196,6 +198,18 @@ def test_the_label_file_of_other_masks_is_told_at_once_by_its_name(shard, tmp_pa
     assert "128 64 128" in text  # a colour of the masks, in the table
     assert "nearest if" not in text
     assert not (tmp_path / "out").exists()
+
+
+def test_an_index_of_tars_tells_the_label_file_of_other_masks_at_once(tmp_path):
+    mask = palette_of(STREET).colorize(IDS[0])
+    image = encoded(np.asarray(photograph(0)), "JPEG")
+    pack(tmp_path / "tars" / "a.tar", [str(number) for number in range(COUNT)], mask, "seg.png", image)
+    pack(tmp_path / "tars" / "b.tar", ["x"], mask, "seg.png", b"is not looked at")
+    (tmp_path / "Labels.txt").write_text("1 2 3 a\n200 100 7 b\n9 9 250 c\n")
+    arguments = ["index", tmp_path / "tars", "--mask-ext", "seg.png", "--labels", tmp_path / "Labels.txt"]
+    with pytest.raises(DataError, match="is the label file of other masks"):
+        script.main([*map(str, arguments), "--workers", "1"])
+    assert sorted(path.name for path in (tmp_path / "tars").iterdir()) == ["a.tar", "b.tar"]
 
 
 def test_a_colour_here_and_there_is_told_with_all_other_problems(shard):

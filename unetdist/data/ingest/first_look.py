@@ -18,6 +18,7 @@ _FEW = 64
 _COMMON = 0.005
 """Part of all pixels from which a colour is a class of its own, not an edge or an error."""
 
+_EXCHANGE = "Exchange --images and --masks (or the columns of --list or --dataset), or name the masks with --mask-name."
 _REMEDY = "Give --labels the file of these masks, or list there what is missing."
 
 
@@ -64,8 +65,8 @@ def look(reader: Reader, samples: Sequence[Sample], palette: Palette, options: C
         lost = black_and_white(palette, notes)
         if lost is not None:
             raise DataError(lost, source=palette.path)
-    is_accepted = options.unknown_colors != "error"
-    if not is_accepted and (all(seen.is_far for seen in looks) or _are_others(census, notes)):
+    are_others = all(seen.is_far for seen in looks) or (not options.skip_bad and _are_others(census, notes))
+    if are_others and options.unknown_colors == "error":
         listed = 1 - census.num_pixels / notes.num_pixels
         raise DataError(
             f"lists {100 * listed:.0f} % of the pixels of {len(looks)} masks, and {len(notes.classes)} of its "
@@ -104,13 +105,13 @@ def _refuse_photographs(looks: Sequence[_Look], palette: Palette, options: Conve
     if len(images) == len(looks) and all(_far(image) < 0.01 for image in images):
         raise DataError(
             f"is an image that has the colours of {palette.path}, and its mask {looks[0].sample.mask} has not (nor "
-            f"have {len(looks) - 1} others): --images and --masks are exchanged.",
+            f"have {len(looks) - 1} others): images and masks are exchanged. {_EXCHANGE}",
             source=looks[0].sample.image,
         )
     if all(seen.num_colors > _FEW for seen in looks):
         raise DataError(
             f"has {looks[0].num_colors:,} colours that {palette.path} does not list, as a photograph (so have "
-            f"{len(looks) - 1} others): give --masks the folder of the masks; are --images and --masks exchanged?",
+            f"{len(looks) - 1} others): are images and masks exchanged? {_EXCHANGE}",
             source=looks[0].sample.mask,
         )
 

@@ -22,6 +22,7 @@ from unetdist.data.image_file import (
     open_image,
 )
 from unetdist.data.ingest.convert import POLICY, Converter, ConvertOptions
+from unetdist.data.ingest.first_look import NUM_SAMPLES, look
 from unetdist.data.ingest.pictures import Picture
 from unetdist.data.ingest.records import Finished, has_index, has_size
 from unetdist.data.ingest.sources import Problem, Sample
@@ -104,6 +105,19 @@ class TarJob:
             problem = Problem(BAD_TAR, where, str(error))
             return Finished(self.number, 0, None, Statistics(), (problem,), (), has_index_masks=False)
 
+    def look(self) -> None:
+        """Look at a few samples of a local tar before all are read, as `first_look.look` does."""
+        if not _is_local(self.source, self.name):
+            return
+        path = self.source.path(self.name)
+        try:
+            index = index_tar(path, self.names)
+        except (DataError, OSError):
+            return  # told when the tar is indexed
+        rows = range(0, len(index), max(1, len(index) // NUM_SAMPLES))
+        samples = [_sample(path, path, row, int(index[row, 0])) for row in rows]
+        look(_TarReader(path, index), samples, self.palette, self.options)
+
     @contextmanager
     def _tar(self) -> Iterator[Path]:
         """The tar as a local file."""
@@ -133,8 +147,7 @@ class TarJob:
         converter = Converter(_TarReader(path, index), self.palette, self.options, as_it_is)
         has_index_masks = True
         for row, header_offset in enumerate(index[:, 0].tolist()):
-            name = f"{mask(self.source.where(self.name))}, key {read_key(path, header_offset)}"
-            good = converter.convert(Sample(key=name, image=name, mask=name, row=row))
+            good = converter.convert(_sample(path, mask(self.source.where(self.name)), row, header_offset))
             has_index_masks &= good is not None and _is_index_mask(good.mask_file, good.mask)
         shard = None
         if not converter.problems:
@@ -151,6 +164,12 @@ class TarJob:
             has_index_masks,
             notes=converter.notes,
         )
+
+
+def _sample(path: Path, told: object, row: int, header_offset: int) -> Sample:
+    """Sample `row` of the tar at `path`, which messages are to name as `told`."""
+    name = f"{told}, key {read_key(path, header_offset)}"
+    return Sample(key=name, image=name, mask=name, row=row)
 
 
 class _BadTarError(Exception):

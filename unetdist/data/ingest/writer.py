@@ -125,6 +125,7 @@ def index_tars(
         TarJob(tars.out, number, tars.source, name, shard_name, names, palette, convert)
         for number, (name, shard_name) in enumerate(zip(tars.names, tars.shard_names, strict=True))
     ]
+    jobs[0].look()
     # Any other plan is overwritten: the tars stay, and an index is soon made anew.
     one = FolderRun(tars.out, jobs, plan_of_tars(jobs), options.share, verb="indexing")
     with one.open(overwrite=True):

@@ -9,7 +9,7 @@ from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.labels.masks import MaskReading, UnknownColors
 from unetdist.data.labels.palette import Label, Palette
 
-PHOTOGRAPHS = "Photographs have so many colours, not masks: are --images and --masks exchanged?"
+PHOTOGRAPHS = "Photographs have so many colours, not masks: are images and masks exchanged?"
 MANY = 1000
 """Colours that no mask has, where most of its pixels are not listed."""
 
