@@ -6,6 +6,7 @@ import torch
 from tests.synthetic import settings_of, write_shards
 from unetdist import build as wiring
 from unetdist import settings
+from unetdist.attempts import read_status
 from unetdist.build import build_trainer, channel_statistics
 from unetdist.config import Config
 from unetdist.errors import ConfigError
@@ -70,6 +71,12 @@ def test_what_cannot_be_trained_is_refused_before_a_tracker_begins(tmp_path, cha
     assert not (tmp_path / "runs" / "tiny" / "wandb").exists()
 
 
+def compiled_in(run_dir):
+    """What the log lines of a run say of its compiler."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["time/is_compiled"] for line in lines if "time/is_compiled" in line]
+
+
 @pytest.mark.parametrize("trainer", [{}, {"micro_batch_size": 2}], ids=["whole", "accumulated"])
 def test_the_fast_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, trainer):
     write_shards(tmp_path / "train", 9)
@@ -89,6 +96,7 @@ def test_the_fast_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, 
         with build(tmp_path, **sections, name=name) as made:
             assert made.fit()
             assert made.share.is_compiled == (path is not PLAIN)
+        assert set(compiled_in(tmp_path / "runs" / name)) == (set() if path is PLAIN else {1})
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         losses[name] = torch.tensor([json.loads(line).get("train/loss", 0.0) for line in lines])
     assert int((losses["plain"] > 0).sum()) == 6
@@ -107,8 +115,12 @@ def test_a_compiler_that_fails_is_told_of_and_done_without(tmp_path, monkeypatch
         assert trainer.fit()
         assert not trainer.share.is_compiled
     told = capsys.readouterr().err
-    assert "trains without the compiler: " in told
+    assert "trains without the compiler, and slower: " in told
     assert "no kernel for this" in told
+    status = read_status(tmp_path / "runs" / "tiny")
+    assert status.performance.startswith("not compiled: ")
+    assert "no kernel for this" in status.performance
+    assert compiled_in(tmp_path / "runs" / "tiny") == [0, 0]
 
 
 def test_the_choice_is_told_and_off_is_the_plain_path(tmp_path, capsys):
@@ -120,3 +132,13 @@ def test_the_choice_is_told_and_off_is_the_plain_path(tmp_path, capsys):
     with build(tmp_path, performance="off", name="plain"):
         pass
     assert "performance: off" in capsys.readouterr().err
+
+
+def test_status_says_how_a_run_was_made_fast(tmp_path):
+    write_shards(tmp_path / "train", 9)
+    values = settings_of(tmp_path / "train", None, tmp_path / "runs")
+    with build_trainer(settings.from_mapping(Config, values)) as trainer:
+        assert trainer.fit()
+    assert (
+        read_status(tmp_path / "runs" / "tiny").performance == "freed memory is kept; no compiler on the CPU"
+    )

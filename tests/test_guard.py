@@ -1,6 +1,7 @@
 """Bad steps; what a whole run does about them is in tests/test_trainer.py."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,10 +14,19 @@ from unetdist.guard import SAMPLES_NAMED, BadSteps, StepGuard, finite_or_nan
 IDS = [torch.tensor([4, 5]), torch.tensor([6, 7])]
 
 
-def parts(fused=None, kind=torch.optim.Adam):
+def parts(fused=None, kind=torch.optim.Adam, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    return model, kind(model.parameters(), lr=0.1, fused=fused)
+    return model, kind(model.parameters(), lr=0.1, fused=fused, **options)
+
+
+@contextmanager
+def leftovers_in_new_memory():
+    """What is made without values holds what was there before, as on a busy GPU."""
+    made = torch.empty_like
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "empty_like", lambda *args, **kwargs: made(*args, **kwargs).fill_(1e28))
+        yield
 
 
 def step(model, optimizer, guard, number, spoil=1.0, ids=IDS, grad_spoil=1.0):
@@ -64,6 +74,39 @@ def test_a_bad_step_changes_nothing_and_the_next_goes_on(kind, fused, spoil):
     step(other_model, other_optimizer, other_guard, 2)
     expected = states(other_model, other_optimizer)
     assert all(value.equal(expected[name]) for name, value in states(model, optimizer).items())
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("num_bad", [1, 2])
+def test_a_run_whose_first_steps_are_bad_goes_on_as_one_that_never_saw_them(kind, fused, num_bad):
+    """Fused SGD once made its momenta in such a step, and left them without values."""
+    options = {"momentum": 0.9, "weight_decay": 0.01} if kind is torch.optim.SGD else {}
+    seen, unseen = parts(fused, kind, **options), parts(fused, kind, **options)
+    guard = StepGuard(*seen, World())
+    with leftovers_in_new_memory():
+        for number in range(num_bad):
+            assert step(*seen, guard, number, grad_spoil=math.inf)
+    assert all(not value.any() for key, value in states(*seen).items() if isinstance(key, tuple))
+    other_guard = StepGuard(*unseen, World())
+    for number in (5, 6, 7):
+        assert not step(*seen, guard, number)
+        assert not step(*unseen, other_guard, number)
+    expected = states(*unseen)
+    assert states(*seen).keys() == expected.keys()
+    assert all(value.equal(expected[name]) for name, value in states(*seen).items())
+
+
+def test_loaded_momenta_are_kept():
+    model, optimizer = parts(True, torch.optim.SGD, momentum=0.9)
+    step(model, optimizer, StepGuard(model, optimizer, World()), 0)
+    saved = optimizer.state_dict()
+    before = [each["momentum_buffer"].clone() for each in saved["state"].values()]
+    model, optimizer = parts(True, torch.optim.SGD, momentum=0.9)
+    optimizer.load_state_dict(saved)
+    step(model, optimizer, StepGuard(model, optimizer, World()), 1, grad_spoil=math.nan)
+    after = [each["momentum_buffer"] for each in optimizer.state_dict()["state"].values()]
+    assert all(map(torch.equal, after, before))
 
 
 def test_a_good_step_is_the_optimizers_own():

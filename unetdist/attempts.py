@@ -38,6 +38,7 @@ class Status:
         deaths: steps in which the latest attempts died, without one between them that finished or was stopped; those
             that died before their first step are left out.
         machine: what the latest attempt ran on.
+        performance: how it was made fast, or why it was not.
     """
 
     state: Literal["running", "finished", "stopped", "failed"] = "running"
@@ -47,6 +48,7 @@ class Status:
     attempts: int = 0
     deaths: tuple[int, ...] = ()
     machine: str = field(default="", compare=False)
+    performance: str = field(default="", compare=False)
 
 
 def read_status(run_dir: str | os.PathLike[str]) -> Status | None:
@@ -69,8 +71,10 @@ def status_time(run_dir: str | os.PathLike[str]) -> int:
 class Attempt:
     """This attempt at the run in `run_dir`, kept by rank 0; on other ranks every method does nothing."""
 
-    def __init__(self, run_dir: str | os.PathLike[str], *, is_main: bool, machine: str = "") -> None:
-        self._run_dir, self._machine = Path(run_dir), machine
+    def __init__(
+        self, run_dir: str | os.PathLike[str], *, is_main: bool, machine: str = "", performance: str = ""
+    ) -> None:
+        self._run_dir, self._machine, self._performance = Path(run_dir), machine, performance
         self._is_main = is_main
         self._status = Status()
         self._file: int | None = None
@@ -105,6 +109,11 @@ class Attempt:
             with suppress(OSError):  # a full disk is for the checkpoint to tell
                 os.pwrite(self._file, b"%*d" % (_WIDTH, step), 0)
 
+    def fell_back(self, performance: str) -> None:
+        """Note that the run, which has begun, is made fast in another way than was chosen, and why."""
+        self._status = replace(self._status, performance=performance)
+        self._end(self._status)
+
     def fail(self, reason: str, *, is_final: bool = False) -> None:
         """Note why the run ends; may be called from any thread, also where the run goes on to die."""
         if self._is_main and self._file is None:
@@ -124,7 +133,11 @@ class Attempt:
         elif (step := _begun_step(self._run_dir)) is not None:
             deaths = (*deaths, step)[-MOST_DEATHS:]
         self._status = Status(
-            step=former.step, attempts=former.attempts, deaths=deaths, machine=self._machine
+            step=former.step,
+            attempts=former.attempts,
+            deaths=deaths,
+            machine=self._machine,
+            performance=self._performance,
         )
         with suppress(OSError):
             self._file = os.open(self._run_dir / STEP_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

@@ -173,7 +173,7 @@ def build_trainer(config: Config) -> Trainer:
         write_text(run_dir / name / CARD_FILE, card_of(run_dir / name))
 
     stop = StopSignal()
-    attempt = Attempt(run_dir, is_main=world.is_main, machine=hardware.describe(world))
+    attempt = Attempt(run_dir, is_main=world.is_main, machine=hardware.describe(world), performance=str(path))
     heartbeat = Heartbeat(
         open_store("heartbeat"),
         world,

@@ -43,6 +43,20 @@ def finite_or_nan(share: Tensor) -> Tensor:
     return share - share + 1
 
 
+def _begin_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Give fused SGD its momenta before its first step.
+
+    It would make them without values, and leave them so where the step is skipped on the device: the next step would
+    add whatever the memory held. From zero its first step is the same to the last bit, as nothing is dampened.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            for parameter in group["params"]:
+                state = optimizer.state[parameter]
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 class StepGuard:
     """Skips bad steps without waiting for the device, and remembers them until the host asks."""
 
@@ -71,6 +85,7 @@ class StepGuard:
         self._skips_on_device = not is_scaled and all(
             group.get("fused") for group in self._plain.param_groups
         )
+        self._has_begun = False
         self._steps: list[_Step] = []
         self._row = 0
         # Flat: a few kernels for the statistics of all norms.
@@ -94,6 +109,9 @@ class StepGuard:
         Returns:
             Whether the step was bad: () bool on the device, the same on every rank.
         """
+        if not self._has_begun:
+            _begin_momenta(self._plain)
+            self._has_begun = True
         is_bad = ~grad_norm.isfinite()
         if self._skips_on_device:
             self._plain.found_inf = is_bad.float()  # As GradScaler tells it.

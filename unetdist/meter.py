@@ -45,6 +45,9 @@ class TrainStats:
     bad_steps: int
     """Steps of the run so far that were skipped, for their loss or gradient was not finite."""
 
+    is_compiled: bool | None = None
+    """Whether the steps were compiled; None: they were not to be."""
+
 
 class Meter:
     """Counts steps, loss and time since it was last read."""
@@ -85,7 +88,14 @@ class Meter:
         self._steps += 1
 
     def read(
-        self, *, lr: float, grad_norm: Tensor, global_batch_size: int, epoch: float, bad_steps: int
+        self,
+        *,
+        lr: float,
+        grad_norm: Tensor,
+        global_batch_size: int,
+        epoch: float,
+        bad_steps: int,
+        is_compiled: bool | None = None,
     ) -> TrainStats:
         """Collective. Sum over ranks, wait for the device, start anew."""
         waits = torch.zeros(self.world.world_size, dtype=torch.float64, device=self.world.device)
@@ -104,6 +114,7 @@ class Meter:
             epoch=epoch,
             num_bad=int(numbers[1]),
             bad_steps=bad_steps,
+            is_compiled=is_compiled,
         )
         self.restart()
         return stats

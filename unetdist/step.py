@@ -124,11 +124,13 @@ class TrainStep:
     def prove_compiled(self, batch: Batch, units: Tensor) -> None:
         """Collective. Use the compiled graph only if it does on every rank what the plain path does."""
         self.heartbeat.at("rehearsal: compiling")
-        problem = self.share.prove(batch.image, batch.mask, units)
+        scaler = self.accelerator.scaler
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        problem = self.share.prove(batch.image, batch.mask, units, scale=scale)
         if problem is not None:
-            logger.warning("trains without the compiler: %s", problem)
+            logger.warning("trains without the compiler, and slower: %s", problem)
         if any_rank(problem is not None, self.world.device):
-            self.share.use_plain()
+            self.share.use_plain(problem or "it failed on another process, which tells why")
 
     def average_statistics(self) -> None:
         """Collective. Batch norm's running statistics become the mean over ranks, each of which saw its own part."""

@@ -165,6 +165,8 @@ class Trainer:
         iterator = iter(steps)
         first = next(iterator)
         self.step.rehearse(first[0])
+        if self.share.problem is not None:
+            self.attempt.fell_back(f"not compiled: {self.share.problem}")
         if self.validator is not None:
             self.validator.rehearse(self.model.eval())
         return chain([first], iterator)
@@ -183,6 +185,7 @@ class Trainer:
             global_batch_size=self.global_batch_size,
             epoch=state.samples_seen / self.num_samples,
             bad_steps=state.bad_steps,
+            is_compiled=self.share.is_compiled if self.share.wants_compiler else None,
         )
         follows = self.owes_validation
         self.tracker.log_train(

@@ -1,8 +1,10 @@
 import pytest
 
 from tests.doctor.cases import case_of, findings_of, forget_last_class, level_of, only, write_data
+from unetdist import build
 from unetdist.doctor import data, training
 from unetdist.doctor.command import leave
+from unetdist.performance import FastPath
 
 
 @pytest.fixture
@@ -52,6 +54,17 @@ def test_a_loss_that_is_not_finite_is_a_problem(folder):
     assert bad.what == "training step"
     assert "without a finite loss or gradient" in bad.fact
     assert "lower --optim.lr" in bad.remedy
+
+
+def test_a_compiler_that_cannot_be_used_is_warned_of(folder, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(build, "choose", lambda *_: FastPath(compiler=broken))
+    found = only(found_in(case_of(folder)), "compiler")
+    assert found.level == "warning"
+    assert "no kernel for this" in found.fact
+    assert "--performance off" in found.remedy
 
 
 def test_without_data_or_launch_nothing_is_tried(folder):

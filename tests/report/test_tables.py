@@ -80,6 +80,10 @@ def test_how_it_went_is_told_from_all_lines(run):
 
 def test_what_it_ran_on_is_told_where_it_was_noted(tmp_path):
     noted, old = read_runs(
-        [write_run(tmp_path / "x", machine="2 cores of Some CPU"), write_run(tmp_path / "y")]
+        [
+            write_run(tmp_path / "x", machine="2 cores of Some CPU", performance="compiled"),
+            write_run(tmp_path / "y"),
+        ]
     )
+    assert [row["performance"] for row in tables.course([noted, old])] == ["compiled", ""]
     assert [row["machine"] for row in tables.course([noted, old])] == ["2 cores of Some CPU", ""]

@@ -103,6 +103,7 @@ def steps(case: Case) -> dict[str, Any]:
         "data_s": stats.data_s,
         "loss": stats.loss if math.isfinite(stats.loss) else None,
         "bad": trainer.step.guard.report().total,
+        "not_compiled": trainer.share.problem,
         "memory": memory_of(case, peak),
         "checkpoint": sum(tensor.nbytes for tensor in tensors.values()),
         "weights": sum(tensor.nbytes for tensor in weights.values()),
@@ -143,6 +144,9 @@ def judge_steps(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Finding]:
         yield problem("training step", fact, remedy)
     else:
         yield ok("training step", f"{fact}; loss {first['loss']:.3f}")
+    if (reason := first["not_compiled"]) is not None:
+        remedy = "try another torch, or set --performance off, which is what is used now"
+        yield warning("compiler", f"not used, so steps take longer: {reason}", remedy)
     yield from judge_memory("step memory", [rank["memory"] for rank in ranks], "trainer.micro_batch_size")
 
 

@@ -18,7 +18,7 @@ def pad(x: Tensor, factor: int) -> Tensor:
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
     """(B, C, H, W) -> its upper left (B, C, height, width)."""
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         # A slice's strides say whether it cut anything: they would tie the exported model to sizes that do.
         rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
         return x.index_select(-2, rows).index_select(-1, columns)
@@ -27,6 +27,14 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
 
 def _missing(size: int, factor: int) -> int:
     """How much to add to `size` for a multiple of `factor` that is at least twice it."""
-    # sym_max, since max would compare the sizes while tracing.
-    missing: int = torch.sym_max(2 * factor - size, -size % factor)  # type: ignore[no-untyped-call]
+    least, even = 2 * factor - size, -size % factor
+    if not _is_exporting():
+        return max(least, even)  # torch.compile takes no sym_max of plain numbers in torch 2.11
+    # max would compare the sizes, and tie the exported model to the result.
+    missing: int = torch.sym_max(least, even)  # type: ignore[no-untyped-call]
     return missing
+
+
+def _is_exporting() -> bool:
+    """Whether a graph for any size is being made; inside torch.compile torch 2.11 says so too."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()

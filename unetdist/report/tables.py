@@ -128,6 +128,7 @@ def course(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "bad_steps": run.latest("train/bad_steps"),
             "bad_samples": _total(run, "train/bad_samples"),
             "machine": run.status.machine if run.status else "",
+            "performance": run.status.performance if run.status else "",
             "version": run.model.get("unetdist_version"),
         }
         for run in runs

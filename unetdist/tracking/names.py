@@ -40,7 +40,7 @@ class Validation(Protocol):
 
 def train_metrics(stats: TrainStats, *, samples_seen: int) -> dict[str, float]:
     """Every name logged while training; times are seconds per step."""
-    return {
+    values = {
         "train/loss": stats.loss,
         "train/lr": stats.lr,
         "train/grad_norm": stats.grad_norm,
@@ -52,6 +52,9 @@ def train_metrics(stats: TrainStats, *, samples_seen: int) -> dict[str, float]:
         "time/data_s": stats.data_s,
         "time/step_s": stats.step_s,
     }
+    if stats.is_compiled is not None:
+        values["time/is_compiled"] = float(stats.is_compiled)
+    return values
 
 
 def validation_metrics(report: Validation) -> dict[str, float]:

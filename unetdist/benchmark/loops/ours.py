@@ -21,6 +21,7 @@ from unetdist.data.access import DataConfig
 from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.distributed import MixedPrecision
+from unetdist.errors import TrainingError
 from unetdist.model.unet import UNetConfig
 from unetdist.optim import OptimConfig
 from unetdist.schedule import TrainerConfig
@@ -61,6 +62,8 @@ def train(job: TrainJob, after_step: AfterStep) -> None:
     ):
         trainer.attempt.begin(0)
         steps = trainer.rehearsed(trainer.train_batches(0))
+        if trainer.share.problem is not None:
+            raise TrainingError(f"it would not be measured as chosen: not compiled: {trainer.share.problem}")
         if job.on_device:
             steps = kept_on(trainer.world.device, steps)
         trainer.meter.restart()
