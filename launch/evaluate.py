@@ -12,6 +12,7 @@ from PIL import Image
 
 from unetdist.calibration import reliability_diagram
 from unetdist.comparison import compare
+from unetdist.credentials import mask
 from unetdist.errors import ConfigError
 from unetdist.evaluate import Report, ValidationConfig
 from unetdist.image_counts import write_per_image
@@ -46,16 +47,16 @@ def main() -> None:
             _tell_difference(args, reports)
             return
         (report,) = reports
-        _print(report, args.data)
+        _print(report, mask(args.data))
         if args.json is not None:
-            _write_json(args.json, {"model": args.model, "data": args.data, **report.to_mapping()})
+            _write_json(args.json, {"model": args.model, "data": mask(args.data), **report.to_mapping()})
         if report.per_image is not None:
             validator = models[0][0]
             keys = [validator.key_of(sample_id) for sample_id in range(report.num_samples)]
             write_per_image(args.per_image, report.per_image, keys, report.scores.class_names)
             logger.info("the matrix of every image is in %s", args.per_image)
         if args.reliability_diagram is not None:
-            _draw(report, args.reliability_diagram, args.data)
+            _draw(report, args.reliability_diagram, mask(args.data))
 
 
 def _parse() -> argparse.Namespace:
@@ -99,12 +100,14 @@ def _tell_difference(args: argparse.Namespace, reports: list[Report]) -> None:
     comparison = compare(a, b)
     for report, name in zip(reports, args.compare, strict=True):
         _print(report, name)
-    console.print(comparison_table(comparison, tuple(args.compare), of=args.data))
+    console.print(comparison_table(comparison, tuple(args.compare), of=mask(args.data)))
     if args.json is not None:
         models = [
             {"model": name, **report.to_mapping()} for name, report in zip(args.compare, reports, strict=True)
         ]
-        _write_json(args.json, {"data": args.data, "comparison": comparison.to_mapping(), "models": models})
+        _write_json(
+            args.json, {"data": mask(args.data), "comparison": comparison.to_mapping(), "models": models}
+        )
 
 
 def _write_json(file: str, numbers: dict[str, Any]) -> None:

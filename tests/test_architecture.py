@@ -23,6 +23,7 @@ FLOORS = (
         "folders",
         "remote",
         "retries",
+        "credentials",
         "logs",
         "signals",
         "launch_check",

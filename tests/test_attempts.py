@@ -123,3 +123,10 @@ def test_a_full_disk_is_left_to_the_checkpoint(tmp_path):
     (tmp_path / STATUS_FILE).unlink()
     (tmp_path / STATUS_FILE).mkdir()
     attempt.fail("anything")
+
+
+def test_the_reason_tells_no_password(tmp_path):
+    attempt = Attempt(tmp_path, is_main=True)
+    attempt.begin(0)
+    attempt.fail("https://me:secret@host/a: gone")
+    assert read_status(tmp_path).reason == "https://***@host/a: gone"

@@ -120,3 +120,18 @@ def test_other_errors_of_torch_keep_their_traceback():
 
     with pytest.raises(RuntimeError, match="mat1"):
         logs.run_script(main)
+
+
+def test_no_log_line_and_no_error_tells_a_password(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error"))
+    logs.set_up_logging()
+    logs.logger.warning("waiting for %s", "https://me:secret@host/a?token=secret")
+
+    def main():
+        raise ConfigError("https://me:secret@host/a?token=secret: gone")
+
+    with pytest.raises(SystemExit):
+        logs.run_script(main)
+    told = capsys.readouterr().err
+    assert told == "WARNING waiting for https://***@host/a?***\nerror: https://***@host/a?***: gone\n"
+    assert "secret" not in (tmp_path / "error").read_text()

@@ -40,3 +40,11 @@ def test_json_holds_file_names_that_are_not_utf8(tmp_path):
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     storage.write_json(tmp_path / "a.json", {"file": name})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"file": name}
+
+
+def test_a_private_file_is_for_its_owner_alone(tmp_path):
+    file = tmp_path / "a.json"
+    storage.write_json(file, 1)
+    open_to_others = file.stat().st_mode & 0o077
+    storage.write_json(file, 2, private=True)
+    assert (open_to_others != 0, file.stat().st_mode & 0o777, file.read_text()) == (True, 0o600, "2\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from unetdist import storage
+from unetdist.credentials import mask
 from unetdist.errors import TrainingError
 
 STATUS_FILE = "status.json"
@@ -118,7 +119,7 @@ class Attempt:
         """Note why the run ends; may be called from any thread, also where the run goes on to die."""
         if self._is_main and self._file is None:
             self._continue()
-        self._end(replace(self._status, state="failed", reason=reason, is_final=is_final))
+        self._end(replace(self._status, state="failed", reason=mask(reason), is_final=is_final))
 
     def end(self, state: Literal["finished", "stopped"], step: int) -> None:
         """Note that the run ended as it should, after `step` steps."""

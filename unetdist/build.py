@@ -10,6 +10,7 @@ from unetdist import hardware, settings
 from unetdist.attempts import Attempt
 from unetdist.checkpoint import Checkpoints
 from unetdist.config import Config
+from unetdist.credentials import public
 from unetdist.data.access import open_data
 from unetdist.data.batch import Batch
 from unetdist.data.color import LUMA
@@ -57,7 +58,7 @@ def build_trainer(config: Config) -> Trainer:
     set_up_logging(rank=world.rank, world_size=world.world_size)
     introduce(world)
     run_dir = Path(config.runs_dir) / config.name
-    values = settings.to_mapping(config)
+    values = public(settings.to_mapping(config))
     claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world, defaults=settings.defaults(Config))
     logger.info("run %s", run_dir)
 

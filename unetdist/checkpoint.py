@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unetdist import remote
 from unetdist.commits import Commit, Commits
+from unetdist.credentials import mask
 from unetdist.distributed import World, all_reduce_sum, broadcast
 from unetdist.errors import CheckpointError, ConfigError, TrainingError, UnetdistError
 from unetdist.folders import Folder, open_folder
@@ -55,7 +56,7 @@ class CheckpointConfig:
             raise ConfigError(f"checkpoint.save_every ({self.save_every}) must be at least 1 step, or null.")
         if self.folder is not None and self.folder.startswith(("http:", "https:")):
             raise ConfigError(
-                f"checkpoint.folder ({self.folder}) cannot be written to; give a path, or a URL such as s3://bucket/runs."
+                f"checkpoint.folder ({mask(self.folder)}) cannot be written to; give a path, or a URL such as s3://bucket/runs."
             )
 
     def folder_of(self, run_dir: Path) -> Folder:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from unetdist import remote
+from unetdist.credentials import mask
 from unetdist.errors import ConfigError, DataError
-from unetdist.retries import mask
 from unetdist.storage import write_atomic
 
 CHUNK = 2**20

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from unetdist.credentials import mask
 from unetdist.errors import UnetdistError
 
 logger = logging.getLogger("unetdist")
@@ -28,15 +29,20 @@ BACKENDS = ("/gloo/", "[Gloo]", "NCCL")
 """What torch's errors of collectives contain."""
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))
+
+
 def set_up_logging(*, rank: int = 0, world_size: int = 1) -> None:
     """Log to stderr: everything from rank 0, warnings from the others, the rank as prefix."""
     prefix = f"[rank {rank}] " if world_size > 1 else ""
     if console.is_terminal:
         handler: logging.Handler = RichHandler(console=console, show_path=False, show_time=False)
-        handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+        handler.setFormatter(_Formatter(f"{prefix}%(message)s"))
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(f"{prefix}%(levelname)s %(message)s"))
+        handler.setFormatter(_Formatter(f"{prefix}%(levelname)s %(message)s"))
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
@@ -131,12 +137,12 @@ def run_script(main: Callable[[], int | None]) -> None:
 
 def _print_error(text: object) -> None:
     prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
-    print(f"{prefix}error: {text}", file=sys.stderr, flush=True)
+    print(f"{prefix}error: {mask(text)}", file=sys.stderr, flush=True)
 
 
 def tell_launcher(text: str) -> None:
     """Let torchrun end its report, forty lines after ours, with the cause: in the file that it gives each process."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        message = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
+        message = {"message": mask(text), "extraInfo": {"timestamp": str(int(time.time()))}}
         with suppress(OSError):
             Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")

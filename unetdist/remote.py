@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from unetdist import retries
+from unetdist.credentials import is_masked, mask
 from unetdist.errors import ConfigError, DataError
-from unetdist.retries import mask, retry, status_of
+from unetdist.retries import retry, status_of
 from unetdist.storage import write_atomic
 
 SCHEMES = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "hf")
@@ -47,6 +48,8 @@ def refusal(location: str) -> str | None:
         return "'::' chains locations, which is refused; give the path or URL of the files themselves."
     if not is_url(location):
         return None
+    if is_masked(location):
+        return "its user, query or fragment is never saved; give the whole URL again."
     try:
         scheme = urlsplit(location).scheme
     except ValueError as error:

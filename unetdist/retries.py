@@ -6,12 +6,12 @@ trying again, with growing pauses, until `RETRY_S` are over; then comes an `Unre
 
 import errno
 import random
-import re
 import time
 from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
 
+from unetdist.credentials import mask
 from unetdist.errors import ConfigError, SourceError, UnetdistError
 from unetdist.logs import logger
 
@@ -51,12 +51,6 @@ def set_retry_s(seconds: float) -> None:
     """Set how long this process, and those forked from it later, try again before they give up."""
     global RETRY_S
     RETRY_S = seconds
-
-
-def mask(text: object) -> str:
-    """`text` without the passwords and signed queries of the URLs in it."""
-    without_user = re.sub(r"(\w://)[^/@\s]+@", r"\1***@", str(text))
-    return re.sub(r"(\w://[^\s?'\"]*)\?[^\s'\")]+", r"\1?***", without_user)
 
 
 def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:

@@ -7,6 +7,7 @@ from typing import Any
 from unetdist import settings
 from unetdist.checkpoint import CheckpointConfig
 from unetdist.commits import has_checkpoint
+from unetdist.credentials import public
 from unetdist.distributed import World, broadcast
 from unetdist.errors import ConfigError, UnetdistError
 from unetdist.folders import Folder, open_folder
@@ -52,7 +53,7 @@ def claim_run_folder(
 
     Args:
         folder: of the run.
-        values: resolved settings, as plain types.
+        values: resolved settings, as plain types, without credentials.
         cfg: where its checkpoints are, whether it may be continued, and with which settings changed.
         world: this process among the others.
         defaults: what a setting was that the run's version did not have yet.
@@ -81,7 +82,7 @@ def check_run_folder(
     home = checkpoints if cfg.folder is not None else open_folder(folder)
     if SETTINGS_FILE in home.names():
         saved = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
-        _refuse_changes(folder, settings.laid_over(defaults, saved), values, cfg)
+        _refuse_changes(folder, public(settings.laid_over(defaults, saved)), values, cfg)
 
 
 def _claim(

@@ -12,11 +12,14 @@ TEMPORARY_SUFFIX = ".partial"
 
 
 @contextmanager
-def write_atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+def write_atomic(
+    path: str | os.PathLike[str], mode: str = "wb", *, private: bool = False
+) -> Iterator[IO[Any]]:
     """Open a file beside `path` for writing; it takes the name `path` only once it is complete and on disk.
 
     If the body raises, nothing is left behind and a former file at `path` stays as it was.
     `mode` is "wb" or "w" (UTF-8; half characters, which names that are not UTF-8 hold, as JSON escapes them).
+    A `private` file can be read by its owner alone.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +27,8 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
         encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
-        with open(partial, mode, encoding=encoding, errors=errors) as file:
+        opener = _open_private if private else None
+        with open(partial, mode, encoding=encoding, errors=errors, opener=opener) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -36,15 +40,20 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     sync_folder(target.parent)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
     """Write `text` atomically."""
-    with write_atomic(path, "w") as file:
+    with write_atomic(path, "w", private=private) as file:
         file.write(text)
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any, *, private: bool = False) -> None:
     """Write `value` atomically as indented JSON; NaN is refused, for it is no JSON."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text, private=private)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.ablation.plans import finish, plan_of
+from tests.ablation.plans import VARIANTS, finish, plan_of
 from unetdist import settings
 from unetdist.ablation.training import GIVEN_FILE, LOG_FILE, Fleet, is_finished, training_s
 from unetdist.config import Config
@@ -80,6 +80,15 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(plan, fleet):
         "its command ended as if all were well, but the run is not finished",
     ]
     assert "no more room" in (plan.runs[0].folder / LOG_FILE).read_text()
+
+
+def test_a_password_is_handed_to_the_run_alone(fleet, tmp_path):
+    url = "https://me:secret@host/a?token=secret"
+    (run, *_) = plan_of(tmp_path, VARIANTS, "--data.train", url).runs
+    fleet("finish()").train([run], after_each=nothing)
+    given = run.folder / GIVEN_FILE
+    assert settings.from_mapping(Config, settings.read_yaml(given)).data.train == url
+    assert given.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_time_of_all_attempts_counts(plan, fleet):

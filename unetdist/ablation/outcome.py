@@ -20,6 +20,7 @@ from unetdist import settings
 from unetdist.ablation.plan import LAID_BY_THE_PLAN, Plan, Run
 from unetdist.ablation.training import is_finished, training_s
 from unetdist.comparison import Comparison, compare
+from unetdist.credentials import public
 from unetdist.saved_model import CONFIG_FILE
 
 
@@ -132,7 +133,7 @@ def t_beyond(t: float, freedom: int) -> float:
 
 
 def _changes(first: Run, other: Run) -> dict[str, Any]:
-    found = settings.differences(settings.to_mapping(first.config), settings.to_mapping(other.config))
+    found = settings.differences(*(public(settings.to_mapping(run.config)) for run in (first, other)))
     return {name: after for name, (_, after) in found.items() if name not in LAID_BY_THE_PLAN}
 
 

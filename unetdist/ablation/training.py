@@ -16,6 +16,7 @@ from unetdist import settings, storage
 from unetdist.ablation.plan import Run
 from unetdist.attempts import STOPPED_EARLY, read_status
 from unetdist.config import Config
+from unetdist.credentials import public
 from unetdist.logs import logger
 from unetdist.run_folder import SETTINGS_FILE
 from unetdist.signals import SignalWatch
@@ -94,7 +95,9 @@ class Fleet:
         words = self.next_of(run)
         if words is None:
             return
-        storage.write_text(run.folder / GIVEN_FILE, settings.to_yaml(settings.to_mapping(run.config)))
+        values = settings.to_mapping(run.config)
+        private = public(values) != values  # the run needs the credentials that others must not read
+        storage.write_text(run.folder / GIVEN_FILE, settings.to_yaml(values), private=private)
         logger.info("%s; its output: %s", run.folder, run.folder / LOG_FILE)
         self._running.append(_Process(run, words))
 
@@ -165,7 +168,7 @@ def is_finished(run: Run) -> bool:
     file = run.folder / SETTINGS_FILE
     saved = settings.without_retired(settings.read_yaml(file), Config, where=str(file))
     known = settings.laid_over(settings.defaults(Config), saved)
-    return not settings.differences(known, settings.to_mapping(run.config))
+    return not settings.differences(public(known), public(settings.to_mapping(run.config)))
 
 
 def training_s(run: Run) -> float | None:

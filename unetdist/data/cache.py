@@ -13,11 +13,11 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
+from unetdist.credentials import mask
 from unetdist.data.manifest import Shard
 from unetdist.data.open_shard import REMEDY, Rows, changed, read_rows
 from unetdist.errors import ConfigError, DataError, SourceError
 from unetdist.folders import Folder
-from unetdist.retries import mask
 from unetdist.storage import sync_folder
 
 TAR, INDEX, PARTIAL = ".tar", ".idx", ".partial"

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from unetdist.credentials import mask
 from unetdist.data.labels.masks import MaskFormat, UnknownColors
 from unetdist.errors import DataError
 from unetdist.folders import Folder, open_folder
 from unetdist.remote import is_network, is_url, refusal
-from unetdist.retries import mask
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2

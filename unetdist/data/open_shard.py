@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from unetdist.credentials import mask
 from unetdist.data.manifest import Shard
 from unetdist.data.shards import INDEX_COLUMNS
 from unetdist.data.tar_index import key_at
 from unetdist.errors import DataError, SourceError
 from unetdist.folders import Folder
-from unetdist.retries import mask
 
 Rows = npt.NDArray[np.int64]
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from unetdist import remote
+from unetdist.credentials import mask
 from unetdist.data.cache import CacheFullError, ShardCache, read_index
 from unetdist.data.manifest import Manifest, Shard
 from unetdist.data.open_shard import REMEDY, LocalShard, RangedShard, Rows, changed, check_size, read_rows
@@ -20,7 +21,6 @@ from unetdist.data.shards import checksum
 from unetdist.errors import DataError, SourceError
 from unetdist.folders import Folder, open_folder
 from unetdist.logs import logger
-from unetdist.retries import mask
 
 MAX_OPEN_SHARDS = 128
 """Per process, two descriptors each; the order has about two shards per lane in use at a time."""

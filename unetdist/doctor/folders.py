@@ -13,6 +13,7 @@ from unetdist import settings
 from unetdist.attempts import read_status
 from unetdist.commits import has_checkpoint
 from unetdist.config import Config
+from unetdist.credentials import public
 from unetdist.doctor.case import Case
 from unetdist.doctor.examination import GO, Check
 from unetdist.doctor.findings import Finding, duration, ok, problem, size, warning
@@ -51,7 +52,7 @@ def former_run(case: Case) -> dict[str, Any]:
     """On rank 0: whether a run lies there already, and may be continued with these settings."""
     if not case.world.is_main:
         return {}
-    values = settings.to_mapping(case.settings)
+    values = public(settings.to_mapping(case.settings))
     try:
         check_run_folder(
             case.run_dir, values, cfg=case.settings.checkpoint, defaults=settings.defaults(Config)

@@ -16,6 +16,7 @@ import torch
 from unetdist import settings
 from unetdist.checkpoint import CheckpointConfig
 from unetdist.config import Config
+from unetdist.credentials import public
 from unetdist.equivalence.compare import Record
 from unetdist.equivalence.record import Task
 from unetdist.errors import TrainingError
@@ -136,7 +137,8 @@ def train(run: Run, plan: Plan, bar: ProgressBar) -> Record:
         is_reference=run.is_reference,
     )
     weights.mkdir(exist_ok=True)
-    write_json(plan.file(run, "json"), asdict(task))
+    private = public(task.settings) != task.settings
+    write_json(plan.file(run, "json"), asdict(task), private=private)
     bar.advance(0, f"{run.title}, starting")
     with open(plan.file(run, "log"), "wb") as output:
         code = _watch(

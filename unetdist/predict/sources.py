@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from unetdist.credentials import mask
 from unetdist.data.access import DataConfig, open_reader
 from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
 from unetdist.data.image_file import ImageRange
@@ -23,7 +24,6 @@ from unetdist.logs import logger
 from unetdist.predict.image import Item, Picture, Wanted, read_picture
 from unetdist.predict.video import VIDEO_SUFFIXES, Video
 from unetdist.remote import is_url, refusal
-from unetdist.retries import mask
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 MANIFEST = "manifest.json"

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 from unetdist import __version__, settings
+from unetdist.credentials import mask
 from unetdist.errors import ConfigError
 from unetdist.report import charts, colors, images, tables
 from unetdist.report.run import Run
@@ -79,7 +80,7 @@ def render(
         class_curves=charts.class_curves(runs),
         cards=images.cards(alike, num_pictures) if alike and num_pictures else [],
         card_runs=list(alike),
-        data=sorted({each.data for each in scored.values()}),
+        data=sorted({mask(each.data) for each in scored.values()}),
         notes=[*notes, *_disagreements(runs, scored)],
         style=_file("style.css"),
         script=_file("script.js"),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from unetdist import settings
 from unetdist.attempts import Status, read_status
+from unetdist.credentials import public
 from unetdist.errors import ConfigError
 from unetdist.remote import is_url
 from unetdist.run_folder import SETTINGS_FILE
@@ -116,7 +117,7 @@ def _read(folder: Path, name: str, which: Which) -> Run:
     return Run(
         folder=folder,
         name=name,
-        settings=settings.read_yaml(file) if file.is_file() else {},
+        settings=public(settings.read_yaml(file)) if file.is_file() else {},
         rows=_rows(folder / METRICS_FILE),
         weights=weights[0] if weights else None,
         model=_json(weights[0] / CONFIG_FILE) if weights else {},

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetdist import settings
+from unetdist.credentials import mask
 from unetdist.data.access import DataConfig, open_data, open_reader
 from unetdist.data.manifest import Manifest
 from unetdist.data.samples import Samples
@@ -18,7 +19,6 @@ from unetdist.metrics import PoissonBootstrap, mean_iou
 from unetdist.predict import predict_image
 from unetdist.remote import is_network
 from unetdist.report.run import Run
-from unetdist.retries import mask
 from unetdist.saved_model import SavedModel
 from unetdist.scoring import evaluations
 

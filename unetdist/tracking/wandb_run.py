@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from accelerate.utils import LoggerType
 
+from unetdist import credentials
 from unetdist import pictures as draw
 from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import logger
@@ -29,6 +30,8 @@ class WandbRun(Dashboard):
         import wandb
 
         folder = run.folder.resolve()
+        # wandb keeps the words of the command.
+        sys.argv[1:] = map(credentials.mask, sys.argv[1:])
         # By default tables lie in the home folder, and a dead network holds the end of a run forever.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")

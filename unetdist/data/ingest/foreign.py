@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from unetdist.credentials import mask
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.image_file import (
     HIGH_BYTE,
@@ -35,7 +36,6 @@ from unetdist.data.tar_index import MemberNames, index_tar, read_key
 from unetdist.errors import DataError
 from unetdist.folders import Folder
 from unetdist.remote import is_url
-from unetdist.retries import mask
 
 BAD_TAR = "bad tar"
 """Kind of `Problem`."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+from unetdist.credentials import mask
 from unetdist.data.ingest.convert import UNKNOWN_COLORS
 from unetdist.data.ingest.folder import Outcome
 from unetdist.data.ingest.records import Found
@@ -14,7 +15,6 @@ from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.errors import DataError
 from unetdist.folders import Folder, open_folder
-from unetdist.retries import mask
 
 MAX_LISTED = 20
 """Problems of one kind that are printed; all of them are in a file."""

@@ -5,7 +5,9 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit, urlunsplit
 
+from unetdist.credentials import mask
 from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.ingest.sources import read_lines
 from unetdist.data.tar_index import MemberNames, read_members
@@ -13,13 +15,13 @@ from unetdist.errors import ConfigError, DataError
 from unetdist.folders import Folder, open_folder
 from unetdist.logs import logger
 from unetdist.remote import RangesUnsupportedError, is_url
-from unetdist.retries import mask
 
 _START = 16 * 2**20
 """Bytes at the beginning of a tar, by whose members masks are guessed."""
 _ENOUGH = 100
 """Samples by which masks are guessed."""
 _MASK_WORDS = re.compile("mask|seg|label|annot|target|gt|cls|class")
+_SECRET = re.compile("[?&;#][^=&;/]*(token|sig|key|secret|passw|pwd|auth|cred|policy|hdn)[^=&;/]*=", re.I)
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
@@ -57,12 +59,17 @@ def find_tars(location: str, out: str | None = None) -> Tars:
     folders = {_without_query(source.where(name)).rpartition("/")[0] for name in names}
     if out is not None and {_place(out)} != set(map(_place, folders)):
         absolute = (source.where(name) for name in names)
-        shard_names = tuple(name if is_url(name) else str(Path(name).resolve()) for name in absolute)
+        shard_names = tuple(_kept(name) if is_url(name) else str(Path(name).resolve()) for name in absolute)
         target = open_folder(out)
         if not target.is_local and not all(map(is_url, shard_names)):
             raise ConfigError(
                 f"--out ({mask(out)}) is on another machine, which cannot see the tars in {source}; "
                 "give a local --out, or upload the tars and index them there."
+            )
+        if any("@" in urlsplit(source.where(name)).netloc for name in names if is_url(source.where(name))):
+            logger.warning(
+                "the manifest does not hold the user and password of the tars; write them into ~/.netrc, from where "
+                "they are read."
             )
         return Tars(source, tuple(names), target, shard_names)
     if len(folders) > 1:
@@ -74,6 +81,17 @@ def find_tars(location: str, out: str | None = None) -> Tars:
         names = [_without_query(name).rpartition("/")[2] for name in names]
         source = open_folder(folder)
     return Tars(source, tuple(names), source, tuple(names))
+
+
+def _kept(url: str) -> str:
+    """The URL of a tar as a manifest may hold it: without user and password."""
+    if _SECRET.search(url):
+        raise ConfigError(
+            f"{mask(url)} has a token or signature, which a manifest must not hold; index a copy of the tars, or have "
+            "them served to a user and password (~/.netrc)."
+        )
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url
 
 
 def _place(folder: str) -> str:

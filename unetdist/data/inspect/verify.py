@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetdist import remote
+from unetdist.credentials import mask
 from unetdist.data.ingest.pool import run_jobs
 from unetdist.data.ingest.report import describe_problems
 from unetdist.data.ingest.sources import Problem
@@ -25,7 +26,7 @@ from unetdist.errors import DataError
 from unetdist.folders import Folder, open_folder
 from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import progress
-from unetdist.retries import UnreachableError, mask
+from unetdist.retries import UnreachableError
 
 Counts = npt.NDArray[np.int64]
 
