@@ -9,7 +9,7 @@ import torch
 
 from unetdist.completeness import Expected
 from unetdist.data.access import DataConfig, open_data
-from unetdist.data.image_file import ImageRange
+from unetdist.data.image_file import ImageRange, warn_of_other_range
 from unetdist.data.labels import Palette
 from unetdist.data.loader import val_loader
 from unetdist.data.reader import ShardReader
@@ -17,7 +17,7 @@ from unetdist.distributed import MixedPrecision, World, make_accelerator, world_
 from unetdist.errors import ConfigError
 from unetdist.evaluate import ValidationConfig
 from unetdist.host_memory import keep_all_freed
-from unetdist.logs import logger, set_up_logging
+from unetdist.logs import set_up_logging
 from unetdist.losses import Loss, LossConfig
 from unetdist.model.unet import UNetConfig
 from unetdist.saved_model import SavedModel, load_model
@@ -50,18 +50,8 @@ def build_validator(
         )
     if not sum(manifest.class_pixels):
         raise ConfigError(f"{folder} has only ignored pixels, so it has no mIoU; use other shards.")
-    if (
-        world.is_main
-        and None not in (image_range, manifest.image_range)
-        and image_range != manifest.image_range
-    ):
-        logger.warning(
-            "%s was made from images whose values %s became 0 and 255, the training shards from %s: equal values mean "
-            "different things; if the images are of one kind, write both with the same --image-range.",
-            folder,
-            manifest.image_range,
-            image_range,
-        )
+    if world.is_main:
+        warn_of_other_range(folder, manifest.image_range, image_range)
     together = shares_windows(cfg.inference, manifest.num_samples, world)
     return Validator(
         batches=val_loader(

@@ -23,6 +23,7 @@ from unetdist.data.image_file import (
     read_file,
     read_image,
     values_of_pillow,
+    warn_of_other_range,
     with_channels,
 )
 from unetdist.errors import DataError
@@ -159,6 +160,18 @@ def test_values_that_are_no_numbers_are_counted():
 def test_arrays_of_other_bands_are_refused(shape):
     with pytest.raises(DataError, match=rf"has {shape[2]} bands; supported are 1"):
         as_values(np.zeros(shape, np.uint8))
+
+
+def test_shards_of_another_range_are_warned_of(caplog):
+    warn_of_other_range("shards/val", SIXTEEN_BITS, RANGE)
+    assert (
+        "shards/val: its images had black and white at 0 and 65535, those of the training at 0 and 4080"
+        in caplog.text
+    )
+    caplog.clear()
+    for theirs, ours in ((RANGE, RANGE), (None, RANGE), (RANGE, None)):
+        warn_of_other_range("shards/val", theirs, ours)
+    assert not caplog.text
 
 
 def test_bytes_of_a_file_that_is_not_there(tmp_path):

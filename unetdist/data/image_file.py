@@ -19,6 +19,7 @@ from unetdist.data.decode import CHANNEL_MODES, Pixels, decode_image, reason_of
 from unetdist.data.orientation import orientation_of, upright
 from unetdist.data.tiff import SUPPORTED, Tiff, read_tiff
 from unetdist.errors import DataError
+from unetdist.logs import logger
 
 Values = npt.NDArray[Any]
 """(H, W, 1|3|4): grey, RGB, RGB and one more band; uint8 unless the image has more than 8 bits."""
@@ -259,6 +260,18 @@ def extremes(values: Values) -> tuple[float, float]:
 def extremes_of_deep(values: Values) -> tuple[float, float] | None:
     """`extremes` of values of more than 8 bits."""
     return None if values.dtype == np.uint8 else extremes(values)
+
+
+def warn_of_other_range(where: object, theirs: ImageRange | None, trained: ImageRange | None) -> None:
+    """Log a warning if shards were made with another range than those that a model was trained on."""
+    if theirs is not None and trained is not None and theirs != trained:
+        logger.warning(
+            "%s: its images had black and white at %g and %g, those of the training at %g and %g, so equal pixels mean "
+            "different things; if the images are of one kind, write all shards with the same --image-range.",
+            where,
+            *theirs,
+            *trained,
+        )
 
 
 def as_values(array: npt.NDArray[Any]) -> Values:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from unetdist.credentials import mask
 from unetdist.data.access import DataConfig, open_reader
 from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
-from unetdist.data.image_file import ImageRange
+from unetdist.data.image_file import ImageRange, warn_of_other_range
 from unetdist.data.ingest.listing import spelled
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
@@ -92,7 +92,7 @@ def open_source(
     if path.is_file() and suffix in LIST_SUFFIXES:
         return Files(_listed(path, out), image_range)
     if (path / MANIFEST).is_file():
-        return Shards(text, out)
+        return Shards(text, out, image_range)
     if not path.exists() and glob.has_magic(text):
         return Files(_matched(text, out), image_range)
     return Files(find_jobs(path, out), image_range)
@@ -162,13 +162,14 @@ class Files:
 class Shards:
     """The images of shards, as they are stored: their masks were drawn on the pixels before any turning."""
 
-    def __init__(self, location: str, out: Path) -> None:
+    def __init__(self, location: str, out: Path, image_range: ImageRange | None = None) -> None:
         folder = open_folder(location)
         self._reader = open_reader(DataConfig(train=location), folder, Manifest.load(folder))
         self._out = out
         self.total = self._reader.manifest.num_samples
         self.fingerprint = self._reader.manifest.fingerprint
         self.resize = self._reader.manifest.resize
+        warn_of_other_range(folder, self._reader.manifest.image_range, image_range)
 
     def items(self, wanted: Wanted) -> Iterator[Item | None]:
         """In the order of the shards; a result has its sample's key as name."""
@@ -204,7 +205,7 @@ def _remote(url: str, out: Path, image_range: ImageRange | None) -> Source:
                 source=folder,
             ) from None
         return Files(_distinct(Job(folder.where(name), out / _stem(name)) for name in names), image_range)
-    return Shards(url, out)
+    return Shards(url, out, image_range)
 
 
 def _matched(pattern: str, out: Path) -> list[Job]:
