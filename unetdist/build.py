@@ -1,6 +1,6 @@
 """From settings to a wired run: the only place that knows all parts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ from unetdist.model.config import check_norm
 from unetdist.model.unet import UNet
 from unetdist.model_card import CARD_FILE, card_of
 from unetdist.optim import build_optimizer, lr_factor
-from unetdist.performance import choose, gather, prepare
+from unetdist.performance import FastPath, choose, gather, prepare
 from unetdist.rendezvous import open_store
 from unetdist.run_folder import claim_run_folder
 from unetdist.saved_model import save_model
@@ -49,8 +49,11 @@ from unetdist.tracking import Tracker
 from unetdist.trainer import Trainer
 
 
-def build_trainer(config: Config) -> Trainer:
-    """Collective. Check and wire a run; everything that can be wrong is found here, before time is spent."""
+def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = lambda path: path) -> Trainer:
+    """Collective. Check and wire a run; everything that can be wrong is found here, before time is spent.
+
+    `change` makes another fast path of the one that was chosen, for who measures what each part of it is worth.
+    """
     accelerator = make_accelerator(
         mixed_precision=config.trainer.mixed_precision, timeout_s=config.trainer.timeout_s
     )
@@ -106,6 +109,7 @@ def build_trainer(config: Config) -> Trainer:
             mixed_precision=config.trainer.mixed_precision,
         ),
     )
+    path = change(path)
     logger.info("performance: %s", path)
     prepare(path)
     optimizer = build_optimizer(model, config.optim)

@@ -19,7 +19,8 @@ COMPILER = "inductor"
 COMPILES_FROM_S = 300.0
 """Least seconds of training without the compiler from which its minute or two pay."""
 LAUNCH_BOUND_S = 0.010
-"""A step that is shorter is bound by the host, which launches some 500 kernels at about 10 us each, twice over."""
+"""A forward and backward pass that is shorter is bound by the host, which launches some 500 kernels at about 10 us
+each, twice over: a guess, to be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,12 @@ class Facts:
     """Triton is there, and the GPU is one that it compiles for."""
     is_one_graph: bool
     """The network has no collective inside."""
-    world_size: int = 1
     num_micro_batches: int = 1
     """Of a step, on each process."""
     run_s: float
     """Least seconds of the whole training without the compiler, on an H200; others take longer."""
     step_s: float
-    """Least seconds of a step that is compiled, likewise."""
+    """Least seconds that the device computes in a step that is compiled, likewise."""
     mixed_precision: MixedPrecision = "no"
 
 
@@ -93,10 +93,16 @@ def _compiler(facts: Facts) -> tuple[str | None, str]:
 
 
 def _cuda_graphs(facts: Facts, compiler: str | None) -> tuple[bool, str]:
-    is_simple = facts.world_size == 1 and facts.num_micro_batches == 1
-    if compiler is None or facts.step_s >= LAUNCH_BOUND_S or not is_simple:
+    pass_s = facts.step_s / facts.num_micro_batches
+    if compiler is None or pass_s >= LAUNCH_BOUND_S:
         return False, ""
-    return True, f"CUDA graphs, for a step takes about {1000 * facts.step_s:.1f} ms"
+    if facts.num_micro_batches > 1:
+        # A replay would overwrite the gradients that the one before left to be added to.
+        return (
+            False,
+            "no CUDA graphs, for gradients are accumulated: trainer.micro_batch_size could be larger",
+        )
+    return True, f"CUDA graphs, for a step takes about {1000 * pass_s:.1f} ms"
 
 
 def gather(
@@ -116,17 +122,15 @@ def gather(
     is_gpu = world.device.type == "cuda"
     layers = layers_of(model_config, num_classes, crop_size or manifest.max_size)
     plain_s, compiled_s = (
-        num_micro_batches * seconds_of(layers, execution, batch_size=micro_batch_size)
-        for execution in ("eager", "compiled")
+        seconds_of(layers, execution, batch_size=micro_batch_size) for execution in ("eager", "compiled")
     )
     return Facts(
         device_type=world.device.type,
         has_compiler=is_gpu and _has_compiler(world.device),
         is_one_graph=model_config.norm != "sync_batch",
-        world_size=world.world_size,
         num_micro_batches=num_micro_batches,
-        run_s=plain_s * schedule.max_steps,
-        step_s=compiled_s,
+        run_s=max(plain_s, LAUNCH_BOUND_S) * num_micro_batches * schedule.max_steps,
+        step_s=compiled_s * num_micro_batches,
         mixed_precision=mixed_precision,
     )
 
@@ -141,4 +145,3 @@ def prepare(path: FastPath) -> None:
     if path.keeps_memory:
         keep_all_freed()
     torch.backends.cudnn.benchmark = path.autotunes
-    torch.backends.cudnn.benchmark_limit = 0  # all kernels, not the first ten

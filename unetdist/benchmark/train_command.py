@@ -20,7 +20,7 @@ from rich.console import Console
 from unetdist.benchmark.arguments import add_out, positive, positive_seconds
 from unetdist.benchmark.chart import draw_sheet
 from unetdist.benchmark.data import choose
-from unetdist.benchmark.loops.everybody import EVERYBODY
+from unetdist.benchmark.loops.everybody import EVERYBODY, ON_GPU
 from unetdist.benchmark.peaks import measure_peaks
 from unetdist.benchmark.source import Pictures
 from unetdist.benchmark.train import TrainCase, TrainPlan, run_case
@@ -75,10 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
     """Measure and print; all numbers go to OUT/train.json, and a chart to OUT/train.png."""
+    has_gpu = torch.cuda.is_available()
     plan = TrainPlan(
         work=args.work.absolute() / "train",
         peers_python=args.peers_python,
-        against=choose(args.against, EVERYBODY),
+        against=choose(args.against, tuple(each for each in EVERYBODY if has_gpu or each not in ON_GPU)),
         precisions=args.precisions,
         num_workers=args.workers,
         num_samples=args.samples,
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
         is_cold=args.cold,
     )
     pictures = Pictures(args.images, args.masks, args.labels)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if has_gpu else "cpu"
     peaks = {precision: measure_peaks(device, precision) for precision in plan.precisions}
     torch.cuda.empty_cache()  # The loops need the memory.
     console = Console(width=None if sys.stdout.isatty() else WIDTH)

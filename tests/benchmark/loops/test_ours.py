@@ -2,7 +2,10 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from tests.benchmark.loops.looped import losses_of, small_job
-from unetdist.benchmark.loops.ours import train
+from unetdist.benchmark.loops.ours import changed, train
+from unetdist.errors import TrainingError
+from unetdist.performance import FastPath
+from unetdist.share import LossShare
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +23,21 @@ def test_it_learns(tmp_path, word, on_device):
     assert 0.5 < losses[0] < 3
     assert sum(losses[-3:]) < sum(losses[:3])
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_parts_of_the_fast_path_are_given_or_taken(monkeypatch):
+    chosen = FastPath(autotunes=True, reasons=("not compiled, for training takes too short",))
+    for words, compiler, graphs in (
+        ([], None, False),
+        (["graphs"], "inductor", True),
+        (["no-graphs"], "inductor", False),
+    ):
+        monkeypatch.setattr("sys.argv", ["loop", "auto", *words])
+        path = changed(chosen)
+        assert (path.autotunes, path.compiler, path.cuda_graphs) == (True, compiler, graphs)
+
+
+def test_what_was_not_measured_as_asked_is_no_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(LossShare, "prove", lambda *_, **__: "no kernel")
+    with pytest.raises(TrainingError, match="not compiled: no kernel"):
+        losses_of(train, small_job(tmp_path, shards=True), "auto", "graphs")

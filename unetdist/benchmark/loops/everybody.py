@@ -6,8 +6,18 @@ _LOOPS = "unetdist.benchmark.loops"
 
 OURS = Contender("ours", "ours", f"{_LOOPS}.ours", arguments=("auto",))
 
-SELVES = (Contender("ours-off", "ours, performance: off", f"{_LOOPS}.ours", arguments=("off",)),)
-"""Ours in other ways: as it is without the fast path."""
+ON_GPU = tuple(
+    Contender(f"ours-{word}", f"ours, {title}", f"{_LOOPS}.ours", arguments=("auto", word))
+    for word, title in (
+        ("graphs", "with CUDA graphs"),
+        ("no-graphs", "without CUDA graphs"),
+        ("all-kernels", "cuDNN tries all kernels"),
+    )
+)
+"""Ours with a part of the fast path given or taken, whatever the facts say; on a GPU only."""
+
+SELVES = (Contender("ours-off", "ours, performance: off", f"{_LOOPS}.ours", arguments=("off",)), *ON_GPU)
+"""Ours in other ways: as it is without the fast path, and with other parts of it."""
 
 PEERS = (
     Contender("accelerate", "Accelerate", f"{_LOOPS}.accelerate_loop"),

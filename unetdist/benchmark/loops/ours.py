@@ -1,10 +1,12 @@
 """The loop of `launch/train.py` itself, without log lines, validation and checkpoints, which others do not have here.
 
-Argument: `auto` or `off`, the setting `performance`.
+Arguments: `auto` or `off`, the setting `performance`; `graphs` or `no-graphs`: compiled with CUDA graphs or without,
+whatever the facts say; `all-kernels`: cuDNN tries every kernel, not the first ten.
 """
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,6 +26,7 @@ from unetdist.distributed import MixedPrecision
 from unetdist.errors import TrainingError
 from unetdist.model.unet import UNetConfig
 from unetdist.optim import OptimConfig
+from unetdist.performance import COMPILER, FastPath
 from unetdist.schedule import TrainerConfig
 from unetdist.tracking import TrackingConfig
 from unetdist.trainer import Trainer
@@ -58,12 +61,16 @@ def train(job: TrainJob, after_step: AfterStep) -> None:
     Path(job.work).mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(dir=job.work) as runs_dir,
-        build_trainer(settings_of(job, performance, runs_dir)) as trainer,
+        build_trainer(settings_of(job, performance, runs_dir), change=changed) as trainer,
     ):
+        if "all-kernels" in sys.argv:
+            torch.backends.cudnn.benchmark_limit = 0
         trainer.attempt.begin(0)
         steps = trainer.rehearsed(trainer.train_batches(0))
         if trainer.share.problem is not None:
             raise TrainingError(f"it would not be measured as chosen: not compiled: {trainer.share.problem}")
+        if "graphs" in sys.argv and not trainer.share.has_cuda_graphs:
+            raise TrainingError("it would not be measured as asked: torch.compile skipped the CUDA graphs")
         if job.on_device:
             steps = kept_on(trainer.world.device, steps)
         trainer.meter.restart()
@@ -71,6 +78,15 @@ def train(job: TrainJob, after_step: AfterStep) -> None:
             grad_norm = trainer.train_step(micro_batches)
             trainer.state.advance(trainer.global_batch_size)
             after_step(partial(mean_loss, trainer, grad_norm))
+
+
+def changed(path: FastPath) -> FastPath:
+    """The fast path that the arguments ask for."""
+    if not {"graphs", "no-graphs"} & set(sys.argv):
+        return path
+    has_graphs = "graphs" in sys.argv
+    reason = f"compiled, CUDA graphs: {'yes' if has_graphs else 'no'}, as the benchmark asks"
+    return replace(path, compiler=COMPILER, cuda_graphs=has_graphs, reasons=(reason,))
 
 
 def mean_loss(trainer: Trainer, grad_norm: torch.Tensor) -> float:
