@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn.parallel import DistributedDataParallel
 
 from unetdist.errors import ConfigError, LaunchError
@@ -228,6 +229,11 @@ def barrier() -> None:
     if dist.is_initialized():
         on_gpu = dist.get_backend() == "nccl"
         dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch raised it because the memory of a device, or of the machine, is full."""
+    return bool(should_reduce_batch_size(error))
 
 
 def seed_everything(seed: int) -> None:

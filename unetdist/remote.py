@@ -79,9 +79,17 @@ def can_range(url: str) -> bool:
     return urlsplit(url).netloc not in _without_ranges
 
 
-def read(url: str) -> bytes:
-    """The whole file, in one request."""
-    return retry(url, lambda: bytes(_file_system(url).cat_file(url)))
+def read(url: str, *, most: int | None = None) -> bytes:
+    """The whole file, in one request.
+
+    `DataError` where it has more than `most` bytes, of which no more are taken: a server may send without end.
+    """
+    data = retry(url, lambda: _read_whole(url, most))
+    if most is not None and len(data) > most:
+        raise DataError(
+            f"is larger than {most / 1e9:.1f} GB, and was not read; cut it into parts.", source=mask(url)
+        )
+    return data
 
 
 def read_range(url: str, start: int, size: int) -> bytes:
@@ -153,9 +161,40 @@ def remove(url: str) -> None:
         retry(url, lambda: _file_system(url).rm_file(url), what="removed")
 
 
-def _read_range(url: str, start: int, size: int, timeout: float) -> bytes:
+def _read_whole(url: str, most: int | None) -> bytes:
+    """At most one byte more than `most`."""
     files = _file_system(url)
-    limit = {"timeout": timeout} if files.async_impl else {}  # It takes an event loop to stop them.
+    if most is None:
+        return bytes(files.cat_file(url))
+    if urlsplit(url).scheme not in ("http", "https"):
+        return _read_range(url, 0, most + 1, None)
+    from fsspec.asyn import sync
+
+    return bytes(sync(files.loop, _http_whole, files, url, most))
+
+
+async def _http_whole(files: Any, url: str, most: int) -> bytes:
+    session = await files.set_session()
+    async with session.get(files.encode_url(url)) as response:
+        response.raise_for_status()
+        return await _at_most(response, most + 1)
+
+
+async def _at_most(response: Any, size: int) -> bytes:
+    """Of the body no more than `size` bytes, whatever the server sends."""
+    data = bytearray()
+    async for piece in response.content.iter_any():
+        data += piece
+        if len(data) >= size:
+            break
+    return bytes(data[:size])
+
+
+def _read_range(url: str, start: int, size: int, timeout: float | None) -> bytes:
+    files = _file_system(url)
+    limit = (
+        {"timeout": timeout} if files.async_impl and timeout else {}
+    )  # It takes an event loop to stop them.
     if urlsplit(url).scheme in ("http", "https"):
         from fsspec.asyn import sync
 
@@ -179,7 +218,7 @@ async def _http_range(files: Any, url: str, start: int, size: int) -> bytes:
         if response.status != 206:
             _without_ranges.add(urlsplit(url).netloc)
             raise _no_ranges(url)
-        return bytes(await response.read())
+        return await _at_most(response, size)
 
 
 def _no_ranges(url: str) -> RangesUnsupportedError:

@@ -14,9 +14,10 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from unetdist import __version__, settings, storage
+from unetdist.data import git_lfs
 from unetdist.data.image_file import ImageRange
 from unetdist.data.labels import Palette
-from unetdist.errors import CheckpointError
+from unetdist.errors import CheckpointError, DataError
 from unetdist.model.unet import UNet, UNetConfig
 
 MODEL_FILE = "model.safetensors"
@@ -107,6 +108,7 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
             config = json.loads((file.metadata() or {}).get("unetdist", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, OSError, ValueError) as error:
+        _refuse_pointer(path)
         raise CheckpointError(
             f"{path} is damaged ({error}); use another checkpoint or train again."
         ) from None
@@ -140,3 +142,13 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
         config,
         None if image_range is None else (float(image_range[0]), float(image_range[1])),
     )
+
+
+def _refuse_pointer(path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            git_lfs.refuse_pointer(file.read(len(git_lfs.START)), str(path))
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    except OSError:
+        return

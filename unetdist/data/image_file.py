@@ -15,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from unetdist import remote
-from unetdist.data.decode import CHANNEL_MODES, Pixels, decode_image, reason_of
+from unetdist.data.decode import CHANNEL_MODES, Pixels, check_header, decode_image, reason_of
+from unetdist.data.jpeg import parse_header
 from unetdist.data.orientation import orientation_of, upright
 from unetdist.data.tiff import SUPPORTED, Tiff, read_tiff
 from unetdist.errors import DataError
@@ -31,6 +32,9 @@ EIGHT_BITS: ImageRange = (0.0, 255.0)
 SIXTEEN_BITS: ImageRange = (0.0, 65535.0)
 HIGH_BYTE: ImageRange = (127.5, 65407.5)
 """Scaling by this range gives exactly the high byte of 16 bits, which is how images in indexed tars are decoded."""
+
+MOST_BYTES = 2**30
+"""Size up to which an image behind a URL is read."""
 
 _PLAIN_MODES = {"JPEG": ("L", "RGB"), "MPO": ("L", "RGB"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
 """Modes that every decoder reads alike. MPO is the JPEG of phones that holds further pictures behind the first."""
@@ -86,6 +90,7 @@ def open_image(data: bytes) -> OpenedImage:
     Raises:
         DataError: no image, several frames or pages, or a number of bands that no network takes.
     """
+    check_header(data, parse_header(data))
     tiff = read_tiff(data)
     data = data if tiff is None else tiff.data
     try:
@@ -127,7 +132,7 @@ def read_file(source: Path | str) -> bytes:
         DataError: it is not there, or cannot be read.
     """
     try:
-        return remote.read(source) if isinstance(source, str) else source.read_bytes()
+        return remote.read(source, most=MOST_BYTES) if isinstance(source, str) else source.read_bytes()
     except FileNotFoundError:
         raise DataError("is not there, or went away meanwhile; correct its path, or bring it back.") from None
     except IsADirectoryError:

@@ -1,6 +1,6 @@
 """The pictures on which an exported model is held against the trained one, or learns the range of its layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -65,8 +65,25 @@ def _read(saved: SavedModel, location: str) -> Iterator[Picture]:
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
         if not files:
             raise DataError("no images and no shards in it; give another folder.", source=location)
-        return (_from_file(saved, file) for file in files)
+        return _from_files(saved, files)
     return _from_shards(saved, location)
+
+
+def _from_files(saved: SavedModel, files: Sequence[Path]) -> Iterator[Picture]:
+    """Those that can be read; the others are named. `DataError` where none can."""
+    found = 0
+    for file in files:
+        try:
+            picture = _from_file(saved, file)
+        except DataError as error:
+            logger.warning("left out: %s", error)
+            continue
+        found += 1
+        yield picture
+    if not found:
+        raise DataError(
+            f"none of its {len(files)} images can be read; give another folder.", source=files[0].parent
+        )
 
 
 def _from_file(saved: SavedModel, file: Path) -> Picture:

@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-from unetdist.distributed import World, all_reduce_sum, any_rank, barrier, broadcast, gather_on, least
+from unetdist.distributed import (
+    World,
+    all_reduce_sum,
+    any_rank,
+    barrier,
+    broadcast,
+    gather_on,
+    is_out_of_memory,
+    least,
+)
 from unetdist.errors import ConfigError, DataError
 from unetdist.inference import WHOLE_IMAGE, InferenceConfig
 from unetdist.logs import logger, progress
@@ -25,6 +34,8 @@ AHEAD = 4
 
 MEET_EVERY = 256
 """Pictures of each process after which all wait for the slowest, long before a connection would time out."""
+
+NO_MEMORY = "needs more memory than there is; predict it in parts, with --window 512 512."
 
 
 @dataclass(frozen=True)
@@ -88,15 +99,22 @@ def predict_files(
                 failures.append(group)
                 bar.advance(1, Path(group.source).name)
                 continue
-            predictions = predict_images(
-                saved,
-                [picture.pixels for _, picture in group],
-                batch_size=batch_size,
-                inference=inference,
-                device=world.device,
-                with_probabilities=outputs.probabilities,
-                resized_to=pictures.resize,
-            )
+            try:
+                predictions = predict_images(
+                    saved,
+                    [picture.pixels for _, picture in group],
+                    batch_size=batch_size,
+                    inference=inference,
+                    device=world.device,
+                    with_probabilities=outputs.probabilities,
+                    resized_to=pictures.resize,
+                )
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failures += [Failure(item.name, NO_MEMORY) for item, _ in group]
+                bar.advance(len(group), group[-1][0].target.name)
+                continue
             for (item, picture), prediction in zip(group, predictions, strict=True):
                 writer.put(outputs.write, item.target, picture, prediction, saved.palette)
             bar.advance(len(group), group[-1][0].target.name)
@@ -181,6 +199,8 @@ def _load(item: Item, channels: int) -> Picture | Failure:
         return item.load(channels)
     except DataError as error:
         return Failure(item.name, str(error).removeprefix(f"{item.name}: "))
+    except MemoryError:
+        return Failure(item.name, NO_MEMORY)
 
 
 def _groups(
@@ -229,3 +249,5 @@ def _tell(total: int, skipped: int, failures: list[Failure], out: Path, world: W
     logger.info("%d of %d images predicted, results in %s", total - skipped - len(failures), total, out)
     for failure in failures:
         logger.error("%s: %s", failure.source, failure.reason)
+    if failures:
+        logger.error("%d of %d images failed, for the reasons above", len(failures), total)

@@ -84,7 +84,10 @@ def test_a_mask_of_another_format_gets_that_remedy():
     assert census.report().endswith("Read as color, these values are listed: use --mask-format color.")
     census.add("b.png", [UnknownColor(12, 10, (0, 0), "cell", 1.0)])
     assert "  value 12      10" in census.report()
-    assert "Add a line with this id for each class that is missing to Labels.txt" in census.report()
+    assert "Add a line for each class that is missing to Labels.txt, with this id" in census.report()
+    census.add("c.png", [UnknownColor(300, 100, (0, 0), "cell", 1.0)])  # a line with this id would be refused
+    assert "Labels.txt has room for the ids 0 to 254, and not for 300" in census.report()
+    assert "Add a line" not in census.report()
 
 
 def test_many_colours_near_listed_ones_are_compression_or_smoothing():

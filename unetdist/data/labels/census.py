@@ -201,8 +201,14 @@ class Census:
                 f"Add a line for each class that is missing to Labels.txt, such as '{line} NAME'; "
                 "use --unknown-colors ignore to leave the pixels out, or nearest if they are only noise."
             )
+        if commonest is not None and not 0 <= commonest <= 254:
+            return (
+                f"Labels.txt has room for the ids 0 to 254, and not for {commonest}: number the classes of the masks "
+                "anew, or use --unknown-colors ignore to leave the pixels out."
+            )
         return (
-            "Add a line with this id for each class that is missing to Labels.txt; "
+            "Add a line for each class that is missing to Labels.txt, with this id if the other lines have ids too "
+            "(else lines count from 0); "
             "use --unknown-colors ignore to leave the pixels out."
         )
 

@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from unetdist.data.git_lfs import refuse_pointer
 from unetdist.data.labels.label_columns import INTEGER, SEPARATORS, cut_cells, delimiter_of, read_header
 from unetdist.errors import DataError
 
@@ -93,6 +94,7 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{error.strerror}; give --labels the path of a Labels.txt", source=path) from None
+    refuse_pointer(data, f"{path}: the label file")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
     if b"\0" in data:
