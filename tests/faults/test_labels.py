@@ -165,13 +165,17 @@ def test_the_nearest_colour_is_not_taken_for_ids(shard):
     assert list(manifest.class_pixels) == pixels(IDS, 12)
 
 
-def test_masks_resized_smoothly_are_told(shard):
-    large = [Image.fromarray(discs(number, 12, (96, 128))) for number in range(COUNT)]
-    resampling = Image.Resampling
-    _, text = shard(STREET, [mask.resize((64, 48), resampling.BILINEAR) for mask in large])
-    assert "third class" in text
-    _, text = shard(STREET, [mask.resize((64, 48), resampling.NEAREST) for mask in large], "--overwrite")
+@pytest.mark.parametrize("count", [2, COUNT])
+def test_masks_resized_smoothly_are_refused(shard, count):
+    large = [Image.fromarray(discs(number, 12, (192, 256))) for number in range(count)]
+    smooth = [mask.resize((128, 96), Image.Resampling.BILINEAR) for mask in large]
+    assert "third class" in refused(shard, STREET, smooth)
+    _, text = shard(STREET, smooth, "--mask-format", "ids")
+    assert "warning: the masks were resized smoothly" in text
+    nearest = [mask.resize((128, 96), Image.Resampling.NEAREST) for mask in large]
+    manifest, text = shard(STREET, nearest, "--overwrite")
     assert "third class" not in text
+    assert list(manifest.class_pixels) == pixels(nearest, 12)
 
 
 def test_exchanged_folders_are_told_at_once(shard, tmp_path):

@@ -7,7 +7,7 @@ from unetdist.data.ingest.convert import ConvertOptions, read_sample
 from unetdist.data.ingest.sources import Reader, Sample
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import Census
-from unetdist.data.labels.mask_faults import CLOSE, black_and_white, fault_of
+from unetdist.data.labels.mask_faults import CLOSE, fault_of, fault_of_all
 from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.labels.masks import MaskReading, examine_mask
 from unetdist.errors import DataError
@@ -45,8 +45,8 @@ def look(reader: Reader, samples: Sequence[Sample], palette: Palette, options: C
     What single samples lack (a file, a size, a colour) is left to the pass over all, which tells it together.
 
     Raises:
-        DataError: Images and masks are exchanged, the masks are photographs, lossy or black and white, or the label
-            file is that of other masks.
+        DataError: Images and masks are exchanged, the masks are photographs, lossy, resized or black and white, or the
+            label file is that of other masks.
     """
     number = min(NUM_SAMPLES, len(samples))
     chosen = [samples[place * len(samples) // number] for place in range(number)]
@@ -61,10 +61,11 @@ def look(reader: Reader, samples: Sequence[Sample], palette: Palette, options: C
         _refuse_photographs(looks, palette, options)
     if all(seen.fault for seen in looks):
         raise DataError(f"{looks[0].fault}.", source=looks[0].sample.mask)
-    if notes.num_255 == notes.num_masks >= NUM_SAMPLES and not census:
-        lost = black_and_white(palette, notes)
-        if lost is not None:
-            raise DataError(lost, source=palette.path)
+    is_typical = len(looks) == NUM_SAMPLES and not census
+    if is_typical and (notes.num_255 == NUM_SAMPLES or notes.is_resampled):
+        fault = fault_of_all(palette, notes, options.mask_format)
+        if fault is not None:
+            raise DataError(fault, source=palette.path)
     are_others = all(seen.is_far for seen in looks) or (not options.skip_bad and _are_others(census, notes))
     if are_others and options.unknown_colors == "error":
         listed = 1 - census.num_pixels / notes.num_pixels

@@ -20,7 +20,7 @@ from unetdist.data.ingest.statistics import wider
 from unetdist.data.ingest.tar_source import Tars
 from unetdist.data.ingest.value_range import little_used, refuse_little_used
 from unetdist.data.labels import Palette
-from unetdist.data.labels.mask_faults import black_and_white
+from unetdist.data.labels.mask_faults import fault_of_all
 from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.tar_index import MemberNames
 from unetdist.errors import DataError
@@ -187,8 +187,10 @@ def _unfit(convert: ConvertOptions, runs: Sequence[FolderRun], palette: Palette)
         extremes = wider(extremes, outcome.statistics.extremes)
     unfit = [little_used(convert, extremes, "all images of more than 8 bits")]
     if not any(problem.kind == UNKNOWN_COLORS for outcome in outcomes for problem in outcome.problems):
-        lost = black_and_white(palette, MaskNotes.sum(outcome.notes for outcome in outcomes))
-        unfit.append(None if lost is None else Problem("class that would be lost", palette.path, lost))
+        fault = fault_of_all(
+            palette, MaskNotes.sum(outcome.notes for outcome in outcomes), convert.mask_format
+        )
+        unfit.append(None if fault is None else Problem("masks that cannot mean this", palette.path, fault))
     return [problem for problem in unfit if problem is not None]
 
 

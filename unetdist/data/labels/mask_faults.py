@@ -6,7 +6,7 @@ import numpy as np
 
 from unetdist.data.labels.census import Census
 from unetdist.data.labels.mask_notes import MaskNotes
-from unetdist.data.labels.masks import MaskReading, UnknownColors
+from unetdist.data.labels.masks import MaskFormat, MaskReading, UnknownColors
 from unetdist.data.labels.palette import Label, Palette
 
 PHOTOGRAPHS = "Photographs have so many colours, not masks: are images and masks exchanged?"
@@ -60,6 +60,14 @@ def _looks_like_ids(reading: MaskReading) -> bool:
 
 def _fits(reading: MaskReading, what: str) -> bool:
     return bool(reading.unknowns) and reading.unknowns[0].fits == what
+
+
+def fault_of_all(palette: Palette, notes: MaskNotes, mask_format: MaskFormat) -> str | None:
+    """Why no class may be taken from the masks together, and what to do; None where it may."""
+    if notes.is_resampled and mask_format == "auto":
+        how = "ids" if notes.num_ids else "color"
+        return f"{notes.of_thin_lines()}. If all these lines were drawn, say so with --mask-format {how}."
+    return black_and_white(palette, notes)
 
 
 def black_and_white(palette: Palette, notes: MaskNotes) -> str | None:

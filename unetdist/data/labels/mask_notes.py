@@ -94,13 +94,17 @@ class MaskNotes:
                 "give them a colour of their own, list it, and name it with --ignore."
             )
         if self.is_resampled:
-            share = 100 * self.num_thin / self.num_edges
-            lines.append(
-                f"warning: the masks were resized smoothly, or were JPEGs before: at {share:.0f} % of their edges is "
-                "a thin line of a third class, whose id is between those of the two others, and nobody drew it; "
-                "export the masks again, at their own size or resized by the nearest pixel."
-            )
+            lines.append(f"warning: {self.of_thin_lines()}.")
         return lines
+
+    def of_thin_lines(self) -> str:
+        """Why the masks are taken for resized ones, and what to do."""
+        share = 100 * self.num_thin / self.num_edges
+        return (
+            f"the masks were resized smoothly, or were JPEGs before: at {share:.0f} % of their edges is a thin line of "
+            "a third class, whose number is between those of the two others, and nobody drew it; export the "
+            "masks again, at their own size or resized by the nearest pixel"
+        )
 
     def _of_ids(self, palette: Palette) -> str:
         some = "masks" if self.num_ids == self.num_masks else f"{self.num_ids:,} of {self.num_masks:,} masks"
