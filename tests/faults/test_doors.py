@@ -10,8 +10,10 @@ import yaml
 from tests.faulty_server import serve
 from tests.report.runs import write_run
 from tests.synthetic import write_shards
-from unetdist import remote, retries
+from unetdist import remote, retries, settings
+from unetdist.config import Config
 from unetdist.data.access import DataConfig, open_data
+from unetdist.data.ingest.dataset_source import from_dataset
 from unetdist.data.inspect import command
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
@@ -117,6 +119,39 @@ def test_a_manifest_on_a_server_names_no_file_of_this_machine(tmp_path):
         with serve(tmp_path / "www") as server, pytest.raises(DataError, match="a file of this machine"):
             Manifest.load(server.url)
         assert Manifest.load(tmp_path / "www").shards[0].name == name  # as indexing with --out writes it
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: {train: x}\noptim: {class_path: os.system, init_args: {command: touch RAN}}",
+        "data: {train: x, class_path: os.system}",
+        "data: !!python/object/apply:os.system ['touch RAN']",
+        "data: {train: !!python/object/apply:os.system ['touch RAN']}",
+        "data: {train: x}\nconfig: other.yaml",
+        "data: {train: 'pipe:touch RAN', allow_pipe: true}",
+    ],
+)
+def test_settings_name_no_class_no_object_and_no_other_file(tmp_path, text):
+    file = tmp_path / "config.yaml"
+    file.write_text(text.replace("RAN", str(tmp_path / "ran")))
+    (tmp_path / "other.yaml").write_text("data: {train: x}")
+    with pytest.raises(ConfigError):
+        settings.parse(Config, ["--config", str(file)], prog="", description="")
+    for words in (["--optim", "{class_path: os.system}"], ["--optim.class_path", "os.system"]):
+        with pytest.raises(ConfigError, match="unknown option"):
+            settings.parse(Config, ["--data.train", "x", *words], prog="", description="")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_suffix_of_a_file_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("asked"))
+    (tmp_path / "a.squad").touch()
+    with pytest.raises(DataError, match=r"must end in one of \.parquet"):
+        from_dataset(str(tmp_path / "a.squad"))
+    with pytest.raises(DataError, match="chains locations, which is refused"):
+        from_dataset(str(tmp_path / "reference::a.json"))
 
 
 @pytest.mark.parametrize("entry", ["ftp://host/a.png", "reference://x::data:y", "github://o:r@main/a.png"])

@@ -70,6 +70,14 @@ def test_trains_on_any_size_with_our_levels_where_it_has_none(library, name, wid
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["hf-hub:owner/two", "local-dir:/tmp/two", "two.hf-hub:owner/two"])
+def test_a_model_chooses_no_repository_and_no_folder(library, name):
+    library.is_model = lambda name: True
+    with pytest.raises(ConfigError, match="must be a network of timm"):
+        unet(encoder=name)
+    assert library.asked == []
+
+
 def test_pretrained_weights_bring_their_pixel_statistics_and_stay_as_they_are(library, monkeypatch):
     drawn = []
     create = library.create_model

@@ -30,7 +30,7 @@ class TimmEncoder(nn.Module):
             timm = import_timm()
         except ConfigError as error:
             raise ConfigError(f"model.encoder ({name}) needs timm: {error}") from None
-        if not timm.is_model(name):
+        if ":" in name or not timm.is_model(name):  # hf-hub:NAME and local-dir:NAME lead elsewhere
             near = get_close_matches(name, timm.list_models()) or ["resnet34"]
             raise ConfigError(
                 f"model.encoder ({name}) must be a network of timm; use one such as {', '.join(near)}"

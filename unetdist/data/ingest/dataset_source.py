@@ -6,6 +6,10 @@ from typing import Any
 
 from unetdist.data.ingest.sources import Problem, Sample, Source
 from unetdist.errors import DataError
+from unetdist.remote import refusal
+
+_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+"""How `datasets` calls the kinds of files that it can read."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,17 @@ def _load_dataset(name: str, split: str) -> Any:
         import datasets
     except ImportError as error:
         raise DataError(f"--dataset needs the package datasets ({error}); pip install datasets.") from None
+    if problem := refusal(name):
+        raise DataError(problem, source=f"dataset {name}")
     path = Path(name)
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = datasets.load_from_disk(name)
             return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         if path.is_file():
-            kind = {".jsonl": "json"}.get(path.suffix, path.suffix.lstrip("."))
+            # Any other word would be looked for on the Hub.
+            if (kind := _KINDS.get(path.suffix.lower())) is None:
+                raise ValueError(f"a file must end in one of {', '.join(_KINDS)}")
             return datasets.load_dataset(kind, data_files=name, split=split)
         return datasets.load_dataset(name, split=split)
     except Exception as error:
