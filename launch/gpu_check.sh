@@ -1,34 +1,107 @@
 #!/usr/bin/env bash
-# What a machine with a GPU must show: the tests that need one pass; every layer beside what the device could do; our
-# training loop beside what people would write; the built-in shapes, sharded, are learnt in float32 and in bf16 and
-# scored. Prints a summary with times; under 9 minutes, as what is left then is cut short. Without a GPU: says so, exit
-# code 2.
-#   launch/gpu_check.sh [FOLDER]      # logs, JSON, shards and runs go there (default: a new one); PYTHON=... chooses the
-#                                     # python, PEERS_PYTHON=... that of Lightning, LIMIT_S=... the seconds (530)
+# What a machine with a GPU must show, in less than 9 minutes and the most important first: the student network, ours
+# (compiled? its first step, with CUDA graphs and without, with all of cuDNN's kernels) next to a careful loop and
+# Accelerate; the classic network; the tests that need a GPU; then, in the time that is left, our commands from shards to
+# a score, validation, every layer, the tests that compile, and small batches. Each step has a share of the time; numbers
+# are printed as they come, so that a check that is cut short has shown them. Without a GPU: says so, exit code 2.
+#   launch/gpu_check.sh [FOLDER]     # summary, JSON and logs: at most 8 small files (default: a new folder)
+#     PYTHON=...   the python to use; it needs torch and what pyproject.toml lists, but no installation of this package
+#     WHEELS=DIR   wheels of packages that it lacks, such as isal, simplejpeg, jsonargparse, docstring-parser and
+#                  typeshed-client beside a usual image for PyTorch; they are unpacked into a folder of this check
+#     LIMIT_S=...  seconds for everything (530)
+#     REHEARSE=1   every step at a tiny size, also without a GPU: shows that the check itself works
+# On a machine that is lent for ten minutes, from this checkout with those wheels in wheels/ (pip download --no-deps -d
+# wheels --only-binary=:all: --python-version 3.12 NAME ...):  WHEELS=wheels bash launch/gpu_check.sh RESULTS
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
-facts='import torch; print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuda", torch.version.cuda)'
-if ! machine=$("$python" -c "$facts" 2>/dev/null); then
-  echo "gpu_check: $python has no torch that sees a GPU; nothing was checked" >&2
-  exit 2
-fi
-out=$(realpath -m "${1:-$(mktemp -d)}")
-mkdir -p "$out"
+rehearse=${REHEARSE:-}
 limit_s=${LIMIT_S:-530}
-summary=()
+if [ -n "$rehearse" ]; then
+  machine=rehearsal
+  student=student:48x32:2 classic=student:32x32:2 small=student:32x48:2 precision=fp32 train_precision=no
+  student_loops=careful,accelerate,ours-off small_loops=careful,ours-off
+  measure=(--samples 8 --rounds 1 --seconds 0.01 --check-steps 3)
+  workers=(1 1) layers=(--widths 4 8 --size 32 32 --batch-size 2) validation=(--case student:32x32:2 --samples 4)
+  shapes=10 train=(--trainer.max_steps 4 --optim.warmup_steps 0 --model.widths '[4,8]' --data.num_workers 1)
+else
+  facts='import torch; print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuda", torch.version.cuda)'
+  if ! machine=$("$python" -c "$facts" 2>/dev/null); then
+    echo "gpu_check: $python has no torch that sees a GPU; nothing was checked" >&2
+    exit 2
+  fi
+  student=student:480x352:32 classic=classic:512x512:32 small=student:480x352:2 precision=bf16 train_precision=bf16
+  student_loops=careful,accelerate,ours-no-graphs,ours-graphs,ours-all-kernels small_loops=careful,ours-graphs,ours-no-graphs
+  measure=(--samples 300 --rounds 4 --seconds 0.5)
+  workers=(12 4) layers=() validation=()
+  shapes=400 train=()
+fi
+
+out=$(realpath -m "${1:-$(mktemp -d)}")
+work=$(mktemp -d)
+mkdir -p "$out" "$work/logs"
+trap 'tar -czf "$out/logs.tar.gz" -C "$work" logs; rm -rf "$work"' EXIT
+: >"$out/summary.txt"
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+if [ -n "${WHEELS:-}" ]; then
+  "$python" -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$WHEELS"/*.whl
+  PYTHONPATH="$work/site:$PYTHONPATH"
+fi
 failed=0
 
-# Run a command with its output in a log; its time goes to the summary, and a failure does not end the check. What takes
-# longer than is left fails with 124.
+# Lines for the terminal and the summary.
+note() { if [ -n "$1" ]; then printf '%s\n' "$1" | tee -a "$out/summary.txt"; fi; }
+
+# Run a command for at most so many hundredths of the time; what it prints is shown at once and kept. What fails or is
+# cut short does not end the check.
 step() {
-  local name=$1 began=$SECONDS result=ok
-  shift
-  echo "$name: $*"
-  timeout --kill-after=10 "$((limit_s > SECONDS ? limit_s - SECONDS : 1))" "$@" >"$out/$name.log" 2>&1 || { result="FAILED ($?), see $out/$name.log"; failed=1; tail -n 20 "$out/$name.log"; }
-  summary+=("$(printf '%-14s %4d s  %s' "$name" $((SECONDS - began)) "$result")")
+  local name=$1 share=$2 began=$SECONDS result=ok code=0
+  shift 2
+  local left=$((limit_s - SECONDS)) cap=$((limit_s * share / 100))
+  if ((left <= limit_s / 50)); then
+    note "$name: no time left"
+    return
+  fi
+  ((cap = cap < left ? cap : left, cap = cap > 0 ? cap : 1))
+  echo "== $name, at most $cap s: $*"
+  timeout --signal=INT --kill-after=10 "$cap" "$@" > >(tee "$work/logs/$name.log") 2>&1 || code=$?
+  if ((code == 124 || code == 137)); then
+    result="cut short after $cap s" failed=1
+  elif ((code)); then
+    result="FAILED ($code), see logs.tar.gz" failed=1
+  fi
+  note "$(printf '%-14s %4d s  %s' "$name" $((SECONDS - began)) "$result")"
 }
+
+# First step and images/s of each loop; those of a loop that did not come to its rounds are from its start.
+loops='
+import json, sys
+for case in json.load(open(sys.argv[1]))["cases"]:
+    for row in case["rows"]:
+        rate, alone = row.get("images_per_s", {}).get("median"), row["alone_images_per_s"]
+        words = ["first step {first_step_s:.1f} s".format(**row)] if row["first_step_s"] else []
+        if row["void"]:
+            words = ["void: " + row["void"]]
+        elif rate:
+            ratio = row.get("ours_is_faster_by", {}).get("median", 1)
+            words.append("%.4g images/s, ours %.2f x, %.2f of the limit" % (rate, ratio, row["share_of_limit"]))
+        elif alone:
+            words.append("%.4g images/s, measured alone" % alone)
+        print("  %s %-22s" % (case["case"], row["name"]), ", ".join(words) or "not reached")
+'
+train_loops() {
+  local name=$1 share=$2 case=$3 workers=$4 against=$5
+  step "$name" "$share" "$python" launch/benchmark.py train --cases "$case" --precisions "$precision" --workers "$workers" \
+    "${measure[@]}" --against "$against" --work "$work/data" --out "$work/$name"
+  collect "$name" train
+  note "$("$python" -c "$loops" "$out/$name.json" 2>/dev/null || echo "  no numbers of $name")"
+  local size=${case#*:}
+  note "$(cd "$work/data/train/${size%:*}/runs" 2>/dev/null && grep -o "performance: .*" ours*.log | sed 's/^/  /')"
+}
+
+# Keep the JSON that a benchmark wrote.
+collect() { if [ -f "$work/$1/$2.json" ]; then cp "$work/$1/$2.json" "$out/$1.json"; fi; }
 
 # Median speed after the first half, and the score, of a run.
 numbers='
@@ -36,50 +109,29 @@ import json, statistics, sys
 lines = [json.loads(line) for line in open(f"{sys.argv[1]}/metrics.jsonl")]
 speed = [line["time/images_per_s"] for line in lines if "time/images_per_s" in line]
 miou = json.load(open(f"{sys.argv[1]}/scores.json"))["miou"]
-print(f"{statistics.median(speed[len(speed) // 2 :]):.0f} images/s, mIoU {miou:.3f}")
+print(f"  {statistics.median(speed[len(speed) // 2 :]):.0f} images/s, mIoU {miou:.3f}")
 '
 launch=("$python" -m accelerate.commands.launch --config_file configs/accelerate/one_gpu.yaml)
+compiling="compiled or graphs"
 
-# Median images/s of each loop, and how many times as fast ours is.
-loops='
-import json, sys
-for case in json.load(open(sys.argv[1]))["cases"]:
-    for row in case["rows"]:
-        rate = row.get("images_per_s", {}).get("median")
-        ratio = row.get("ours_is_faster_by", {}).get("median")
-        name = case["case"] + " " + row["name"]
-        text = f"void: {row['void']}" if rate is None else f"{rate:.0f} images/s, ours {ratio:.2f} x" if ratio else f"{rate:.0f} images/s"
-        print(f"  {name:40s} {text}" + (f", {row['share_of_limit']:.2f} of the limit" if rate else ""))
-'
-train_loops() {
-  local name=$1 case=$2 workers=$3
-  step "$name" "$python" launch/benchmark.py train --cases "$case" --precisions bf16 --workers "$workers" --samples 600 \
-    --against ours-off,accelerate,lightning,nnunet,careful --rounds 4 --seconds 0.5 \
-    --peers-python "${PEERS_PYTHON:-$python}" --work "$out/work" --out "$out/$name"
-  summary+=("$("$python" -c "$loops" "$out/$name/train.json" 2>/dev/null || echo "no numbers of $name")")
-}
+note "$machine, commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+train_loops student 49 "$student" "${workers[0]}" "$student_loops"
+train_loops classic 25 "$classic" "${workers[1]}" careful
+step tests 17 "$python" -m pytest -m gpu tests/gpu -k "not ($compiling)" --durations=5 -p no:cacheprovider
+step shards 10 "$python" launch/shard_dataset.py --shapes "$shapes" --val-fraction 0.2 --out "$work/shards"
+step train 20 "${launch[@]}" launch/train.py --config configs/shapes.yaml --name run --runs_dir "$work" --data.train \
+  "$work/shards/train" --data.val "$work/shards/val" --trainer.mixed_precision "$train_precision" \
+  --tracking.tracker none "${train[@]}"
+step evaluate 10 "${launch[@]}" launch/evaluate.py --model "$work/run/best" --data "$work/shards/val" \
+  --mixed-precision "$train_precision" --json "$work/run/scores.json"
+collect run scores
+note "$("$python" -c "$numbers" "$work/run" 2>/dev/null || echo "  no numbers of the run")"
+step validation 20 "$python" launch/benchmark.py eval --rounds 3 "${validation[@]}" --work "$work/data" --out "$work/validation"
+collect validation eval
+step layers 20 "$python" launch/benchmark.py layers "${layers[@]}" --out "$work/layers"
+collect layers layers
+step compiling 30 "$python" -m pytest -m gpu tests/gpu -k "$compiling" -p no:cacheprovider
+train_loops small_batches 40 "$small" "${workers[0]}" "$small_loops"
 
-step tests "$python" -m pytest -m gpu
-step layers "$python" launch/benchmark.py layers --out "$out/layers"
-train_loops loops_student student:480x352:32 12
-train_loops loops_classic classic:512x512:32 4
-step validation "$python" launch/benchmark.py eval --rounds 3 --work "$out/work" --out "$out/validation"
-step shards "$python" launch/shard_dataset.py --shapes 400 --val-fraction 0.2 --out "$out/shards"
-for precision in no bf16; do
-  run="$out/runs/$precision"
-  step "train_$precision" "${launch[@]}" launch/train.py --config configs/shapes.yaml --name "$precision" \
-    --runs_dir "$out/runs" --data.train "$out/shards/train" --data.val "$out/shards/val" \
-    --trainer.mixed_precision "$precision" --tracking.tracker none
-  step "evaluate_$precision" "${launch[@]}" launch/evaluate.py --model "$run/best" --data "$out/shards/val" \
-    --mixed-precision "$precision" --json "$run/scores.json"
-  summary+=("$("$python" -c "$numbers" "$run" 2>/dev/null || echo "no numbers of $run")")
-done
-# The least important comes last, and only where there is time for it.
-if ((limit_s - SECONDS > 150)); then
-  train_loops loops_batch_2 student:480x352:2 12
-else
-  summary+=("loops_batch_2: no time left")
-fi
-
-printf '%s\n' "" "$machine, commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "${summary[@]}" "all files: $out"
+printf '%s\n' "" "== summary" "$(<"$out/summary.txt")" "files: $out"
 exit "$failed"

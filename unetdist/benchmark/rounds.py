@@ -1,7 +1,7 @@
 """Interleaved rounds: everybody is measured in every round, so that a slow minute of the machine is slow for all."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,9 +64,18 @@ def turn(names: Sequence[str], number: int) -> list[str]:
 
 
 def run_rounds(
-    processes: Mapping[str, Timed], *, num_rounds: int, seconds: float, label: str, warm_up: int = 1
+    processes: Mapping[str, Timed],
+    *,
+    num_rounds: int,
+    seconds: float,
+    label: str,
+    warm_up: int = 1,
+    after_round: Callable[[Measured], object] = lambda _: None,
 ) -> Measured:
-    """Time `num_rounds` rounds of `seconds` each, after `warm_up` that are thrown away."""
+    """Time `num_rounds` rounds of `seconds` each, after `warm_up` that are thrown away.
+
+    `after_round` is called with what was measured so far, so that a run that is cut short has told it.
+    """
     rounds: list[Round] = []
     void: dict[str, str] = {}
     with progress(label, warm_up + num_rounds) as bar:
@@ -81,6 +90,12 @@ def run_rounds(
                     void[name] = str(error)
             if number >= 0:
                 rounds.append(measured)
+                after_round(_finished(rounds, void))
             bar.advance()
+    return _finished(rounds, void)
+
+
+def _finished(rounds: Sequence[Round], void: Mapping[str, str]) -> Measured:
+    """The rounds of those who are not void."""
     kept = [{name: times for name, times in one.items() if name not in void} for one in rounds]
-    return Measured(kept, void)
+    return Measured(kept, dict(void))

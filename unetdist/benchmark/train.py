@@ -81,6 +81,8 @@ class Row:
     precision: str
     first_step_s: float = math.nan
     """From the start of its process to the end of its first step."""
+    alone_images_per_s: float = math.nan
+    """In a round of its own at its start: the number that a benchmark which is cut short still has."""
     loss: float = math.nan
     """Mean over the last fifth of the steps of the check."""
     split_ms: dict[str, float] = field(default_factory=dict)
@@ -102,13 +104,27 @@ class TrainResult:
     """Name of our row."""
 
 
-def run_case(case: TrainCase, pictures: Pictures, plan: TrainPlan) -> TrainResult:
-    """Write pictures and shards, start everybody, check the losses, measure in turns."""
+def run_case(
+    case: TrainCase,
+    pictures: Pictures,
+    plan: TrainPlan,
+    tell: Callable[[TrainResult], object] = lambda _: None,
+) -> TrainResult:
+    """Write pictures and shards, start everybody, check the losses, measure in turns.
+
+    `tell` is called with what is known so far, after each start and after each round.
+    """
     folder = plan.work / f"{case.width}x{case.height}"
     job = prepare(case, pictures, plan, folder)
     contenders = list(rows_of(plan))
     rows = {name: Row(name, contender.title, precision) for name, contender, precision in contenders}
     void: dict[str, str] = {}
+    result = TrainResult(case, job.num_classes, rows, Measured([], void), contenders[0][0])
+
+    def add(measured: Measured) -> None:
+        result.measured = Measured(measured.rounds, {**void, **measured.void})
+        tell(result)
+
     with ExitStack() as stack:
         processes: dict[str, Process] = {}
         for name, contender, precision in contenders:
@@ -119,21 +135,26 @@ def run_case(case: TrainCase, pictures: Pictures, plan: TrainPlan) -> TrainResul
             except VoidError as error:
                 void[name] = str(error)
                 logger.warning("%s: %s", name, error)
+            tell(result)
         for name, problem in loss_problems(rows, processes).items():
             void[name] = problem
             logger.warning("%s: %s", name, problem)
             processes.pop(name).close()
         measured = run_rounds(
-            processes, num_rounds=plan.num_rounds, seconds=plan.seconds, label=f"measuring {case}"
+            processes,
+            num_rounds=plan.num_rounds,
+            seconds=plan.seconds,
+            label=f"measuring {case}",
+            after_round=add,
         )
-        void |= measured.void
+        add(measured)
         for name, process in processes.items():
-            if name not in void:
+            if name not in result.measured.void:
                 try:
                     look_inside(process, rows[name], plan)
                 except VoidError as error:
                     logger.warning("%s: not split: %s", name, error)
-    return TrainResult(case, job.num_classes, rows, Measured(measured.rounds, void), contenders[0][0])
+    return result
 
 
 def rows_of(plan: TrainPlan) -> list[tuple[str, Contender, str]]:
@@ -194,10 +215,18 @@ def start(
     try:
         row.first_step_s = process.open(job)["first_step_s"]
         row.loss = process.ask("check", steps=plan.check_steps)["loss"]
+        alone = process.ask("time", seconds=plan.seconds)
+        row.alone_images_per_s = alone["samples"] / alone["seconds"]
     except VoidError:
         process.close()
         raise
-    logger.info("%s: first step after %.1f s, loss %.3f", row.name, row.first_step_s, row.loss)
+    logger.info(
+        "%s: first step after %.1f s, loss %.3f, alone %.4g images/s",
+        row.name,
+        row.first_step_s,
+        row.loss,
+        row.alone_images_per_s,
+    )
     return process
 
 

@@ -23,7 +23,7 @@ from unetdist.benchmark.data import choose
 from unetdist.benchmark.loops.everybody import EVERYBODY, ON_GPU
 from unetdist.benchmark.peaks import measure_peaks
 from unetdist.benchmark.source import Pictures
-from unetdist.benchmark.train import TrainCase, TrainPlan, run_case
+from unetdist.benchmark.train import TrainCase, TrainPlan, TrainResult, run_case
 from unetdist.benchmark.train_report import Limit, panel, tables, to_mapping
 from unetdist.logs import logger
 from unetdist.model.config import PRESETS, Preset
@@ -94,19 +94,30 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
     peaks = {precision: measure_peaks(device, precision) for precision in plan.precisions}
     torch.cuda.empty_cache()  # The loops need the memory.
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    cases, panels = [], []
-    for case in args.cases:
-        result = run_case(case, pictures, plan)
-        limits = {
-            precision: Limit.of(case, result.num_classes, precision, peaks[precision])
+    name = torch.cuda.get_device_name() if device == "cuda" else facts["cpu"]
+    record = {**facts, "device": name, "torch": torch.__version__, "pictures": pictures.name}
+    record["workers"] = plan.num_workers
+    cases: list[dict[str, Any]] = []
+    panels = []
+
+    def limits_of(result: TrainResult) -> dict[str, Limit]:
+        return {
+            precision: Limit.of(result.case, result.num_classes, precision, peaks[precision])
             for precision in plan.precisions
         }
+
+    def keep(result: TrainResult) -> None:
+        # At every step of a case: a benchmark that is cut short leaves what it knew.
+        write_json(
+            args.out / "train.json", {**record, "cases": [*cases, to_mapping(result, limits_of(result))]}
+        )
+
+    for case in args.cases:
+        result = run_case(case, pictures, plan, keep)
+        keep(result)
+        limits = limits_of(result)
         cases.append(to_mapping(result, limits))
         panels.append(panel(result, limits))
-        name = torch.cuda.get_device_name() if device == "cuda" else facts["cpu"]
-        record = {**facts, "device": name, "torch": torch.__version__, "pictures": pictures.name}
-        # After each case, so that one which is cut short leaves those before it.
-        write_json(args.out / "train.json", {**record, "workers": plan.num_workers, "cases": cases})
         caption = f"{name}, {facts['cores']} cores, {facts['date'][:10]}, commit {facts['commit']}"
         with write_atomic(args.out / "train.png") as file:
             Image.fromarray(draw_sheet(panels, caption)).save(file, "PNG")
