@@ -20,6 +20,7 @@ FLOORS = (
         "keyed_random",
         "settings",
         "storage",
+        "locks",
         "folders",
         "remote",
         "retries",

@@ -22,12 +22,14 @@ def build(tmp_path):
     trainers = []
 
     def build(**sections):
+        if trainers:
+            trainers[-1].__exit__()  # it holds the folder of the run
         values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs", **sections)
         trainers.append(build_trainer(settings.from_mapping(Config, values)))
         return trainers[-1]
 
     yield build
-    for trainer in reversed(trainers):
+    for trainer in trainers[-1:]:
         trainer.__exit__()
 
 
@@ -48,6 +50,7 @@ def test_a_run_leaves_what_is_promised(build, tmp_path):
         "metrics.jsonl",
         "status.json",
         "step",
+        ".lock",
     }
     assert read_status(run) == Status(state="finished", step=4, attempts=1)
     best = load_model(run / "best").config

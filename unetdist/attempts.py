@@ -2,7 +2,7 @@
 
 import json
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -73,9 +73,17 @@ class Attempt:
     """This attempt at the run in `run_dir`, kept by rank 0; on other ranks every method does nothing."""
 
     def __init__(
-        self, run_dir: str | os.PathLike[str], *, is_main: bool, machine: str = "", performance: str = ""
+        self,
+        run_dir: str | os.PathLike[str],
+        *,
+        is_main: bool,
+        machine: str = "",
+        performance: str = "",
+        claim: ExitStack | None = None,
     ) -> None:
+        """Know nothing yet of the attempts before; `claim` keeps others out of the folder until `close`."""
         self._run_dir, self._machine, self._performance = Path(run_dir), machine, performance
+        self._claim = claim or ExitStack()
         self._is_main = is_main
         self._status = Status()
         self._file: int | None = None
@@ -124,6 +132,10 @@ class Attempt:
     def end(self, state: Literal["finished", "stopped"], step: int) -> None:
         """Note that the run ended as it should, after `step` steps."""
         self._end(replace(self._status, state=state, step=step, deaths=()))
+
+    def close(self) -> None:
+        """Let others have the folder: nothing more is written to it."""
+        self._claim.close()
 
     def _continue(self) -> Status:
         """Take over from the attempt before, whose status is returned, and begin a file of steps."""

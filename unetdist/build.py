@@ -62,7 +62,9 @@ def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = la
     introduce(world)
     run_dir = Path(config.runs_dir) / config.name
     values = public(settings.to_mapping(config))
-    claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world, defaults=settings.defaults(Config))
+    claim = claim_run_folder(
+        run_dir, values, cfg=config.checkpoint, world=world, defaults=settings.defaults(Config)
+    )
     logger.info("run %s", run_dir)
 
     folder, manifest = open_data(config.data, config.data.train)
@@ -178,7 +180,13 @@ def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = la
         write_text(run_dir / name / CARD_FILE, card_of(run_dir / name))
 
     stop = StopSignal()
-    attempt = Attempt(run_dir, is_main=world.is_main, machine=hardware.describe(world), performance=str(path))
+    attempt = Attempt(
+        run_dir,
+        is_main=world.is_main,
+        machine=hardware.describe(world),
+        performance=str(path),
+        claim=claim,
+    )
     heartbeat = Heartbeat(
         open_store("heartbeat"),
         world,

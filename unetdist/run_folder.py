@@ -1,10 +1,11 @@
 """The folder of a run belongs to one set of settings."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from unetdist import settings
+from unetdist import locks, settings
 from unetdist.checkpoint import CheckpointConfig
 from unetdist.commits import has_checkpoint
 from unetdist.credentials import public
@@ -14,6 +15,12 @@ from unetdist.folders import Folder, open_folder
 from unetdist.logs import logger
 
 SETTINGS_FILE = "config.yaml"
+
+LOCK_FILE = ".lock"
+"""Held by rank 0 of the training that writes to the folder, and says who that is."""
+
+WAIT_S = 30.0
+"""How long a training waits for the one before to end: a launcher's restart may come before the last of the dead."""
 
 RESULT_NEUTRAL = (
     "name",
@@ -48,8 +55,11 @@ def claim_run_folder(
     cfg: CheckpointConfig,
     world: World,
     defaults: Mapping[str, Any] | None = None,
-) -> None:
+) -> ExitStack:
     """Collective. Make sure that a run in `folder` may be begun or continued, and save its settings there.
+
+    What is returned keeps other trainings out of the folder, and of that of its checkpoints, until it is closed or the
+    process ends.
 
     Args:
         folder: of the run.
@@ -61,9 +71,12 @@ def claim_run_folder(
     Raises:
         ConfigError: on all ranks, where the folder holds a run that must not be continued, or not with these settings.
     """
-    problem = _claim(folder, values, cfg, defaults or {}) if world.is_main else ""
+    held = ExitStack()
+    problem = _claim(folder, values, cfg, defaults or {}, held) if world.is_main else ""
     if problem := broadcast(problem, world.device):
+        held.close()
         raise ConfigError(problem)
+    return held
 
 
 def check_run_folder(
@@ -86,7 +99,11 @@ def check_run_folder(
 
 
 def _claim(
-    folder: Path, values: Mapping[str, Any], cfg: CheckpointConfig, defaults: Mapping[str, Any]
+    folder: Path,
+    values: Mapping[str, Any],
+    cfg: CheckpointConfig,
+    defaults: Mapping[str, Any],
+    held: ExitStack,
 ) -> str:
     """Claim the folder; what speaks against it, in words: the other processes wait for them, whatever happens."""
     homes = [("--runs_dir", open_folder(folder))]
@@ -95,12 +112,40 @@ def _claim(
     ):  # the settings lie there too, for such checkpoints may outlive the folder of the run
         homes.insert(0, ("--checkpoint.folder", cfg.folder_of(folder)))
     try:
+        for setting, home in homes:
+            if home.is_local:  # a store of objects knows no locks
+                _hold(home.path(LOCK_FILE), home, setting, held)
         check_run_folder(folder, values, cfg=cfg, defaults=defaults)
         for setting, home in homes:
             _save_settings(home, values, setting)
     except UnetdistError as error:
         return str(error)
     return ""
+
+
+def _hold(file: Path, home: Folder, setting: str, held: ExitStack) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        held.enter_context(
+            locks.hold(
+                file,
+                wait_s=WAIT_S,
+                tell=lambda holder: logger.warning(
+                    "%s: another training writes there (%s); waiting up to %.0f s for it to end",
+                    home,
+                    holder,
+                    WAIT_S,
+                ),
+            )
+        )
+    except locks.HeldError as error:
+        raise ConfigError(
+            f"{home}: another training writes there ({error.holder}); wait for it or stop it, or choose another --name "
+            f"or {setting}."
+        ) from None
+    except OSError:  # a folder that cannot be written to is told where the settings are saved
+        return
 
 
 def _save_settings(home: Folder, values: Mapping[str, Any], setting: str) -> None:

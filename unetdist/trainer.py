@@ -76,6 +76,7 @@ class Trainer:
         self.checkpoints.close()
         self.tracker.close(in_hurry=lambda: self.stop.requested)
         self.stop.close()
+        self.attempt.close()
         if kind is None:  # else it would wait for ranks that wait for it
             self.accelerator.end_training()
 

@@ -1,10 +1,7 @@
 """What a folder of shards is made from, so that a run goes on only where the same one was stopped."""
 
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from unetdist import locks
 from unetdist.data.ingest.foreign import TarJob
 from unetdist.data.ingest.records import RECORDS
 from unetdist.data.ingest.shard_job import ShardJob
@@ -88,18 +86,12 @@ _IS_HELD = (
 
 @contextmanager
 def _locked(path: Path, folder: Folder, *, is_shared: bool, message: str = _IS_HELD) -> Iterator[None]:
-    # NFS locks a file for one process alone only if that process may write to it.
-    descriptor = os.open(path, os.O_RDONLY if is_shared or path.is_dir() else os.O_RDWR)
-    try:
+    with ExitStack() as held:
         try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise DataError(message, source=folder) from None
-            # File systems without locks: the user keeps runs apart.
+            held.enter_context(locks.hold(path, is_shared=is_shared))
+        except locks.HeldError:
+            raise DataError(message, source=folder) from None
         yield
-    finally:
-        os.close(descriptor)
 
 
 def settle(folder: Folder, plan: dict[str, Any], num_shards: int, share: Share, *, overwrite: bool) -> None:
