@@ -1,4 +1,6 @@
+import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -186,3 +188,43 @@ def test_settings_are_laid_over_section_by_section():
 
 def test_settings_by_their_dotted_names():
     assert settings.flat({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
+
+
+def nested(line: str, times: int) -> str:
+    """Lists of nine aliases each, so many times: `line` stands 9 ** times for what it holds."""
+    names = "abcdefghi"[: times + 1]
+    lists = [f"&{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in pairwise(names)]
+    return line.format(f"[&a [{', '.join('123456789')}], {', '.join(lists)}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (nested("model: {{widths: {}}}", 8), "20000 values.*aliases"),
+        ("model: &a {widths: *a}", "inside of what it is for"),
+        ("model: {widths: &a [*a]}", "inside of what it is for"),
+        ("model: {widths: [" + "1," * 20_000 + "]}", "20000 values"),
+        ("name: " + "[" * 1500 + "]" * 1500, "nested too deep"),
+        ("? " * 3000 + "a", "nested too deep"),
+        ("model: {widths: [" + "9" * 5000 + "]}", "not readable as YAML.*5000 digits"),
+        ("? [a]\n: b", "not readable as YAML"),
+        ("name: 2001-99-99", "not readable as YAML.*month"),
+        ("name: " + "x" * 1_100_000, "more than 1048576 bytes"),
+    ],
+    ids=["aliases", "self", "self in a list", "many", "deep", "deep keys", "digits", "keys", "date", "long"],
+)
+def test_a_file_that_stands_for_more_than_settings_is_refused_within_seconds(write, text, told):
+    file = write(text)
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=f"run.yaml: .*{told}") as error:
+        parse("--config", file)
+    assert time.monotonic() - began < 10
+    assert len(str(error.value)) < 1000
+
+
+def test_an_alias_stands_for_its_value(write):
+    assert parse("--config", write("name: &a b\nmodel: {widths: [&w 8, *w, *w]}")).model.widths == (8, 8, 8)
+    assert parse("--config", write("name: &a b\nloss: {kind: ce}\nmodel: {crop: &c [1, 2]}")).model.crop == (
+        1,
+        2,
+    )

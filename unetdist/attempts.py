@@ -10,6 +10,7 @@ from typing import Literal
 from unetdist import storage
 from unetdist.credentials import mask
 from unetdist.errors import TrainingError
+from unetdist.logs import logger
 
 STATUS_FILE = "status.json"
 STEP_FILE = "step"
@@ -110,7 +111,7 @@ class Attempt:
             )
             self.fail(str(error), is_final=True)
             raise error
-        storage.write_json(self._run_dir / STATUS_FILE, asdict(self._status))
+        _write_status(self._run_dir, self._status)
 
     def at(self, step: int) -> None:
         """Note that `step`, counted from 1, begins; costs microseconds."""
@@ -157,9 +158,28 @@ class Attempt:
         return former
 
     def _end(self, status: Status) -> None:
-        if self._is_main and self._run_dir.is_dir():
-            with suppress(OSError):  # the error that matters was told already
-                storage.write_json(self._run_dir / STATUS_FILE, asdict(status))
+        if not self._is_main or not self._run_dir.is_dir():
+            return
+        try:
+            _write_status(self._run_dir, status)
+        except OSError as error:
+            what = f"{status.state}: {status.reason}" if status.reason else status.state
+            logger.error(
+                "%s cannot be written (%s); it should say that the run has %s",
+                self._run_dir / STATUS_FILE,
+                error.strerror,
+                what,
+            )
+
+
+def _write_status(run_dir: Path, status: Status) -> None:
+    file, values = run_dir / STATUS_FILE, asdict(status)
+    try:
+        storage.write_json(file, values)
+    except OSError:
+        if not file.exists():
+            raise
+        storage.write_json_in_place(file, values)  # a full disk has no room for a second file
 
 
 def _begun_step(run_dir: Path) -> int | None:

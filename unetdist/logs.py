@@ -1,5 +1,6 @@
 """What a person sees in the terminal: log lines with the rank, progress bars, errors without tracebacks."""
 
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ console = Console(stderr=True, soft_wrap=True)
 PLAIN_PROGRESS_EVERY_S = 15.0
 """Seconds between progress lines where there is no terminal (log files, CI)."""
 
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 BACKENDS = ("/gloo/", "[Gloo]", "NCCL")
 """What torch's errors of collectives contain."""
@@ -119,6 +122,16 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UnetdistError as error:
         _print_error(error)
         tell_launcher(f"error: {error}")
+        code = 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        text = (
+            f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room on its disk, and type the "
+            "same command again."
+        )
+        _print_error(text)
+        tell_launcher(f"error: {text}")
         code = 1
     except RuntimeError as error:
         if not any(backend in str(error) for backend in BACKENDS):

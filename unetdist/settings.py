@@ -14,6 +14,12 @@ from unetdist.errors import ConfigError
 
 Settings = TypeVar("Settings")
 
+MOST_BYTES = 1 << 20
+"""Of a YAML file, which is read slowly: about 50 kB per second."""
+
+MOST_VALUES = 20_000
+"""In a YAML file: shards may be listed one by one."""
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -184,7 +190,32 @@ def _plain_type_error(text: str) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error instead of the last one winning in silence."""
+    """YAML in which a key that stands twice is an error instead of the last one winning in silence.
+
+    What aliases (`*name`) stand for counts as if it were written out: a few lines of them can stand for 10^9 values.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if node is None or (is_alias and node in self._sizes):
+            return node
+        if is_alias:
+            raise yaml.constructor.ConstructorError(
+                problem="an alias (*name) stands inside of what it is for"
+            )
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+        self._sizes[node] = 1 + sum(self._sizes[one] for one in inner)
+        if self._sizes[node] > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                problem=f"it holds more than {MOST_VALUES} values; settings are few, with few aliases (*name)"
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -202,7 +233,8 @@ class _StrictLoader(yaml.SafeLoader):
 def read_yaml(file: Path) -> Mapping[str, Any]:
     """The mapping in a YAML file; `ConfigError` where it is absent, not YAML, or has a key twice."""
     try:
-        text = file.read_bytes()
+        with open(file, "rb") as opened:
+            text = opened.read(MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}; give --config the path of a YAML file") from None
     return parse_yaml(text, where=str(file))
@@ -210,9 +242,16 @@ def read_yaml(file: Path) -> Mapping[str, Any]:
 
 def parse_yaml(text: bytes, *, where: str) -> Mapping[str, Any]:
     """The mapping that YAML in UTF-8 writes; `ConfigError`, opened by `where`, where it is none or has a key twice."""
+    if len(text) > MOST_BYTES:
+        raise ConfigError(
+            f"{where}: has more than {MOST_BYTES} bytes; give the YAML file of a run's settings"
+        )
     try:
         values = yaml.load(text.decode(), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{where}: its brackets are nested too deep; settings have a few levels") from None
+    # Beside errors of its own the library lets those of Python's types through: dates, numbers, keys.
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{where}: not readable as YAML: {_plain(error)}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: holds no settings; it must be a mapping such as 'name: my_run'")

@@ -33,9 +33,11 @@ def write_atomic(
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             partial.unlink()
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(target)  # a full disk does not say which file it has no room for
         raise
     sync_folder(target.parent)
 
@@ -52,8 +54,23 @@ def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False
 
 def write_json(path: str | os.PathLike[str], value: Any, *, private: bool = False) -> None:
     """Write `value` atomically as indented JSON; NaN is refused, for it is no JSON."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text, private=private)
+    write_text(path, _as_json(value), private=private)
+
+
+def write_json_in_place(path: str | os.PathLike[str], value: Any) -> None:
+    """As `write_json`, over the file that is there: not whole if the process dies meanwhile, but without more room."""
+    text = _as_json(value).encode("utf-8", "backslashreplace")
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -1,16 +1,16 @@
 """The pictures on which an exported model is held against the trained one, or learns the range of its layers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import yaml
 from einops import rearrange
 from torch import Tensor
 
+from unetdist import settings
 from unetdist.data import shapes
 from unetdist.data.access import DataConfig, open_data, open_reader
 from unetdist.data.decode import PICTURE_SUFFIXES, Pixels
@@ -134,9 +134,8 @@ def nearest(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _validation_of(run: Path) -> str | None:
     """Where the run's settings say that its validation set is."""
-    settings = run / "config.yaml"
-    if not settings.is_file():
+    file = run / "config.yaml"
+    if not file.is_file():
         return None
-    data = (yaml.safe_load(settings.read_text(encoding="utf-8")) or {}).get("data") or {}
-    location: str | None = data.get("val")
-    return location
+    data = settings.read_yaml(file).get("data")
+    return data.get("val") if isinstance(data, Mapping) else None

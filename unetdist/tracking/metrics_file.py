@@ -1,5 +1,6 @@
 """`metrics.jsonl`: all numbers of a run, one JSON object per line."""
 
+import errno
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._first_step: int | None = None
+        self._unwritten = ""
+        """Lines that the disk had no room for."""
 
     def continue_after(self, step: int) -> None:
         """Drop what was written after `step`, and a line that a crash cut short; make the file where there is none."""
@@ -28,12 +31,28 @@ class MetricsFile:
         self._first_step = step
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """Append one line."""
+        """Append one line, after those that could not be written before.
+
+        Raises:
+            OSError: it cannot be written; it is kept for the next call, and no half of it is left in the file.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._unwritten += json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False) + "\n"
         if step == self._first_step:  # its validation, made up for; perhaps not for the first time
             self._rewrite(lambda old: old["step"] != step or old.keys().isdisjoint(values))
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False) + "\n")
+        self.flush()
+
+    def flush(self) -> None:
+        """Append what could not be written before; `OSError` where it still cannot."""
+        if not self._unwritten:
+            return
+        lines = self._unwritten.encode()
+        with open(self.path, "ab", buffering=0) as file:
+            size = file.tell()
+            if (written := file.write(lines)) < len(lines):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, f"room for {written} of {len(lines)} bytes", str(self.path))
+        self._unwritten = ""
 
     def rows(self) -> dict[int, dict[str, float]]:
         """All that stands in the file, by step and name, but for what was not finite."""

@@ -155,6 +155,8 @@ class Tracker:
         """End the run's display and files; waits for uploads, not so long `in_hurry`. May be called twice."""
         self._screen.close()
         self._bar = None
+        self._has_warned = False
+        self._try(self._metrics.flush)
         facts = {**self._best, "time/hours": self._hours}
         best, best_step = self._run_dir / "best", int(self._best.get("best/step", -1))
         for mirror in self._mirrors:
@@ -194,7 +196,7 @@ class Tracker:
         except Exception as error:
             if not self._has_warned:
                 logger.warning(
-                    "%s failed and is left out: %s: %s; training goes on",
+                    "%s failed: %s: %s; training goes on, and what it lacks is written once that is possible",
                     METRICS_FILE,
                     type(error).__name__,
                     error,
