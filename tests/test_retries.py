@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from unetdist import retries
-from unetdist.errors import ConfigError, DataError
+from unetdist.errors import ConfigError, DataError, SourceError
 from unetdist.retries import UnreachableError, retry
 
 URL = "https://me:secret@host/data/000001.tar?signature=abc"
@@ -125,3 +125,26 @@ def test_answers_of_object_stores():
     google.code = 416
     assert retries.status_of(google) == 416
     assert retries.status_of(Exception("x")) is None
+
+
+class TooManyRedirects(Exception):  # noqa: N818 (aiohttp's name)
+    """Without a status, as aiohttp raises it."""
+
+
+def missing_because_of(cause):
+    error = FileNotFoundError(URL)
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (TooManyRedirects(f"0, message='', url='{URL}'"), "redirects in a circle; check the address"),
+        (missing_because_of(TooManyRedirects()), "redirects in a circle; check the address"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n 4096"),
+    ],
+)
+def test_what_trying_again_cannot_mend_is_told_at_once_with_its_remedy(error, remedy):
+    with pytest.raises(SourceError, match=rf"^{MASKED}: cannot be read: .*{remedy}"):
+        retry(URL, failing(error, 1))

@@ -124,12 +124,13 @@ def run_script(main: Callable[[], int | None]) -> None:
         tell_launcher(f"error: {error}")
         code = 1
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        where = error.filename or "a file"
+        if error.errno in NO_ROOM:
+            text = f"{where} cannot be written ({error.strerror}); make room on its disk, and start the command again."
+        elif error.errno == errno.EMFILE:
+            text = f"{where} cannot be opened ({error.strerror}); raise the limit, for example with ulimit -n 4096."
+        else:
             raise
-        text = (
-            f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room on its disk, and type the "
-            "same command again."
-        )
         _print_error(text)
         tell_launcher(f"error: {text}")
         code = 1

@@ -67,6 +67,8 @@ def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:
             ) from None
         except Exception as error:
             # `from None` throughout: a chained traceback would print what is masked here.
+            if remedy := _remedy(error):
+                raise SourceError(f"cannot be {what}: {remedy}.", source=mask(url)) from None
             if isinstance(error, FileNotFoundError) or status_of(error) in (404, 410):
                 raise FileNotFoundError(errno.ENOENT, "No such file", mask(url)) from None
             cause = f"{type(error).__name__}: {mask(error) or 'no answer in time'}"[:400]
@@ -90,6 +92,19 @@ def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:
                 logger.warning("%s: %s; trying again for up to %.0f s", mask(url), cause, RETRY_S)
         time.sleep(pause)
     raise AssertionError  # count() does not end.
+
+
+def _remedy(error: Exception) -> str:
+    """What is wrong and what to do, where trying again would only take time; empty where nothing is known."""
+    # aiohttp, requests and httpx each have a class of that name; fsspec calls it a missing file.
+    if "TooManyRedirects" in (type(error).__name__, type(error.__cause__).__name__):
+        return "the server redirects in a circle; check the address"
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return (
+            "this process has as many files open as it may (ulimit -n); raise the limit, for example with ulimit -n "
+            "4096, or lower data.num_workers"
+        )
+    return ""
 
 
 def _may_pass(error: Exception) -> bool:

@@ -2,21 +2,27 @@
 
 import atexit
 import multiprocessing
+import resource
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from unetdist.errors import DataError, UnetdistError
+from unetdist.errors import ConfigError, DataError, UnetdistError
 from unetdist.host_memory import keep_freed
 from unetdist.signals import leave_to_parent
 
 CAN_SHARE = sys.platform == "linux"
 """Whether workers are forked, and so see an `Arena` that was made before them; elsewhere they start anew."""
+
+FILES_OF_PROCESS = Path("/proc/self/fd")
+FILES_PER_WORKER = 12
+"""Pipes of a worker and the batches that it shares, in the process that uses them; as many for what else it opens."""
 
 KEPT_BYTES = 64 << 20
 """Freed memory that a worker keeps."""
@@ -33,6 +39,7 @@ def work(
     pin_memory: bool,
 ) -> "DataLoader[Any]":
     """One item of `dataset` per request, in their order; 0 workers: prepared by the process that asks."""
+    _check_open_files(num_workers)
     is_closing = multiprocessing.RawValue("b", 0)  # No lock, for it is read in a signal handler.
     if num_workers:
         # Runs before multiprocessing's own exit function, which was registered earlier.
@@ -51,6 +58,19 @@ def work(
         # A generator of its own: the loader would else draw from the global one, and change what follows.
         generator=torch.Generator(),
     )
+
+
+def _check_open_files(num_workers: int) -> None:
+    """Refuse workers for whose pipes and shared memory there are too few files: they die, or wait, without a reason."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if num_workers == 0 or limit == resource.RLIM_INFINITY or not FILES_OF_PROCESS.is_dir():
+        return
+    needed = len([*FILES_OF_PROCESS.iterdir()]) + FILES_PER_WORKER * (num_workers + 1)
+    if needed > limit:
+        raise ConfigError(
+            f"data.num_workers ({num_workers}) needs about {needed} open files, and this process may have {limit} "
+            "(ulimit -n); raise that, for example with ulimit -n 4096, or use --data.num_workers 0."
+        )
 
 
 def items(loader: "DataLoader[Any]") -> Iterator[Any]:
