@@ -11,6 +11,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -193,6 +194,31 @@ def test_a_store_of_the_launcher_is_used_again_and_again():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for _ in range(2):
         assert run_ranks(connected, 2, store.port, "True") == [(2, "gloo", b"xx")] * 2
+
+
+def listening_at(port: int, local_world_size: str) -> list[str]:
+    """Addresses of other networks at which this process can be reached, once it has met the others."""
+    dist.destroy_process_group()
+    os.environ.update(MASTER_PORT=str(port), LOCAL_WORLD_SIZE=local_world_size)
+    os.environ.pop("GLOO_SOCKET_IFNAME", None)
+    before = {(c.fd, c.laddr) for c in psutil.Process().net_connections("tcp")}
+    connect("gloo", timeout_s=20, wait_s=20)
+    dist.all_reduce(torch.ones(()))
+    opened = [c for c in psutil.Process().net_connections("tcp") if (c.fd, c.laddr) not in before]
+    found = {c.laddr.ip for c in opened if c.status == psutil.CONN_LISTEN}
+    dist.barrier()
+    return sorted(found)
+
+
+def test_on_one_machine_nothing_listens_to_other_machines():
+    for addresses in run_ranks(listening_at, 2, free_port(), "2"):
+        assert addresses == ["127.0.0.1"]
+
+
+def test_on_several_machines_the_store_listens_to_them():
+    """So the address alone does not make the store private."""
+    rank_0, _ = run_ranks(listening_at, 2, free_port(), "1")
+    assert {"::", "0.0.0.0"} & set(rank_0)
 
 
 def missing_rank(port: int) -> None:

@@ -7,10 +7,13 @@ a call of the dead is answered too, but never confirmed.
 """
 
 import atexit
+import errno
 import gc
+import ipaddress
 import json
 import os
 import socket
+import sys
 import time
 import uuid
 from datetime import timedelta
@@ -32,6 +35,9 @@ LAUNCHER_S = 30.0
 """How long a launcher's store, which is older than its processes, is looked for: they are orphans if it is gone."""
 
 LOOK_EVERY_S = 0.1
+
+LOOPBACK = "lo"
+"""Linux's name of the network that ends at this machine."""
 
 REMEDY = (
     "its own error stands above or in the log of its machine; if it was never started, start every machine with the "
@@ -79,6 +85,9 @@ def connect(backend: str, *, timeout_s: float, wait_s: float = WAIT_S) -> None:
     where = f"{address}:{port}"
     if not hosts:
         _wait_for_store(rank, address, port, min(wait_s, LAUNCHER_S) if has_launcher else wait_s)
+    is_one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) == world_size
+    if is_one_machine and sys.platform == "linux" and backend == "gloo":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     try:
         store = TCPStore(
             address,
@@ -87,6 +96,7 @@ def connect(backend: str, *, timeout_s: float, wait_s: float = WAIT_S) -> None:
             timeout=timedelta(seconds=wait_s),
             wait_for_workers=False,  # `gather` waits for them, and can say who is missing
             multi_tenant=True,
+            master_listen_fd=_listen_on_loopback(address, port) if hosts and is_one_machine else None,
         )
         own = PrefixStore("unetdist", store)
         meet = gather if rank == 0 else partial(call, rank=rank)
@@ -100,6 +110,25 @@ def connect(backend: str, *, timeout_s: float, wait_s: float = WAIT_S) -> None:
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
     )
+
+
+def _listen_on_loopback(address: str, port: int) -> int | None:
+    """A socket for a store that other machines cannot reach, where `address` is loopback; torch would listen on all.
+
+    Anybody who reaches a store may read and write it: it asks for no password.
+    """
+    family, kind, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    if not ipaddress.ip_address(where[0]).is_loopback:
+        return None
+    listening = socket.socket(family, kind)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(where)
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        raise dist.DistNetworkError(f"{error} ({errno.errorcode[error.errno or 0]})") from None
+    return listening.detach()  # the store closes it
 
 
 def keep_group() -> None:

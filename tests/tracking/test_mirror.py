@@ -100,3 +100,20 @@ def test_what_it_holds_is_not_sent():
     close(mirror)
     assert half.rows == [Row(1, {"b": 2.0})]
     assert mirror.has_all
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), KeyboardInterrupt(), AssertionError("odd"), OSError("away")]
+)
+def test_whatever_a_dashboard_raises_at_its_start_stops_nothing_and_is_told(said, impatient, error):
+    def fail():
+        raise error
+
+    mirror = Mirror("mlflow", fail)
+    mirror.wait(lambda: False, since=time.monotonic())
+    mirror.send(Row(1, {"train/loss": 0.5}))
+    close(mirror)
+    assert not mirror.has_all
+    assert [line.split(":")[1].strip() for line in said] == [type(error).__name__]
+    assert "started again, sends what it lacks" in said[0]
+    assert mirror._waiting.qsize() <= 2  # rows do not pile up for nobody

@@ -1,9 +1,12 @@
+import sqlite3
 import warnings
+from contextlib import closing
 
 import pytest
 from accelerate import PartialState
 
 from tests.tracking.samples import CONFUSION, PALETTE, SCORES, picture
+from unetdist.errors import DataError
 from unetdist.logs import logger
 from unetdist.tracking.dashboard import Row, Shown, TrackedRun
 from unetdist.tracking.mlflow_run import MlflowRun
@@ -69,3 +72,43 @@ def test_a_restart_is_the_same_run_and_adds_what_is_missing(tmp_path, monkeypatc
     assert [file.path for file in files] == ["best/model.safetensors"]
     images = [file.path for file in client.list_artifacts(only.info.run_id, "images")]
     assert {name.split("/")[1].split("+")[0] for name in images} == {"val-confusion", "val-pictures-0"}
+    assert {path.name for path in folder.parent.iterdir()} == {
+        "r",
+        "mlflow.db",
+        ".mlflow.db.lock",
+        "mlflow_files",
+    }
+
+    (folder / "mlflow_id").write_text("0123")  # of a store that was moved away
+    anew = open_run(folder)
+    assert (folder / "mlflow_id").read_text().strip() != "0123"
+    assert anew.lacks(row) == row
+    anew.close({}, None)
+
+
+def test_a_run_that_dies_while_mlflow_makes_its_store_leaves_none(tmp_path, monkeypatch):
+    import mlflow.store.db.utils as store
+
+    def die(engine):
+        raise KeyboardInterrupt
+
+    (tmp_path / "r").mkdir()
+    (tmp_path / ".mlflow.db.0123.partial").write_text("of one that was killed")
+    monkeypatch.setattr(store, "_upgrade_db", die)
+    with pytest.raises(KeyboardInterrupt):
+        open_run(tmp_path / "r")
+    assert {path.name for path in tmp_path.iterdir()} == {"r", ".mlflow.db.lock"}
+
+
+def test_a_half_made_store_says_how_to_begin_anew(tmp_path):
+    """As one that was killed between a column and the note that it is there."""
+    (tmp_path / "r").mkdir()
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        store.execute(
+            "CREATE TABLE metrics (key TEXT, value FLOAT, timestamp BIGINT, run_uuid TEXT, step BIGINT)"
+        )
+    with pytest.raises(
+        DataError,
+        match=r"mlflow\.db: cannot be opened .*duplicate column name: step.*move it away: the same command",
+    ):
+        open_run(tmp_path / "r")

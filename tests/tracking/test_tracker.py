@@ -206,7 +206,10 @@ def test_a_broken_dashboard_is_told_once_and_stops_nothing(tmp_path, told, warni
     told(broken)
     log_some(make(tmp_path, tracker="wandb"))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
-    assert warnings == ["wandb failed and is left out: OSError: no space left; training goes on"]
+    assert warnings == [
+        "wandb failed and is left out: OSError: no space left; training goes on, and the same command, started again, "
+        "sends what it lacks"
+    ]
 
 
 def test_one_of_several_fails_alone(tmp_path, monkeypatch, warnings):

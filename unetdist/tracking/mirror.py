@@ -104,10 +104,14 @@ class Mirror:
                 action(dashboard)
                 self._busy_since = None
             self.has_all = True
-        except Exception as error:  # whatever it is, it must not end days of training
+        except BaseException as error:  # whatever it is, an exit too, it must not end days of training
             self._has_failed = True
             logger.warning(
-                "%s failed and is left out: %s: %s; training goes on", self.name, type(error).__name__, error
+                "%s failed and is left out: %s: %s; training goes on, and the same command, started again, sends what "
+                "it lacks",
+                self.name,
+                type(error).__name__,
+                error,
             )
             if dashboard is not None:
                 self._busy_since = time.monotonic()

@@ -9,11 +9,17 @@ from accelerate.utils import LoggerType
 
 from unetdist import pictures as draw
 from unetdist import settings
+from unetdist.errors import DataError
+from unetdist.locks import hold
 from unetdist.logs import logger
-from unetdist.storage import write_text
+from unetdist.storage import TEMPORARY_SUFFIX, write_atomic, write_text
 from unetdist.tracking.dashboard import Dashboard, Row, TrackedRun, sheets_of
 
 ID_FILE = "mlflow_id"
+STORE_FILE = "mlflow.db"
+
+LONGEST_MAKING_S = 300.0
+"""How long a run waits for another that makes the store of both."""
 
 
 class MlflowRun(Dashboard):
@@ -27,17 +33,19 @@ class MlflowRun(Dashboard):
         store = os.environ.get("MLFLOW_TRACKING_URI")
         if store is None:
             beside = run.folder.resolve().parent
-            store = f"sqlite:///{beside / 'mlflow.db'}"
+            store = _store_at(beside / STORE_FILE)
             mlflow.set_tracking_uri(store)
             options["logging_dir"] = (beside / "mlflow_files").as_uri()
+        client = mlflow.MlflowClient()
         id_file = run.folder / ID_FILE
         known = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
+        if known is not None and not _has_run(client, known):  # its store was moved away: begin anew
+            known = None
         # Settings of a run are written once in MLflow, and are the same in each restart but for how it is watched.
         config = None if known else settings.flat(run.config)
         self._tracker = run.open_tracker(LoggerType.MLFLOW, config=config, run_id=known, **options)
         self._id = self._tracker.tracker.info.run_id
         write_text(id_file, self._id + "\n")
-        client = mlflow.MlflowClient()
         for name in client.get_run(self._id).data.metrics if known else ():
             for metric in client.get_metric_history(self._id, name):
                 self.held.setdefault(metric.step, set()).add(name)
@@ -68,6 +76,50 @@ class MlflowRun(Dashboard):
         if best is not None:
             self._tracker.log_artifacts(str(best), artifact_path="best")
         self._tracker.finish()
+
+
+def _store_at(file: Path) -> str:
+    """The address of MLflow's store in `file`, which is made if need be, and appears there whole.
+
+    MLflow makes its tables in some hundred steps that take seconds. Killed between two of them it would leave a store
+    that neither it nor anybody else can finish: "duplicate column name".
+
+    Raises:
+        DataError: the store is half-made, damaged or of another version.
+    """
+    from mlflow import MlflowClient
+
+    lock = file.with_name(f".{file.name}.lock")
+    lock.touch()
+    with hold(lock, wait_s=LONGEST_MAKING_S):
+        for half_made in file.parent.glob(f".{file.name}.*{TEMPORARY_SUFFIX}"):
+            half_made.unlink()
+        if not file.exists():
+            with write_atomic(file) as made:
+                MlflowClient(f"sqlite:///{made.name}").search_experiments()
+    store = f"sqlite:///{file}"
+    try:
+        MlflowClient(store).search_experiments()
+    except Exception as error:
+        raise DataError(
+            f"cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:300]}). If a run was killed "
+            "while it made this file, move it away: the same command makes it anew, and sends all that metrics.jsonl "
+            "holds.",
+            source=file,
+        ) from None
+    return store
+
+
+def _has_run(client: Any, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
 
 
 def _allowed(name: str) -> str:
