@@ -136,6 +136,9 @@ class Attempt:
 
     def close(self) -> None:
         """Let others have the folder: nothing more is written to it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
         self._claim.close()
 
     def _continue(self) -> Status:

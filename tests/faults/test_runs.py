@@ -1,0 +1,183 @@
+"""launch/train.py beside another training, on full disks, and with launches that would do something else."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.synthetic import settings_of, write_shards
+from unetdist import launch_check, locks, run_folder, settings
+from unetdist.attempts import read_status
+from unetdist.logs import run_script
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
+PAGE = 4096
+
+spec = importlib.util.spec_from_file_location("launch_train", SCRIPT)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys):
+    """Runs the command for a run in `tmp_path/runs/tiny`; its exit code and what it printed."""
+    write_shards(tmp_path / "train", 8)
+    write_shards(tmp_path / "val", 2)
+    file = tmp_path / "settings.yaml"
+    values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs")
+    values["trainer"]["log_every"] = 1
+    file.write_text(settings.to_yaml(values))
+
+    def run(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(file), *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            run_script(script.main)
+        return end.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """Makes a disk with room for some pages of files."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = []
+
+    def mount(pages: int) -> Path:
+        words = ["mount", *(["-o", f"size={pages * PAGE}"]), "-t", "tmpfs", "tmpfs", str(place)]
+        if mounted:
+            words = ["mount", "-o", f"remount,size={pages * PAGE}", str(place)]
+        made = subprocess.run(words, capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"only root may mount a file system: {made.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_second_training_in_the_folder_is_refused_and_leaves_the_first_as_it_is(
+    train, tmp_path, monkeypatch
+):
+    run = tmp_path / "runs" / "tiny"
+    monkeypatch.setattr(run_folder, "WAIT_S", 0.3)
+    run.mkdir(parents=True)
+    (run / run_folder.LOCK_FILE).touch()
+    with locks.hold(run / run_folder.LOCK_FILE):  # as the first does
+        code, said = train()
+        assert {path.name for path in run.iterdir()} == {run_folder.LOCK_FILE}
+    assert code == 1
+    assert f"runs/tiny: another training writes there (process {os.getpid()} on " in said
+    assert "choose another --name" in said
+    assert train()[0] == 0
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 2, 3, 4, 4]  # two of them with a validation
+
+
+def test_trainings_that_share_their_checkpoints_are_kept_apart_too(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "WAIT_S", 0.0)
+    shared = tmp_path / "checkpoints" / "tiny"
+    shared.mkdir(parents=True)
+    (shared / run_folder.LOCK_FILE).touch()
+    with locks.hold(shared / run_folder.LOCK_FILE):
+        code, said = train("--checkpoint.folder", shared.parent, "--runs_dir", tmp_path / "other")
+    assert code == 1
+    assert "checkpoints/tiny: another training writes there" in said
+    assert "--checkpoint.folder" in said
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_full_disk_ends_the_run_with_its_name_and_a_status_that_says_failed(
+    train, tmp_path, full_disk, name
+):
+    words = ["--checkpoint.folder", tmp_path / "elsewhere", "--model.widths", "[32, 64]"]
+    words += ["--data.val", "null"] if name == "last" else []
+    place = full_disk(12)  # for all but the weights
+    code, said = train("--runs_dir", place, *words)
+    assert code == 1
+    assert f"error: {place}/tiny/{name}/model.safetensors cannot be written (No space left on device)" in said
+    assert "make room" in said
+    assert "Traceback" not in said
+    status = read_status(place / "tiny")
+    assert (status.state, status.is_final) == ("failed", False)
+    assert "No space left on device" in status.reason
+    full_disk(1000)
+    code, said = train("--runs_dir", place, *words)
+    assert code == 0
+    assert read_status(place / "tiny").state == "finished"
+
+
+def test_lines_that_a_full_disk_has_no_room_for_are_written_once_there_is(tmp_path, full_disk):
+    from unetdist.tracking.metrics_file import MetricsFile
+
+    place = full_disk(2)
+    file = MetricsFile(place / "metrics.jsonl")
+    file.continue_after(0)
+    (place / "ballast").write_bytes(bytes(PAGE - 100))
+    failed = 0
+    for step in range(1, 201):
+        try:
+            file.write({"train/loss": 0.123456789}, step)
+        except OSError:
+            failed += 1
+    assert failed > 0
+    steps = [json.loads(line)["step"] for line in file.path.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    full_disk(10)
+    file.flush()
+    steps = [json.loads(line)["step"] for line in file.path.read_text().splitlines()]
+    assert steps == list(range(1, 201))
+
+
+def test_a_status_that_cannot_be_written_is_told_in_the_terminal(tmp_path, caplog, monkeypatch):
+    from unetdist import storage
+    from unetdist.attempts import Attempt
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    attempt = Attempt(tmp_path, is_main=True)
+    attempt.begin(0)
+    monkeypatch.setattr(storage, "write_json", full)
+    attempt.fail("first")
+    assert json.loads((tmp_path / "status.json").read_text())["reason"] == "first"  # in place
+    monkeypatch.setattr(storage, "write_json_in_place", full)
+    attempt.fail("the disk is full")
+    assert "status.json cannot be written (No space left on device)" in caplog.text
+    assert "failed: the disk is full" in caplog.text
+
+
+def test_options_of_the_launcher_that_would_do_nothing_are_refused(train, monkeypatch, tmp_path):
+    class Launcher:
+        def __init__(self, pid):
+            pass
+
+        def cmdline(self):
+            return ["python", "accelerate", "launch", "--gradient_accumulation_steps", "4", "train.py"]
+
+    monkeypatch.setattr(launch_check.psutil, "Process", Launcher)
+    code, said = train()
+    assert code == 1
+    assert "--gradient_accumulation_steps (4) does nothing" in said
+    assert "trainer.micro_batch_size" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_few_open_files_for_the_workers_are_told_before_any_starts(tmp_path):
+    """A process of its own, for it could not raise the limit again."""
+    write_shards(tmp_path / "train", 8)
+    file = tmp_path / "settings.yaml"
+    file.write_text(settings.to_yaml(settings_of(tmp_path / "train", None, tmp_path / "runs")))
+    command = f"ulimit -n 40; exec {sys.executable} {SCRIPT} --config {file} --data.num_workers 2"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "error: data.num_workers (2) needs about" in done.stderr
+    assert "ulimit -n 4096" in done.stderr
+    assert "Traceback" not in done.stderr
