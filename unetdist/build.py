@@ -27,7 +27,7 @@ from unetdist.distributed import (
     world_of,
 )
 from unetdist.ema import Ema
-from unetdist.errors import ConfigError
+from unetdist.errors import ConfigError, DataError
 from unetdist.evaluate import Report
 from unetdist.feed import feed
 from unetdist.heartbeat import Heartbeat
@@ -68,6 +68,12 @@ def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = la
     logger.info("run %s", run_dir)
 
     folder, manifest = open_data(config.data, config.data.train)
+    if not any(manifest.class_pixels):
+        raise DataError(
+            "all pixels of its masks are ignored, and nothing is left to learn; write the shards again with the label "
+            "file of these masks.",
+            source=config.data.train,
+        )
     if world.is_main and manifest.channels > config.model.in_channels == 3:
         logger.warning(
             "the training images have %d bands and model.in_channels is 3: the last one (alpha, infrared) is not used; "

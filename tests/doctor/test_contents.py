@@ -63,3 +63,17 @@ def test_reading_is_measured_from_the_disk(tmp_path):
     found = only(findings_of(case, *data.CHECKS), "reading")
     assert found.level == "ok"
     assert case.measured.read_bytes_s > 0
+
+
+def test_validation_samples_that_are_trained_on_are_named(folder):
+    assert only(findings_of(case_of(folder), *data.CHECKS), "train and val").fact == "no sample is in both"
+    for path in (folder / "val").iterdir():
+        if path.is_file():
+            path.unlink()
+    for path in (folder / "train").iterdir():
+        if path.is_file():
+            (folder / "val" / path.name).write_bytes(path.read_bytes())
+    found = only(findings_of(case_of(folder), *data.CHECKS), "train and val")
+    assert found.level == "warning"
+    assert "12 of 12 validation samples are in the training set too" in found.fact
+    assert "val/000000.tar" in found.fact

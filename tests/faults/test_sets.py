@@ -1,14 +1,22 @@
 """Sets of files as people have them: images turned by EXIF, links, copies, names and label files of every kind."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.ingest.test_exif import write_pair
 from tests.launch.test_shard_dataset import run
+from tests.synthetic import settings_of
+from unetdist import settings
+from unetdist.build import build_trainer
+from unetdist.config import Config
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples
-from unetdist.errors import DataError
+from unetdist.errors import ConfigError, DataError
 
 LABELS = "0 0 0 background\n255 0 0 thing\n"
 
@@ -67,3 +75,87 @@ def test_processes_decide_alike(tmp_path):
     assert len(tars) == 4
     for name in [*tars, "manifest.json"]:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "shared" / name).read_bytes()
+
+
+def write_plain(root, count=6, *, start=0):
+    """Images of noise with masks of the ids 0 and 1."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number in range(start, start + count):
+        random = np.random.default_rng(number)
+        Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(
+            root / f"images/{number:02d}.png"
+        )
+        Image.fromarray(random.integers(0, 2, (16, 16), np.uint8)).save(root / f"masks/{number:02d}.png")
+
+
+def test_links_add_no_samples(tmp_path):
+    write_plain(tmp_path)
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "loop").symlink_to(".")
+        (tmp_path / folder / "all").symlink_to("..")
+        (tmp_path / folder / "again").symlink_to(tmp_path / folder)
+    shard(tmp_path)
+    assert sorted(loaded(tmp_path / "out")) == [f"{number:02d}" for number in range(6)]
+
+
+def test_copies_are_told_and_never_parted(tmp_path, capfd):
+    write_plain(tmp_path, 12)
+    for number in range(12):
+        for folder in ("images", "masks"):
+            shutil.copy(tmp_path / folder / f"{number:02d}.png", tmp_path / folder / f"copy{number:02d}.png")
+    shard(tmp_path, "--val-fraction", 0.3)
+    assert "12 images have the same bytes as others" in capfd.readouterr().err
+    train, val = (set(loaded(tmp_path / "out" / part)) for part in ("train", "val"))
+    assert len(train) + len(val) == 24
+    assert all((f"copy{key}" in val) == (key in val) for key in map("{:02d}".format, range(12)))
+    (tmp_path / "val.txt").write_text("00\ncopy01\n")
+    shard(tmp_path, "--val-list", tmp_path / "val.txt", out="list")
+    assert "2 of 2 validation images are in the training set too" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["0 background\n1 thing\n", "background\nthing\n", "id,name\n0,background\n1,thing\n"]
+)
+def test_masks_of_ids_need_no_colours(tmp_path, text, capfd):
+    write_plain(tmp_path)
+    (tmp_path / "Labels.txt").write_text(text)
+    shard(tmp_path)
+    assert "0 is background, ..., 1 is thing" in capfd.readouterr().err
+    for key, (_, mask) in loaded(tmp_path / "out").items():
+        assert np.array_equal(mask, np.asarray(Image.open(tmp_path / f"masks/{key}.png")))
+    labels = Manifest.load(tmp_path / "out").palette_records
+    assert [label["name"] for label in labels] == ["background", "thing"]
+
+
+def test_masks_of_colours_need_them(tmp_path):
+    write_plain(tmp_path)
+    (tmp_path / "Labels.txt").write_text("0 background\n1 thing\n")
+    with pytest.raises(ConfigError, match="lists none; write 'R G B name' lines"):
+        shard(tmp_path, "--mask-format", "color")
+    for path in (tmp_path / "masks").iterdir():
+        ids = np.asarray(Image.open(path))
+        Image.fromarray(np.stack([ids * 255, ids, ids], axis=2)).save(path)
+    with pytest.raises(DataError, match="write 'R G B name' lines to the label file"):
+        shard(tmp_path)
+
+
+def test_data_of_which_all_is_ignored_are_refused(tmp_path):
+    write_plain(tmp_path)
+    (tmp_path / "Labels.txt").write_text("0 0 0 0 background\n1 255 0 0 thing\n255 9 9 9 void\n")
+    for path in (tmp_path / "masks").iterdir():
+        Image.fromarray(np.full((16, 16), 255, np.uint8)).save(path)
+    with pytest.raises(DataError, match="all pixels of the masks are ignored"):
+        shard(tmp_path, "--ignore", "void")
+
+
+def test_training_on_ignored_pixels_alone_is_refused(tmp_path):
+    """Shards of a former version, which wrote them."""
+    write_plain(tmp_path)
+    shard(tmp_path)
+    manifest = Manifest.load(tmp_path / "out")
+    ignored = replace(manifest, class_pixels=(0, 0), class_images=(0, 0), ignored_pixels=manifest.num_pixels)
+    ignored.save(tmp_path / "out")
+    values = settings_of(tmp_path / "out", None, tmp_path / "runs")
+    with pytest.raises(DataError, match="out: all pixels of its masks are ignored"):
+        build_trainer(settings.from_mapping(Config, values))

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -87,6 +87,12 @@ class ShardReader:
     def source(self, sample_id: int) -> str:
         """Shard and key of a sample, for messages; never raises, and asks no server."""
         return self._source(*self._locate(sample_id))
+
+    def checksums(self) -> Iterator[tuple[int, int, int]]:
+        """(bytes of the image, bytes of the mask, checksum of both) of each sample, by the indexes of the shards."""
+        for shard in self.manifest.shards:
+            for _, _, image_size, _, mask_size, crc32 in self._rows(shard).tolist():
+                yield image_size, mask_size, crc32
 
     def check(self, *, rank: int = 0, world_size: int = 1) -> None:
         """Compare the sizes of this rank's share of the local shards: a lost file is found before the run."""

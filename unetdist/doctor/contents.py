@@ -4,6 +4,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from unetdist.logs import console
 
 DECODED = 64
 """Samples of each data set that are decoded by each rank, if there is time."""
+
+MOST_COMPARED = 5_000_000
+"""Samples whose checksums fit in memory without much ado."""
 
 
 def decode(case: Case, split: str) -> dict[str, Any]:
@@ -67,6 +71,42 @@ def judge_decoded(case: Case, ranks: list[dict[str, Any]], split: str) -> Iterat
         yield warning(what, fact, "see that the colours of Labels.txt are those of the masks")
     else:
         yield ok(what, fact)
+
+
+def leaks(case: Case) -> list[str] | None:
+    """On rank 0: validation samples that are in the training set too, byte by byte; None: too many to compare.
+
+    Their checksums in the indexes name candidates, and these are read.
+    """
+    if not case.world.is_main:
+        return []
+    if max(manifest.num_samples for _, manifest in case.data.values()) > MOST_COMPARED:
+        return None
+    readers = {
+        split: open_reader(case.settings.data, folder, manifest)
+        for split, (folder, manifest) in case.data.items()
+    }
+    found = []
+    with suppress(DataError, OSError):  # lost and damaged shards are found by other checks
+        train = {row: number for number, row in enumerate(readers["train"].checksums())}
+        for number, row in enumerate(readers["val"].checksums()):
+            twin = train.get(row)
+            if twin is not None and readers["train"].read(twin) == readers["val"].read(number):
+                found.append(f"{readers['val'].source(number)} is {readers['train'].source(twin)}")
+    return found
+
+
+def judge_leaks(case: Case, ranks: list[list[str] | None]) -> Iterator[Finding]:
+    """No validation sample was trained on."""
+    found, what = ranks[0], "train and val"
+    if found is None:
+        yield warning(what, f"not compared: there are more than {MOST_COMPARED:,} samples")
+    elif found:
+        total = case.data["val"][1].num_samples
+        text = f"{len(found)} of {total:,} validation samples are in the training set too: {listed(found)}"
+        yield warning(what, text, "scores will be too good; write the shards again, with copies on one side")
+    else:
+        yield ok(what, "no sample is in both")
 
 
 def read_all(case: Case, split: str) -> list[str] | None:

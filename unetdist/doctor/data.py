@@ -159,6 +159,11 @@ def _if_open(case: Case, split: str = "train") -> str | None:
     return GO if split in case.data else ""
 
 
+def _if_both_open(case: Case) -> str | None:
+    is_same = case.config is not None and location_of(case, "train") == location_of(case, "val")
+    return GO if {"train", "val"} <= case.data.keys() and not is_same else ""
+
+
 def _if_full(case: Case, split: str) -> str | None:
     return _if_open(case, split) if case.full else ""
 
@@ -197,5 +202,12 @@ CHECKS = (
         group=GROUP, what="validation set", measure=classes, judge=judge_no_validation, why_not=no_validation
     ),
     Check(group=GROUP, what="classes", measure=classes, judge=judge_classes, why_not=_if_open),
+    Check(
+        group=GROUP,
+        what="train and val",
+        measure=contents.leaks,
+        judge=contents.judge_leaks,
+        why_not=_if_both_open,
+    ),
     Check(group=GROUP, what="reading", measure=contents.speed, judge=contents.judge_speed, why_not=_if_open),
 )

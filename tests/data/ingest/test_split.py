@@ -61,3 +61,14 @@ def test_a_list_that_cannot_be_right_is_refused(tmp_path, text, message):
     samples = SAMPLES if "night" in text else SAMPLES[3:5]
     with pytest.raises(DataError, match=message):
         split_by_list(samples, tmp_path / "val.txt")
+
+
+def test_a_copy_is_on_the_side_of_its_original():
+    samples = [Sample(key=f"{number:02d}", image="", mask="") for number in range(40)]
+    originals = {f"{number:02d}": f"{number - 1:02d}" for number in range(1, 40, 2)}
+    train, val = split_by_hash(samples, 0.4, originals)
+    keys = {sample.key for sample in train}
+    assert len(train) + len(val) == 40
+    assert all((copy in keys) == (original in keys) for copy, original in originals.items())
+    alone = {sample.key for sample in split_by_hash(samples, 0.4)[0]}
+    assert {key for key in keys if key not in originals} == {key for key in alone if key not in originals}

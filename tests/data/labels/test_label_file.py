@@ -162,3 +162,44 @@ def test_a_file_with_ids_is_read_rightly_or_refused(tmp_path_factory, data):
         return
     assert palette.colors.tolist() == [list(color) for color in color_list]
     assert palette.ids.tolist() == list(range(start, start + len(color_list)))
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("0 background\n2 wet road\n1 car", [0, 2, 1]),
+        ("0: background\n2: wet road\n1: car", [0, 2, 1]),
+        ("0,background\n2,wet road\n1,car\n", [0, 2, 1]),
+        ("id,name\n0,background\n2,wet road\n1,car\n", [0, 2, 1]),
+        ("background 0\nwet road 2\ncar 1", [0, 2, 1]),
+        ("background\nwet road\ncar", [0, 1, 2]),
+        ("# names\nbackground\n\nwet road\ncar\n", [0, 1, 2]),
+    ],
+)
+def test_a_file_without_colours_gives_ids_and_names(read, text, ids):
+    palette = read(text)
+    assert [label.name for label in palette.labels] == ["background", "wet road", "car"]
+    assert [label.id for label in palette.labels] == ids
+    assert not palette.has_colors
+    assert len({label.color for label in palette.labels}) == 3
+
+
+def test_numbers_of_names_are_no_ids(read):
+    assert read("Lane 1\nLane 2\nCurb").class_names == ("Lane 1", "Lane 2", "Curb")
+    assert read("Lane 1\nLane 2").class_names == ("Lane 1", "Lane 2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "images/a.png masks/a.png\nimages/b.png masks/b.png",
+        "This file describes the data set, and how it was made.",
+        "Road #ff0000\nCar #00ff00",
+        '{\n"Road": 1\n}',
+        "0 road\ncar",
+        "0 0 road\n1 1 car",
+    ],
+)
+def test_a_file_of_something_else_is_refused(read, text):
+    with pytest.raises(DataError, match="line 1"):
+        read(text)

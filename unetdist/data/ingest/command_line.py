@@ -10,6 +10,7 @@ from unetdist.data.ingest.convert import MAX_PIXELS, ConvertOptions
 from unetdist.data.ingest.pool import available_cores
 from unetdist.data.ingest.share import find_share
 from unetdist.data.ingest.writer import RunOptions
+from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError
 from unetdist.logs import logger, set_up_logging
 
@@ -87,6 +88,24 @@ def convert_options(args: argparse.Namespace) -> ConvertOptions:
         unknown_colors=args.unknown_colors,
         skip_bad=given.get("skip_bad", False),
         max_pixels=args.max_pixels,
+    )
+
+
+def read_as_ids(args: argparse.Namespace, palette: Palette) -> None:
+    """Let masks be read as ids, which is all that a label file without colours can mean; say how ids are taken.
+
+    Raises:
+        ConfigError: The masks are to be read as colours.
+    """
+    if args.mask_format == "color":
+        raise ConfigError(
+            f"--mask-format (color) needs colours, and {args.labels} lists none; write 'R G B name' lines."
+        )
+    args.mask_format = "ids"
+    first, last = palette.labels[0], palette.labels[-1]
+    logger.info(
+        "%s lists no colours: masks are read as ids, %d is %s, ..., %d is %s; predictions get colours of their own.",
+        *(args.labels, first.id, first.name, last.id, last.name),
     )
 
 

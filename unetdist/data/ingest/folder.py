@@ -175,6 +175,12 @@ class FolderRun:
             manifest = outcome.statistics.to_manifest(
                 shards, palette.to_records(), palette.num_classes, resize, image_range
             )
+            if not any(manifest.class_pixels):
+                raise DataError(
+                    "all pixels of the masks are ignored, and nothing is left to train on or to score; compare the "
+                    "colours or ids of the masks with the label file, and see what --ignore names.",
+                    source=self.folder,
+                )
             if masks is not None and not all(item.has_index_masks for item in finished):
                 manifest = replace(manifest, mask_format=masks[0], unknown_colors=masks[1])
             manifest.save(self.folder)

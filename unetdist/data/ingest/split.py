@@ -3,7 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from unetdist.data.ingest.duplicates import Originals
 from unetdist.data.ingest.listing import spellings
 from unetdist.data.ingest.sources import Sample, read_lines
 from unetdist.errors import ConfigError, DataError
@@ -14,14 +16,20 @@ def hash_key(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
 
 
-def split_by_hash(samples: Sequence[Sample], val_fraction: float) -> tuple[list[Sample], list[Sample]]:
-    """(train, val): a sample's side depends on its key and the fraction alone, so it never moves."""
+def split_by_hash(
+    samples: Sequence[Sample], val_fraction: float, originals: Originals = MappingProxyType({})
+) -> tuple[list[Sample], list[Sample]]:
+    """(train, val): a sample's side depends on its key and the fraction alone, so it never moves.
+
+    That of a copy depends on the key of its original, so that both are on one side.
+    """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"val_fraction ({val_fraction:g}) must be between 0 and 1; use for example 0.2.")
     limit = val_fraction * 2.0**64
     train, val = list[Sample](), list[Sample]()
     for sample in samples:
-        (val if hash_key(f"val {sample.key}") < limit else train).append(sample)
+        key = originals.get(sample.key, sample.key)
+        (val if hash_key(f"val {key}") < limit else train).append(sample)
     for name, side in (("training", train), ("validation", val)):
         if samples and not side:
             raise DataError(

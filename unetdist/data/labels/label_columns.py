@@ -26,6 +26,8 @@ def read_header(text: str, path: Path, line: int, *, is_strict: bool) -> list[st
     for index, word in enumerate(words):
         if word in _NAMES_OR_IDS and not {"name", "id"} <= set(roles):
             roles[index] = "name" if "name" not in roles else "id"
+    if sorted(roles) == ["id", "name"] and {"id", "ids"} & set(words):
+        return roles  # of a file without colours
     if any(re.fullmatch(INTEGER, word) for word in words) or len({*roles} & {*"rgb", "name"}) < 2:
         return None
     missing = [role for role in ("r", "g", "b", "name") if roles.count(role) != 1]

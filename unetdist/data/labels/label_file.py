@@ -9,6 +9,8 @@ brackets all separate. Which number is which is decided once for the whole file:
 4. Of these, one whose ids count 0, 1, 2 ... or 1, 2, 3 ... wins, then one whose ids only rise (three lines or
    more). If several still fit, the file is ambiguous and is refused: a guess would train on wrong classes.
 
+A file without colours, for masks that hold ids, has an id before or after each name, or names alone.
+
 A number at the end of a name with spaces (`0 0 0 Lane 1`) belongs to the name if the names repeat without it.
 """
 
@@ -36,6 +38,8 @@ FORMS = (
 
 REMEDY = "write 'R G B name' with whole numbers 0..255, or put # before a comment"
 _COMMENT = re.compile(r"(^|\s)(#|//)(\s.*|$)|^(#|//).*")
+_NAME = re.compile(r"(?!.*(\.\w{2,5}(\s|$)|\d\.\d))[^\s#{}\[\]\"<>=]+( [^\s#{}\[\]\"<>=]+){0,4}(?<![.:?!])")
+"""A name of a file without colours: a few words, and no file, sentence, or line of another format."""
 _CVAT = re.compile(r"^([^:]+:\s*\d+,\s*\d+,\s*\d+):[^:]*:[^:]*$")
 
 
@@ -45,7 +49,8 @@ class Row:
 
     line: int
     name: str
-    color: tuple[int, int, int]
+    color: tuple[int, int, int] | None
+    """None: the file lists no colours."""
     id: int | None
 
 
@@ -122,7 +127,10 @@ def _with_header(content: list[tuple[int, str]], roles: list[str], path: Path) -
 
 
 def _without_header(content: list[tuple[int, str]], path: Path) -> list[Reading]:
-    fields = _numbers_of_names([_split(line, text) for line, text in content])
+    fields = [_split(line, text) for line, text in content]
+    if (uncolored := _without_colors(fields)) is not None:
+        return [uncolored]
+    fields = _numbers_of_names(fields)
     shapes = Counter((len(row.before), len(row.after)) for row in fields)
     usual = max(shapes, key=lambda shape: (_forms(shape) != [], shapes[shape]))
     for row in fields:
@@ -144,6 +152,29 @@ def _without_header(content: list[tuple[int, str]], path: Path) -> list[Reading]
                 source=f"{path}, line {row.line}",
             )
     return list(_sound_readings(fields, _forms(usual)))
+
+
+def _without_colors(fields: list[_Fields]) -> Reading | None:
+    """The reading of a file of names, with or without ids; None where any line may be another thing."""
+    if not all(
+        row.name and _NAME.fullmatch(row.name) and len(row.before) + len(row.after) <= 1 for row in fields
+    ):
+        return None
+    shapes = {(len(row.before), len(row.after)) for row in fields}
+    if shapes == {(1, 0)}:
+        return Reading(
+            "id name", tuple(Row(row.line, row.name, None, int(row.before[0])) for row in fields), 0
+        )
+    if shapes == {(0, 1)} and len({row.name for row in fields}) == len(fields):
+        return Reading(
+            "name id", tuple(Row(row.line, row.name, None, int(row.after[0])) for row in fields), 0
+        )
+    if any(row.before for row in fields):
+        return None
+    names = (" ".join((row.name, *row.after)) for row in fields)
+    return Reading(
+        "name", tuple(Row(row.line, name, None, None) for row, name in zip(fields, names, strict=True)), 0
+    )
 
 
 def _sound_readings(fields: list[_Fields], forms: list[str]) -> Iterator[Reading]:
@@ -178,7 +209,7 @@ def _order(ids: Sequence[int]) -> int:
 
 
 def _row(line: int, values: dict[str, str]) -> Row:
-    color = (int(values["r"]), int(values["g"]), int(values["b"]))
+    color = (int(values["r"]), int(values["g"]), int(values["b"])) if "r" in values else None
     return Row(line, " ".join(values["name"].split()), color, int(values["id"]) if "id" in values else None)
 
 

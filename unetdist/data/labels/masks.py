@@ -94,7 +94,10 @@ def examine_mask(
     """`read_mask`, with an account of how it was read."""
     pixels = decode(data)
     if mask_format == "ids" and not pixels.is_number.all():
-        raise DataError("the mask has colours, not ids; use --mask-format color, or save ids as grey PNG")
+        remedy = (
+            "use --mask-format color" if palette.has_colors else "write 'R G B name' lines to the label file"
+        )
+        raise DataError(f"the mask has colours, not ids; {remedy}, or save ids as grey PNG")
     classes_of_labels = np.array([IGNORE_INDEX if x.index is None else x.index for x in palette.labels])
     colors_of_labels = np.array([label.color for label in palette.labels])
     ids_of_labels = np.array([label.id for label in palette.labels])

@@ -47,11 +47,13 @@ class Palette:
         labels: One for each line.
         has_ids: Whether the file itself gave the ids; else they are the counts of lines before each.
         path: The file, for messages.
+        has_colors: Whether the file itself gave colours; else they are made up, and masks have to hold ids.
     """
 
     labels: tuple[Label, ...]
     has_ids: bool = field(default=True, compare=False)
     path: str = field(default="Labels.txt", compare=False)
+    has_colors: bool = field(default=True, compare=False)
 
     @classmethod
     def read(cls, path: str | PathLike[str], *, ignore: Sequence[str] = ()) -> "Palette":
@@ -171,11 +173,13 @@ def _palette(rows: Sequence[Row], ignore: frozenset[str], path: Path) -> Palette
     for unknown in sorted(ignore - {row.name for row in rows}):
         raise DataError(f"--ignore '{unknown}' is no label{_suggestion(unknown, rows)}", source=path)
     ids = {row.line: position if row.id is None else row.id for position, row in enumerate(rows)}
+    has_colors = all(row.color is not None for row in rows)
+    colors = {row.line: row.color or made_up_color(position) for position, row in enumerate(rows)}
     for row in rows:
         source = f"{path}, line {row.line}"
-        if any(not 0 <= value <= 255 for value in row.color):
+        if any(not 0 <= value <= 255 for value in colors[row.line]):
             raise DataError(
-                f"colour {row.color} of '{row.name}' must be 0..255; correct the line", source=source
+                f"colour {colors[row.line]} of '{row.name}' must be 0..255; correct the line", source=source
             )
         if ids[row.line] > 255:
             raise DataError(
@@ -190,7 +194,7 @@ def _palette(rows: Sequence[Row], ignore: frozenset[str], path: Path) -> Palette
                 source=source,
             )
     _refuse_twice("name", rows, lambda row: row.name, frozenset(), path)
-    _refuse_twice("colour", rows, lambda row: row.color, ignore, path)
+    _refuse_twice("colour", rows, lambda row: colors[row.line], ignore, path)
     _refuse_twice("id", rows, lambda row: ids[row.line], ignore, path)
     trained = sorted(ids[row.line] for row in rows if row.name not in ignore)
     if not trained:
@@ -198,12 +202,27 @@ def _palette(rows: Sequence[Row], ignore: frozenset[str], path: Path) -> Palette
     index = {id: position for position, id in enumerate(trained)}
     return Palette(
         tuple(
-            Label(ids[row.line], row.name, row.color, None if row.name in ignore else index[ids[row.line]])
+            Label(
+                ids[row.line],
+                row.name,
+                colors[row.line],
+                None if row.name in ignore else index[ids[row.line]],
+            )
             for row in rows
         ),
         has_ids=all(row.id is not None for row in rows),
         path=str(path),
+        has_colors=has_colors,
     )
+
+
+def made_up_color(number: int) -> tuple[int, int, int]:
+    """The colour of PASCAL VOC's class of that number, 0..255: black, dark red, dark green ..., all different."""
+    color = [0, 0, 0]
+    for place in range(8):
+        for channel in range(3):
+            color[channel] |= (number >> (3 * place + channel) & 1) << (7 - place)
+    return color[0], color[1], color[2]
 
 
 def _refuse_twice(
