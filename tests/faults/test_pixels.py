@@ -156,9 +156,11 @@ def watched(model: torch.nn.Module) -> Iterator[list[np.ndarray]]:
 
 
 def through_shards(kind: Kind, file: Path) -> np.ndarray:
+    """By a mask that was drawn on the image as viewers show it."""
     shown = through_files(kind, file).shape[:2] if not kind.refused else (8, 12)
     sharded = None if kind.image_range == EIGHT_BITS else kind.image_range
-    return decode_image(store_image(kind.data, shown, image_range=sharded).data, kind.channels)
+    picture = store_image(kind.data, shown, image_range=sharded, exif="upright")
+    return decode_image(picture.data, kind.channels)
 
 
 def through_files(kind: Kind, file: Path) -> np.ndarray:
