@@ -19,9 +19,12 @@ def die_in(run_dir, step, *, begun_at=40, reason=None):
 
 
 def test_a_run_that_finishes(tmp_path):
-    attempt = Attempt(tmp_path, is_main=True, machine="2 cores of it")
+    attempt = Attempt(tmp_path, is_main=True, machine="2 cores of it", performance="compiled")
     attempt.begin(0)
-    assert read_status(tmp_path).machine == "2 cores of it"
+    status = read_status(tmp_path)
+    assert (status.machine, status.performance) == ("2 cores of it", "compiled")
+    attempt.fell_back("not compiled: no kernel")
+    assert read_status(tmp_path).performance == "not compiled: no kernel"
     assert read_status(tmp_path) == Status(state="running", step=0, attempts=1)
     attempt.at(1)
     attempt.end("finished", 1)
@@ -130,3 +133,12 @@ def test_the_reason_tells_no_password(tmp_path):
     attempt.begin(0)
     attempt.fail("https://me:secret@host/a: gone")
     assert read_status(tmp_path).reason == "https://***@host/a: gone"
+
+
+def test_a_status_that_an_older_version_wrote_is_read(tmp_path):
+    attempt = Attempt(tmp_path, is_main=True)
+    attempt.begin(7)
+    values = json.loads((tmp_path / STATUS_FILE).read_text())
+    del values["performance"]
+    (tmp_path / STATUS_FILE).write_text(json.dumps(values))
+    assert read_status(tmp_path) == Status(state="running", step=7, attempts=1)

@@ -103,26 +103,6 @@ def test_the_fast_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, 
     torch.testing.assert_close(losses["fast"], losses["plain"], rtol=1e-5, atol=1e-5)
 
 
-def test_a_compiler_that_fails_is_told_of_and_done_without(tmp_path, monkeypatch, capsys):
-    write_shards(tmp_path / "train", 9)
-    write_shards(tmp_path / "val", 2)
-
-    def broken(graph, inputs):
-        raise RuntimeError("no kernel for this")
-
-    monkeypatch.setattr(wiring, "choose", lambda *_: FastPath(compiler=broken))
-    with build(tmp_path) as trainer:
-        assert trainer.fit()
-        assert not trainer.share.is_compiled
-    told = capsys.readouterr().err
-    assert "trains without the compiler, and slower: " in told
-    assert "no kernel for this" in told
-    status = read_status(tmp_path / "runs" / "tiny")
-    assert status.performance.startswith("not compiled: ")
-    assert "no kernel for this" in status.performance
-    assert compiled_in(tmp_path / "runs" / "tiny") == [0, 0]
-
-
 def test_the_choice_is_told_and_off_is_the_plain_path(tmp_path, capsys):
     write_shards(tmp_path / "train", 9)
     write_shards(tmp_path / "val", 2)
