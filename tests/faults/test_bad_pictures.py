@@ -11,16 +11,23 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
 from tests.faults import damaged
 from tests.faulty_server import serve
 from unetdist import remote
 from unetdist.data import image_file
+from unetdist.data.augment import Augmenter
+from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.batch import Batch
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.image_file import read_image
 from unetdist.data.ingest.pictures import store_image
 from unetdist.data.labels import Palette
 from unetdist.data.labels.mask_reader import MaskReader
 from unetdist.data.labels.masks import read_mask
+from unetdist.data.reader import ShardReader
+from unetdist.data.requests import MicroBatch
+from unetdist.data.samples import Samples, TrainDataset
 from unetdist.errors import CheckpointError, DataError
 from unetdist.model.unet import UNet, UNetConfig
 from unetdist.predict import volume
@@ -75,6 +82,22 @@ def test_what_claims_gigabytes_is_refused_by_its_header(name):
     said = judge(damaged.impossible()[name])
     if name not in ("text.png", "profile.png"):  # whose pixels are good
         assert "read" not in said
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", ["image", "mask"])
+def test_training_survives_them_all(tmp_path, part):
+    good = [encode_png(pixels) for pixels in numbered_sample(0)]
+    bad = list(damaged.impossible().values()) + [damaged.damaged(number)[1] for number in range(24)]
+    encoded = {n: (data, good[1]) if part == "image" else (good[0], data) for n, data in enumerate(bad)}
+    manifest = write_small_shards(tmp_path, [len(bad) + 1], encoded=encoded)
+    samples = Samples(ShardReader(tmp_path, manifest), channels=3, num_classes=NUM_CLASSES)
+    augmenter = Augmenter(AugmentConfig(), seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
+    dataset = TrainDataset(samples, augmenter, on_bad_sample="blank", blank_size=(12, 16))
+    for number in range(len(bad)):
+        batch = dataset[MicroBatch([(0, len(bad)), (0, number)])]
+        assert isinstance(batch, Batch), batch
+        assert batch.num_bad <= 1
 
 
 @pytest.fixture

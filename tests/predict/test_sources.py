@@ -162,3 +162,11 @@ def test_processes_that_see_other_files_can_tell(tmp_path):
     assert before == Files(find_jobs(tmp_path / "in", tmp_path / "out")).fingerprint
     picture(tmp_path / "in/b.png")
     assert before != Files(find_jobs(tmp_path / "in", tmp_path / "out")).fingerprint
+
+
+def test_a_list_may_be_written_on_another_system(tmp_path, monkeypatch):
+    picture(tmp_path / "in/\u00e4.png")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text("in\\a\u0308.png\n", encoding="utf-8")
+    (job,) = open_source(tmp_path / "list.txt", tmp_path / "out").jobs
+    assert job.source.name == "\u00e4.png"
