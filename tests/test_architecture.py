@@ -17,6 +17,7 @@ FLOORS = (
     {
         "errors",
         "ignore_index",
+        "json_records",
         "keyed_random",
         "settings",
         "storage",

@@ -108,7 +108,8 @@ def test_other_ranks_write_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", json.dumps({"state": "running"}), json.dumps({"other": 1, "deaths": []})]
+    "text",
+    ["", "{", "[]", "[" * 10**5, '{"step": -1}', '{"step": "1"}', json.dumps({"other": 1, "deaths": []})],
 )
 def test_an_unreadable_status_is_none(tmp_path, text):
     (tmp_path / STATUS_FILE).write_text(text)

@@ -6,7 +6,7 @@ import yaml
 
 from tests.tracking.samples import PALETTE, SCORES
 from unetdist.model_card import card_of
-from unetdist.saved_model import CONFIG_FILE
+from unetdist.saved_model import CONFIG_FILE, MODEL_FORMAT
 
 REPORT = {**SCORES.to_record(), "miou_interval_95": [0.6, 0.72], "num_samples": 12}
 
@@ -15,6 +15,10 @@ REPORT = {**SCORES.to_record(), "miou_interval_95": [0.6, 0.72], "num_samples": 
 def write(tmp_path):
     def write(**changes):
         config = {
+            "format": MODEL_FORMAT,
+            "unetdist_version": "1",
+            "mean": [1.0] * 3,
+            "std": [1.0] * 3,
             "model": {"preset": "student"},
             "classes": PALETTE.to_records(),
             "resize": None,

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -48,3 +49,12 @@ def test_a_private_file_is_for_its_owner_alone(tmp_path):
     open_to_others = file.stat().st_mode & 0o077
     storage.write_json(file, 2, private=True)
     assert (open_to_others != 0, file.stat().st_mode & 0o777, file.read_text()) == (True, 0o600, "2\n")
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"abc")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(OSError, match="regular file|directory"):
+            storage.read_file(path)
+    assert storage.read_file(tmp_path / "file") == b"abc"

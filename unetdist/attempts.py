@@ -1,15 +1,15 @@
 """What the attempts at a run came to, kept in its folder for who restarts it; a loop of deaths is ended here."""
 
-import json
 import os
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from unetdist import storage
+from unetdist import json_records, storage
 from unetdist.credentials import mask
 from unetdist.errors import TrainingError
+from unetdist.json_records import Count
 from unetdist.logs import logger
 
 STATUS_FILE = "status.json"
@@ -44,11 +44,11 @@ class Status:
     """
 
     state: Literal["running", "finished", "stopped", "failed"] = "running"
-    step: int = 0
+    step: Count = 0
     reason: str = ""
     is_final: bool = False
-    attempts: int = 0
-    deaths: tuple[int, ...] = ()
+    attempts: Count = 0
+    deaths: tuple[Count, ...] = ()
     machine: str = field(default="", compare=False)
     performance: str = field(default="", compare=False)
 
@@ -56,9 +56,8 @@ class Status:
 def read_status(run_dir: str | os.PathLike[str]) -> Status | None:
     """The status of a run; None where it has none, or an unreadable one."""
     try:
-        values = json.loads((Path(run_dir) / STATUS_FILE).read_text(encoding="utf-8"))
-        return Status(**{**values, "deaths": tuple(values["deaths"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        return json_records.build(Status, json_records.parse(storage.read_file(Path(run_dir) / STATUS_FILE)))
+    except (OSError, ValueError):
         return None
 
 
@@ -188,6 +187,6 @@ def _write_status(run_dir: Path, status: Status) -> None:
 def _begun_step(run_dir: Path) -> int | None:
     """The step in which the former attempt was, if it was in any."""
     try:
-        return int((run_dir / STEP_FILE).read_bytes())
+        return int(storage.read_file(run_dir / STEP_FILE))
     except (OSError, ValueError):
         return None

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from unetdist import json_records
 from unetdist.errors import CheckpointError, UnetdistError
 from unetdist.folders import Folder
+from unetdist.json_records import Count, Hex
 from unetdist.logs import logger
 from unetdist.storage import TEMPORARY_SUFFIX
 
@@ -33,9 +35,9 @@ class DamagedError(CheckpointError):
 class Commit:
     """What makes a pair exist: what the tensors' file must be, and all that is not a tensor."""
 
-    step: int
-    num_bytes: int
-    sha256: str
+    step: Count
+    num_bytes: Count
+    sha256: Hex
     """Of the tensors' file, in hex."""
 
     facts: dict[str, Any]
@@ -48,17 +50,12 @@ class Commit:
 
     def to_bytes(self) -> bytes:
         """As JSON that tells its own damage."""
-        values = asdict(self)
-        return json.dumps({**values, "sha256_of_this": _hash(values)}, indent=1).encode()
+        return json.dumps(json_records.sealed(asdict(self)), indent=1).encode()
 
     @classmethod
     def from_bytes(cls, text: bytes) -> Self:
         """What `to_bytes` gave; `ValueError` where it is anything else."""
-        values = json.loads(text)
-        expected = values.pop("sha256_of_this", None) if isinstance(values, dict) else None
-        if (found := _hash(values)) != expected:
-            raise ValueError(f"its sha256 is {found} instead of {expected}")
-        return cls(**values)
+        return json_records.build(cls, json_records.unsealed(json_records.parse(text), is_required=True))
 
 
 class Commits:
@@ -146,7 +143,7 @@ class Commits:
             raise self._damage(file, "is missing") from None
         try:
             return Commit.from_bytes(text)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise self._damage(file, f"is damaged: {error}") from None
 
     def _damage(self, file: str, how: str) -> DamagedError:
@@ -192,9 +189,5 @@ def _name(step: int) -> str:
 def _steps(names: Iterable[str]) -> Iterator[int]:
     """Of the pairs that are committed."""
     for name in names:
-        if found := re.fullmatch(rf"step_(\d+){re.escape(COMMIT)}", name):
+        if found := re.fullmatch(rf"step_([0-9]{{8,18}}){re.escape(COMMIT)}", name):
             yield int(found[1])
-
-
-def _hash(values: object) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ from typing import IO, Protocol
 from unetdist import remote
 from unetdist.credentials import mask
 from unetdist.errors import ConfigError, DataError
-from unetdist.storage import write_atomic
+from unetdist.storage import open_file, read_file, write_atomic
 
 CHUNK = 2**20
 """Bytes of one read from a local file."""
@@ -157,12 +157,12 @@ class _LocalFolder(_RemoteFolder):
         return super().size(name) if remote.is_url(name) else self.path(name).stat().st_size
 
     def read(self, name: str) -> bytes:
-        return super().read(name) if remote.is_url(name) else self.path(name).read_bytes()
+        return super().read(name) if remote.is_url(name) else read_file(self.path(name))
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
         if remote.is_url(name):
             return super().read_range(name, start, size)
-        with open(self.path(name), "rb") as file:
+        with open_file(self.path(name)) as file:
             return os.pread(file.fileno(), size, start)
 
     def download(
@@ -171,7 +171,7 @@ class _LocalFolder(_RemoteFolder):
         if remote.is_url(name):
             super().download(name, file, start=start, on_bytes=on_bytes)
             return
-        with open(self.path(name), "rb") as source:
+        with open_file(self.path(name)) as source:
             source.seek(start)
             _append(iter(lambda: source.read(CHUNK), b""), file, on_bytes)
 

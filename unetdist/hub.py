@@ -21,6 +21,7 @@ from unetdist.data.image_file import (
 from unetdist.errors import CheckpointError, DataError
 from unetdist.inference import WHOLE_IMAGE, InferenceConfig
 from unetdist.model import unet
+from unetdist.model.blocks import without_memory
 from unetdist.model_card import CARD_FILE, EXAMPLE_FILE, card_of
 from unetdist.predict import predict_image, read_picture, write_png
 from unetdist.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, load_model, save_model
@@ -42,7 +43,7 @@ class UNet(unet.UNet):
     """
 
     def __init__(self, saved: SavedModel) -> None:
-        with torch.device("meta"):  # no random weights, which would be replaced
+        with without_memory():  # no random weights, which would be replaced
             super().__init__(
                 saved.model.config,
                 saved.palette.num_classes,

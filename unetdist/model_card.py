@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unetdist.data.image_file import EIGHT_BITS
-from unetdist.saved_model import CONFIG_FILE
+from unetdist.saved_model import read_config
 
 CARD_FILE = "README.md"
 EXAMPLE_FILE = "example.png"
@@ -30,7 +30,7 @@ def card_of(folder: str | os.PathLike[str], *, license: str | None = None, repo_
     """
     from huggingface_hub import ModelCardData
 
-    config = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_config(folder)
     fields = ModelCardData(
         license=license,
         library_name="unetdist",

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.synthetic import PALETTE_RECORDS
 from unetdist.data.manifest import Manifest
 from unetdist.data.shards import encode_mask, open_shard
 
@@ -51,7 +52,7 @@ def write_small_shards(
     heights, widths = zip(*sizes, strict=True)
     manifest = Manifest(
         shards=tuple(shards),
-        palette_records=(),
+        palette_records=PALETTE_RECORDS,
         class_pixels=(1000, 500, 10),
         class_images=(sample_id,) * NUM_CLASSES,
         presence_pixels=(1510,) * NUM_CLASSES,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from unetdist.errors import DataError
 from unetdist.folders import open_folder
 
 MANIFEST = Manifest(
-    shards=(Shard("000000.tar", 3, 10240, "ab"), Shard("000001.tar", 2, 512, "cd")),
+    shards=(Shard("000000.tar", 3, 10240, "ab"), Shard("000001.tar", 2, 5120, "cd")),
     palette_records=({"index": 0, "id": 3, "name": "road", "color": [1, 2, 3]},),
     class_pixels=(5,),
     class_images=(2,),
@@ -70,6 +71,31 @@ def change_manifest(folder: Path, **changes) -> None:
         ({"num_samples": 6}, "damaged.*num_samples is not the sum"),
         ({"colour": 1}, "damaged.*colour"),
         ({"sizes": 3}, "damaged"),
+        ({"num_pixels": "8"}, r"damaged \(num_pixels \('8'\) must be an integer"),
+        ({"num_pixels": 2**63}, r"damaged \(num_pixels"),
+        ({"num_pixels": 7.5}, r"damaged \(num_pixels \(7\.5\)"),
+        ({"num_pixels": 9}, r"damaged \(its sha256 is"),
+        ({"mean": [1, 2]}, r"damaged \(mean \(a list of 2\) must be a list of 3"),
+        ({"std": [1, 2, -3]}, r"damaged \(std .* is negative"),
+        ({"channels": 2}, r"damaged \(channels \(2\)"),
+        ({"class_pixels": [1, 2]}, r"damaged \(class_pixels has 2 numbers for 1 classes"),
+        ({"mask_format": "color"}, r"damaged \(of mask_format and unknown_colors one is null"),
+        (
+            {"palette_records": [{"index": 0, "id": 999, "name": "x", "color": [1, 2, 3]}]},
+            r"damaged .*id \(999\)",
+        ),
+        (
+            {"shards": [{"name": "a\0b", "num_samples": 5, "num_bytes": 9000, "sha256": "ab"}]},
+            r"damaged \(shards\[0\]\.name",
+        ),
+        (
+            {"shards": [{"name": "a", "num_samples": 5, "num_bytes": 9000, "sha256": "../../x"}]},
+            r"damaged \(shards\[0\]\.sha256",
+        ),
+        (
+            {"shards": [{"name": "a", "num_samples": 5, "num_bytes": 99, "sha256": "ab"}]},
+            r"damaged \(5 samples do not fit into the 99 bytes of a",
+        ),
     ],
 )
 def test_a_manifest_that_is_not_ours_is_refused(tmp_path, changes, message):
@@ -79,7 +105,15 @@ def test_a_manifest_that_is_not_ours_is_refused(tmp_path, changes, message):
         Manifest.load(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "damaged, not JSON"), ("[1]", "not a manifest")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "damaged, not JSON"),
+        ("[1]", "not a manifest"),
+        ("[" * 10**5, "damaged, not JSON .*nested"),
+        ('{"version": ' + "9" * 5000 + "}", "damaged, not JSON"),
+    ],
+)
 def test_a_manifest_that_is_damaged_is_refused(tmp_path, text, message):
     (tmp_path / MANIFEST_NAME).write_text(text)
     with pytest.raises(DataError, match=message):
@@ -112,3 +146,21 @@ def test_sizes_of_shards_are_counted_once():
     assert MANIFEST.shard_sizes is MANIFEST.shard_sizes
     with pytest.raises(ValueError, match="read-only"):
         MANIFEST.shard_sizes[0] = 1
+
+
+def test_a_manifest_of_an_older_version_needs_no_hash(tmp_path):
+    MANIFEST.save(tmp_path)
+    path = tmp_path / MANIFEST_NAME
+    values = json.loads(path.read_text())
+    del values["sha256_of_this"]
+    path.write_text(json.dumps(values))
+    assert Manifest.load(tmp_path) == MANIFEST
+
+
+def test_a_folder_or_a_named_pipe_is_no_manifest(tmp_path):
+    (tmp_path / "a" / MANIFEST_NAME).mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / MANIFEST_NAME)
+    for folder in ("a", "b"):
+        with pytest.raises(DataError, match=r"manifest\.json: cannot be read"):
+            Manifest.load(tmp_path / folder)

@@ -7,7 +7,7 @@ import pytest
 from tests.data.small_shards import write_small_shards
 from tests.faulty_server import serve
 from unetdist.data.open_shard import LocalShard, RangedShard, check_size, read_rows
-from unetdist.data.shards import index_path
+from unetdist.data.shards import index_path, load_index
 from unetdist.errors import DataError
 from unetdist.folders import open_folder
 
@@ -98,3 +98,13 @@ def test_sizes_of_local_files(tmp_path, shard):
     os.truncate(tmp_path / shard.name, 100)
     with pytest.raises(DataError, match=rf"has 100 bytes, the manifest says {shard.num_bytes}; copy"):
         check_size(tmp_path / shard.name, shard)
+
+
+@pytest.mark.parametrize("column", range(5))
+@pytest.mark.parametrize("value", [-1, -(2**63), 2**62, 2**63 - 1])
+def test_an_index_asks_for_nothing_outside_of_its_shard(tmp_path, shard, column, value):
+    rows = load_index(tmp_path / shard.name).copy()
+    rows[0, column] = value
+    shard = LocalShard(tmp_path / shard.name, shard, lambda: rows)
+    with pytest.raises(DataError, match="the index does not belong|no member at the offset of sample 0"):
+        shard.sample(0) if column else shard.key(0)

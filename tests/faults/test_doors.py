@@ -17,6 +17,7 @@ from unetdist.data.ingest.dataset_source import from_dataset
 from unetdist.data.inspect import command
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
+from unetdist.json_records import SEAL, sealed
 from unetdist.predict.sources import open_source
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -36,12 +37,13 @@ def report(*words):
 
 
 def rename_shards(folder, names):
-    """Let the manifest of a data set name its shards anew."""
+    """Let the manifest of a data set name its shards anew, as a forger would."""
     file = folder / "manifest.json"
     record = json.loads(file.read_text())
+    del record[SEAL]
     for shard, name in zip(record["shards"], names, strict=True):
         shard["name"] = name
-    file.write_text(json.dumps(record))
+    file.write_text(json.dumps(sealed(record)))
 
 
 @pytest.mark.parametrize("val", ["pipe:touch RAN; cat VAL/{name}", "reference://x::VAL", "ftp://host/val"])

@@ -52,7 +52,7 @@ def test_two_tars_joined_by_cat_are_told(tars, tmp_path):
     pack(tmp_path / "a.tar", ["a"])
     pack(tmp_path / "b.tar", ["b"])
     (tars / "0.tar").write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
-    with pytest.raises(DataError, match=r"0\.tar: goes on behind its end-of-archive.*--ignore-zeros"):
+    with pytest.raises(DataError, match=r"0\.tar: has data after its end-of-archive.*--ignore-zeros"):
         index(tars, "--mask-format", "ids")
     (tars / "0.tar").write_bytes((tmp_path / "a.tar").read_bytes())
     assert index(tars, "--mask-format", "ids") == 0

@@ -257,6 +257,6 @@ def test_transparent_pixels_with_a_class_beneath_are_told(shard):
 def palette_of(labels: str) -> Palette:
     rows = [line.split() for line in labels.splitlines()]
     return Palette.from_records(
-        {"index": number, "id": number, "name": name, "color": color}
+        {"index": number, "id": number, "name": name, "color": list(map(int, color))}
         for number, (*color, name) in enumerate(rows)
     )

@@ -25,13 +25,20 @@ def test_a_preset_may_have_residual_blocks_and_they_can_be_overruled():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"widths": ()}, r"widths \(\[\]\) must be one or more channel counts of at least 1; use a list"),
-        ({"widths": (8, 0)}, r"widths \(\[8, 0\]\) must be one or more channel counts"),
-        ({"encoder_convs": 0}, r"encoder_convs \(0\) must be at least 1, .*; use one number or a list of 5"),
+        ({"widths": ()}, r"widths has 0 levels, and must have 1 to 16; use a list"),
+        ({"widths": (8, 0)}, r"widths \(\[8, 0\]\) must be channel counts from 1 to 65536"),
+        ({"widths": (8,) * 5000}, r"widths has 5000 levels, and must have 1 to 16"),
+        ({"widths": (10**9, 10**9)}, r"widths \(\[1000000000, .* channel counts from 1 to 65536"),
+        ({"encoder_convs": 10**9}, r"encoder_convs \(1000000000\) must be from 1 to 64"),
+        ({"in_channels": 10**9}, r"in_channels \(1000000000\) must be from 1 to 65536"),
+        (
+            {"encoder_convs": 0},
+            r"encoder_convs \(0\) must be from 1 to 64, .*; use one number or a list of 5",
+        ),
         ({"encoder_convs": (2, 2)}, r"encoder_convs \(\(2, 2\)\) must be .* for 5 widths; .* a list of 5"),
-        ({"decoder_convs": (2, 2, 0, 2)}, r"decoder_convs \(.*\) must be at least 1, .* a list of 4"),
+        ({"decoder_convs": (2, 2, 0, 2)}, r"decoder_convs \(.*\) must be from 1 to 64, .* a list of 4"),
         ({"encoder_blocks": (2, 2)}, r"encoder_blocks \(\(2, 2\)\) must be .* for 5 widths; .* a list of 5"),
-        ({"encoder_blocks": (1, 0), "widths": (4, 8)}, r"encoder_blocks \(\(1, 0\)\) must be at least 1"),
+        ({"encoder_blocks": (1, 0), "widths": (4, 8)}, r"encoder_blocks \(\(1, 0\)\) must be from 1 to 64"),
         (
             {"preset": "residual", "widths": (8, 16)},
             r"encoder_blocks \(\(1, 2, .*for 2 widths; .* a list of 2",
@@ -44,7 +51,7 @@ def test_a_preset_may_have_residual_blocks_and_they_can_be_overruled():
             {"encoder": "resnet34", "decoder_convs": (1, 2, 1, 1)},
             r"decoder_convs \(.*\) must be one number with",
         ),
-        ({"in_channels": 0}, r"in_channels \(0\) must be at least 1; use 3 for RGB"),
+        ({"in_channels": 0}, r"in_channels \(0\) must be from 1 to 65536; use 3 for RGB"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

@@ -5,7 +5,7 @@ import pytest
 
 from tests.report.runs import CONFUSION, write_run, write_weights
 from tests.synthetic import CLASS_NAMES
-from unetdist.errors import ConfigError
+from unetdist.errors import CheckpointError, ConfigError
 from unetdist.report.run import read_runs
 
 
@@ -89,22 +89,25 @@ def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_is_named(tmp
     file.write_text(whole + '{"step": 50, "tra')
     assert len(read(folder).rows) == len(whole.splitlines())
     file.write_text('{"step"\n' + whole)
-    with pytest.raises(ConfigError, match=r"metrics.jsonl, line 1 is no JSON; remove the line"):
+    with pytest.raises(ConfigError, match=r"metrics.jsonl, line 1 holds no numbers of a step .*; remove it"):
         read(folder)
 
 
 def test_a_damaged_description_is_named(tmp_path):
     folder = write_run(tmp_path / "x")
-    config = json.dumps({"format": "x"})[:-3]
-    (folder / "best/config.json").write_text(config)
-    with pytest.raises(
-        ConfigError, match=r"best/config.json is damaged \(.+\); continue the run .+ --weights last"
-    ):
+    (folder / "best/model.safetensors").write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match=r"best/model.safetensors is damaged \(.+\); use another"):
+        read(folder)
+    (folder / "best/model.safetensors").unlink()
+    assert read(folder).class_names == ("sky", "road", "tree")
+    (folder / "best/config.json").write_text(json.dumps({"format": "x"})[:-3])
+    with pytest.raises(CheckpointError, match=r"best/config.json is damaged \(.+\); use another"):
         read(folder)
 
 
 def test_runs_of_other_classes_are_refused(tmp_path):
     folders = [write_run(tmp_path / name) for name in ("x", "y")]
+    (folders[1] / "best/model.safetensors").unlink()
     file = folders[1] / "best/config.json"
     file.write_text(file.read_text().replace('"road"', '"lake"'))
     with pytest.raises(ConfigError, match=r"y has other classes than .+x; write a report of each"):

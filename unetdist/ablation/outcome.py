@@ -6,7 +6,6 @@ other images? The randomization test of `unetdist.comparison`, on the matrices o
 Neither is corrected for the number of variants.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist import settings
+from unetdist import json_records, settings, storage
 from unetdist.ablation.plan import LAID_BY_THE_PLAN, Plan, Run
 from unetdist.ablation.training import is_finished, training_s
 from unetdist.comparison import Comparison, compare
@@ -142,7 +141,7 @@ def _mious(runs: Sequence[Run]) -> dict[int, float]:
     found = {}
     for run in runs:
         if is_finished(run):
-            config = json.loads((run.folder / "last" / CONFIG_FILE).read_text(encoding="utf-8"))
+            config = json_records.parse(storage.read_file(run.folder / "last" / CONFIG_FILE))
             found[run.config.seed] = float(config["metric"]["value"])
     return found
 

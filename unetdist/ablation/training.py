@@ -1,6 +1,5 @@
 """Train the runs of an ablation that are not finished yet: each in processes of its own, stopped when this one is."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unetdist import settings, storage
+from unetdist import json_records, settings, storage
 from unetdist.ablation.plan import Run
 from unetdist.attempts import STOPPED_EARLY, read_status
 from unetdist.config import Config
@@ -174,6 +173,7 @@ def is_finished(run: Run) -> bool:
 def training_s(run: Run) -> float | None:
     """Seconds from the start to the end of its processes, over all attempts; None where no ablation trained it."""
     try:
-        return float(json.loads((run.folder / TIME_FILE).read_text(encoding="utf-8"))["training_s"])
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json_records.parse(storage.read_file(run.folder / TIME_FILE))
+        return json_records.build(dict[str, float], record)["training_s"]
+    except (OSError, ValueError, KeyError):
         return None

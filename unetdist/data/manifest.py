@@ -3,37 +3,46 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from unetdist import json_records
 from unetdist.credentials import mask
+from unetdist.data.labels import Palette
 from unetdist.data.labels.masks import MaskFormat, UnknownColors
 from unetdist.errors import DataError
 from unetdist.folders import Folder, open_folder
+from unetdist.json_records import Count, Hex
 from unetdist.remote import is_network, is_url, refusal
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
+
+Pixels = Annotated[int, range(1, 2**31)]
+"""A height or a width."""
+
+_LEAST_SAMPLE = 1024
+"""Bytes of a sample in a tar: the headers of its image and its mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One tar file of the data set."""
 
-    name: str
+    name: Annotated[str, re.compile(r"[^\0]*")]
     """File name in the folder; or a URL or an absolute path, where the tar lies elsewhere."""
-    num_samples: int
-    num_bytes: int
+    num_samples: Count
+    num_bytes: Count
     """Size of the tar."""
-    sha256: str
+    sha256: Hex
     """Of the tar, in hexadecimal."""
-    index_sha256: str = ""
+    index_sha256: Hex = ""
     """Of the index: the same tar may be indexed with other masks. Empty: unknown, it is not compared."""
 
     @property
@@ -54,28 +63,28 @@ class Manifest:
     shards: tuple[Shard, ...]
     palette_records: tuple[dict[str, Any], ...]
     """Every label of the label file, ignored ones too: index (None: ignored), id, name, color."""
-    class_pixels: tuple[int, ...]
+    class_pixels: tuple[Count, ...]
     """(C,) pixels of each class."""
-    class_images: tuple[int, ...]
+    class_images: tuple[Count, ...]
     """(C,) images in which the class occurs."""
-    presence_pixels: tuple[int, ...]
+    presence_pixels: tuple[Count, ...]
     """(C,) valid pixels of the images in which the class occurs, for median frequency weights."""
-    ignored_pixels: int
-    num_samples: int
-    num_pixels: int
-    channels: int
+    ignored_pixels: Count
+    num_samples: Count
+    num_pixels: Count
+    channels: Annotated[int, (1, 3, 4)]
     """What most images are: 1 grey, 3 RGB, 4 RGBA."""
     mean: tuple[float, float, float]
     """Of red, green, blue over all pixels, 0..255."""
     std: tuple[float, float, float]
     """Of red, green, blue over all pixels, 0..255."""
-    min_size: tuple[int, int]
+    min_size: tuple[Pixels, Pixels]
     """(height, width): the smallest of each, not necessarily of one image."""
-    max_size: tuple[int, int]
+    max_size: tuple[Pixels, Pixels]
     """(height, width): the largest of each."""
-    sizes: tuple[tuple[int, int, int], ...]
+    sizes: tuple[tuple[Pixels, Pixels, Count], ...]
     """(height, width, images) of the commonest sizes, at most 16."""
-    resize: tuple[int, int] | None = None
+    resize: tuple[Pixels, Pixels] | None = None
     """(width, height) that every image was resized to, None: as they came."""
     image_range: tuple[float, float] | None = None
     """Values of the source images that became 0 and 255: 0 and 255 where all had 8 bits. None: unknown, written before
@@ -107,7 +116,8 @@ class Manifest:
 
     def save(self, folder: str | Path | Folder) -> None:
         """Write `folder/manifest.json`: it appears whole or not at all."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        values = json_records.sealed(dataclasses.asdict(self))
+        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         # File names that are not UTF-8 hold half characters, which JSON can only escape.
         open_folder(folder).write(MANIFEST_NAME, text.encode("utf-8", "backslashreplace"))
 
@@ -117,47 +127,57 @@ class Manifest:
         folder = open_folder(folder)
         path = mask(folder.where(MANIFEST_NAME))
         try:
-            record = json.loads(folder.read(MANIFEST_NAME))
+            record = json_records.parse(folder.read(MANIFEST_NAME))
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"no {MANIFEST_NAME} here, so this is no (finished) data set; {_remedy_of_absence(folder)}",
                 source=folder,
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror or error}); {_REMEDY}", source=path) from None
+        except ValueError as error:
             raise DataError(f"damaged, not JSON ({error}); {_REMEDY}", source=path) from None
         if not isinstance(record, dict) or "version" not in record:
             raise DataError(f"not a manifest of unetdist; {_REMEDY}", source=path)
         if record["version"] != MANIFEST_VERSION:
             raise DataError(
-                f"version {record['version']}, this program reads version {MANIFEST_VERSION}; "
+                f"version {str(record['version'])[:20]}, this program reads version {MANIFEST_VERSION}; "
                 "write the shards again with this program, or use the program that wrote them.",
                 source=path,
             )
         try:
-            manifest = cls._from_record(record)
+            # Fields first: naming a bad field says more than a hash that does not match.
+            values = {name: value for name, value in record.items() if name != json_records.SEAL}
+            manifest = json_records.build(cls, values)
+            manifest._check()
             refused = next(filter(None, (_refusal(shard.name, folder) for shard in manifest.shards)), None)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"damaged ({error!r}); {_REMEDY}", source=path) from None
+            if refused is None:
+                json_records.unsealed(record)
+        except ValueError as error:
+            raise DataError(f"damaged ({error}); {_REMEDY}", source=path) from None
         if refused is not None:
             raise DataError(refused, source=path)
         return manifest
 
-    @classmethod
-    def _from_record(cls, record: Mapping[str, Any]) -> "Manifest":
-        values = dict(record)
-        values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
-        values["sizes"] = tuple(tuple(size) for size in values["sizes"])
-        tuples = "palette_records class_pixels class_images presence_pixels mean std min_size max_size"
-        for name in tuples.split():
-            values[name] = tuple(values[name])
-        values["resize"] = None if values["resize"] is None else tuple(values["resize"])
-        if values.get("image_range") is not None:
-            black, white = map(float, values["image_range"])
-            values["image_range"] = (black, white)
-        manifest = cls(**values)
-        if manifest.num_samples != sum(shard.num_samples for shard in manifest.shards):
+    def _check(self) -> None:
+        """`ValueError` where fields that are right by themselves contradict each other."""
+        if self.num_samples != sum(shard.num_samples for shard in self.shards):
             raise ValueError("num_samples is not the sum of the shards")
-        return manifest
+        for shard in self.shards:
+            if shard.num_samples * _LEAST_SAMPLE > shard.num_bytes:
+                raise ValueError(
+                    f"{shard.num_samples} samples do not fit into the {shard.num_bytes} bytes of {shard.name}"
+                )
+        num_classes = Palette.from_records(self.palette_records).num_classes
+        for name in ("class_pixels", "class_images", "presence_pixels"):
+            if (length := len(getattr(self, name))) != num_classes:
+                raise ValueError(f"{name} has {length} numbers for {num_classes} classes")
+        if min(self.std) < 0:
+            raise ValueError(f"std ({list(self.std)}) is negative")
+        if self.image_range is not None and not self.image_range[0] < self.image_range[1]:
+            raise ValueError(f"image_range ({list(self.image_range)}) does not rise")
+        if (self.mask_format is None) != (self.unknown_colors is None):
+            raise ValueError("of mask_format and unknown_colors one is null")
 
 
 def _refusal(name: str, folder: Folder) -> str | None:

@@ -16,8 +16,11 @@ from unetdist.data.shards import INDEX_COLUMNS
 from unetdist.data.tar_index import key_at
 from unetdist.errors import DataError, SourceError
 from unetdist.folders import Folder
+from unetdist.storage import open_file
 
 Rows = npt.NDArray[np.int64]
+
+_MAGIC = b"\x93NUMPY"
 
 REMEDY = "copy the data set again, or run the command that wrote it: it keeps what is complete."
 
@@ -31,6 +34,7 @@ class LocalShard:
         self, path: Path, shard: Shard, load_rows: Callable[[], Rows], *, is_cached: bool = False
     ) -> None:
         self.path = path
+        self._num_bytes = shard.num_bytes
         self.is_cached = is_cached
         if not is_cached:
             check_size(path, shard)
@@ -44,11 +48,13 @@ class LocalShard:
     def sample(self, row: int) -> tuple[bytes, bytes]:
         """Encoded image and mask."""
         _, image_offset, image_size, mask_offset, mask_size, _ = self.rows[row].tolist()
+        for offset, size in ((image_offset, image_size), (mask_offset, mask_size)):
+            _check_place(offset, size, self._num_bytes, self.path)
         return self._read(image_offset, image_size), self._read(mask_offset, mask_size)
 
     def key(self, row: int) -> str:
         """From the header of the sample's first member."""
-        start, size = _header(self.rows[row])
+        start, size = _header(self.rows[row], self._num_bytes)
         return _key(os.pread(self._descriptor, size, start), row, self.path)
 
     def is_at(self, path: Path) -> bool:
@@ -75,6 +81,7 @@ class RangedShard:
 
     def __init__(self, folder: Folder, shard: Shard, load_rows: Callable[[], Rows]) -> None:
         self._folder = folder
+        self._num_bytes = shard.num_bytes
         self._name = shard.name
         self._where = mask(folder.where(shard.name))
         try:
@@ -88,6 +95,8 @@ class RangedShard:
     def sample(self, row: int) -> tuple[bytes, bytes]:
         """Encoded image and mask."""
         _, image_offset, image_size, mask_offset, mask_size, _ = self.rows[row].tolist()
+        for offset, size in ((image_offset, image_size), (mask_offset, mask_size)):
+            _check_place(offset, size, self._num_bytes, self._where)
         start = min(image_offset, mask_offset)
         size = max(image_offset + image_size, mask_offset + mask_size) - start
         data = _complete(self._read(start, size), start, size, self._where)
@@ -96,7 +105,7 @@ class RangedShard:
 
     def key(self, row: int) -> str:
         """From the header of the sample's first member: another request."""
-        return _key(self._read(*_header(self.rows[row])), row, self._where)
+        return _key(self._read(*_header(self.rows[row], self._num_bytes)), row, self._where)
 
     def _read(self, start: int, size: int) -> bytes:
         try:
@@ -121,21 +130,34 @@ def read_rows(file: Path | io.BytesIO, shard: Shard, source: object) -> Rows:
         if shard.index_sha256 and _sha256(file) != shard.index_sha256:
             raise DataError(f"is not the index that the manifest lists; {REMEDY}", source=source)
         # asarray: rows of a memmap object are ten times slower to take than rows of a plain view of it.
-        rows = np.asarray(np.load(file, mmap_mode="r" if isinstance(file, Path) else None))
+        rows = np.asarray(_load(file))
     except DataError:
         raise
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot be read ({error}); {REMEDY}", source=source) from None
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error}); {REMEDY}", source=source) from None
+    except Exception as error:  # numpy evaluates the header, with all that may come of it
+        raise DataError(f"is damaged ({error}); {REMEDY}", source=source) from None
     if rows.shape != (shard.num_samples, len(INDEX_COLUMNS)) or rows.dtype != np.int64:
         expected = (shard.num_samples, len(INDEX_COLUMNS))
         raise DataError(f"is {rows.dtype} {rows.shape}, expected int64 {expected}; {REMEDY}", source=source)
     return rows
 
 
+def _load(file: Path | io.BytesIO) -> object:
+    if isinstance(file, io.BytesIO):
+        start = file.getvalue()[: len(_MAGIC)]
+    else:
+        with open_file(file) as opened:  # numpy would wait for the writer of a named pipe
+            start = opened.read(len(_MAGIC))
+    if start != _MAGIC:
+        raise ValueError("it is no array of numpy")  # which numpy would advise to load unsafely
+    return np.load(file, mmap_mode=None if isinstance(file, io.BytesIO) else "r")
+
+
 def _sha256(file: Path | io.BytesIO) -> str:
     if isinstance(file, io.BytesIO):
         return hashlib.sha256(file.getbuffer()).hexdigest()
-    with open(file, "rb") as opened:
+    with open_file(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
@@ -148,19 +170,30 @@ def changed(where: str, found: str, listed: str) -> DataError:
     )
 
 
+def _check_place(offset: int, size: int, num_bytes: int, source: object) -> None:
+    """Before anything is read: an index that was forged may ask for more than the memory holds."""
+    if not 0 <= offset <= offset + size <= num_bytes:
+        raise _not_there(offset, size, max(0, min(size, num_bytes - offset)), source)
+
+
 def _complete(data: bytes, offset: int, size: int, source: object) -> bytes:
     if len(data) != size:
-        raise DataError(
-            f"{size} bytes wanted at {offset}, {len(data)} found: the index does not belong to the shard; {REMEDY}",
-            source=source,
-        )
+        raise _not_there(offset, size, len(data), source)
     return data
 
 
-def _header(row: Rows) -> tuple[int, int]:
+def _not_there(offset: int, size: int, found: int, source: object) -> DataError:
+    return DataError(
+        f"{size} bytes wanted at {offset}, {found} found: the index does not belong to the shard; {REMEDY}",
+        source=source,
+    )
+
+
+def _header(row: Rows, num_bytes: int) -> tuple[int, int]:
     """Begin and size of what lies before a sample's first bytes: its header, and the records of a long name."""
     header_offset, image_offset, _, mask_offset, _, _ = row.tolist()
-    return header_offset, max(0, min(image_offset, mask_offset) - header_offset)
+    size = min(image_offset, mask_offset) - header_offset
+    return (header_offset, size) if 0 <= header_offset <= header_offset + size <= num_bytes else (0, 0)
 
 
 def _key(header: bytes, row: int, source: object) -> str:

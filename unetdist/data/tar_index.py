@@ -17,6 +17,7 @@ import numpy as np
 from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.shards import BLOCK, INDEX_COLUMNS, checksum, unescape_key
 from unetdist.errors import ConfigError, DataError
+from unetdist.storage import open_file
 
 DATA_TYPES = b"0\0" + b"7"
 LINK_TYPES = b"123456"
@@ -91,7 +92,7 @@ def index_tar(path: str | Path, names: MemberNames = OURS, *, source: object = N
     rows: list[tuple[int, ...]] = []
     seen: set[str] = set()
     last, members = "", dict[str, Member]()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         for member in read_members(file, source):
             if (found := names.split(member.name)) is None:
                 continue
@@ -118,7 +119,7 @@ def index_tar(path: str | Path, names: MemberNames = OURS, *, source: object = N
 
 def read_key(path: str | Path, header_offset: int) -> str:
     """The key of the sample whose first header lies at `header_offset` of the tar, as its source had it."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         file.seek(header_offset)
         return key_at(file, path)
 
@@ -127,7 +128,7 @@ def key_at(file: BinaryIO, source: object) -> str:
     """The key of the sample whose first header the file stands at; of its data nothing need be there."""
     member = next(_members(file, source, end=2**63), None)
     if member is None:
-        raise DataError("no sample begins here; index the tar anew.", source=source)
+        raise DataError("no sample begins here; index the tar again.", source=source)
     match = _KEY_AND_EXTENSION.fullmatch(member.name)
     return unescape_key(match[1] if match else member.name)
 
@@ -177,14 +178,14 @@ def read_members(file: BinaryIO, source: object) -> Iterator[Member]:
     while rest := file.read(2**20):
         if rest.count(0) != len(rest):
             raise DataError(
-                "goes on behind its end-of-archive blocks, as two tars do that were joined by `cat`: readers would "
-                "not see the second; unpack it with `tar --ignore-zeros -xf`, and pack it anew.",
+                "has data after its end-of-archive blocks, like two tars joined by `cat`: readers would not see the "
+                "second; unpack it with `tar --ignore-zeros -xf`, and pack it again.",
                 source=source,
             )
 
 
 def _members(file: BinaryIO, source: object, end: int) -> Iterator[Member]:
-    """As `read_members`, without a look behind the end-of-archive blocks; `end` is how far the tar may reach."""
+    """The regular files up to the end-of-archive blocks; no member may reach beyond byte `end`."""
     extended: dict[str, str] = {}
     first = None
     while True:
@@ -208,7 +209,7 @@ def _members(file: BinaryIO, source: object, end: int) -> Iterator[Member]:
             )
         if kind in b"xL" and size > MAX_EXTENDED:
             raise DataError(
-                f"the header at byte {position} says that it is {size} bytes long; pack the tar anew.",
+                f"the header at byte {position} says that it is {size} bytes long; pack the tar again.",
                 source=source,
             )
         if kind == b"x":
@@ -246,7 +247,7 @@ def _size(header: bytes, extended: Mapping[str, str], position: int, source: obj
         size = _number(header[124:136])
     if size is None or size >= 2**63:
         raise DataError(
-            f"the header at byte {position} gives no size of its member; pack the tar anew.", source=source
+            f"the header at byte {position} gives no size for its member; pack the tar again.", source=source
         )
     return size
 

@@ -135,7 +135,6 @@ def nearest(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 def _validation_of(run: Path) -> str | None:
     """Where the run's settings say that its validation set is."""
     file = run / "config.yaml"
-    if not file.is_file():
-        return None
-    data = settings.read_yaml(file).get("data")
-    return data.get("val") if isinstance(data, Mapping) else None
+    data = settings.read_yaml(file).get("data") if file.is_file() else None
+    location = data.get("val") if isinstance(data, Mapping) else None
+    return location if isinstance(location, str) else None

@@ -1,11 +1,14 @@
 """The pieces of a U-Net: convolution blocks, gates, the step up, norms by name, He initialisation."""
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 Norm = Literal["batch", "sync_batch", "group", "instance", "none"]
 Upsample = Literal["transpose", "bilinear"]
@@ -166,6 +169,26 @@ class UpBlock(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         out: Tensor = self.block(torch.cat([skip, x], dim=1))
         return out
+
+
+class _WithoutDraws(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Networks that are made in the block have shapes and no weights.
+
+    For weights that are not there torch would still load all that it takes to draw them, which lasts seconds.
+    """
+    with torch.device("meta"), _WithoutDraws():
+        yield
 
 
 def initialise(model: nn.Module) -> None:

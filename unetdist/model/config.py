@@ -20,6 +20,10 @@ PRESET_BLOCKS: dict[Preset, tuple[int, ...]] = {"residual": (1, 2, 2, 4, 4, 2)}
 2024, arXiv 2404.09556), narrower and less deep; its decoder keeps the two convolutions of the others."""
 
 
+MAX_LEVELS, MAX_WIDTH, MAX_CONVS = 16, 2**16, 64
+"""Beyond them no image is large enough, and no memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
     """Architecture. A *level* is one resolution; level 0 is the image's, the last one is the bottleneck."""
@@ -75,9 +79,14 @@ class UNetConfig:
     """Channels of the image: 1 grey, 3 RGB, 4 RGBA."""
 
     def __post_init__(self) -> None:
-        if not self.level_widths or min(self.level_widths) < 1:
+        if not 1 <= len(self.level_widths) <= MAX_LEVELS:
             raise ConfigError(
-                f"model.widths ({list(self.level_widths)}) must be one or more channel counts of at least 1; "
+                f"model.widths has {len(self.level_widths)} levels, and must have 1 to {MAX_LEVELS}; "
+                "use a list such as [16, 32, 64]"
+            )
+        if not 1 <= min(self.level_widths) <= max(self.level_widths) <= MAX_WIDTH:
+            raise ConfigError(
+                f"model.widths ({list(self.level_widths)}) must be channel counts from 1 to {MAX_WIDTH}; "
                 "use a list such as [16, 32, 64]"
             )
         for name, value, num_levels in (
@@ -86,9 +95,11 @@ class UNetConfig:
             ("decoder_convs", self.decoder_convs, self.depth),
         ):
             counts = [value] if isinstance(value, int) else list(value)
-            if (not isinstance(value, int) and len(counts) != num_levels) or min(counts, default=1) < 1:
+            if (not isinstance(value, int) and len(counts) != num_levels) or not (
+                1 <= min(counts, default=1) <= max(counts, default=1) <= MAX_CONVS
+            ):
                 raise ConfigError(
-                    f"model.{name} ({value}) must be at least 1, for {len(self.level_widths)} widths; "
+                    f"model.{name} ({value}) must be from 1 to {MAX_CONVS}, for {len(self.level_widths)} widths; "
                     f"use one number or a list of {num_levels}"
                 )
         for name, rate in (("dropout", self.dropout), ("drop_path", self.drop_path)):
@@ -108,8 +119,10 @@ class UNetConfig:
                 f"model.decoder_convs ({self.decoder_convs}) must be one number with model.encoder "
                 f"({self.encoder}), which says how many levels there are"
             )
-        if self.in_channels < 1:
-            raise ConfigError(f"model.in_channels ({self.in_channels}) must be at least 1; use 3 for RGB")
+        if not 1 <= self.in_channels <= MAX_WIDTH:
+            raise ConfigError(
+                f"model.in_channels ({self.in_channels}) must be from 1 to {MAX_WIDTH}; use 3 for RGB"
+            )
 
     @property
     def level_widths(self) -> tuple[int, ...]:

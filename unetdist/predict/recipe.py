@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from unetdist import storage
+from unetdist import json_records, storage
 from unetdist.distributed import World, broadcast
 from unetdist.errors import ConfigError
 from unetdist.inference import InferenceConfig
@@ -37,7 +37,9 @@ def check_recipe(
             recipe["image_range"] = saved.image_range
         recipe = json.loads(json.dumps(recipe))
         try:
-            former = json.loads((out / RECIPE_FILE).read_text(encoding="utf-8"))
+            former = json_records.build(
+                dict[str, Any], json_records.parse(storage.read_file(out / RECIPE_FILE))
+            )
         except (OSError, ValueError):
             former = recipe
         if former != recipe and not overwrite:

@@ -1,6 +1,5 @@
 """What the folder of a run tells: settings, curves, scores, how it went."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from unetdist.credentials import public
 from unetdist.errors import ConfigError
 from unetdist.remote import is_url
 from unetdist.run_folder import SETTINGS_FILE
-from unetdist.saved_model import CONFIG_FILE, MODEL_FILE
-from unetdist.tracking.metrics_file import METRICS_FILE
+from unetdist.saved_model import CONFIG_FILE, MODEL_FILE, read_config
+from unetdist.tracking.metrics_file import METRICS_FILE, row_of
 
 Which = Literal["best", "last"]
 
@@ -120,34 +119,24 @@ def _read(folder: Path, name: str, which: Which) -> Run:
         settings=public(settings.read_yaml(file)) if file.is_file() else {},
         rows=_rows(folder / METRICS_FILE),
         weights=weights[0] if weights else None,
-        model=_json(weights[0] / CONFIG_FILE) if weights else {},
+        model=read_config(weights[0]) if weights else {},
         status=read_status(folder),
     )
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def _rows(file: Path) -> list[dict[str, float | None]]:
     """Its lines; the last one may have been cut short by a crash, or is being written."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            rows.append(row_of(line))
+        except ValueError as error:
             if number < len(lines):
                 raise ConfigError(
-                    f"{file}, line {number} is no JSON; remove the line and write the report again."
+                    f"{file}, line {number} holds no numbers of a step ({error}); remove it and write the report again."
                 ) from None
     return rows
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(
-            f"{file} is damaged ({error}); continue the run so that it is written again, or report --weights last."
-        ) from None
-    return values
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

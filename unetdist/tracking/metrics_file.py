@@ -7,9 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unetdist import json_records
 from unetdist.storage import write_text
 
 METRICS_FILE = "metrics.jsonl"
+
+
+def row_of(line: str) -> dict[str, float | None]:
+    """The numbers of a line by their names, "step" among them; `ValueError` where it is no such line."""
+    row = json_records.build(dict[str, float | None], json_records.parse(line))
+    if row.get("step") is None:
+        raise ValueError("it names no step")
+    return row
 
 
 class MetricsFile:
@@ -74,7 +83,6 @@ class MetricsFile:
 def _values_of(line: str) -> dict[str, Any]:
     """As written; of a line that was cut short, only a step after all others."""
     try:
-        values: dict[str, Any] = json.loads(line)
-        return {**values, "step": float(values["step"])}
-    except (ValueError, KeyError, TypeError):
+        return dict(row_of(line))
+    except ValueError:
         return {"step": math.inf}

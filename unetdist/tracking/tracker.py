@@ -1,6 +1,5 @@
 """One object that the trainer tells how it goes."""
 
-import json
 import math
 import os
 import time
@@ -12,7 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from unetdist import storage
+from unetdist import json_records, storage
 from unetdist.data.labels import Palette
 from unetdist.logs import ProgressBar, console, logger, progress
 from unetdist.meter import TrainStats
@@ -206,7 +205,6 @@ class Tracker:
 
 def _marks_in(file: Path) -> dict[str, dict[str, int]]:
     try:
-        marks: dict[str, dict[str, int]] = json.loads(file.read_text(encoding="utf-8"))
+        return json_records.build(dict[str, dict[str, int]], json_records.parse(storage.read_file(file)))
     except (OSError, ValueError):
         return {}
-    return marks

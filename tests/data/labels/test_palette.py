@@ -125,8 +125,11 @@ def test_records_are_json_and_read_back(read):
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([{"index": 0, "id": 0, "name": "a"}], r"damaged labels \(KeyError\('color'\)\); write the shards"),
-        ([{"index": 0, "id": 0, "name": "a", "color": [1, 2]}], "damaged labels .*not enough values"),
+        ([{"index": 0, "id": 0, "name": "a"}], r"damaged labels \(lacks color\); write the shards"),
+        (
+            [{"index": 0, "id": 0, "name": "a", "color": [1, 2]}],
+            "damaged labels .*a list of 2.* must be a list of 3",
+        ),
         ([{"index": 1, "id": 0, "name": "a", "color": [1, 2, 3]}], r"damaged labels \(indices have gaps\)"),
     ],
 )

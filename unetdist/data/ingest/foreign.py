@@ -36,6 +36,7 @@ from unetdist.data.tar_index import MemberNames, index_tar, read_key
 from unetdist.errors import DataError
 from unetdist.folders import Folder
 from unetdist.remote import is_url
+from unetdist.storage import open_file
 
 BAD_TAR = "bad tar"
 """Kind of `Problem`."""
@@ -90,7 +91,7 @@ class TarJob:
         if _is_local(self.source, self.name):
             return True
         try:
-            with self._tar() as path, open(path, "rb") as file:
+            with self._tar() as path, open_file(path) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
         except _BadTarError:
             return False
@@ -136,13 +137,13 @@ class TarJob:
     def _index(self, path: Path) -> Finished:
         try:
             index = index_tar(path, self.names, source=mask(self.source.where(self.name)))
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 num_bytes = file.tell()
         except DataError as error:
             raise _BadTarError(str(error).removeprefix(f"{error.source}: ")) from None
         except OSError as error:
-            raise _BadTarError(f"cannot be read: {error}") from None
+            raise _BadTarError(f"cannot be read: {error.strerror or error}") from None
         as_it_is = partial(_as_it_is, exif=self.options.exif)
         converter = Converter(_TarReader(path, index), self.palette, self.options, as_it_is)
         has_index_masks = True

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unetdist import locks
+from unetdist import json_records, locks
 from unetdist.data.ingest.foreign import TarJob
 from unetdist.data.ingest.records import RECORDS
 from unetdist.data.ingest.shard_job import ShardJob
@@ -106,8 +106,10 @@ def settle(folder: Folder, plan: dict[str, Any], num_shards: int, share: Share, 
     if folder.is_local:
         _remove_partials(folder, share)
     old = None
-    with suppress(FileNotFoundError, json.JSONDecodeError):
-        old = json.loads(folder.read(PLAN_NAME))
+    with suppress(
+        FileNotFoundError, ValueError
+    ):  # a damaged one is as good as none: the records know their plan
+        old = json_records.build(dict[str, Any], json_records.parse(folder.read(PLAN_NAME)))
     if old == plan:
         return
     if old is not None:

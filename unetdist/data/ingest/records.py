@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from unetdist import json_records
 from unetdist.data.ingest.sources import Problem
 from unetdist.data.ingest.statistics import Statistics
 from unetdist.data.labels.census import UnknownColor
@@ -98,7 +99,9 @@ def finish(job: Job) -> Finished:
         "statistics": finished.statistics.to_record(),
     }
     # File names that are not UTF-8 hold half characters, which JSON can only escape.
-    text = json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    text = json.dumps(json_records.sealed(record), indent=1, ensure_ascii=False).encode(
+        "utf-8", "backslashreplace"
+    )
     job.folder.write(record_name(job.number, is_bad=finished.shard is None), text)
     return replace(finished, is_replaced=old is not None)
 
@@ -129,26 +132,19 @@ def load(job: Job, name: str) -> Finished | None:
     except OSError:
         return None
     try:
-        record = json.loads(data)
+        record = json_records.unsealed(json_records.parse(data))
         is_clean = not record["problems"] and not record["found"]
         if record["fingerprint"] != job.fingerprint or not (is_clean or record["policy"] == list(job.policy)):
             return None
         return Finished(
             number=job.number,
-            num_samples=record["num_samples"],
-            shard=None if record["shard"] is None else Shard(**record["shard"]),
+            num_samples=json_records.build(int, record["num_samples"]),
+            shard=None if record["shard"] is None else json_records.build(Shard, record["shard"]),
             statistics=Statistics.from_record(record["statistics"]),
-            problems=tuple(Problem(**problem) for problem in record["problems"]),
-            found=tuple(Found(item["file"], _unknown_color(item["unknown"])) for item in record["found"]),
-            has_index_masks=record["has_index_masks"],
+            problems=json_records.build(tuple[Problem, ...], record["problems"]),
+            found=json_records.build(tuple[Found, ...], record["found"]),
+            has_index_masks=json_records.build(bool, record["has_index_masks"]),
             notes=MaskNotes.from_record(record.get("notes", {})),  # earlier versions noted nothing
         )
-    except (ValueError, KeyError, TypeError):  # damaged
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError):  # damaged
         return None
-
-
-def _unknown_color(record: dict[str, Any]) -> UnknownColor:
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
-    }
-    return UnknownColor(**values)

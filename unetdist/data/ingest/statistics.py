@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from unetdist import json_records
 from unetdist.data.image_file import EIGHT_BITS, ImageRange
 from unetdist.data.manifest import Manifest, Shard
+from unetdist.json_records import Count
 
 Counts = npt.NDArray[np.int64]
 
@@ -94,12 +96,22 @@ class Statistics:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Statistics":
-        """The inverse of `to_record`."""
+        """The inverse of `to_record`; `ValueError` or `KeyError` for anything else."""
+        empty = cls()
+        arrays = {
+            name: np.array(json_records.build(tuple[Count, ...], record[name]), np.int64) for name in _ARRAYS
+        }
+        if any(array.shape != getattr(empty, name).shape for name, array in arrays.items()):
+            raise ValueError("a list of counts is too long or too short")
+        if record["extremes"] is not None:
+            json_records.build(tuple[float, float], record["extremes"])
+        channels = json_records.build(tuple[tuple[Count, Count], ...], record["channels"])
+        sizes = json_records.build(tuple[tuple[Count, Count, Count], ...], record["sizes"])
         return cls(
-            **{name: np.array(record[name], np.int64) for name in _ARRAYS},
-            channels=Counter(dict(record["channels"])),
-            sizes=Counter({(height, width): count for height, width, count in record["sizes"]}),
-            num_kept=record["num_kept"],
+            **arrays,
+            channels=Counter(dict(channels)),
+            sizes=Counter({(height, width): count for height, width, count in sizes}),
+            num_kept=json_records.build(int, record["num_kept"]),
             extremes=None if record["extremes"] is None else tuple(record["extremes"]),
         )
 

@@ -15,6 +15,7 @@ from unetdist.errors import ConfigError, DataError
 from unetdist.folders import Folder, open_folder
 from unetdist.logs import logger
 from unetdist.remote import RangesUnsupportedError, is_url
+from unetdist.storage import open_file
 
 _START = 16 * 2**20
 """Bytes at the beginning of a tar, by whose members masks are guessed."""
@@ -174,7 +175,7 @@ def _pictures_by_key(tars: Tars) -> dict[str, list[str]]:
 
 def _scan(path: Path) -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {}
-    with open(path, "rb") as file, suppress(DataError):  # of a part, the end is missing
+    with open_file(path) as file, suppress(DataError):  # of a part, the end is missing
         for member in read_members(file, path):
             stem, _, extension = PurePosixPath(member.name).name.partition(".")
             if f".{extension}".lower().endswith(PICTURE_SUFFIXES):

@@ -27,6 +27,7 @@ from unetdist.folders import Folder, open_folder
 from unetdist.ignore_index import IGNORE_INDEX
 from unetdist.logs import progress
 from unetdist.retries import UnreachableError
+from unetdist.storage import open_file
 
 Counts = npt.NDArray[np.int64]
 
@@ -142,7 +143,7 @@ def _at_hand(folder: Folder, shard: Shard) -> Iterator[tuple[Folder, Shard, str]
     """A local folder with the shard and its index, the shard as it lies there, and its SHA-256."""
     if folder.is_local and not remote.is_url(shard.name):
         path = folder.path(shard.name)
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         yield folder, replace(shard, num_bytes=path.stat().st_size), sha256
         return
@@ -170,7 +171,7 @@ def _compare_index(folder: Folder, shard: Shard, where: str, findings: Findings)
     """Whether the index can be used: what it says of each sample is a member of the tar."""
     path = folder.path(shard.name)
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             members = list(read_members(file, where))
     except DataError as error:
         findings.note(CHANGED, where, error)

@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unetdist import json_records
 from unetdist.data.labels import label_file
 from unetdist.data.labels.label_file import Reading, Row
 from unetdist.errors import DataError
 from unetdist.ignore_index import IGNORE_INDEX
+
+Value = Annotated[int, range(256)]
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class Label:
         index: Class 0..C-1 of the model; None if the label is ignored.
     """
 
-    id: int
+    id: Annotated[int, range(-(2**63), 256)]
     name: str
-    color: tuple[int, int, int]
-    index: int | None
+    color: tuple[Value, Value, Value]
+    index: Value | None
 
 
 @dataclass(frozen=True)
@@ -117,21 +120,14 @@ class Palette:
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> "Palette":
         """The inverse of `to_records`; raises `DataError` for anything else."""
         try:
-            palette = cls(
-                tuple(
-                    Label(
-                        id=int(record["id"]),
-                        name=str(record["name"]),
-                        color=_rgb(record["color"]),
-                        index=None if record["index"] is None else int(record["index"]),
-                    )
-                    for record in records
-                )
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"damaged labels ({error!r}); write the shards or the model again") from None
-        if [label.index for label in palette._trained] != list(range(palette.num_classes)):
-            raise DataError("damaged labels (indices have gaps); write the shards or the model again")
+            palette = cls(tuple(json_records.build(Label, record) for record in records))
+            if [label.index for label in palette._trained] != list(range(palette.num_classes)):
+                raise ValueError("indices have gaps")
+            ids = palette.ids.tolist()
+            if ids != sorted(set(ids)) or not set(ids) <= set(range(IGNORE_INDEX)):
+                raise ValueError(f"ids of classes ({ids}) must ascend within 0..254")
+        except ValueError as error:
+            raise DataError(f"damaged labels ({error}); write the shards or the model again") from None
         return palette
 
     @cached_property
@@ -139,11 +135,6 @@ class Palette:
         return sorted(
             (label for label in self.labels if label.index is not None), key=lambda label: label.index or 0
         )
-
-
-def _rgb(values: Sequence[Any]) -> tuple[int, int, int]:
-    red, green, blue = (int(value) for value in values)
-    return red, green, blue
 
 
 def _choose(readings: list[Reading], ignore: frozenset[str], path: Path) -> Palette:
