@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from rich.console import Console
 
 from unetdist.ablation.outcome import summarise
 from unetdist.ablation.plan import Plan, read_plan
 from unetdist.ablation.report import picture_of, table_of
 from unetdist.ablation.training import Fleet
 from unetdist.attempts import STOPPED_EARLY
-from unetdist.logs import logger, run_script, set_up_logging
+from unetdist.logs import PlainConsole, logger, run_script, set_up_logging
 from unetdist.storage import write_atomic, write_json
 
 
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def tell(plan: Plan) -> None:
     """Print the table; write the numbers and the picture beside the runs."""
     summaries = summarise(plan)
-    Console().print(table_of(summaries, title=plan.name))
+    PlainConsole().print(table_of(summaries, title=plan.name))
     write_json(
         plan.folder / "results.json",
         {"name": plan.name, "variants": [summary.to_mapping() for summary in summaries]},

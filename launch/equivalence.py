@@ -16,8 +16,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from unetdist import settings
 from unetdist.config import Config
 from unetdist.equivalence import record
@@ -25,7 +23,7 @@ from unetdist.equivalence.compare import compare
 from unetdist.equivalence.promise import broken_by, check_worlds
 from unetdist.equivalence.report import Report, Row, render
 from unetdist.equivalence.worlds import Plan, has_gpus, processes, runs_of, train_all
-from unetdist.logs import logger, run_script, set_up_logging
+from unetdist.logs import PlainConsole, logger, run_script, set_up_logging
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = settings.parse(Config, words, prog="launch/equivalence.py", description=__doc__)
     set_up_logging()
     report = compare_worlds(config, args.world, steps=args.steps, float64=args.float64)
-    Console().print(render(report))
+    PlainConsole().print(render(report))
     return 0 if report.is_as_promised else 1
 
 

@@ -9,8 +9,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from unetdist.data.image_file import EIGHT_BITS
 from unetdist.errors import ConfigError
 from unetdist.export.agreement import compare, milliseconds
@@ -20,7 +18,7 @@ from unetdist.export.report import render
 from unetdist.export.torch_file import open_torch, write_torch
 from unetdist.export.trace import metadata_of, trace
 from unetdist.inference import Predict
-from unetdist.logs import logger, run_script, set_up_logging
+from unetdist.logs import PlainConsole, logger, run_script, set_up_logging
 from unetdist.saved_model import SavedModel, load_model
 
 NUM_CALIBRATION = 64
@@ -44,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     of, pictures = find_pictures(saved, args.model, args.check, limit=args.num_images)
     agreements = compare(saved.model, exported, pictures)
-    console = Console()
+    console = PlainConsole()
     console.print(render(agreements, precision=args.precision, of=of))
     trained_ms, exported_ms = milliseconds([saved.model, exported], pictures[0].image)
     height, width = pictures[0].image.shape[-2:]

@@ -20,6 +20,7 @@ from unetdist.data.labels import Palette
 from unetdist.data.tar_index import MemberNames
 from unetdist.errors import ConfigError
 from unetdist.logs import run_script, set_up_logging
+from unetdist.printable import one_line, printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -128,8 +129,8 @@ def index(args: argparse.Namespace) -> int:
 def tell(account: str | None, folders: Sequence[str]) -> int:
     """Print the account, unless it is for another process to give."""
     if account is not None:
-        print(account)
-        print(next_command(folders))
+        print(printable(account))
+        print(one_line(next_command(folders)))
     return 0
 
 

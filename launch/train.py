@@ -8,6 +8,7 @@ from unetdist.attempts import STOPPED_EARLY
 from unetdist.build import build_trainer
 from unetdist.config import Config
 from unetdist.logs import run_script
+from unetdist.printable import printable
 from unetdist.schedule import TrainState
 
 DESCRIPTION = """Train a U-Net on shards that launch/shard_dataset.py wrote. Settings come from the YAML file of
@@ -22,7 +23,10 @@ def main() -> int:
     with build_trainer(config) as trainer:
         finished = trainer.fit()
         if trainer.world.is_main:
-            print(describe_end(Path(config.runs_dir) / config.name, trainer.state, finished), flush=True)
+            print(
+                printable(describe_end(Path(config.runs_dir) / config.name, trainer.state, finished)),
+                flush=True,
+            )
     return 0 if finished else STOPPED_EARLY
 
 

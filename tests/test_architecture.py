@@ -18,6 +18,7 @@ FLOORS = (
         "errors",
         "ignore_index",
         "json_records",
+        "printable",
         "keyed_random",
         "settings",
         "storage",

@@ -1,5 +1,7 @@
 """The errors that a user is meant to read: each says what is wrong, where, and what to do."""
 
+from unetdist.printable import one_line
+
 
 class UnetdistError(Exception):
     """Base of every error that is the user's to mend; launch scripts print it without a traceback."""
@@ -12,11 +14,13 @@ class ConfigError(UnetdistError, ValueError):
 class DataError(UnetdistError, ValueError):
     """Images, masks, labels or shards that cannot be used.
 
-    `source` names where it was found (file, line, shard, key) and opens the message.
+    `source` names where it was found (file, line, shard, key) and opens the message, which is one line (a name may hold
+    line feeds) unless `has_lines`.
     """
 
-    def __init__(self, message: str, *, source: object = None) -> None:
-        super().__init__(message if source is None else f"{source}: {message}")
+    def __init__(self, message: str, *, source: object = None, has_lines: bool = False) -> None:
+        text = message if source is None else f"{source}: {message}"
+        super().__init__(text if has_lines else one_line(text))
         self.source = source
 
 

@@ -9,18 +9,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from unetdist.credentials import mask
 from unetdist.errors import UnetdistError
+from unetdist.printable import one_line, printable, shown
 
 logger = logging.getLogger("unetdist")
 
-console = Console(stderr=True, soft_wrap=True)
+
+class PlainConsole(Console):
+    """A console that prints the names in its texts as they are: no emoji codes, no control characters."""
+
+    def __init__(self, *, stderr: bool = False, soft_wrap: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=soft_wrap, emoji=False)
+
+    def render_str(self, text: str, **kwargs: Any) -> Text:
+        """As the library does, without what would command the terminal."""
+        return super().render_str(printable(text), **kwargs)
+
+
+console = PlainConsole(stderr=True, soft_wrap=True)
 
 PLAIN_PROGRESS_EVERY_S = 15.0
 """Seconds between progress lines where there is no terminal (log files, CI)."""
@@ -34,7 +48,9 @@ BACKENDS = ("/gloo/", "[Gloo]", "NCCL")
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return mask(super().format(record))
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(shown, record.args))
+        return mask(printable(super().format(record)))
 
 
 def set_up_logging(*, rank: int = 0, world_size: int = 1) -> None:
@@ -64,7 +80,7 @@ class _RichBar:
         self._task = bar.add_task(description, total=total, completed=completed, note="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        self._bar.update(self._task, advance=amount, note=note)
+        self._bar.update(self._task, advance=amount, note=one_line(note))
 
 
 class _LogBar:
@@ -101,15 +117,15 @@ def progress(
         yield _LogBar(description, total, completed)
     else:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console, transient=False) as bar:
-            yield _RichBar(bar, description, total, completed)
+            yield _RichBar(bar, one_line(description), total, completed)
 
 
 def run_script(main: Callable[[], int | None]) -> None:
@@ -151,7 +167,7 @@ def run_script(main: Callable[[], int | None]) -> None:
 
 def _print_error(text: object) -> None:
     prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
-    print(f"{prefix}error: {mask(text)}", file=sys.stderr, flush=True)
+    print(f"{prefix}error: {mask(printable(text))}", file=sys.stderr, flush=True)
 
 
 def tell_launcher(text: str) -> None:

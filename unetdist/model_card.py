@@ -1,12 +1,15 @@
 """The model card of a saved model: what the Hub shows of it, and what a reader of its folder wants to know."""
 
+import html
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from unetdist.data.image_file import EIGHT_BITS
+from unetdist.printable import one_line
 from unetdist.saved_model import read_config
 
 CARD_FILE = "README.md"
@@ -38,7 +41,7 @@ def card_of(folder: str | os.PathLike[str], *, license: str | None = None, repo_
         tags=["semantic-segmentation", "unet"],
     )
     parts = [
-        f"---\n{fields.to_yaml()}\n---\n\n# {(repo_id or config.get('run') or 'U-Net').split('/')[-1]}",
+        f"---\n{fields.to_yaml()}\n---\n\n# {_literal(str(repo_id or config.get('run') or 'U-Net').split('/')[-1])}",
         "A U-Net for semantic segmentation: from an image to the class of each pixel.",
         USE.format(source=json.dumps(repo_id or "FOLDER")),
     ]
@@ -79,7 +82,7 @@ def _classes(config: Mapping[str, Any]) -> Iterator[str]:
             cells = (
                 record["index"],
                 record["id"],
-                name.replace("|", "\\|"),
+                _literal(name),
                 color,
                 "" if iou is None else _percent(iou),
             )
@@ -103,6 +106,11 @@ def _values(image_range: list[float] | None) -> str:
     if (low, high) == EIGHT_BITS:
         return "It was trained on images of 8 bits."
     return f"Values {low:.10g} to {high:.10g} of images of more than 8 bits became 0 to 255, as `predict` does it too."
+
+
+def _literal(name: str) -> str:
+    """A name that is shown as it is, whatever Markdown or HTML it holds."""
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(one_line(name), quote=False))
 
 
 def _percent(ratio: float) -> str:

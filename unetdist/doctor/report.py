@@ -11,6 +11,8 @@ from rich.text import Text
 
 from unetdist.doctor.case import Measured
 from unetdist.doctor.findings import Finding
+from unetdist.logs import PlainConsole
+from unetdist.printable import one_line
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 LEVEL_WIDTH, WHAT_WIDTH = 7, 17
@@ -20,7 +22,7 @@ class Screen:
     """Headings and lines: coloured and wrapped in their column on a terminal, else one line each."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(soft_wrap=True)
+        self.console = console or PlainConsole(soft_wrap=True)
         self._group = ""
         self._status: Status | None = None
 
@@ -43,7 +45,7 @@ class Screen:
             self.console.print(Text(f"\n{finding.group}", style="bold"))
         level = Text(finding.level, style=STYLES[finding.level])
         remedy = f" ({finding.remedy})" if finding.remedy else ""
-        fact = Text.assemble(finding.fact, (remedy, "italic"))
+        fact = Text.assemble(one_line(finding.fact), (one_line(remedy), "italic"))
         if not self.console.is_terminal:
             self.console.print(
                 f"  {finding.level:{LEVEL_WIDTH}}  {finding.what:{WHAT_WIDTH}}  ", fact, sep=""

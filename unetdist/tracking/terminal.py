@@ -17,7 +17,7 @@ def scores_table(report: Validation, *, of: str, is_best: bool = False, loss_nam
     best = ", [green]best so far[/green]" if is_best else ""
     bounds = f"95 % interval {_percent(low)} .. {_percent(high)}"
     outlines = "" if boundary is None else f", boundary mIoU {_percent(boundary.miou)} %"
-    title = f"{of}: mIoU {_percent(scores.miou)} % ({bounds}){outlines}{best}"
+    title = f"{escape(of)}: mIoU {_percent(scores.miou)} % ({bounds}){outlines}{best}"
     absent = "; absent, not in mIoU: " + escape(", ".join(scores.absent)) if scores.absent else ""
     caption = f"{loss_name} {report.loss:.4f}, pixel accuracy {_percent(scores.pixel_accuracy)} %"
     if report.reliability is not None:
@@ -41,7 +41,7 @@ def scores_table(report: Validation, *, of: str, is_best: bool = False, loss_nam
 
 def comparison_table(comparison: Comparison, names: tuple[str, str], *, of: str) -> Table:
     """Two models scored on the same images, in percent; `names` says which, A first."""
-    title = f"{of}: {comparison.num_samples} images, p = {comparison.p_value:.4f}"
+    title = f"{escape(of)}: {comparison.num_samples} images, p = {comparison.p_value:.4f}"
     caption = "p: two-sided randomization test over images; it knows nothing of other seeds of the training"
     table = Table("model", title=title, caption=caption, title_justify="left", caption_justify="left")
     for heading in ("mIoU %", "95 % interval"):

@@ -1,7 +1,6 @@
 """The commands `verify`, `stats` and `show` of launch/shard_dataset.py: what they understand, and what they do."""
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from unetdist.data.cache import ShardCache
 from unetdist.data.ingest.pool import available_cores
@@ -19,6 +17,8 @@ from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.errors import ConfigError
 from unetdist.folders import Folder, open_folder
+from unetdist.logs import PlainConsole
+from unetdist.printable import one_line, printable
 from unetdist.storage import write_atomic, write_json
 
 DESCRIPTIONS = {
@@ -65,13 +65,13 @@ def _verify(folder: Folder, args: argparse.Namespace) -> int:
 
     manifest = Manifest.load(folder)
     findings = verify.verify(folder, manifest, workers=args.workers)
-    print(verify.describe(findings, folder, manifest))
+    print(printable(verify.describe(findings, folder, manifest)))
     return 1 if findings.problems else 0
 
 
 def _stats(folder: Folder, args: argparse.Namespace) -> int:
     manifest = Manifest.load(folder)
-    Console(file=sys.stdout, soft_wrap=True).print(stats.tables(manifest, str(folder)))
+    PlainConsole(soft_wrap=True).print(stats.tables(manifest, str(folder)))
     if args.json:
         _written("--json", args.json, lambda path: write_json(path, stats.summarize(manifest)))
     if args.png:
@@ -92,7 +92,7 @@ def _show(folder: Folder, args: argparse.Namespace) -> int:
         shown = show.load(reader, ids, augmenter)
     sheet = show.draw(shown, Palette.from_records(manifest.palette_records))
     _written("--out", args.out, lambda path: _save(sheet, path))
-    print(f"{args.out}: {len(ids)} samples of {folder}")
+    print(one_line(f"{args.out}: {len(ids)} samples of {folder}"))
     return 0
 
 

@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from unetdist.printable import one_line
+
 _MAX_COLORS = 20_000
 """Colours that a census tells apart; beyond, the rarest half is only counted."""
 
@@ -161,7 +163,7 @@ class Census:
                     f"{entry.num_files:,}",
                     entry.example.nearest,
                     f"{entry.example.distance:.0f}",
-                    f"x {x}, y {y} in {entry.file}",
+                    f"x {x}, y {y} in {one_line(entry.file)}",
                 )
             )
         num_colors = self.num_colors
