@@ -41,7 +41,7 @@ fi
 out=$(realpath -m "${1:-$(mktemp -d)}")
 work=$(mktemp -d)
 mkdir -p "$out" "$work/logs"
-trap 'tar -czf "$out/logs.tar.gz" -C "$work" logs; rm -rf "$work"' EXIT
+trap 'pkill -P $$ || true; tar -czf "$out/logs.tar.gz" -C "$work" logs; rm -rf "$work"' EXIT
 : >"$out/summary.txt"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 if [ -n "${WHEELS:-}" ]; then
@@ -97,7 +97,7 @@ train_loops() {
   collect "$name" train
   note "$("$python" -c "$loops" "$out/$name.json" 2>/dev/null || echo "  no numbers of $name")"
   local size=${case#*:}
-  note "$(cd "$work/data/train/${size%:*}/runs" 2>/dev/null && grep -o "performance: .*" ours*.log | sed 's/^/  /')"
+  note "$(cd "$work/data/train/${size%:*}/runs" 2>/dev/null && grep -Ho "performance: .*" ours*.log | sed 's/^/  /')"
 }
 
 # Keep the JSON that a benchmark wrote.

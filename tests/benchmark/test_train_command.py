@@ -68,21 +68,42 @@ class FakeLoop:
         pass
 
 
-def test_who_cannot_be_measured_is_void_and_the_others_go_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("unetdist.benchmark.train.Process", FakeLoop)
+def run_with(loop, folder, monkeypatch, *words: str) -> None:
+    monkeypatch.setattr("unetdist.benchmark.train.Process", loop)
     monkeypatch.setattr("unetdist.benchmark.train_command.measure_peaks", lambda *_: H200)
     parser = argparse.ArgumentParser()
     train_command.add_arguments(parser)
-    words = [
-        "--against",
-        "accelerate,lightning,milesial,careful",
-        "--cases",
-        "student:32x32:2",
-        "student:32x24:2",
-    ]
-    words += ["--samples", "2", "--rounds", "2", "--precisions", "fp32"]
-    args = parser.parse_args([*words, "--work", str(tmp_path / "work"), "--out", str(tmp_path)])
+    given = [*words, "--samples", "2", "--rounds", "2", "--precisions", "fp32"]
+    args = parser.parse_args([*given, "--work", str(folder / "work"), "--out", str(folder)])
     train_command.run(args, {"cpu": "a chip", "cores": 2, "date": "2030-01-01T00:00", "commit": "abc"})
+
+
+@pytest.mark.parametrize(("asked", "rounds"), [(1, 0), (4, 1)])
+def test_a_benchmark_that_is_cut_short_has_written_what_it_knew(tmp_path, monkeypatch, asked, rounds):
+    """The last loop is cut short at its start, or in its second round."""
+
+    class CutShort(FakeLoop):
+        rounds = 0
+
+        def ask(self, do, **words):
+            self.rounds += do == "time"
+            if self.name == "careful" and self.rounds == asked:
+                raise KeyboardInterrupt
+            return super().ask(do, **words)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_with(
+            CutShort, tmp_path, monkeypatch, "--against", "accelerate,careful", "--cases", "student:32x32:2"
+        )
+    (case,) = json.loads((tmp_path / "train.json").read_text())["cases"]
+    assert [row["alone_images_per_s"] for row in case["rows"]][:2] == [300, 100]
+    assert [row["first_step_s"] for row in case["rows"]][:2] == [2, 2]
+    assert len(case["raw"]["rounds"]) == rounds
+
+
+def test_who_cannot_be_measured_is_void_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    loops = ["--against", "accelerate,lightning,milesial,careful"]
+    run_with(FakeLoop, tmp_path, monkeypatch, *loops, "--cases", "student:32x32:2", "student:32x24:2")
     record = json.loads((tmp_path / "train.json").read_text())
     assert len(record["cases"]) == 2
     rows = {row["name"].split()[0]: row for row in record["cases"][0]["rows"]}
