@@ -118,7 +118,7 @@ def test_an_interruption_says_what_stays_and_how_to_go_on(root, tmp_path, monkey
             errno.ENOSPC,
             r"the disk is full: 2 of 4 shards are complete; free some space and run the same command again",
         ),
-        (errno.EACCES, r"cannot be written \(.*denied\): 2 of 4 shards are complete; mend that and run"),
+        (errno.EACCES, r"cannot be written \(.*denied.*\): 2 of 4 shards are complete; mend that and run"),
     ],
 )
 def test_a_disk_that_does_not_take_more_keeps_what_is_complete(root, tmp_path, monkeypatch, number, message):
