@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 
 from unetdist import settings
+from unetdist.config import Config
 from unetdist.errors import ConfigError
 
 
@@ -228,3 +229,8 @@ def test_an_alias_stands_for_its_value(write):
         1,
         2,
     )
+
+
+def test_null_in_place_of_a_number_is_refused():
+    with pytest.raises(ConfigError, match="a setting is null that needs a value"):
+        settings.from_mapping(Config, {"data": {"train": "x", "num_workers": None}})

@@ -143,7 +143,12 @@ def _parser(cls: type, **kwargs: Any) -> ArgumentParser:
 
 
 def _instantiate(cls: type[Settings], parser: ArgumentParser, namespace: Namespace) -> Settings:
-    sections = parser.instantiate(namespace)
+    try:
+        sections = parser.instantiate(namespace)
+    except TypeError as error:  # the library lets null through where a number is wanted
+        raise ConfigError(
+            f"a setting is null that needs a value ({error}); give it one, or leave it out"
+        ) from None
     return cls(**{field.name: sections[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
