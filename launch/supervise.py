@@ -31,7 +31,7 @@ def main() -> int:
     command = words[split + 1 :]
     set_up_logging()
     if find_spec("timm") is not None and "accelerate" in (Path(word).name for word in command):
-        from unetdist.model.timm_encoder import import_timm  # which takes seconds, for it imports torch
+        from unetdist.model.timm_encoder import import_timm  # imports torch, which takes seconds
 
         import_timm()  # as `accelerate` itself does: where that fails, no restart helps
     return Supervisor(command, run_dir_of(command), max_restarts=args.max_restarts).run()

@@ -43,7 +43,7 @@ def _masked(found: re.Match[str]) -> str:
     secret = re.search(r"[?#]|;[^/;=]*=" if is_web else r"\?|[#;][^/#;=]*=", rest)
     cut = secret.start() if secret else len(rest)
     at = rest.rfind("@")
-    # Else the @ belongs to a path, as in hf://datasets/a/b@main.
+    # Otherwise the @ belongs to a path, as in hf://datasets/a/b@main.
     has_user = ":" in rest[: max(at, 0)] or "@" in re.split(r"[/?#]", rest, maxsplit=1)[0]
     if has_user and at > cut:
         return f"{scheme}{HIDDEN}{end}"

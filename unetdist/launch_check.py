@@ -81,7 +81,7 @@ INSTEAD = {
 """How the names of options begin -> what to do in their place; the first that fits."""
 
 HARMLESS = {"gradient_accumulation_steps": 1, "dynamo_backend": "no"}
-"""Values that change nothing, beside those that are the launcher's defaults."""
+"""Values that change nothing, in addition to the launcher's defaults."""
 
 
 def check_launch(
@@ -158,7 +158,7 @@ def asked_processes(command: Sequence[str] | None = None) -> int | None:
 
 
 def _launcher_arguments(command: Sequence[str] | None) -> Namespace | None:
-    """What `accelerate launch` was given, by default in the parent process; None where that is no such launcher."""
+    """The arguments of `accelerate launch`, by default of the parent process; None if that is another program."""
     if command is None:
         try:
             command = psutil.Process(os.getppid()).cmdline()

@@ -12,7 +12,7 @@ from pathlib import Path
 LOOK_EVERY_S = 0.1
 
 _held: set[int] = set()
-"""Descriptors of this process; a forked one lets go of them, for it may outlive its parent."""
+"""Descriptors of this process; a forked child closes them because it may outlive its parent."""
 
 
 class HeldError(OSError):

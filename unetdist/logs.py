@@ -24,13 +24,13 @@ logger = logging.getLogger("unetdist")
 
 
 class PlainConsole(Console):
-    """A console that prints the names in its texts as they are: no emoji codes, no control characters."""
+    """A console that prints names literally: no emoji codes, no control characters."""
 
     def __init__(self, *, stderr: bool = False, soft_wrap: bool = False) -> None:
         super().__init__(stderr=stderr, soft_wrap=soft_wrap, emoji=False)
 
     def render_str(self, text: str, **kwargs: Any) -> Text:
-        """As the library does, without what would command the terminal."""
+        """Render like the library, without control sequences."""
         return super().render_str(printable(text), **kwargs)
 
 

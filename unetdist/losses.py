@@ -146,7 +146,7 @@ def build_loss(
     """
     if num_classes < 2:  # the softmax of one logit is 1, whatever the network says
         raise ConfigError(
-            f"the data has {num_classes} class beside what is ignored, so the loss and its gradient would be 0 and "
+            f"the data has {num_classes} class apart from ignored pixels, so the loss and its gradient would be 0 and "
             "nothing would be learnt; write the shards again with at least 2 classes: list the background in "
             "Labels.txt as a class, and leave it out of --ignore."
         )

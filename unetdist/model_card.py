@@ -109,7 +109,7 @@ def _values(image_range: list[float] | None) -> str:
 
 
 def _literal(name: str) -> str:
-    """A name that is shown as it is, whatever Markdown or HTML it holds."""
+    """Escape a name so that Markdown and HTML in it are shown literally."""
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(one_line(name), quote=False))
 
 

@@ -25,7 +25,7 @@ each, twice over: a guess, to be measured."""
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the choice depends on; the same on every rank."""
+    """The facts that the choice depends on; the same on every rank."""
 
     device_type: str
     has_compiler: bool
@@ -100,9 +100,9 @@ def _cuda_graphs(facts: Facts, compiler: str | None) -> tuple[bool, str]:
         # A replay would overwrite the gradients that the one before left to be added to.
         return (
             False,
-            "no CUDA graphs, for gradients are accumulated: trainer.micro_batch_size could be larger",
+            "no CUDA graphs because gradients are accumulated: trainer.micro_batch_size could be larger",
         )
-    return True, f"CUDA graphs, for a step takes about {1000 * pass_s:.1f} ms"
+    return True, f"CUDA graphs because a step takes about {1000 * pass_s:.1f} ms"
 
 
 def gather(

@@ -15,12 +15,12 @@ def printable(text: object) -> str:
 
 
 def one_line(text: object) -> str:
-    r"""As `printable`, a line feed as `\n` too: for names."""
+    r"""Like `printable`, with line feeds as `\n` too: for names."""
     return printable(text).replace("\n", "\\n")
 
 
 def shown(value: object) -> object:
-    """A value that is to be put into a line: a name as `one_line`, anything else unchanged."""
+    """A value for a log line: text through `one_line`, anything else unchanged."""
     return one_line(value) if isinstance(value, (str, PurePath, BaseException)) else value
 
 

@@ -181,7 +181,7 @@ async def _http_whole(files: Any, url: str, most: int) -> bytes:
 
 
 async def _at_most(response: Any, size: int) -> bytes:
-    """Of the body no more than `size` bytes, whatever the server sends."""
+    """Read at most `size` bytes of the body, whatever the server sends."""
     data = bytearray()
     async for piece in response.content.iter_any():
         data += piece

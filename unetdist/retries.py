@@ -95,7 +95,7 @@ def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:
 
 
 def _remedy(error: Exception) -> str:
-    """What is wrong and what to do, where trying again would only take time; empty where nothing is known."""
+    """A remedy for errors that retrying cannot mend; empty if none is known."""
     # aiohttp, requests and httpx each have a class of that name; fsspec calls it a missing file.
     if "TooManyRedirects" in (type(error).__name__, type(error.__cause__).__name__):
         return "the server redirects in a circle; check the address"

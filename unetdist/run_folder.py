@@ -144,7 +144,7 @@ def _hold(file: Path, home: Folder, setting: str, held: ExitStack) -> None:
             f"{home}: another training writes there ({error.holder}); wait for it or stop it, or choose another --name "
             f"or {setting}."
         ) from None
-    except OSError:  # a folder that cannot be written to is told where the settings are saved
+    except OSError:  # saving the settings reports a folder that cannot be written to
         return
 
 

@@ -15,7 +15,7 @@ from unetdist.errors import ConfigError
 Settings = TypeVar("Settings")
 
 MOST_BYTES = 1 << 20
-"""Of a YAML file, which is read slowly: about 50 kB per second."""
+"""Largest YAML file in bytes; parsing reads about 50 kB per second."""
 
 MOST_VALUES = 20_000
 """In a YAML file: shards may be listed one by one."""

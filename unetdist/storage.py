@@ -61,7 +61,7 @@ def write_json(path: str | os.PathLike[str], value: Any, *, private: bool = Fals
 
 
 def write_json_in_place(path: str | os.PathLike[str], value: Any) -> None:
-    """As `write_json`, over the file that is there: not whole if the process dies meanwhile, but without more room."""
+    """Write JSON over an existing file: it needs no more disk space, but is not atomic."""
     text = _as_json(value).encode("utf-8", "backslashreplace")
     descriptor = os.open(path, os.O_WRONLY)
     try:

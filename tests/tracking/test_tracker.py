@@ -207,8 +207,8 @@ def test_a_broken_dashboard_is_told_once_and_stops_nothing(tmp_path, told, warni
     log_some(make(tmp_path, tracker="wandb"))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
     assert warnings == [
-        "wandb failed and is left out: OSError: no space left; training goes on, and the same command, started again, "
-        "sends what it lacks"
+        "wandb failed and is left out: OSError: no space left; training continues, and the same command, started "
+        "again, sends what it lacks"
     ]
 
 

@@ -108,7 +108,7 @@ class Augmenter:
         return keyed_uniform(Stream.AUGMENT, self.seed, epoch, sample_id, _ALL_DRAWS)
 
     def change(self, mask: Pixels, draws: Draws, *, epoch: int) -> Change:
-        """What is done to a sample; only the part `change.window.box(mask.shape)` of its image is needed then."""
+        """Draw the change of a sample; only the part `change.window.box(mask.shape)` of its image is needed then."""
         scale = self._scale(draws[Draw.SCALE]) if epoch < self._native_from else 1.0
         return Change(self._window(mask, scale, draws), draws[Draw.BRIGHTNESS : Draw.HUE + 1])
 

@@ -72,7 +72,7 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
 
 
 def check_header(data: bytes, header: JpegHeader | None, what: str = "image") -> None:
-    """Refuse what its header shows to be impossible to decode, before memory is taken for it.
+    """Refuse an image that its header shows to be impossible to decode, before memory is allocated.
 
     Args:
         data: The encoded picture, of any kind.
@@ -276,7 +276,7 @@ def _decode_with_pil(data: bytes, channels: int) -> Pixels:
             high = np.asarray(image) >> 8
             image = Image.fromarray(np.clip(high, 0, 255).astype(np.uint8))
         elif image.mode == "P" or image.has_transparency_data:
-            # By way of RGBA: transparency then becomes alpha, and is dropped (not blended) on the way to RGB.
+            # Through RGBA: transparency then becomes alpha and is dropped, not blended, in RGB.
             image = image.convert("RGBA")
         if channels == 1 and image.mode != "L":
             # PIL rounds luma otherwise than OpenCV.

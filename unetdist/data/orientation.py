@@ -35,7 +35,7 @@ def shown_size(raw: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def drawn_by_size(raw: tuple[int, int], orientation: int, mask_size: tuple[int, int]) -> Drawn | None:
-    """What a mask was drawn on by the sizes (height, width) of both; None where these cannot tell."""
+    """Whether a mask was drawn on raw or upright pixels, from the sizes (height, width); None if they cannot tell."""
     shown = shown_size(raw, orientation)
     if orientation == 1 or raw == shown or mask_size not in (raw, shown):
         return "raw" if orientation == 1 else None
@@ -62,7 +62,7 @@ def is_to_be_turned(
     if drawn is None:
         raise DataError(
             f"image has EXIF orientation {orientation}, and its size does not tell whether the mask was drawn on the "
-            "pixels as they are stored or as viewers show them; compare the two, and add --exif raw or --exif upright."
+            "stored pixels or on the image that viewers show; compare the two, and add --exif raw or --exif upright."
         )
     return drawn == "upright"
 

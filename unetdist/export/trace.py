@@ -70,7 +70,7 @@ def trace(saved: SavedModel, *, argmax: bool, precision: Precision) -> ExportedP
 
 
 def metadata_of(saved: SavedModel, *, argmax: bool, precision: Precision) -> dict[str, str]:
-    """What goes with the graph, as text; `classes`, `resize` and `image_range` are JSON.
+    """The metadata of the graph, as text; `classes`, `resize` and `image_range` are JSON.
 
     A pixel of class c has the name, the colour and the id of that entry of `classes` whose `index` is c.
     """

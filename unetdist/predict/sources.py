@@ -65,7 +65,7 @@ def open_source(
     every: int = 1,
     image_range: ImageRange | None = None,
 ) -> Source:
-    """What `location` names, or several: see `launch/predict.py --help`.
+    """The images that `location`, or several, name: see `launch/predict.py --help`.
 
     Args:
         location: a place, or several images.

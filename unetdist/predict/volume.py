@@ -250,4 +250,4 @@ def _tell(total: int, skipped: int, failures: list[Failure], out: Path, world: W
     for failure in failures:
         logger.error("%s: %s", failure.source, failure.reason)
     if failures:
-        logger.error("%d of %d images failed, for the reasons above", len(failures), total)
+        logger.error("%d of %d images failed (reasons above)", len(failures), total)

@@ -107,8 +107,8 @@ class Mirror:
         except BaseException as error:  # whatever it is, an exit too, it must not end days of training
             self._has_failed = True
             logger.warning(
-                "%s failed and is left out: %s: %s; training goes on, and the same command, started again, sends what "
-                "it lacks",
+                "%s failed and is left out: %s: %s; training continues, and the same command, started again, sends "
+                "what it lacks",
                 self.name,
                 type(error).__name__,
                 error,

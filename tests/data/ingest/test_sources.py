@@ -216,7 +216,7 @@ def test_a_readme_is_no_sample(tmp_path, caplog):
 def test_one_picture_beside_the_folders_of_the_others_is_told(tmp_path, caplog):
     touch(tmp_path, *(f"{part}/{name}.png" for part in "im" for name in ("x/a", "x/b", "y/a", "legend")))
     assert len(from_folders(tmp_path / "i", tmp_path / "m").samples) == 4
-    assert "legend.png is beside the folders of all other samples" in caplog.text
+    assert "legend.png is not in the folders of the other samples" in caplog.text
 
 
 def test_names_that_never_meet_are_told_with_both_templates(tmp_path):

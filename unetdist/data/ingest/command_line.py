@@ -92,7 +92,7 @@ def convert_options(args: argparse.Namespace) -> ConvertOptions:
 
 
 def read_as_ids(args: argparse.Namespace, palette: Palette) -> None:
-    """Let masks be read as ids, which is all that a label file without colours can mean; say how ids are taken.
+    """Read masks as ids if the label file has no colours, and log how ids are assigned.
 
     Raises:
         ConfigError: The masks are to be read as colours.
@@ -110,7 +110,7 @@ def read_as_ids(args: argparse.Namespace, palette: Palette) -> None:
 
 
 def wants_measured_range(args: argparse.Namespace) -> bool:
-    """Whether the range of the images' values is to be found out first."""
+    """Whether the range of the images' values must be measured first."""
     return vars(args).get("image_range") == ["auto"]
 
 
@@ -261,8 +261,8 @@ def _add_exif(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--exif",
         choices=("raw", "upright"),
-        help="what masks were drawn on, where an EXIF orientation leaves the size as it is: the pixels as stored or "
-        "as viewers show them; default: as the other images of the data set show",
+        help="for images whose EXIF orientation does not change their size: whether masks were drawn on the pixels as "
+        "stored (raw) or as viewers show them (upright); default: decided by the other images of the data set",
     )
 
 

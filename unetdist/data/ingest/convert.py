@@ -41,7 +41,7 @@ class ConvertOptions:
     image_range: tuple[float, float] | None = None
     """Values of images of more than 8 bits that become 0 and 255; None: 0 and 65535."""
     exif: Drawn | None = None
-    """What masks were drawn on where an EXIF orientation leaves the size as it is; None: such images are refused."""
+    """Whether masks were drawn on raw or upright images where EXIF keeps the size; None: refuse such images."""
     seekable: bool = True
     """Give JPEGs restart markers, without loss, so that crops of them decode fast."""
     mask_format: MaskFormat = "auto"
@@ -65,7 +65,7 @@ class ConvertOptions:
             raise ConfigError(f"max_pixels ({self.max_pixels}) must be 1 or more; use {MAX_PIXELS}.")
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the bytes of good samples; without `exif` at its default, which older records do not know."""
+        """The options that decide the bytes of good samples; a default `exif` is left out, as in older records."""
         return {
             name: value
             for name, value in asdict(self).items()

@@ -11,13 +11,13 @@ from unetdist.data.ingest.sources import FileReader, Sample, Source
 from unetdist.logs import logger
 
 _HEAD = 2**14
-"""Bytes by which files of one size are told apart before they are read whole."""
+"""Bytes of files of equal size that are compared before whole files are read."""
 _THREADS = 16
 """Threads that read side by side: on a network disk a file takes as long as its round trip."""
 _NAMED = 3
 
 Originals = Mapping[str, str]
-"""Key of a sample -> key of the first sample whose image has the same bytes, for all that are not the first."""
+"""Key of a duplicate -> key of the first sample whose image has the same bytes."""
 
 
 def find_originals(source: Source) -> Originals:
@@ -45,7 +45,7 @@ def tell_copies(originals: Originals) -> None:
     if originals:
         named = ", ".join(f"{key} is {original}" for key, original in sorted(originals.items())[:_NAMED])
         logger.warning(
-            "%d images have the same bytes as others (%s%s): each counts as often as it is there.",
+            "%d images have the same bytes as others (%s%s): each copy counts.",
             len(originals),
             named,
             " ..." if len(originals) > _NAMED else "",

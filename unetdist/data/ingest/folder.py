@@ -131,7 +131,7 @@ class FolderRun:
 
     @property
     def outcome(self) -> Outcome:
-        """What is known once all shards are recorded, still without a manifest."""
+        """The sum of all recorded shards, before a manifest exists."""
         return gather(self.folder, [self._finished[job.number] for job in self.jobs])
 
     def merge(

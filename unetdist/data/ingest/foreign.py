@@ -205,14 +205,14 @@ def _as_it_is(image: bytes, mask_size: tuple[int, int], exif: Drawn | None = Non
         )
     if is_to_be_turned(mask_size, opened.orientation, mask_size, exif):
         raise DataError(
-            "image would have to be turned upright, and stays in its tar as it is; unpack the tars and write shards "
+            "image must be turned upright, but tars are never changed; unpack the tars and write shards "
             "of the files with --exif upright."
         )
     return Picture(image, "", pixels, opened.channels, True, _extremes(opened, image))
 
 
 def _extremes(opened: OpenedImage, image: bytes) -> tuple[float, float] | None:
-    """Of an image of more than 8 bits, of which the high byte is read.
+    """Return the extremes of an image of more than 8 bits, of which the high byte is read.
 
     Raises:
         DataError: What is read of it where it lies is not what shards of our own would hold.
@@ -227,7 +227,7 @@ def _extremes(opened: OpenedImage, image: bytes) -> tuple[float, float] | None:
 
 
 _UNFIT = (
-    "a tar that stays as it is gives 8-bit grey, RGB and RGBA, and of 16 bits the high byte: unpack it, and write "
+    "an indexed tar gives 8-bit grey, RGB and RGBA, and the high byte of 16 bits: unpack it, and write "
     "shards of its images and masks (shard_dataset.py --images DIR --masks DIR)."
 )
 

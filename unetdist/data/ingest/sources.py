@@ -129,7 +129,8 @@ def from_folders(
     beside = [sample.image for sample in samples if "/" not in sample.key]
     if len(beside) == 1 and len(samples) > 2:
         logger.warning(
-            "%s is beside the folders of all other samples; remove it if it is none.", images / beside[0]
+            "%s is not in the folders of the other samples; remove it if it is not a sample.",
+            images / beside[0],
         )
     return Source(tuple(samples), tuple(problems), reader)
 
@@ -210,7 +211,7 @@ def _by_key(files: Sequence[tuple[str, str]], kind: str, problems: list[Problem]
 
 
 def _templates(image: str, mask: str) -> str:
-    """What to type, by the beginning that two names have in common."""
+    """The name options to type, guessed from what two names have in common."""
     image, mask = PurePosixPath(image).name, PurePosixPath(mask).name
     stems = PurePosixPath(image).stem, PurePosixPath(mask).stem
     if common := os.path.commonprefix(stems):  # noqa: RUF071 (of letters)
@@ -247,7 +248,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _fields(line: str, reader: FileReader, where: str) -> tuple[str, str]:
-    """The image and the mask of a line, as the disk spells them; names that are nowhere as they are written."""
+    """The image and mask of a line, spelled like the files on disk; names that match no file are unchanged."""
     readings = [line.split("\t")] if "\t" in line else [_blanks(line), _blanks(line.replace("\\", "/"))]
     pairs = [(fields[0].strip(), fields[1].strip()) for fields in readings if len(fields) == 2]
     for image, mask in pairs:

@@ -183,7 +183,7 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
 
 
 def _unfit(convert: ConvertOptions, runs: Sequence[FolderRun], palette: Palette) -> list[Problem]:
-    """What no sample alone shows."""
+    """Problems that only all samples together show."""
     outcomes = [one.outcome for one in runs]
     extremes = None
     for outcome in outcomes:

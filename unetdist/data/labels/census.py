@@ -205,8 +205,8 @@ class Census:
             )
         if commonest is not None and not 0 <= commonest <= 254:
             return (
-                f"Labels.txt has room for the ids 0 to 254, and not for {commonest}: number the classes of the masks "
-                "anew, or use --unknown-colors ignore to leave the pixels out."
+                f"Labels.txt has room for the ids 0 to 254, and not for {commonest}: renumber the classes of the "
+                "masks, or use --unknown-colors ignore to leave the pixels out."
             )
         return (
             "Add a line for each class that is missing to Labels.txt, with this id if the other lines have ids too "

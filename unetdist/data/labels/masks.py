@@ -29,7 +29,7 @@ _UNKNOWN = -1
 
 @dataclass(frozen=True)
 class MaskReading:
-    """A mask, and what is worth knowing of how it was read.
+    """A mask, with notes on how it was read.
 
     Attributes:
         mask: uint8 (H, W), of class indices and `IGNORE_INDEX`.
