@@ -231,6 +231,7 @@ def test_an_alias_stands_for_its_value(write):
     )
 
 
-def test_null_in_place_of_a_number_is_refused():
+@pytest.mark.parametrize("nulls", [{"data": {"train": "x", "num_workers": None}}, {"name": None}])
+def test_null_in_place_of_a_value_is_refused(nulls):
     with pytest.raises(ConfigError, match="a setting is null that needs a value"):
-        settings.from_mapping(Config, {"data": {"train": "x", "num_workers": None}})
+        settings.from_mapping(Config, {"data": {"train": "x"}, **nulls})

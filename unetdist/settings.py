@@ -145,11 +145,11 @@ def _parser(cls: type, **kwargs: Any) -> ArgumentParser:
 def _instantiate(cls: type[Settings], parser: ArgumentParser, namespace: Namespace) -> Settings:
     try:
         sections = parser.instantiate(namespace)
-    except TypeError as error:  # the library lets null through where a number is wanted
+        return cls(**{field.name: sections[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    except TypeError as error:  # the library lets null through where a number or a text is wanted
         raise ConfigError(
             f"a setting is null that needs a value ({error}); give it one, or leave it out"
         ) from None
-    return cls(**{field.name: sections[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
 def _to_plain_setting(value: Any) -> Any:
