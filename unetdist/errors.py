@@ -1,6 +1,6 @@
 """The errors that a user is meant to read: each says what is wrong, where, and what to do."""
 
-from unetdist.printable import one_line
+from unetdist.printable import one_line, printable
 
 
 class UnetdistError(Exception):
@@ -14,13 +14,11 @@ class ConfigError(UnetdistError, ValueError):
 class DataError(UnetdistError, ValueError):
     """Images, masks, labels or shards that cannot be used.
 
-    `source` names where it was found (file, line, shard, key) and opens the message, which is one line (a name may hold
-    line feeds) unless `has_lines`.
+    `source` names where it was found (file, line, shard, key) and opens the message, always in one line.
     """
 
-    def __init__(self, message: str, *, source: object = None, has_lines: bool = False) -> None:
-        text = message if source is None else f"{source}: {message}"
-        super().__init__(text if has_lines else one_line(text))
+    def __init__(self, message: str, *, source: object = None) -> None:
+        super().__init__(printable(message if source is None else f"{one_line(source)}: {message}"))
         self.source = source
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from unetdist.data.ingest.sources import Problem, Sample, Source
 from unetdist.errors import DataError
+from unetdist.printable import one_line
 from unetdist.remote import refusal
 
 _KINDS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
@@ -59,7 +60,9 @@ def from_dataset(
     for row, key in enumerate(keys):
         if key in row_of:
             where = f"{name}, row {row}"
-            problems.append(Problem("two images with one key", where, f"row {row_of[key]} is also {key}"))
+            problems.append(
+                Problem("two images with one key", where, one_line(f"row {row_of[key]} is also {key}"))
+            )
         row_of.setdefault(key, row)
     samples = (
         Sample(

@@ -15,7 +15,7 @@ from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.errors import DataError
 from unetdist.folders import Folder, open_folder
-from unetdist.printable import one_line
+from unetdist.printable import one_line, printable
 
 MAX_LISTED = 20
 """Problems of one kind that are printed; all of them are in a file."""
@@ -41,7 +41,7 @@ def describe_problems(problems: Sequence[Problem], unlisted: str, folder: Folder
     ordered = sorted(problems, key=lambda problem: problem.kind)
     whole, short = list[str](), list[str]()
     for kind, items in groupby(ordered, key=lambda problem: problem.kind):
-        lines = [f"  {one_line(problem.where)}: {one_line(problem.detail)}" for problem in items]
+        lines = [f"  {one_line(problem.where)}: {printable(problem.detail)}" for problem in items]
         heading = f"{kind} ({len(lines)})"
         whole += [heading, *lines]
         if kind == UNKNOWN_COLORS:

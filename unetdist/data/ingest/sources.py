@@ -15,6 +15,7 @@ from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.ingest.listing import composed, files_below, is_readme, spelled
 from unetdist.errors import ConfigError, DataError
 from unetdist.logs import logger
+from unetdist.printable import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ def from_folders(
     ):
         alike = {key.casefold(): name for key, name in other_of.items() if key not in name_of}
         for key in sorted(name_of.keys() - other_of.keys()):
-            detail = f"no {_expected(key, template)} in {other_root}"
+            detail = one_line(f"no {_expected(key, template)} in {other_root}")
             if key.casefold() in alike:
                 detail += f"; {alike[key.casefold()]} differs in upper and lower case, rename one of the two"
             problems.append(Problem(kind, str(root / name_of[key]), detail))
@@ -154,7 +155,9 @@ def from_list(
         fields = _fields(line.strip(), reader, where)
         key = re.sub(r"^(\.{0,2}/)+", "", Path(fields[0]).with_suffix("").as_posix())
         if key in pairs:
-            problems.append(Problem("two images with one key", fields[0], f"{pairs[key][0]} is also {key}"))
+            problems.append(
+                Problem("two images with one key", fields[0], one_line(f"{pairs[key][0]} is also {key}"))
+            )
             continue
         pairs[key] = fields
         for kind, root, name in (("image", reader.images, fields[0]), ("mask", reader.masks, fields[1])):
@@ -205,7 +208,9 @@ def _by_key(files: Sequence[tuple[str, str]], kind: str, problems: list[Problem]
     for key, name in files:
         key = composed(key)
         if key in name_of:
-            problems.append(Problem(f"two {kind}s with one key", name, f"{name_of[key]} is also {key}"))
+            problems.append(
+                Problem(f"two {kind}s with one key", name, one_line(f"{name_of[key]} is also {key}"))
+            )
         name_of.setdefault(key, name)
     return name_of
 

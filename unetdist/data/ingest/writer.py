@@ -100,8 +100,7 @@ def write_dataset(
         kept = "" if is_refused else " (finished shards are kept)"
         raise DataError(
             f"{count(problems, 'problem')} in {len(source.samples)} samples, the data set is not finished.\n"
-            f"{account}\nMend these and run the same command again{kept}, or leave bad samples out with --skip-bad.",
-            has_lines=True,
+            f"{account}\nMend these and run the same command again{kept}, or leave bad samples out with --skip-bad."
         )
     left_out = (
         f"left out, because of --skip-bad:\n{account}\n" if problems else f"{account}\n" if account else ""
@@ -142,9 +141,7 @@ def index_tars(
     account = describe_all(unfit, [outcome], palette)
     if unfit or outcome.problems:
         problems = count(len(unfit) + len(outcome.problems), "problem")
-        raise DataError(
-            f"{problems} in {count(len(jobs), 'tar')}, no manifest is written.\n{account}", has_lines=True
-        )
+        raise DataError(f"{problems} in {count(len(jobs), 'tar')}, no manifest is written.\n{account}")
     return (f"{account}\n" if account else "") + describe(outcome, palette)
 
 
