@@ -21,10 +21,9 @@ from unetdist.data.image_file import (
 from unetdist.errors import CheckpointError, DataError
 from unetdist.inference import WHOLE_IMAGE, InferenceConfig
 from unetdist.model import unet
-from unetdist.model.blocks import without_memory
 from unetdist.model_card import CARD_FILE, EXAMPLE_FILE, card_of
 from unetdist.predict import predict_image, read_picture, write_png
-from unetdist.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, load_model, save_model
+from unetdist.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, load_model, save_model, unfilled
 from unetdist.storage import write_text
 
 FILES = [MODEL_FILE, CONFIG_FILE]
@@ -43,7 +42,7 @@ class UNet(unet.UNet):
     """
 
     def __init__(self, saved: SavedModel) -> None:
-        with without_memory():  # no random weights, which would be replaced
+        with unfilled(saved.model.config):  # no random weights, which would be replaced
             super().__init__(
                 saved.model.config,
                 saved.palette.num_classes,
@@ -51,6 +50,7 @@ class UNet(unet.UNet):
                 saved.config["std"],
             )
         self.load_state_dict(saved.model.state_dict(), assign=True)
+        self.to(saved.model.mean)  # a network of timm may hold tensors that are not saved
         self.palette, self.resize, self.facts = saved.palette, saved.resize, saved.facts
         self.image_range = saved.image_range
         self.eval()

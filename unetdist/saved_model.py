@@ -5,9 +5,8 @@ import json
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -133,7 +132,7 @@ def save_model(
 def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> SavedModel:
     """Read what `save_model` wrote, in evaluation mode on `device`.
 
-    No memory is taken for a network before its parts are known to be those of the file.
+    No memory is taken for a network before its parts are known to be those of the file, unless timm makes it.
 
     Raises:
         CheckpointError: no weights there, damaged, not finite, or not made by this framework.
@@ -141,16 +140,14 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
     path = Path(folder) / MODEL_FILE
     with _opened(path) as file:
         text, config, described, palette = _configuration(file, path)
-        build = partial(_build, described, palette.num_classes, path)
+        architecture = _architecture(described, path)
         names = set(file.keys())
-        with without_memory():
-            unet = build()
+        with unfilled(architecture):
+            unet = UNet(architecture, palette.num_classes, described.mean, described.std)
         _compare(unet, {name: file.get_slice(name).get_shape() for name in names}, path)
         state = {name: file.get_tensor(name) for name in sorted(names)}
         _check_tensors(state, text, file.metadata().get(CHECKSUM), path)
-    if unet.backbone is not None:
-        unet = build()  # networks of timm may hold tensors that are not saved
-    unet.load_state_dict(state, assign=unet.backbone is None)
+    unet.load_state_dict(state, assign=True)
     # Convolutions are fastest in this layout, and training used it: another one rounds differently.
     unet.to(device=device, dtype=state["mean"].dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return SavedModel(
@@ -226,13 +223,20 @@ def _described(config: Any) -> Described:
     return described
 
 
-def _build(described: Described, num_classes: int, path: Path) -> UNet:
+def unfilled(architecture: UNetConfig) -> AbstractContextManager[None]:
+    """A block that makes a network whose weights are loaded next: without memory, where that can be.
+
+    Networks of timm compute with tensors while they are made, and may hold some that are not saved.
+    """
+    return without_memory() if architecture.encoder is None else nullcontext()
+
+
+def _architecture(described: Described, path: Path) -> UNetConfig:
     try:
         config = settings.from_mapping(UNetConfig, described.model, where="its architecture")
     except ConfigError as error:
         raise _damaged(path, error) from None
-    # The weights are here: nothing is downloaded.
-    return UNet(replace(config, pretrained=False), num_classes, described.mean, described.std)
+    return replace(config, pretrained=False)  # the weights are here: nothing is downloaded
 
 
 def _compare(unet: UNet, shapes: Mapping[str, Sequence[int]], path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.synthetic import PALETTE_RECORDS
+from unetdist import hub
 from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError
 from unetdist.model.config import UNetConfig
@@ -29,9 +30,12 @@ class Pyramid(nn.Module):
             nn.Conv2d(in_channels, width, stride, stride)
             for width, stride in zip(widths, strides, strict=True)
         )
+        # As ConvNeXt and Swin do: numbers are read while it is made, and a tensor is not saved.
+        (scale,) = torch.linspace(1.0, 2.0, 1).tolist()
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
     def forward(self, x):
-        return [layer(x) for layer in self.layers]
+        return [self.scale * layer(x) for layer in self.layers]
 
 
 @pytest.fixture
@@ -129,9 +133,11 @@ def test_loading_a_saved_model_downloads_nothing(library, tmp_path):
     save_model(tmp_path, model.state_dict(), model=model.config, palette=palette, resize=None, facts={})
     library.asked.clear()
     saved = load_model(tmp_path)
-    assert library.asked == [("four", False)]
+    taken_over = hub.UNet.from_pretrained(tmp_path)
+    assert set(library.asked) == {("four", False)}
     image = torch.randint(0, 256, (1, 3, 9, 20), dtype=torch.uint8)
     assert torch.equal(saved.model(image), model(image))
+    assert torch.equal(taken_over(image), model(image))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
