@@ -110,19 +110,35 @@ def refuse_little_used(options: ConvertOptions, source: Source) -> None:
 
 def little_used(options: ConvertOptions, extremes: tuple[float, float] | None, where: str) -> Problem | None:
     """A problem if no range was given and the 16-bit images use few of the values 0..65535."""
-    if options.image_range is not None or extremes is None:
+    if options.image_range is not None or extremes is None or not _is_little(extremes):
         return None
-    spread = extremes[1] - extremes[0]
-    if spread >= LITTLE_OF_SIXTEEN_BITS:
-        return None
-    levels = int(spread * 255 / 65535) + 1
     return Problem(
         "little of 16 bits is used",
         where,
-        f"values are {_numbers(*extremes, ' to ')} of 0 to 65535, which would become {levels} of 256 grey levels; say "
-        f"which are black and white: --image-range {_numbers(*suitable_range(*extremes), ' ')} (or --image-range auto; "
-        "or --image-range 0 65535, if that is meant).",
+        f"{_levels(extremes)}; say which are black and white: --image-range "
+        f"{_numbers(*suitable_range(*extremes), ' ')} (or --image-range auto; or --image-range 0 65535, if that is "
+        "meant).",
     )
+
+
+def warn_of_little_used(extremes: tuple[float, float] | None) -> None:
+    """A warning for images that stay in their tars, where they are read by their high byte whatever they hold."""
+    if extremes is not None and _is_little(extremes):
+        logger.warning(
+            "the images in these tars use little of their 16 bits and lose detail: %s; to keep it, unpack the tars and "
+            "write shards with --images DIR --masks DIR --image-range %s.",
+            _levels(extremes),
+            _numbers(*suitable_range(*extremes), " "),
+        )
+
+
+def _is_little(extremes: tuple[float, float]) -> bool:
+    return extremes[1] - extremes[0] < LITTLE_OF_SIXTEEN_BITS
+
+
+def _levels(extremes: tuple[float, float]) -> str:
+    levels = int((extremes[1] - extremes[0]) * 255 / 65535) + 1
+    return f"values are {_numbers(*extremes, ' to ')} of 0 to 65535, which would become {levels} of 256 grey levels"
 
 
 def suitable_range(low: float, high: float, *, is_integer: bool = True) -> ImageRange:

@@ -18,7 +18,7 @@ from unetdist.data.ingest.share import ALONE, Share
 from unetdist.data.ingest.sources import Problem, Sample, Source
 from unetdist.data.ingest.statistics import wider
 from unetdist.data.ingest.tar_source import Tars
-from unetdist.data.ingest.value_range import little_used, refuse_little_used
+from unetdist.data.ingest.value_range import little_used, refuse_little_used, warn_of_little_used
 from unetdist.data.labels import Palette
 from unetdist.data.labels.mask_faults import fault_of_all
 from unetdist.data.labels.mask_notes import MaskNotes
@@ -83,7 +83,8 @@ def write_dataset(
                 held.enter_context(one.open(overwrite=options.overwrite))
             if not _make(runs, options):
                 return None
-            unfit = _unfit(convert, runs, palette)
+            little = little_used(convert, _extremes(runs), "all images of more than 8 bits")
+            unfit = [*([] if little is None else [little]), *_unfit_masks(convert, runs, palette)]
             outcomes = [
                 one.merge(
                     palette,
@@ -131,7 +132,8 @@ def index_tars(
     with one.open(overwrite=True):
         if not _make([one], options):
             return None
-        unfit = _unfit(convert, [one], palette)
+        warn_of_little_used(_extremes([one]))
+        unfit = _unfit_masks(convert, [one], palette)
         outcome = one.merge(
             palette,
             is_refused=bool(unfit),
@@ -179,19 +181,21 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
     return True
 
 
-def _unfit(convert: ConvertOptions, runs: Sequence[FolderRun], palette: Palette) -> list[Problem]:
-    """Problems that only all samples together show."""
-    outcomes = [one.outcome for one in runs]
+def _extremes(runs: Sequence[FolderRun]) -> tuple[float, float] | None:
+    """The lowest and the highest value of all images of more than 8 bits."""
     extremes = None
-    for outcome in outcomes:
-        extremes = wider(extremes, outcome.statistics.extremes)
-    unfit = [little_used(convert, extremes, "all images of more than 8 bits")]
-    if not any(problem.kind == UNKNOWN_COLORS for outcome in outcomes for problem in outcome.problems):
-        fault = fault_of_all(
-            palette, MaskNotes.sum(outcome.notes for outcome in outcomes), convert.mask_format
-        )
-        unfit.append(None if fault is None else Problem("masks that cannot mean this", palette.path, fault))
-    return [problem for problem in unfit if problem is not None]
+    for one in runs:
+        extremes = wider(extremes, one.outcome.statistics.extremes)
+    return extremes
+
+
+def _unfit_masks(convert: ConvertOptions, runs: Sequence[FolderRun], palette: Palette) -> list[Problem]:
+    """Problems of masks that only all samples together show."""
+    outcomes = [one.outcome for one in runs]
+    if any(problem.kind == UNKNOWN_COLORS for outcome in outcomes for problem in outcome.problems):
+        return []
+    fault = fault_of_all(palette, MaskNotes.sum(outcome.notes for outcome in outcomes), convert.mask_format)
+    return [] if fault is None else [Problem("masks that cannot mean this", palette.path, fault)]
 
 
 def describe_all(problems: Sequence[Problem], outcomes: Sequence[Outcome], palette: Palette) -> str:
