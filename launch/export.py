@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdist.data.image_file import EIGHT_BITS
 from unetdist.errors import ConfigError
 from unetdist.export.agreement import compare, milliseconds
 from unetdist.export.onnx_file import OPSETS, open_onnx, quantize, write_onnx
@@ -32,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved = load_model(args.model)
     exported = _write(saved, args)
     logger.info("%s written, %.1f MB; comparing", args.out, args.out.stat().st_size / 1e6)
-    if saved.image_range not in (None, EIGHT_BITS):
+    if saved.image_range is not None:
         low, high = saved.image_range
         logger.info(
             "it takes bytes: of images of more than 8 bits the values %g to %g must become 0 to 255, rounded "

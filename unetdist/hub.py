@@ -36,8 +36,8 @@ class UNet(unet.UNet):
     Attributes:
         palette: names, ids and colours of the classes.
         resize: (width, height) in pixels that it was trained at; None: the images' own size.
-        image_range: values of its training images that became 0 and 255, so (0, 255) for images of 8 bits; None where
-            the model does not say: set it, and images of more than 8 bits are understood.
+        image_range: values of its training images that became 0 and 255; None where they had 8 bits, or where the model
+            does not say: set it, and images of more than 8 bits are understood.
         facts: what is known of its training: step, metric, report.
     """
 

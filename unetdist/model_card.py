@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unetdist.data.image_file import EIGHT_BITS
 from unetdist.printable import one_line
 from unetdist.saved_model import read_config
 
@@ -101,10 +100,8 @@ def _network(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _values(image_range: list[float] | None) -> str:
     if image_range is None:
-        return "Which values of images of more than 8 bits were black and white is not known."
+        return "It was trained on images of 8 bits, or which values of deeper ones were black and white is unknown."
     low, high = image_range
-    if (low, high) == EIGHT_BITS:
-        return "It was trained on images of 8 bits."
     return f"Values {low:.10g} to {high:.10g} of images of more than 8 bits became 0 to 255, as `predict` does it too."
 
 

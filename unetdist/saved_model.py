@@ -76,7 +76,7 @@ class SavedModel:
     """What `save_model` was given, and the architecture."""
 
     image_range: ImageRange | None = None
-    """Values of the training images that became 0 and 255; None: unknown, saved before models said so."""
+    """Values of the training images that became 0 and 255; None: they had 8 bits, or it is unknown."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def save_model(
         model: the architecture.
         palette: classes and colours.
         resize: (width, height) the shards were made with.
-        image_range: values of the shards' source images that became 0 and 255; None: unknown.
+        image_range: values of the shards' source images that became 0 and 255; None: they had 8 bits, or it is unknown.
         facts: metric, confusion, step: kept as they are; JSON types.
     """
     if wrapped := [name for name in state if name.startswith(("module.", "_orig_mod."))]:

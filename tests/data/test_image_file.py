@@ -11,7 +11,6 @@ from tests.data.ingest.picture_folders import encoded, image_array
 from tests.data.tiff_files import RGB, tiff
 from unetdist.data.decode import decode_image
 from unetdist.data.image_file import (
-    EIGHT_BITS,
     HIGH_BYTE,
     SIXTEEN_BITS,
     as_values,
@@ -45,7 +44,7 @@ def test_what_is_stored_as_it_is_is_read_as_the_training_reads_it(mode, channels
     data = saved(Image.fromarray(COLORS).convert(mode))
     expected = decode_image(data, channels)
     assert open_image(data).is_plain
-    assert np.array_equal(read_image(data, channels, EIGHT_BITS), expected)
+    assert np.array_equal(read_image(data, channels, None), expected)
     assert np.array_equal(with_channels(open_image(data).values(), channels), expected)
     loaded = Image.open(io.BytesIO(data))
     loaded.load()
@@ -125,22 +124,23 @@ def test_a_mode_without_a_way_to_colours_is_refused():
         values_of_pillow(Image.new("La", (4, 4)))
 
 
-@pytest.mark.parametrize(
-    ("image_range", "words"),
-    [
-        (None, "uint16 pixels of .*the model does not say which values were black .*--image-range LOW HIGH"),
-        (EIGHT_BITS, "uint16 pixels of .*the model was trained on images of 8 bits.*--image-range LOW HIGH"),
-    ],
-)
-def test_more_bits_than_the_model_knows_are_refused_by_every_door(image_range, words):
+def test_more_bits_than_the_model_knows_are_refused_by_every_door():
     data = encoded(TWELVE_BITS[..., 0])
     for door in (
-        lambda: read_image(data, 3, image_range),
-        lambda: pixels_of_pillow(Image.open(io.BytesIO(data)), 3, image_range),
-        lambda: eight_bit_of_model(as_values(TWELVE_BITS[..., 0]), image_range),
+        lambda: read_image(data, 3, None),
+        lambda: pixels_of_pillow(Image.open(io.BytesIO(data)), 3, None),
+        lambda: eight_bit_of_model(as_values(TWELVE_BITS[..., 0]), None),
     ):
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(
+            DataError, match="uint16 pixels of .*the model does not say .*--image-range LOW HIGH"
+        ):
             door()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_a_range_of_0_to_255_is_one_like_any_other(dtype):
+    values = np.array([[[0], [7], [255], [300]]], dtype)
+    assert eight_bit_of_model(values, (0.0, 255.0)).ravel().tolist() == [0, 7, 255, 255]
 
 
 def test_the_high_byte_is_a_range():

@@ -22,7 +22,7 @@ from PIL import Image
 from tests.data.tiff_files import GREY, RGB, tiff
 from unetdist import UNet
 from unetdist.data.decode import decode_image
-from unetdist.data.image_file import EIGHT_BITS, SIXTEEN_BITS
+from unetdist.data.image_file import SIXTEEN_BITS
 from unetdist.data.ingest.pictures import store_image
 from unetdist.data.labels import Label, Palette
 from unetdist.errors import DataError
@@ -33,19 +33,19 @@ from unetdist.saved_model import SavedModel
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 PALETTE = Palette((Label(0, "dark", (0, 0, 0), 0), Label(1, "bright", (255, 255, 255), 1)))
-TWELVE_BITS, FRACTIONS, SIGNED = (0.0, 4095.0), (0.0, 1.0), (-1000.0, 3000.0)
+BYTES, TWELVE_BITS, FRACTIONS, SIGNED = (0.0, 255.0), (0.0, 4095.0), (0.0, 1.0), (-1000.0, 3000.0)
 
 
 class Kind(NamedTuple):
     data: bytes
     suffix: str
     channels: int
-    image_range: tuple[float, float] | None = EIGHT_BITS
+    image_range: tuple[float, float] | None = None
     refused: str = ""
     """Words in which all doors refuse it."""
 
 
-def drawn(bands: int, image_range: tuple[float, float] = EIGHT_BITS, dtype: str = "uint8") -> np.ndarray:
+def drawn(bands: int, image_range: tuple[float, float] = BYTES, dtype: str = "uint8") -> np.ndarray:
     random = np.random.default_rng(bands).random((8, 12, bands))
     values = image_range[0] + random * (image_range[1] - image_range[0])
     return (values if dtype.startswith("f") else np.rint(values)).astype(dtype)
@@ -158,8 +158,7 @@ def watched(model: torch.nn.Module) -> Iterator[list[np.ndarray]]:
 def through_shards(kind: Kind, file: Path) -> np.ndarray:
     """By a mask that was drawn on the image as viewers show it."""
     shown = through_files(kind, file).shape[:2] if not kind.refused else (8, 12)
-    sharded = None if kind.image_range == EIGHT_BITS else kind.image_range
-    picture = store_image(kind.data, shown, image_range=sharded, exif="upright")
+    picture = store_image(kind.data, shown, image_range=kind.image_range, exif="upright")
     return decode_image(picture.data, kind.channels)
 
 
@@ -238,9 +237,7 @@ def test_every_door_gives_the_network_the_same_pixels(name, tmp_path):
             assert result.dtype == np.uint8
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, kind in KINDS.items() if kind.image_range not in (None, EIGHT_BITS)]
-)
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.image_range is not None])
 def test_values_are_what_the_range_says(name, tmp_path):
     kind = KINDS[name]
     if kind.refused:

@@ -1,6 +1,7 @@
 """The range of 12-bit images travels: shards, manifest, run, model, prediction, Python, card and export."""
 
 import importlib.util
+import io
 import json
 import logging
 import sys
@@ -18,7 +19,7 @@ from unetdist import UNet, settings
 from unetdist.build import build_trainer
 from unetdist.config import Config
 from unetdist.data.decode import decode_image
-from unetdist.data.image_file import EIGHT_BITS, HIGH_BYTE, read_image
+from unetdist.data.image_file import HIGH_BYTE, read_image
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.export.trace import metadata_of
@@ -116,7 +117,7 @@ def test_a_model_that_does_not_know_says_what_it_lacks(root, monkeypatch, capsys
     words = ["--model", root / "runs/tiny/last", "--input", root / "images", "--out", root / "out"]
     assert predict(monkeypatch, *words) == 1
     told = " ".join("".join(capsys.readouterr()).split())
-    assert "the model does not say which values were black and white" in told
+    assert "the model does not say which values are black and white" in told
     assert "--image-range LOW HIGH" in told
     assert predict(monkeypatch, *words, "--overwrite", "--image-range", 0, 4095) == 0
     with pytest.raises(ConfigError, match=r"--image-range \(9 9\) must ascend"):
@@ -158,13 +159,22 @@ def test_auto_is_the_same_on_any_number_of_processes(root):
     assert typed.shards == alone.shards == shared.shards
 
 
-def test_images_of_8_bits_are_known_to_be_so(root):
+@pytest.mark.parametrize("words", [("auto",), (0, 255)])
+def test_deep_files_of_small_values_are_predicted_as_they_were_sharded(root, words):
+    for path in (root / "images").iterdir():
+        path.write_bytes(encoded(np.asarray(Image.open(path)) >> 4))
+    image_range = shard(root, "train", "--image-range", *words).image_range
+    assert image_range == (0, 255)
+    data = (root / "images/0.png").read_bytes()
+    assert np.array_equal(read_image(data, 1, image_range)[..., 0], np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_images_of_8_bits_need_no_range(root):
     for path in (root / "images").iterdir():
         Image.fromarray((np.asarray(Image.open(path)) >> 4).astype(np.uint8)).save(path)
-    assert (
-        shard(root, "a").image_range == shard(root, "b", "--image-range", 0, 4095).image_range == EIGHT_BITS
-    )
-    assert shard(root, "c", "--image-range", "auto").image_range == EIGHT_BITS
+    assert shard(root, "a").image_range is None
+    assert shard(root, "b", "--image-range", 0, 4095).image_range is None
+    assert shard(root, "c", "--image-range", "auto").image_range is None
     with pytest.raises(ConfigError, match=r"--image-range \(automatic\) must be LOW HIGH.*or auto"):
         shard(root, "d", "--image-range", "automatic")
 

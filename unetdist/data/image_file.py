@@ -28,7 +28,6 @@ Values = npt.NDArray[Any]
 ImageRange = tuple[float, float]
 """Values that become 0 and 255."""
 
-EIGHT_BITS: ImageRange = (0.0, 255.0)
 SIXTEEN_BITS: ImageRange = (0.0, 65535.0)
 HIGH_BYTE: ImageRange = (127.5, 65407.5)
 """Scaling by this range gives exactly the high byte of 16 bits, which is how images in indexed tars are decoded."""
@@ -113,7 +112,7 @@ def read_image(data: bytes, channels: int, image_range: ImageRange | None) -> Pi
     Args:
         data: an image of any kind that can be sharded.
         channels: 1 grey, 3 RGB, 4 RGBA.
-        image_range: that of the training images; None: unknown.
+        image_range: that of the training images; None: they had 8 bits, or it is unknown.
 
     Raises:
         DataError: an image that cannot be sharded either, or one of more than 8 bits without a range for it.
@@ -243,15 +242,12 @@ def eight_bit_of_model(values: Values, image_range: ImageRange | None) -> Pixels
     Raises:
         DataError: values of more than 8 bits for a model that does not know how they become 0..255.
     """
-    if image_range is None:
-        why = "the model does not say which values were black and white in its training images"
-    else:
-        why = "the model was trained on images of 8 bits"
     remedy = (
-        f"{why}: say which values are black and white with --image-range LOW HIGH (in Python: model.image_range = "
-        "(LOW, HIGH)), or save the image with 8 bits."
+        "the model does not say which values are black and white, for it was trained on images of 8 bits, or saved by "
+        "an older version: say it with --image-range LOW HIGH (in Python: model.image_range = (LOW, HIGH)), or save "
+        "the image with 8 bits."
     )
-    return eight_bit(values, None if image_range == EIGHT_BITS else image_range, remedy=remedy)
+    return eight_bit(values, image_range, remedy=remedy)
 
 
 def extremes(values: Values) -> tuple[float, float]:

@@ -87,8 +87,8 @@ class Manifest:
     resize: tuple[Pixels, Pixels] | None = None
     """(width, height) that every image was resized to, None: as they came."""
     image_range: tuple[float, float] | None = None
-    """Values of the source images that became 0 and 255: 0 and 255 where all had 8 bits. None: unknown, written before
-    manifests said so."""
+    """Values of source images of more than 8 bits that became 0 and 255. None: there were no such images, or the
+    manifest is older than this field."""
     mask_format: MaskFormat | None = None
     """How the masks of foreign tars are read through the labels, None: they are class indices already."""
     unknown_colors: UnknownColors | None = None

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from unetdist import __version__
-from unetdist.data.image_file import EIGHT_BITS
 from unetdist.errors import ConfigError
 from unetdist.saved_model import SavedModel
 
@@ -75,8 +74,7 @@ def metadata_of(saved: SavedModel, *, argmax: bool, precision: Precision) -> dic
     A pixel of class c has the name, the colour and the id of that entry of `classes` whose `index` is c.
     """
     channels = {1: "grey", 3: "RGB", 4: "RGBA"}.get(saved.model.config.in_channels, "channels as trained")
-    scaled = saved.image_range not in (None, EIGHT_BITS)
-    values = "0..255, scaled from image_range and rounded" if scaled else "0..255"
+    values = "0..255" if saved.image_range is None else "0..255, scaled from image_range and rounded"
     return {
         "unetdist_version": __version__,
         "input": f"{channels}, uint8 {values}, (batch, channels, height, width); normalised inside",
@@ -86,7 +84,7 @@ def metadata_of(saved: SavedModel, *, argmax: bool, precision: Precision) -> dic
         "precision": precision,
         "classes": json.dumps(saved.palette.to_records(), ensure_ascii=False),
         "resize": json.dumps(saved.resize),  # (width, height) of the images trained on; null: their own
-        # Values of the images trained on that became 0 and 255: [0, 255] for images of 8 bits; null: unknown.
+        # Values of the images trained on that became 0 and 255; null: they had 8 bits, or it is unknown.
         "image_range": json.dumps(saved.image_range),
         "metric": json.dumps(saved.config.get("metric")),
     }

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetdist import json_records
-from unetdist.data.image_file import EIGHT_BITS, ImageRange
+from unetdist.data.image_file import ImageRange
 from unetdist.data.manifest import Manifest, Shard
 from unetdist.json_records import Count
 
@@ -150,7 +150,7 @@ class Statistics:
             max_size=(max(heights), max(widths)),
             sizes=tuple((*size, count) for size, count in common),
             resize=resize,
-            image_range=EIGHT_BITS if self.extremes is None else image_range,
+            image_range=None if self.extremes is None else image_range,
         )
 
 
