@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from unetdist.data import shapes
 from unetdist.data.ingest import command_line, dataset_source, shapes_source, sources, split, tar_source
-from unetdist.data.ingest.duplicates import find_originals, tell_copies, tell_leaks
+from unetdist.data.ingest.duplicates import find_copies, tell_copies, tell_leaks
 from unetdist.data.ingest.exif import decide_exif
 from unetdist.data.ingest.layout import LayoutOptions
 from unetdist.data.ingest.report import next_command
@@ -44,16 +44,16 @@ def write(args: argparse.Namespace) -> int:
     command_line.refuse_conflicts(args)
     options = command_line.run_options(args)
     source, palette = open_source(args)
-    originals = find_originals(source)
-    tell_copies(originals)
+    copies = find_copies(source)
+    tell_copies(copies)
     parts: dict[str, Sequence[sources.Sample]] = {args.out: source.samples}
     if args.val_list or args.val_fraction is not None:
         train, val = (
             split.split_by_list(source.samples, args.val_list)
             if args.val_list
-            else split.split_by_hash(source.samples, args.val_fraction, originals)
+            else split.split_by_hash(source.samples, args.val_fraction, copies)
         )
-        tell_leaks(train, val, originals)
+        tell_leaks(train, val, copies)
         out = args.out.rstrip("/")
         parts = {f"{out}/train": train, f"{out}/val": val}
     convert = decide_exif(command_line.convert_options(args), source)

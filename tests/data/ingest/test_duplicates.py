@@ -1,8 +1,9 @@
+import hashlib
 import os
 
 from tests.data.ingest.test_sources import touch
 from unetdist.data.ingest import duplicates
-from unetdist.data.ingest.duplicates import find_originals, tell_copies, tell_leaks
+from unetdist.data.ingest.duplicates import find_copies, tell_copies, tell_leaks
 from unetdist.data.ingest.sources import Source, from_folders
 
 
@@ -13,7 +14,7 @@ def source_of(root, images):
     return from_folders(root / "i", root / "m")
 
 
-def test_copies_have_the_first_as_their_original(tmp_path, monkeypatch):
+def test_all_copies_of_an_image_are_known_by_its_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(duplicates, "_HEAD", 4)
     images = {
         "b": b"same beginning",
@@ -24,14 +25,16 @@ def test_copies_have_the_first_as_their_original(tmp_path, monkeypatch):
     }
     images |= {"empty1": b"", "empty2": b""}
     source = source_of(tmp_path, images)
-    assert find_originals(source) == {"b": "a", "e/f": "d"}
+    beginning, same = (hashlib.sha256(data).hexdigest() for data in (b"same beginning", b"same"))
+    assert find_copies(source) == {"a": beginning, "b": beginning, "d": same, "e/f": same}
     os.link(tmp_path / "i/a.png", tmp_path / "i/z.png")
     touch(tmp_path, "m/z.png")
-    assert find_originals(from_folders(tmp_path / "i", tmp_path / "m")) == {"b": "a", "z": "a", "e/f": "d"}
+    more = find_copies(from_folders(tmp_path / "i", tmp_path / "m"))
+    assert more == {"a": beginning, "b": beginning, "z": beginning, "d": same, "e/f": same}
 
 
 def test_sources_without_files_are_not_compared(tmp_path):
-    assert find_originals(Source(source_of(tmp_path, {"a": b"1"}).samples, (), reader=None)) == {}
+    assert find_copies(Source(source_of(tmp_path, {"a": b"1"}).samples, (), reader=None)) == {}
 
 
 def test_copies_and_leaks_are_told(tmp_path, caplog):
@@ -39,8 +42,8 @@ def test_copies_and_leaks_are_told(tmp_path, caplog):
     tell_copies({})
     tell_leaks(samples[:3], samples[3:], {})
     assert not caplog.records
-    originals = {"d": "a", "e": "b", "f": "c"}
-    tell_copies(originals)
-    tell_leaks(samples[:2], samples[2:], originals)
+    copies = {"d": "1", "a": "1", "e": "2", "b": "2", "f": "3", "c": "3"}
+    tell_copies(copies)
+    tell_leaks(samples[:2], samples[2:], copies)
     assert "3 images have the same bytes as others (d is a, e is b, f is c)" in caplog.messages[0]
     assert "2 of 4 validation images are in the training set too, byte by byte (d, e)" in caplog.messages[1]

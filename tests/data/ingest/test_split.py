@@ -1,9 +1,11 @@
-"""A sample's side never moves."""
+"""Other samples do not move a sample to the other side."""
+
+from types import MappingProxyType
 
 import pytest
 
 from unetdist.data.ingest.sources import Sample
-from unetdist.data.ingest.split import split_by_hash, split_by_list
+from unetdist.data.ingest.split import hash_key, split_by_hash, split_by_list
 from unetdist.errors import ConfigError, DataError
 
 SAMPLES = [Sample(key=f"day/{number}.x", image=f"day/{number}.x.jpg", mask="") for number in range(500)]
@@ -63,12 +65,33 @@ def test_a_list_that_cannot_be_right_is_refused(tmp_path, text, message):
         split_by_list(samples, tmp_path / "val.txt")
 
 
-def test_a_copy_is_on_the_side_of_its_original():
-    samples = [Sample(key=f"{number:02d}", image="", mask="") for number in range(40)]
-    originals = {f"{number:02d}": f"{number - 1:02d}" for number in range(1, 40, 2)}
-    train, val = split_by_hash(samples, 0.4, originals)
-    keys = {sample.key for sample in train}
-    assert len(train) + len(val) == 40
-    assert all((copy in keys) == (original in keys) for copy, original in originals.items())
-    alone = {sample.key for sample in split_by_hash(samples, 0.4)[0]}
-    assert {key for key in keys if key not in originals} == {key for key in alone if key not in originals}
+def test_copies_are_on_one_side_and_more_of_them_move_nothing():
+    keys = [f"{number:02d}" for number in range(40)]
+    copies = {key: f"digest {int(key) // 2}" for key in keys[10:]}
+    train, val = sides(keys, 0.4, copies)
+    assert train | val == set(keys)
+    assert all((key in train) == (keys[number ^ 1] in train) for number, key in enumerate(keys) if number > 9)
+    assert train & set(keys[:10]) == sides(keys, 0.4)[0] & set(keys[:10])
+    more = {f"0 before {key}": digest for key, digest in copies.items()}
+    of_more = sides([*more, *keys], 0.4, copies | more)
+    assert (of_more[0] & set(keys), of_more[1] & set(keys)) == (train, val)
+
+
+def test_a_split_that_copies_pull_from_its_fraction_is_told_with_both_counts(caplog):
+    keys = [f"{number:03d}" for number in range(100)]
+    sides(keys, 0.2)
+    assert not caplog.messages
+    digest = next(name for name in map(str, range(99)) if hash_key(f"val {name}") < 0.2 * 2**64)
+    train, val = sides(keys, 0.2, dict.fromkeys(keys[:60], digest))
+    assert len(val) > 60
+    (told,) = caplog.messages
+    assert (
+        f"--val-fraction 0.2 puts {len(train)} samples into training and {len(val)} into validation" in told
+    )
+    assert "60 samples share theirs with others" in told
+
+
+def sides(keys, fraction, copies=MappingProxyType({})) -> tuple[set[str], set[str]]:
+    samples = [Sample(key=key, image="", mask="") for key in keys]
+    train, val = split_by_hash(samples, fraction, copies)
+    return {sample.key for sample in train}, {sample.key for sample in val}

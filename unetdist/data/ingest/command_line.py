@@ -196,7 +196,8 @@ def write_parser() -> argparse.ArgumentParser:
         "--val-fraction",
         type=float,
         metavar="F",
-        help="share for OUT/val, 0..1, chosen by a hash of the key; the others go to OUT/train",
+        help="share for OUT/val, 0..1, chosen by a hash of the key (of the file, where an image has copies); "
+        "the others go to OUT/train",
     )
     group.add_argument("--samples-per-shard", type=int, metavar="N", help="at most; default: by size")
     group.add_argument("--shard-size-mb", type=float, default=256.0, metavar="MB", help="about (%(default)g)")

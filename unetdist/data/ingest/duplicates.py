@@ -1,7 +1,7 @@
 """Finds images that are equal byte by byte: copies and links, which a validation set must not share with training."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,12 +16,12 @@ _THREADS = 16
 """Threads that read side by side: on a network disk a file takes as long as its round trip."""
 _NAMED = 3
 
-Originals = Mapping[str, str]
-"""Key of a duplicate -> key of the first sample whose image has the same bytes."""
+Copies = Mapping[str, str]
+"""Key of a sample whose image others have, too -> SHA-256 of the image's file, by which they are known as one."""
 
 
-def find_originals(source: Source) -> Originals:
-    """Samples of files whose image is a copy of another one's; other sources are not compared.
+def find_copies(source: Source) -> Copies:
+    """Samples of files whose images are equal, all of each group; other sources are not compared.
 
     Only files of one size are opened, and only those that begin alike are read whole.
     """
@@ -31,31 +31,35 @@ def find_originals(source: Source) -> Originals:
     paths = {sample.key: reader.images / sample.image for sample in source.samples}
     groups: list[list[str]] = [sorted(paths)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for attribute in (_size, _head, _digest):
+        for attribute in (_size, _head):
             groups = [
                 part
                 for group in groups
                 for part in _parts(group, pool.map(attribute, (paths[key] for key in group)))
             ]
-    return {key: group[0] for group in groups for key in group[1:]}
+        keys = [key for group in groups for key in group]
+        digests = dict(zip(keys, pool.map(_digest, (paths[key] for key in keys)), strict=True))
+    numbers = Counter(digests.values())
+    return {key: digest for key, digest in digests.items() if digest is not None and numbers[digest] > 1}
 
 
-def tell_copies(originals: Originals) -> None:
-    """One warning that counts them and names the first."""
-    if originals:
-        named = ", ".join(f"{key} is {original}" for key, original in sorted(originals.items())[:_NAMED])
+def tell_copies(copies: Copies) -> None:
+    """One warning that counts the copies, without the first image of each group, and names some."""
+    firsts: dict[str, str] = {}
+    others = [(key, first) for key in sorted(copies) if (first := firsts.setdefault(copies[key], key)) != key]
+    if others:
         logger.warning(
             "%d images have the same bytes as others (%s%s): each copy counts.",
-            len(originals),
-            named,
-            " ..." if len(originals) > _NAMED else "",
+            len(others),
+            ", ".join(f"{key} is {first}" for key, first in others[:_NAMED]),
+            " ..." if len(others) > _NAMED else "",
         )
 
 
-def tell_leaks(train: Sequence[Sample], val: Sequence[Sample], originals: Originals) -> None:
+def tell_leaks(train: Sequence[Sample], val: Sequence[Sample], copies: Copies) -> None:
     """A warning where images of the validation set are in the training set as well."""
-    known = {originals.get(sample.key, sample.key) for sample in train}
-    leaked = [sample.key for sample in val if originals.get(sample.key, sample.key) in known]
+    known = {copies.get(sample.key) for sample in train} - {None}
+    leaked = [sample.key for sample in val if copies.get(sample.key) in known]
     if leaked:
         logger.warning(
             "%d of %d validation images are in the training set too, byte by byte (%s%s): scores will be too good; "
@@ -88,7 +92,7 @@ def _head(path: Path) -> bytes | None:
     return None
 
 
-def _digest(path: Path) -> bytes | None:
+def _digest(path: Path) -> str | None:
     with suppress(OSError), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
     return None

@@ -5,10 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from unetdist.data.ingest.duplicates import Originals
+from unetdist.data.ingest.duplicates import Copies
 from unetdist.data.ingest.listing import spellings
 from unetdist.data.ingest.sources import Sample, read_lines
 from unetdist.errors import ConfigError, DataError
+from unetdist.logs import logger
+
+_FAR = 0.5
+"""How far validation may be from its fraction without a word, as a part of the smaller side."""
 
 
 def hash_key(key: str) -> int:
@@ -17,25 +21,36 @@ def hash_key(key: str) -> int:
 
 
 def split_by_hash(
-    samples: Sequence[Sample], val_fraction: float, originals: Originals = MappingProxyType({})
+    samples: Sequence[Sample], val_fraction: float, copies: Copies = MappingProxyType({})
 ) -> tuple[list[Sample], list[Sample]]:
-    """(train, val): a sample's side depends on its key and the fraction alone, so it never moves.
+    """(train, val): a sample's side depends on its key and the fraction alone, so other samples do not move it.
 
-    That of a copy depends on the key of its original, so that both are on one side.
+    Copies are on one side, which depends on what is in their file instead of on their keys: more copies do not move
+    them, but an image that had none may move when its first copy comes.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"val_fraction ({val_fraction:g}) must be between 0 and 1; use for example 0.2.")
     limit = val_fraction * 2.0**64
     train, val = list[Sample](), list[Sample]()
     for sample in samples:
-        key = originals.get(sample.key, sample.key)
-        (val if hash_key(f"val {key}") < limit else train).append(sample)
+        name = copies.get(sample.key, sample.key)
+        (val if hash_key(f"val {name}") < limit else train).append(sample)
     for name, side in (("training", train), ("validation", val)):
         if samples and not side:
             raise DataError(
                 f"none of {len(samples)} samples falls to {name} with --val-fraction {val_fraction:g}; choose "
                 "another fraction, or name the samples with --val-list."
             )
+    if samples and abs(len(val) / len(samples) - val_fraction) > _FAR * min(val_fraction, 1 - val_fraction):
+        logger.warning(
+            "--val-fraction %g puts %d samples into training and %d into validation, far from what it asks: few "
+            "samples fall unevenly, and copies of an image stay together (%d samples share theirs with others); "
+            "remove copies, or name the validation samples with --val-list.",
+            val_fraction,
+            len(train),
+            len(val),
+            sum(sample.key in copies for sample in samples),
+        )
     return train, val
 
 
