@@ -11,6 +11,7 @@ def test_a_data_error_opens_with_its_source_and_survives_pickling():
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error)
     assert str(errors.DataError("no source")) == "no source"
+    assert str(errors.DataError("one\ntwo", source="a\nb")) == "a\\nb: one\ntwo"
 
 
 @pytest.mark.parametrize("kind", [errors.ConfigError, errors.DataError])

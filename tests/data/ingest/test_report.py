@@ -15,9 +15,11 @@ from tests.data.ingest.picture_folders import (
     write_folders,
 )
 from unetdist.data.decode import decode_mask
-from unetdist.data.ingest.report import next_command
+from unetdist.data.ingest.report import describe_problems, next_command
+from unetdist.data.ingest.sources import Problem
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError
+from unetdist.folders import open_folder
 
 
 @pytest.fixture
@@ -37,6 +39,12 @@ def test_a_long_list_of_problems_is_cut_and_whole_in_a_file(root, tmp_path):
     write_folders(root, 60)
     write(root, tmp_path / "out")
     assert not (tmp_path / "out" / "problems.txt").exists()
+
+
+def test_advice_of_several_lines_is_indented_below_the_file_name(tmp_path):
+    problems = [Problem("k", "a\nb", "do:\n  1 2 3\x1b")]
+    text = describe_problems(problems, "", open_folder(str(tmp_path)))
+    assert text == "k (1)\n  a\\nb: do:\n      1 2 3\\x1b"
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("ignore", 255), ("nearest", 1)])

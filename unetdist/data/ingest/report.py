@@ -41,7 +41,7 @@ def describe_problems(problems: Sequence[Problem], unlisted: str, folder: Folder
     ordered = sorted(problems, key=lambda problem: problem.kind)
     whole, short = list[str](), list[str]()
     for kind, items in groupby(ordered, key=lambda problem: problem.kind):
-        lines = [f"  {one_line(problem.where)}: {printable(problem.detail)}" for problem in items]
+        lines = [f"  {one_line(problem.where)}: {_indented(problem.detail)}" for problem in items]
         heading = f"{kind} ({len(lines)})"
         whole += [heading, *lines]
         if kind == UNKNOWN_COLORS:
@@ -58,6 +58,10 @@ def describe_problems(problems: Sequence[Problem], unlisted: str, folder: Folder
         except (OSError, DataError) as error:
             short.append(f"The whole list cannot be written to {folder}/{PROBLEMS_NAME} ({error}).")
     return "\n".join(short)
+
+
+def _indented(detail: str) -> str:
+    return printable(detail).replace("\n", "\n    ")
 
 
 def describe(outcome: Outcome, palette: Palette) -> str:
