@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from tests.data.ingest.picture_folders import encoded
 from tests.data.ingest.test_foreign import pack
@@ -72,7 +72,7 @@ def refused(shard, *arguments, **options) -> str:
 
 def lines_in(text: str) -> str:
     """The lines of Labels.txt that a message advises first."""
-    block = re.search(r"(?:\n  \d.*)+\n?", text).group()
+    block = re.search(r"(?:\n +\d.*)+\n?", text).group()
     return "".join(f"{line.strip()}\n" for line in block.strip().splitlines())
 
 
@@ -83,23 +83,33 @@ def pixels(masks, classes: int) -> list[int]:
 BLACK_AND_WHITE = [discs(number, 2) for number in range(COUNT)]
 
 
-@pytest.mark.parametrize("count", [4, COUNT])
-def test_grey_masks_of_0_and_255_do_not_lose_their_class(shard, count):
-    """After a few samples if there are enough, else after all."""
-    true = BLACK_AND_WHITE[:count]
+def test_grey_masks_of_0_and_255_do_not_lose_their_class(shard):
+    true = BLACK_AND_WHITE
     masks = [mask * np.uint8(255) for mask in true]
     text = refused(shard, CRACK, masks)
-    assert "'background' (0) is the only class" in text
+    assert re.search(r"\n  \S+Labels.txt: 'background' \(0\) is the only class", text)
+    assert "\\n" not in text
+    assert "--skip-bad" not in text
     assert lines_in(text) == "0 0 0 background\n255 255 255 crack\n"
     manifest, _ = shard(lines_in(text), masks)
     assert list(manifest.class_pixels) == pixels(true, 2)
     assert manifest.ignored_pixels == 0
 
 
+def test_a_class_of_few_masks_beside_an_ignored_border_is_read(shard):
+    """None of the masks that are looked at first holds it."""
+    masks = [np.pad(np.zeros((44, 60), np.uint8), 2, constant_values=255) for _ in range(2 * COUNT)]
+    masks[1][10:20, 10:20] = 1
+    manifest, _ = shard(CRACK, masks)
+    assert list(manifest.class_pixels) == [2 * COUNT * 44 * 60 - 100, 100]
+    assert manifest.ignored_pixels == 2 * COUNT * (48 * 64 - 44 * 60)
+
+
 def test_the_other_remedy_for_255_ignores_it(shard):
     masks = [mask * np.uint8(255) for mask in BLACK_AND_WHITE]
     text = refused(shard, CRACK, masks)
     lines = [line.strip() for line in text.rpartition("write these lines:\n")[2].splitlines()]
+    lines = lines[:3]
     manifest, _ = shard("\n".join(lines), masks, "--ignore", "unlabelled")
     assert manifest.class_pixels[0] == pixels(BLACK_AND_WHITE, 2)[0]
     assert manifest.ignored_pixels == pixels(BLACK_AND_WHITE, 2)[1]
@@ -112,7 +122,9 @@ def test_colour_masks_of_0_and_255_get_a_remedy_that_gives_their_class(shard):
     assert "'255 255 255 crack'" in text
     manifest, _ = shard(CRACK.replace("255 0 0 crack", "255 255 255 crack"), masks)
     assert list(manifest.class_pixels) == pixels(BLACK_AND_WHITE, 2)
-    assert "'background' (0) is the only class" in refused(shard, CRACK, masks, "--mask-format", "ids")
+    assert "'background' (0) is the only class" in refused(
+        shard, CRACK, masks, "--mask-format", "ids", "--overwrite"
+    )
 
 
 @pytest.mark.parametrize("greys", [(0, 128, 255), (0, 40000 // 257 * 257, 65535)])
@@ -171,11 +183,22 @@ def test_masks_resized_smoothly_are_refused(shard, count):
     smooth = [mask.resize((128, 96), Image.Resampling.BILINEAR) for mask in large]
     assert "third class" in refused(shard, STREET, smooth)
     _, text = shard(STREET, smooth, "--mask-format", "ids")
-    assert "warning: the masks were resized smoothly" in text
+    assert "third class" not in text
     nearest = [mask.resize((128, 96), Image.Resampling.NEAREST) for mask in large]
     manifest, text = shard(STREET, nearest, "--overwrite")
     assert "third class" not in text
     assert list(manifest.class_pixels) == pixels(nearest, 12)
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 128, 255)])
+def test_a_drawn_border_of_one_pixel_is_no_sign_of_resizing(shard, values):
+    cells = [discs(number, 2) for number in range(COUNT)]
+    grown = [np.asarray(Image.fromarray(cell).filter(ImageFilter.MaxFilter(3))) for cell in cells]
+    true = [large + small for large, small in zip(grown, cells, strict=True)]
+    labels = "".join(f"{v} {v} {v} c{v}\n" for v in values)
+    manifest, text = shard(labels, [np.array(values, np.uint8)[mask] for mask in true])
+    assert list(manifest.class_pixels) == pixels(true, 3)
+    assert "resized" not in text
 
 
 def test_exchanged_folders_are_told_at_once(shard, tmp_path):
@@ -198,6 +221,7 @@ def test_the_label_file_of_other_masks_is_told_at_once_by_its_name(shard, tmp_pa
     masks = [palette_of(STREET).colorize(mask) for mask in IDS]
     text = refused(shard, f"{common}1 2 3 a\n200 100 7 b\n9 9 250 c\n", masks)
     assert text.startswith(f"{tmp_path / 'Labels.txt'}: ")
+    assert "looked at.\nLabels.txt does not list" in text
     assert "8 masks" in text
     assert "128 64 128" in text  # a colour of the masks, in the table
     assert "nearest if" not in text

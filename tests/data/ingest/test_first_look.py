@@ -9,7 +9,10 @@ from unetdist.data.ingest.first_look import NUM_SAMPLES, look
 from unetdist.data.ingest.sources import Sample
 from unetdist.errors import DataError
 
-PHOTOGRAPH = encoded(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8), "JPEG")
+PHOTOGRAPH, LARGE = (
+    encoded(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8), "JPEG")
+    for size in [(12, 16), (48, 64)]
+)
 
 
 class Reader:
@@ -48,9 +51,14 @@ def test_one_good_mask_or_one_that_cannot_be_read_leaves_it_to_the_pass_over_all
 @pytest.mark.parametrize("policy", ["error", "ignore", "nearest"])
 def test_photographs_and_exchanged_folders_are_refused(labels, policy):
     with pytest.raises(DataError, match="as a photograph"):
-        look_at(Reader(lambda row: PHOTOGRAPH), labels, unknown_colors=policy)
+        look_at(Reader(lambda row: LARGE), labels, unknown_colors=policy)
     with pytest.raises(DataError, match="are exchanged"):
         look_at(Reader(lambda row: PHOTOGRAPH, color_mask(mask_array(1))), labels, unknown_colors=policy)
+
+
+@pytest.mark.parametrize("policy", ["ignore", "nearest"])
+def test_some_hundred_unlisted_colours_are_taken_as_asked(labels, policy):
+    look_at(Reader(lambda row: PHOTOGRAPH), labels, unknown_colors=policy)
 
 
 def test_unlisted_colours_are_refused_only_where_they_would_be_anyway(labels):

@@ -28,11 +28,12 @@ def notes_of(*masks: np.ndarray, palette: Palette = IDS) -> MaskNotes:
     return notes
 
 
-STRIPES = np.repeat([[0, 1, 3, 2, 4, 0]], 8, axis=0).astype(np.uint8)
+STRIPES = np.repeat([[0, 1, 3, 2, 4, 0, 1, 1, 1, 1, 1]], 8, axis=0).astype(np.uint8)
 
 
-def test_a_pixel_between_less_and_more_is_thin():
-    assert count_thin(STRIPES) == (2 * 1, 2 * 5)  # 0 1 3, on two of the eight rows
+def test_a_pixel_between_less_and_more_is_thin_where_its_class_has_areas_too():
+    assert count_thin(STRIPES) == (2 * 1, 2 * 6)  # 0 1 3, on two of the eight rows
+    assert count_thin(STRIPES[:, :8]) == (0, 2 * 6)
     assert (
         count_thin(np.array([[0, 1, 255, 0]] * 4, np.uint8))[0] == 0
     )  # the ignored is neither less nor more

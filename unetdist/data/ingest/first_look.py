@@ -7,14 +7,15 @@ from unetdist.data.ingest.convert import ConvertOptions, read_sample
 from unetdist.data.ingest.sources import Reader, Sample
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import Census
-from unetdist.data.labels.mask_faults import CLOSE, fault_of, fault_of_all
+from unetdist.data.labels.mask_faults import CLOSE, MANY, fault_of, resampled
 from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.labels.masks import MaskReading, examine_mask
 from unetdist.errors import DataError
 
 NUM_SAMPLES = 8
 _FEW = 64
-"""Colours that a mask may have in addition to the listed ones; a photograph has more."""
+"""Colours that a mask may have in addition to the listed ones; a photograph has more. Where unlisted ones are accepted,
+a mask may have many."""
 _COMMON = 0.005
 """Part of all pixels from which a colour is a class of its own, not an edge or an error."""
 
@@ -45,8 +46,8 @@ def look(reader: Reader, samples: Sequence[Sample], palette: Palette, options: C
     What single samples lack (a file, a size, a colour) is left to the pass over all, which tells it together.
 
     Raises:
-        DataError: Images and masks are exchanged, the masks are photographs, lossy, resized or black and white, or the
-            label file is that of other masks.
+        DataError: Images and masks are exchanged, the masks are photographs, lossy or resized, or the label file is
+            that of other masks.
     """
     number = min(NUM_SAMPLES, len(samples))
     chosen = [samples[place * len(samples) // number] for place in range(number)]
@@ -61,11 +62,8 @@ def look(reader: Reader, samples: Sequence[Sample], palette: Palette, options: C
         _refuse_photographs(looks, palette, options)
     if all(seen.fault for seen in looks):
         raise DataError(f"{looks[0].fault}.", source=looks[0].sample.mask)
-    is_typical = len(looks) == NUM_SAMPLES and not census
-    if is_typical and (notes.num_255 == NUM_SAMPLES or notes.is_resampled):
-        fault = fault_of_all(palette, notes, options.mask_format)
-        if fault is not None:
-            raise DataError(fault, source=palette.path)
+    if len(looks) == NUM_SAMPLES and not census and (fault := resampled(notes, options.mask_format)):
+        raise DataError(fault, source=palette.path)
     are_others = all(seen.is_far for seen in looks) or (not options.skip_bad and _are_others(census, notes))
     if are_others and options.unknown_colors == "error":
         listed = 1 - census.num_pixels / notes.num_pixels
@@ -109,7 +107,8 @@ def _refuse_photographs(looks: Sequence[_Look], palette: Palette, options: Conve
             f"have {len(looks) - 1} others): images and masks are exchanged. {_EXCHANGE}",
             source=looks[0].sample.image,
         )
-    if all(seen.num_colors > _FEW for seen in looks):
+    most = _FEW if options.unknown_colors == "error" else MANY
+    if all(seen.num_colors > most for seen in looks):
         raise DataError(
             f"has {looks[0].num_colors:,} colours that {palette.path} does not list, as a photograph (so have "
             f"{len(looks) - 1} others): are images and masks exchanged? {_EXCHANGE}",

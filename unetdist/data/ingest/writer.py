@@ -20,7 +20,7 @@ from unetdist.data.ingest.statistics import wider
 from unetdist.data.ingest.tar_source import Tars
 from unetdist.data.ingest.value_range import little_used, refuse_little_used, warn_of_little_used
 from unetdist.data.labels import Palette
-from unetdist.data.labels.mask_faults import fault_of_all
+from unetdist.data.labels.mask_faults import black_and_white, resampled
 from unetdist.data.labels.mask_notes import MaskNotes
 from unetdist.data.tar_index import MemberNames
 from unetdist.errors import DataError
@@ -99,9 +99,10 @@ def write_dataset(
     problems = len(source.problems) + len(unfit) + sum(len(outcome.problems) for outcome in outcomes)
     if unfit or (problems and not convert.skip_bad):
         kept = "" if is_refused else " (finished shards are kept)"
+        skip = "" if unfit else ", or leave bad samples out with --skip-bad"
         raise DataError(
             f"{count(problems, 'problem')} in {len(source.samples)} samples, the data set is not finished.\n"
-            f"{account}\nMend these and run the same command again{kept}, or leave bad samples out with --skip-bad."
+            f"{account}\nMend these and run the same command again{kept}{skip}."
         )
     left_out = (
         f"left out, because of --skip-bad:\n{account}\n" if problems else f"{account}\n" if account else ""
@@ -192,10 +193,13 @@ def _extremes(runs: Sequence[FolderRun]) -> tuple[float, float] | None:
 def _unfit_masks(convert: ConvertOptions, runs: Sequence[FolderRun], palette: Palette) -> list[Problem]:
     """Problems of masks that only all samples together show."""
     outcomes = [one.outcome for one in runs]
-    if any(problem.kind == UNKNOWN_COLORS for outcome in outcomes for problem in outcome.problems):
-        return []
-    fault = fault_of_all(palette, MaskNotes.sum(outcome.notes for outcome in outcomes), convert.mask_format)
-    return [] if fault is None else [Problem("masks that cannot mean this", palette.path, fault)]
+    notes = MaskNotes.sum(outcome.notes for outcome in outcomes)
+    faults = [resampled(notes, convert.mask_format)]
+    if not any(problem.kind == UNKNOWN_COLORS for outcome in outcomes for problem in outcome.problems):
+        faults.append(black_and_white(palette, notes))
+    return [
+        Problem("masks that cannot mean this", palette.path, fault) for fault in faults if fault is not None
+    ]
 
 
 def describe_all(problems: Sequence[Problem], outcomes: Sequence[Outcome], palette: Palette) -> str:

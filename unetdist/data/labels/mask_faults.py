@@ -62,12 +62,18 @@ def _fits(reading: MaskReading, what: str) -> bool:
     return bool(reading.unknowns) and reading.unknowns[0].fits == what
 
 
-def fault_of_all(palette: Palette, notes: MaskNotes, mask_format: MaskFormat) -> str | None:
-    """Why no class may be taken from the masks together, and what to do; None where it may."""
-    if notes.is_resampled and mask_format == "auto":
-        how = "ids" if notes.num_ids else "color"
-        return f"{notes.of_thin_lines()}. If all these lines were drawn, say so with --mask-format {how}."
-    return black_and_white(palette, notes)
+def resampled(notes: MaskNotes, mask_format: MaskFormat) -> str | None:
+    """Says what to do if the masks were resized smoothly, and the user has not said what they hold."""
+    if not notes.is_resampled or mask_format != "auto":
+        return None
+    share = 100 * notes.num_thin / notes.num_edges
+    how = "ids" if notes.num_ids else "color"
+    return (
+        f"the masks were resized smoothly, or were JPEGs before: at {share:.0f} % of their edges is a thin line of "
+        "a third class, whose number is between those of the two others, and nobody drew it; export the "
+        "masks again, at their own size or resized by the nearest pixel. If all these lines were drawn, say so with "
+        f"--mask-format {how}."
+    )
 
 
 def black_and_white(palette: Palette, notes: MaskNotes) -> str | None:
