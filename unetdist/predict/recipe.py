@@ -32,9 +32,11 @@ def check_recipe(
         for name, tensor in saved.model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        recipe: dict[str, Any] = {"weights": digest.hexdigest(), "inference": dataclasses.asdict(inference)}
-        if saved.image_range is not None:
-            recipe["image_range"] = saved.image_range
+        recipe: dict[str, Any] = {
+            "weights": digest.hexdigest(),
+            "inference": dataclasses.asdict(inference),
+            "image_range": saved.image_range,
+        }
         recipe = json.loads(json.dumps(recipe))
         try:
             former = json_records.build(
@@ -42,13 +44,13 @@ def check_recipe(
             )
         except (OSError, ValueError):
             former = recipe
-        if former != recipe and not overwrite:
-            what = [name for name in recipe if former.get(name) != recipe[name]]
+        what = [name for name in recipe | former if former.get(name) != recipe.get(name)]
+        if what and not overwrite and any(out.rglob("*_ids.*")):
             problem = (
                 f"--out ({out}) holds results of other {' and '.join(what)}; give another folder, or --overwrite "
                 "to replace them."
             )
-        elif former != recipe or not (out / RECIPE_FILE).exists():
+        elif what or not (out / RECIPE_FILE).exists():
             try:
                 storage.write_json(out / RECIPE_FILE, recipe)
             except OSError as error:
