@@ -75,6 +75,10 @@ def test_pages_are_refused_unless_they_are_copies_of_the_first():
         open_image(tiff(*pages))
     assert np.array_equal(open_image(tiff(*pages, subfiles=(0, 1))).values(), pages[0])
     assert np.array_equal(open_image(tiff(*pages, subfiles=(0, 4))).values(), pages[0])
+    copy_first = tiff(*pages[::-1], subfiles=(1, 0))
+    with pytest.raises(DataError, match="the first page of the image is a smaller copy"):
+        open_image(copy_first)
+    assert np.array_equal(open_image(tiff(pages[0], subfiles=(1,))).values(), pages[0])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

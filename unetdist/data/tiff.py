@@ -26,6 +26,8 @@ _PRINTER = 337
 """A text that nobody reads, and the tag before `_EXTRA`: tags are sorted."""
 _WIDTHS = {1: 1, 3: 2, 4: 4, 16: 8}
 """Bytes of the integer types."""
+_SUB_PAGES = 330
+"""Pages below this one: raw files of cameras have the full image there, and a smaller copy as the first page."""
 _MANY = 64
 _GREY, _RGB = (0, 1), 2
 _REDUCED, _MASK = 1, 4
@@ -84,13 +86,16 @@ def read_tiff(data: bytes) -> Tiff | None:
     """Describe a TIFF by its tags; None for other files and for damaged tags.
 
     Raises:
-        DataError: several pages, a number of bands that no network takes, or a layout that no decoder reads.
+        DataError: several pages, a first page that is a copy of another, a number of bands that no network takes, or
+            a layout that no decoder reads.
     """
     if not is_tiff(data):
         return None
     try:
-        pages = [page for page in _pages(data) if not _is_of_another(page, data)]
-        first = next(_pages(data))
+        every = list(_pages(data))
+        first = every[0]
+        pages = [page for page in every if not _is_of_another(page, data)]
+        has_others = len(every) > 1 or _SUB_PAGES in first.entries
         bits = max(first.values(data, _BITS), default=1)
         bands = (first.values(data, _BANDS) or (1,))[0]
         photometric = (first.values(data, _PHOTOMETRIC) or (1,))[0]
@@ -98,10 +103,15 @@ def read_tiff(data: bytes) -> Tiff | None:
         extra = first.values(data, _EXTRA)
         is_signed = _SIGNED in first.values(data, _FORMAT)
         orientation = (first.values(data, _ORIENTATION) or (1,))[0]
-    except (struct.error, StopIteration):
+    except (struct.error, IndexError):
         return None
     if len(pages) > 1:
         raise DataError(f"image holds {len(pages)} frames or pages; save each as a file of its own.")
+    if has_others and _is_of_another(first, data):
+        raise DataError(
+            "the first page of the image is a smaller copy or a mask of another; save that other page as a file of its "
+            "own."
+        )
     is_grey_with_alpha = bands == 2 and extra[:1] and extra[0] in _ALPHA and bits <= 8
     if bands not in (1, 3, 4) and not is_grey_with_alpha:
         raise DataError(
