@@ -81,6 +81,29 @@ def test_every_form_of_an_image_is_understood(folder, image, tmp_path):
     assert pixels_of(torch.from_numpy(image[..., 0]), 3).shape == (21, 30, 3)
 
 
+def test_tensors_of_any_floats_are_understood(folder):
+    ramp = torch.linspace(0, 255, 12).reshape(3, 4)
+    expected = pixels_of(ramp, 1, (0, 255))
+    for form in (ramp.double(), ramp.clone().requires_grad_()):
+        assert np.array_equal(pixels_of(form, 1, (0, 255)), expected)
+    assert np.array_equal(
+        pixels_of(ramp.bfloat16(), 1, (0, 255)), pixels_of(ramp.bfloat16().float(), 1, (0, 255))
+    )
+    model = UNet.from_pretrained(folder)
+    with pytest.raises(DataError, match=r"float32 pixels .*model\.image_range"):
+        model.predict(ramp.bfloat16())
+    model.image_range = (0, 255)  # as the message says
+    assert np.array_equal(
+        model.predict(ramp.bfloat16()), model.predict(pixels_of(ramp.bfloat16(), 1, (0, 255)))
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "P"])
+def test_an_image_without_pixels_is_refused(mode):
+    with pytest.raises(DataError, match="image has 0x5 pixels"):
+        pixels_of(Image.new(mode, (0, 5)), 3, (0, 255))
+
+
 @pytest.mark.parametrize(
     "values",
     [

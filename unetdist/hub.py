@@ -183,7 +183,10 @@ def pixels_of(
     if isinstance(image, Image.Image):
         return pixels_of_pillow(image, channels, image_range)
     if isinstance(image, Tensor):
-        image = image.cpu().numpy()
+        image = image.detach().cpu()
+        if image.is_floating_point() and image.dtype != torch.float64:
+            image = image.float()  # NumPy lacks bfloat16
+        image = image.numpy()
         image = np.ascontiguousarray(image.transpose(1, 2, 0)) if image.ndim == 3 else image
     if not isinstance(image, np.ndarray):
         raise DataError(

@@ -169,6 +169,21 @@ def test_deep_files_of_small_values_are_predicted_as_they_were_sharded(root, wor
     assert np.array_equal(read_image(data, 1, image_range)[..., 0], np.asarray(Image.open(io.BytesIO(data))))
 
 
+def test_deeper_integers_without_a_range_are_not_told_of_16_bits(root):
+    for path in (root / "images").iterdir():
+        path.write_bytes(encoded(np.asarray(Image.open(path)).astype(np.int32), "TIFF"))
+    with pytest.raises(DataError, match=r"int32 pixels of .*--image-range") as told:
+        shard(root, "train")
+    assert "65535" not in str(told.value)
+
+
+def test_one_flat_tile_does_not_stop_a_set_of_floats(root):
+    for path in (root / "images").iterdir():
+        values = np.asarray(Image.open(path)).astype(np.float32)
+        path.write_bytes(encoded(values / 4096 if path.stem == "0" else values, "TIFF"))
+    assert shard(root, "train", "--image-range", 0, 3000).num_samples == 4
+
+
 def test_images_of_8_bits_need_no_range(root):
     for path in (root / "images").iterdir():
         Image.fromarray((np.asarray(Image.open(path)) >> 4).astype(np.uint8)).save(path)

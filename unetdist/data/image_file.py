@@ -144,8 +144,10 @@ def values_of_pillow(image: Image.Image) -> Values:
     """The values of a Pillow image of any mode.
 
     Raises:
-        DataError: a damaged file behind it, or a mode without grey or colours.
+        DataError: a damaged file behind it, no pixels, or a mode without grey or colours.
     """
+    if 0 in image.size:
+        raise DataError(f"image has {image.width}x{image.height} pixels; give one that has some.")
     try:
         image.load()
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -218,8 +220,7 @@ def eight_bit(values: Values, image_range: ImageRange | None, *, remedy: str) ->
     """Scale values to uint8 by the range; 8-bit values are returned unchanged.
 
     Raises:
-        DataError: there is no range (the message ends with `remedy`), values that are not finite, or fractions of 1
-            where the range is one of integers.
+        DataError: there is no range (the message ends with `remedy`), or values that are not finite.
     """
     if values.dtype == np.uint8:
         return values
@@ -227,11 +228,6 @@ def eight_bit(values: Values, image_range: ImageRange | None, *, remedy: str) ->
     if image_range is None:
         raise DataError(f"image has {values.dtype} pixels of {low:g} to {high:g}; {remedy}")
     black, white = image_range
-    if values.dtype.kind == "f" and 0 <= low < high <= 1 and white - black > 255:
-        raise DataError(
-            f"image has {values.dtype} pixels of {low:g} to {high:g}, all of them black in the range {black:g} to "
-            f"{white:g}; save it with its original values, or give --image-range 0 1 for such images."
-        )
     scaled = (values.astype(np.float64) - black) * (255.0 / (white - black))
     return np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8)
 

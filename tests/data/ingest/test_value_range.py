@@ -61,7 +61,12 @@ def test_little_of_16_bits_is_told_before_anything_is_written():
         DataError, match=r"values are 0 to 3600 .* 15 of 256 .*--image-range 0 4095 \(or --image-range auto"
     ):
         refuse_little_used(ConvertOptions(), source(deep(3600), deep(300)))
-    for good in (source(deep(3600), deep(60000)), source(deep(300), PLAIN), source(PLAIN), source()):
+    for good in (
+        source(deep(3600), deep(60000)),
+        source(deep(300), PLAIN),
+        source(deep(300, dtype=np.int32)),
+        source(),
+    ):
         refuse_little_used(ConvertOptions(), good)
     refuse_little_used(ConvertOptions(image_range=(0, 65535)), source(deep(300)))
 

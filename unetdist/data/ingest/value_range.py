@@ -26,15 +26,16 @@ class Measured:
 
     extremes: tuple[float, float] | None = None
     """Lowest and highest; None: there are no such images."""
-    num_deep: int = 0
     is_integer: bool = True
+    num_short: int = 0
+    """Images of unsigned integers of 16 bits."""
     num_samples: int = 0
 
     def __or__(self, other: "Measured") -> "Measured":
         return Measured(
             wider(self.extremes, other.extremes),
-            self.num_deep + other.num_deep,
             self.is_integer and other.is_integer,
+            self.num_short + other.num_short,
             self.num_samples + other.num_samples,
         )
 
@@ -58,7 +59,8 @@ class _Job:
                     continue
                 values = opened.values()
                 if (extremes := extremes_of_deep(values)) is not None:
-                    found |= Measured(extremes, 1, np.issubdtype(values.dtype, np.integer))
+                    is_integer, is_short = values.dtype.kind in "ui", values.dtype == np.uint16
+                    found |= Measured(extremes, is_integer, int(is_short))
             except (DataError, OSError):
                 continue  # The sample is reported as a problem when it is written.
         return found
@@ -102,7 +104,7 @@ def refuse_little_used(options: ConvertOptions, source: Source) -> None:
         return
     few = source.samples[:: -(-len(source.samples) // _LOOKED_AT)]
     found = _Job(source.reader, few).measure()
-    if found.num_deep == len(few) and found.is_integer:
+    if found.num_short == len(few):  # others are refused without a range, one by one
         problem = little_used(options, found.extremes, f"{len(few)} images that were looked at")
         if problem is not None:
             raise DataError(f"{problem.where}: {problem.detail}")
