@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from unetdist.data import shapes
 from unetdist.data.ingest import command_line, dataset_source, shapes_source, sources, split, tar_source
 from unetdist.data.ingest.duplicates import find_copies, tell_copies, tell_leaks
-from unetdist.data.ingest.exif import decide_exif
+from unetdist.data.ingest.exif import decide_exif, tell_raw
 from unetdist.data.ingest.layout import LayoutOptions
 from unetdist.data.ingest.report import next_command
 from unetdist.data.ingest.value_range import measured
@@ -57,6 +57,7 @@ def write(args: argparse.Namespace) -> int:
         out = args.out.rstrip("/")
         parts = {f"{out}/train": train, f"{out}/val": val}
     convert = decide_exif(command_line.convert_options(args), source)
+    tell_raw(convert.exif)
     if command_line.wants_measured_range(args):
         convert = measured(convert, source, options.workers)
     account = write_dataset(
@@ -122,7 +123,9 @@ def index(args: argparse.Namespace) -> int:
         if template
         else tar_source.guess_names(tars, image=args.image_name)
     )
-    account = index_tars(tars, names, palette, convert=command_line.convert_options(args), options=options)
+    convert = command_line.convert_options(args)
+    tell_raw(convert.exif)
+    account = index_tars(tars, names, palette, convert=convert, options=options)
     return tell(account, [tars.out.where("")])
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from unetdist.data.ingest.convert import ConvertOptions
-from unetdist.data.ingest.exif import decide_exif, find_turned
+from unetdist.data.ingest.exif import decide_exif, find_turned, tell_raw
 from unetdist.data.ingest.sources import from_folders
 from unetdist.data.orientation import ORIENTATION_TAG
 
@@ -64,3 +64,14 @@ def test_a_set_without_doubt_needs_no_decision(tmp_path):
     source = from_folders(tmp_path / "images", tmp_path / "masks")
     assert decided(tmp_path) is None
     assert [each.sample.key for each in find_turned(source.reader, source.samples)] == ["tall"]
+
+
+@pytest.mark.parametrize("drawn", ["raw", "upright"])
+def test_masks_on_stored_pixels_are_told_to_differ_from_what_prediction_sees(tmp_path, caplog, drawn):
+    write_pair(tmp_path, "tall", drawn=drawn, orientation=6, size=(12, 16))
+    assert decided(tmp_path) is None
+    by_size = list(caplog.messages)
+    caplog.clear()
+    tell_raw(drawn)
+    assert caplog.messages == by_size
+    assert ["predict.py turns such images upright" in told for told in by_size] == [True] * (drawn == "raw")

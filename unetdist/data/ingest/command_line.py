@@ -263,7 +263,8 @@ def _add_exif(group: argparse._ActionsContainer) -> None:
         "--exif",
         choices=("raw", "upright"),
         help="for images whose EXIF orientation does not change their size: whether masks were drawn on the pixels as "
-        "stored (raw) or as viewers show them (upright); default: decided by the other images of the data set",
+        "stored (raw; but predict.py turns such images upright) or as viewers show them (upright); default: decided by "
+        "the other images of the data set",
     )
 
 

@@ -45,6 +45,7 @@ def decide_exif(options: ConvertOptions, source: Source) -> ConvertOptions:
     turned = find_turned(reader, source.samples)
     doubtful = [each for each in turned if shown_size(each.size, each.orientation) == each.size]
     if not doubtful:
+        tell_raw(next(filter(None, (_drawn(reader, each) for each in turned)), None))
         return options
     votes = Counter(drawn for each in turned if (drawn := _drawn(reader, each)) is not None)
     if len(votes) != 1:
@@ -58,6 +59,16 @@ def decide_exif(options: ConvertOptions, source: Source) -> ConvertOptions:
         number,
     )
     return replace(options, exif=drawn)
+
+
+def tell_raw(drawn: Drawn | None) -> None:
+    """A warning where masks were drawn on stored pixels: models do not know it, and prediction turns images."""
+    if drawn == "raw":
+        logger.warning(
+            "masks are drawn on the stored pixels of images that have an EXIF orientation, and a model learns from "
+            "these pixels; but predict.py turns such images upright and may do worse on them: give it copies without "
+            "the orientation (exiftool -Orientation= FILE removes it), or shards."
+        )
 
 
 def find_turned(reader: FileReader, samples: Sequence[Sample]) -> list[_Turned]:
