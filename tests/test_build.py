@@ -10,7 +10,9 @@ from unetdist.attempts import read_status
 from unetdist.build import build_trainer, channel_statistics
 from unetdist.config import Config
 from unetdist.errors import ConfigError
+from unetdist.locks import hold
 from unetdist.performance import PLAIN, FastPath
+from unetdist.run_folder import LOCK_FILE
 
 
 def build(tmp_path, **sections):
@@ -68,6 +70,8 @@ def test_what_cannot_be_trained_is_refused_before_a_tracker_begins(tmp_path, cha
     write_shards(tmp_path / "val", 2)
     with pytest.raises(ConfigError, match=message):
         build(tmp_path, tracking={"tracker": "wandb", "mode": "offline"}, **changed)
+    with hold(tmp_path / "runs" / "tiny" / LOCK_FILE):  # nobody has it any more
+        pass
     assert not (tmp_path / "runs" / "tiny" / "wandb").exists()
 
 

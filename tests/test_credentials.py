@@ -14,6 +14,8 @@ from unetdist.credentials import is_masked, mask, public
     [
         ("https://me:secret@host/data/a.tar", "https://***@host/data/a.tar"),
         ("https://me:se@cret@host/a", "https://***@host/a"),
+        ("https://me:80/cret@host/a", "https://***@host/a"),
+        ("s3://me:se/cret@bucket/a", "s3://***@bucket/a"),
         ("https://me:se/cret@host/a", "https://***@host/a"),
         ("https://me:s@e/c@ret@host:8000/a", "https://***@host:8000/a"),
         ("https://me:se?cret@host/a", "https://***"),
@@ -51,6 +53,8 @@ def test_what_is_hidden(text, masked):
         "/data/me@2x.png",
         "https://host:8000/a/b.tar",
         "https://host/me@2x.png",
+        "http://127.0.0.1:8765/data@v1/train",
+        "https://data.host:8080/u/r@1.0/x.tar",
         "hf://datasets/me/x@main/a.tar",
         "s3://bucket/a#1/b@2.tar",
         "file:///data/what?/a#b=1@2.tar",

@@ -46,6 +46,12 @@ def test_the_resolved_settings_are_saved_and_can_be_given_again(tmp_path):
     assert settings.to_mapping(config) == values(tmp_path)
 
 
+def test_checkpoints_may_be_in_the_folder_of_the_run(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "link"):
+        claim(tmp_path / "run", values(tmp_path), folder=str(folder))
+
+
 def test_the_same_settings_continue_a_run(begun, tmp_path):
     claim(begun, values(tmp_path))
 

@@ -1,7 +1,9 @@
 """From settings to a wired run: the only place that knows all parts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +22,9 @@ from unetdist.data.loader import check_batch_sizes, train_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.distributed import (
+    Accelerator,
     StopSignal,
+    World,
     introduce,
     make_accelerator,
     seed_everything,
@@ -66,7 +70,22 @@ def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = la
         run_dir, values, cfg=config.checkpoint, world=world, defaults=settings.defaults(Config)
     )
     logger.info("run %s", run_dir)
+    try:
+        return _wire(config, accelerator, world, run_dir, values, claim, change)
+    except BaseException:
+        claim.close()  # a notebook that keeps the exception could not build again
+        raise
 
+
+def _wire(
+    config: Config,
+    accelerator: Accelerator,
+    world: World,
+    run_dir: Path,
+    values: Mapping[str, Any],
+    claim: ExitStack,
+    change: Callable[[FastPath], FastPath],
+) -> Trainer:
     folder, manifest = open_data(config.data, config.data.train)
     if not any(manifest.class_pixels):
         raise DataError(

@@ -9,6 +9,10 @@ HIDDEN = "***"
 _URL = re.compile(r"([a-zA-Z][\w+.-]*://)([^\s\"<>]+)")
 
 
+_HOST_AND_PORT = re.compile(r"(localhost|[\w-]+(\.[\w-]+)+):\d{1,5}(/|$)")
+"""The start of an address without a user: users rarely have a dot in their name."""
+
+
 def mask(text: object) -> str:
     """`text`, where `***` stands for the user, query and fragment of each URL in it."""
     return _URL.sub(_masked, str(text))
@@ -43,8 +47,9 @@ def _masked(found: re.Match[str]) -> str:
     secret = re.search(r"[?#]|;[^/;=]*=" if is_web else r"\?|[#;][^/#;=]*=", rest)
     cut = secret.start() if secret else len(rest)
     at = rest.rfind("@")
-    # Otherwise the @ belongs to a path, as in hf://datasets/a/b@main.
-    has_user = ":" in rest[: max(at, 0)] or "@" in re.split(r"[/?#]", rest, maxsplit=1)[0]
+    # Otherwise the @ belongs to a path, as in hf://datasets/a/b@main and http://10.0.0.5:8080/u/r@1.0.
+    has_colon = ":" in rest[: max(at, 0)] and not _HOST_AND_PORT.match(rest)
+    has_user = has_colon or "@" in re.split(r"[/?#]", rest, maxsplit=1)[0]
     if has_user and at > cut:
         return f"{scheme}{HIDDEN}{end}"
     place = f"{HIDDEN}@{rest[at + 1 : cut]}" if has_user else rest[:cut]

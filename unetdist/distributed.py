@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator as Accelerator  # passed on to build.py
+from accelerate import PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn.parallel import DistributedDataParallel

@@ -107,10 +107,8 @@ def _claim(
 ) -> str:
     """Claim the folder; what speaks against it, in words: the other processes wait for them, whatever happens."""
     homes = [("--runs_dir", open_folder(folder))]
-    if (
-        cfg.folder is not None
-    ):  # the settings lie there too, for such checkpoints may outlive the folder of the run
-        homes.insert(0, ("--checkpoint.folder", cfg.folder_of(folder)))
+    if cfg.folder is not None and not _is_same(checkpoints := cfg.folder_of(folder), folder):
+        homes.insert(0, ("--checkpoint.folder", checkpoints))  # its settings outlive the run's folder
     try:
         for setting, home in homes:
             if home.is_local:  # a store of objects knows no locks
@@ -121,6 +119,10 @@ def _claim(
     except UnetdistError as error:
         return str(error)
     return ""
+
+
+def _is_same(home: Folder, folder: Path) -> bool:
+    return home.is_local and home.path("").resolve() == folder.resolve()
 
 
 def _hold(file: Path, home: Folder, setting: str, held: ExitStack) -> None:
