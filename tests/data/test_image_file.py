@@ -149,10 +149,15 @@ def test_the_high_byte_is_a_range():
     assert np.array_equal(eight_bit(values, SIXTEEN_BITS, remedy=""), np.rint(values / 257))
 
 
-def test_an_image_of_fractions_is_not_judged_alone():
+def test_an_image_of_fractions_is_told_and_not_refused(caplog):
     fractions = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3, 1)
     assert eight_bit(fractions, (0.0, 1.0), remedy="").max() == 255
     assert eight_bit(fractions, RANGE, remedy="").max() == 0, "a flat part of a large picture"
+    assert eight_bit_of_model(fractions, RANGE).max() == 0
+    assert "values of 0 to 1, all alike in the model's range 0 to 4080" in caplog.text
+    caplog.clear()
+    assert eight_bit_of_model(fractions, (0.0, 1.0)).max() == 255
+    assert not caplog.text
 
 
 def test_values_that_are_no_numbers_are_counted():
