@@ -1,6 +1,7 @@
 """What every test is spared: the traces of the one before it, and a GPU that it does not ask for."""
 
 import logging
+from contextlib import suppress
 
 import pytest
 import torch
@@ -8,6 +9,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from unetdist.logs import logger
+
+with suppress(ImportError):  # a bare machine with a GPU has no Hypothesis
+    import hypothesis
+
+    # A busy machine takes 200 ms for anything, and no test is one of speed.
+    hypothesis.settings.register_profile(
+        "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

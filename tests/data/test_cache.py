@@ -145,7 +145,7 @@ def test_indexes(tmp_path, cache, folder, server, shards):
         DataError, match=r"^http://.*/000000.tar.idx: is not the index that the manifest lists; c"
     ):
         cache.index(folder, shards[0])
-    with pytest.raises(DataError, match=r"^http://.*/000000.tar.idx: cannot be read \(.+\); copy"):
+    with pytest.raises(DataError, match=r"^http://.*/000000.tar.idx: is damaged \(.+\); copy"):
         cache.index(folder, replace(shards[0], index_sha256=""))
 
 
