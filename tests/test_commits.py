@@ -49,11 +49,12 @@ PAIR_5, PAIR_10, PAIR_15 = ([f"step_{step:08d}.json", f"step_{step:08d}.safetens
 
 
 @pytest.fixture(params=["disk", "memory"])
-def folder(request, tmp_path):
+def folder(request, tmp_path, monkeypatch):
     """A folder that does not exist yet, on a disk and in a store behind fsspec."""
     if request.param == "disk":
         yield str(tmp_path / "checkpoints")
     else:
+        monkeypatch.setattr(remote, "SCHEMES", ("memory",))  # stands for any store
         place = f"/{secrets.token_hex(4)}"
         yield f"memory:/{place}/checkpoints"
         fsspec.filesystem("memory").rm(place, recursive=True)
