@@ -72,7 +72,7 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
 
 
 def check_header(data: bytes, header: JpegHeader | None, what: str = "image") -> None:
-    """Refuse an image that its header shows to be impossible to decode, before memory is allocated.
+    """Refuse an image whose header shows that it cannot be decoded, before memory is allocated.
 
     Args:
         data: The encoded picture, of any kind.

@@ -239,15 +239,15 @@ def eight_bit_of_model(values: Values, image_range: ImageRange | None) -> Pixels
         DataError: values of more than 8 bits for a model that does not know how they become 0..255.
     """
     remedy = (
-        "the model does not say which values are black and white, for it was trained on images of 8 bits, or saved by "
-        "an older version: say it with --image-range LOW HIGH (in Python: model.image_range = (LOW, HIGH)), or save "
+        "the model does not say which values are black and white (it was trained on images of 8 bits, or saved by "
+        "an older version): say it with --image-range LOW HIGH (in Python: model.image_range = (LOW, HIGH)), or save "
         "the image with 8 bits."
     )
     pixels = eight_bit(values, image_range, remedy=remedy)
     if values.dtype.kind == "f" and image_range is not None and image_range[1] - image_range[0] > 255:
         low, high = extremes(values)
         if 0 <= low < high <= 1:
-            # A flat part of a large picture may be so: it is told, and predicted.
+            # Not an error: a flat part of a large picture may look like this.
             logger.warning(
                 "an image has values of %g to %g, all alike in the model's range %g to %g; if they are fractions of 1, "
                 "predict with --image-range 0 1.",

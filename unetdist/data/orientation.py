@@ -45,7 +45,7 @@ def drawn_by_size(raw: tuple[int, int], orientation: int, mask_size: tuple[int, 
 def is_to_be_turned(
     raw: tuple[int, int], orientation: int, mask_size: tuple[int, int], drawn: Drawn | None
 ) -> bool:
-    """Whether an image has to be turned upright to fit its mask.
+    """Whether an image must be turned upright to fit its mask.
 
     Args:
         raw: (height, width) of the stored image.

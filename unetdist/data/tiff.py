@@ -1,4 +1,4 @@
-"""Reads the pages and bands that a TIFF declares, and corrects tags that make Pillow or OpenCV drop one.
+"""Reads which pages and bands a TIFF declares, and corrects tags so that Pillow and OpenCV keep all bands.
 
 TIFF 6.0 (Adobe 1992); BigTIFF has wider fields. Pillow leaves out the fourth band of RGB and infrared. OpenCV leaves
 out all but the first of bands that are not called RGB. Both misread bands of 16 bits that lie one behind the other.

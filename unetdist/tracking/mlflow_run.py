@@ -39,7 +39,7 @@ class MlflowRun(Dashboard):
         client = mlflow.MlflowClient()
         id_file = run.folder / ID_FILE
         known = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
-        if known is not None and not _has_run(client, known):  # its store was moved away: begin anew
+        if known is not None and not _has_run(client, known):  # its store was moved away: begin a new run
             known = None
         # Settings of a run are written once in MLflow, and are the same in each restart but for how it is watched.
         config = None if known else settings.flat(run.config)
@@ -103,7 +103,7 @@ def _store_at(file: Path) -> str:
     except Exception as error:
         raise DataError(
             f"cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:300]}). If a run was killed "
-            "while it made this file, move it away: the same command makes it anew, and sends all that metrics.jsonl "
+            "while it made this file, move it away: the same command makes a new one, and sends all that metrics.jsonl "
             "holds.",
             source=file,
         ) from None
