@@ -15,13 +15,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from unetdist.ablation.outcome import summarise
-from unetdist.ablation.plan import Plan, read_plan
-from unetdist.ablation.report import picture_of, table_of
-from unetdist.ablation.training import Fleet
-from unetdist.attempts import STOPPED_EARLY
-from unetdist.logs import PlainConsole, logger, run_script, set_up_logging
-from unetdist.storage import write_atomic, write_json
+from unetdist.apps.ablation.outcome import summarise
+from unetdist.apps.ablation.plan import Plan, read_plan
+from unetdist.apps.ablation.report import picture_of, table_of
+from unetdist.apps.ablation.training import Fleet
+from unetdist.cli.logs import PlainConsole, logger, run_script, set_up_logging
+from unetdist.storage.files import write_atomic, write_json
+from unetdist.train.run_status import STOPPED_EARLY
 
 
 def main(argv: Sequence[str] | None = None) -> int:

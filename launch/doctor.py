@@ -13,12 +13,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdist import settings
-from unetdist.config import Config
-from unetdist.doctor.command import examine
-from unetdist.doctor.findings import Finding, problem
+from unetdist.apps.doctor.command import examine
+from unetdist.apps.doctor.findings import Finding, problem
+from unetdist.cli import settings
+from unetdist.cli.logs import run_script
 from unetdist.errors import ConfigError
-from unetdist.logs import run_script
+from unetdist.train.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:

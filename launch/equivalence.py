@@ -16,14 +16,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdist import settings
-from unetdist.config import Config
-from unetdist.equivalence import record
-from unetdist.equivalence.compare import compare
-from unetdist.equivalence.promise import broken_by, check_worlds
-from unetdist.equivalence.report import Report, Row, render
-from unetdist.equivalence.worlds import Plan, has_gpus, processes, runs_of, train_all
-from unetdist.logs import PlainConsole, logger, run_script, set_up_logging
+from unetdist.apps.equivalence import record
+from unetdist.apps.equivalence.compare import compare
+from unetdist.apps.equivalence.promise import broken_by, check_worlds
+from unetdist.apps.equivalence.report import Report, Row, render
+from unetdist.apps.equivalence.worlds import Plan, has_gpus, processes, runs_of, train_all
+from unetdist.cli import settings
+from unetdist.cli.logs import PlainConsole, logger, run_script, set_up_logging
+from unetdist.train.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:

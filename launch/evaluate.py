@@ -10,16 +10,16 @@ from typing import Any
 
 from PIL import Image
 
-from unetdist.calibration import reliability_diagram
-from unetdist.comparison import compare
-from unetdist.credentials import mask
+from unetdist.cli.credentials import mask
+from unetdist.cli.logs import console, logger, run_script
 from unetdist.errors import ConfigError
-from unetdist.evaluate import Report, ValidationConfig
-from unetdist.image_counts import write_per_image
-from unetdist.inference_options import add_inference_options, inference_of
-from unetdist.logs import console, logger, run_script
-from unetdist.scoring import evaluations
-from unetdist.storage import write_atomic, write_json
+from unetdist.evaluation.calibration import reliability_diagram
+from unetdist.evaluation.comparison import compare
+from unetdist.evaluation.evaluate import Report, ValidationConfig
+from unetdist.evaluation.image_counts import write_per_image
+from unetdist.evaluation.scoring import evaluations
+from unetdist.model.inference_options import add_inference_options, inference_of
+from unetdist.storage.files import write_atomic, write_json
 from unetdist.tracking.terminal import comparison_table, scores_table
 
 

@@ -9,16 +9,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from unetdist.cli.logs import PlainConsole, logger, run_script, set_up_logging
 from unetdist.errors import ConfigError
-from unetdist.export.agreement import compare, milliseconds
-from unetdist.export.onnx_file import OPSETS, open_onnx, quantize, write_onnx
-from unetdist.export.pictures import find_pictures
-from unetdist.export.report import render
-from unetdist.export.torch_file import open_torch, write_torch
-from unetdist.export.trace import metadata_of, trace
-from unetdist.inference import Predict
-from unetdist.logs import PlainConsole, logger, run_script, set_up_logging
-from unetdist.saved_model import SavedModel, load_model
+from unetdist.model.inference import Predict
+from unetdist.model.saved_model import SavedModel, load_model
+from unetdist.predict.export.agreement import compare, milliseconds
+from unetdist.predict.export.onnx_file import OPSETS, open_onnx, quantize, write_onnx
+from unetdist.predict.export.pictures import find_pictures
+from unetdist.predict.export.report import render
+from unetdist.predict.export.torch_file import open_torch, write_torch
+from unetdist.predict.export.trace import metadata_of, trace
 
 NUM_CALIBRATION = 64
 

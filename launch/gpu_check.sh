@@ -92,7 +92,7 @@ for case in json.load(open(sys.argv[1]))["cases"]:
 '
 train_loops() {
   local name=$1 share=$2 case=$3 workers=$4 against=$5
-  step "$name" "$share" "$python" launch/benchmark.py train --cases "$case" --precisions "$precision" --workers "$workers" \
+  step "$name" "$share" "$python" -m tests.benchmarks train --cases "$case" --precisions "$precision" --workers "$workers" \
     "${measure[@]}" --against "$against" --work "$work/data" --out "$work/$name"
   collect "$name" train
   note "$("$python" -c "$loops" "$out/$name.json" 2>/dev/null || echo "  no numbers of $name")"
@@ -126,9 +126,9 @@ step evaluate 10 "${launch[@]}" launch/evaluate.py --model "$work/run/best" --da
   --mixed-precision "$train_precision" --json "$work/run/scores.json"
 collect run scores
 note "$("$python" -c "$numbers" "$work/run" 2>/dev/null || echo "  no numbers of the run")"
-step validation 20 "$python" launch/benchmark.py eval --rounds 3 "${validation[@]}" --work "$work/data" --out "$work/validation"
+step validation 20 "$python" -m tests.benchmarks eval --rounds 3 "${validation[@]}" --work "$work/data" --out "$work/validation"
 collect validation eval
-step layers 20 "$python" launch/benchmark.py layers "${layers[@]}" --out "$work/layers"
+step layers 20 "$python" -m tests.benchmarks layers "${layers[@]}" --out "$work/layers"
 collect layers layers
 step compiling 30 "$python" -m pytest -m gpu tests/gpu -k "$compiling" -p no:cacheprovider
 train_loops small_batches 40 "$small" "${workers[0]}" "$small_loops"

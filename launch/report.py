@@ -11,13 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from unetdist.apps.report.images import gallery
+from unetdist.apps.report.page import MOST_RUNS, render
+from unetdist.apps.report.run import Run, read_runs
+from unetdist.apps.report.scored import Scored, score
+from unetdist.cli.logs import logger, run_script, set_up_logging
 from unetdist.errors import ConfigError, UnetdistError
-from unetdist.logs import logger, run_script, set_up_logging
-from unetdist.report.images import gallery
-from unetdist.report.page import MOST_RUNS, render
-from unetdist.report.run import Run, read_runs
-from unetdist.report.scored import Scored, score
-from unetdist.storage import write_atomic, write_text
+from unetdist.storage.files import write_atomic, write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:

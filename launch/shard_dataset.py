@@ -7,20 +7,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from unetdist.cli.logs import run_script, set_up_logging
 from unetdist.data import shapes
-from unetdist.data.ingest import command_line, dataset_source, shapes_source, sources, split, tar_source
-from unetdist.data.ingest.duplicates import find_copies, tell_copies, tell_leaks
-from unetdist.data.ingest.exif import decide_exif, tell_raw
-from unetdist.data.ingest.layout import LayoutOptions
-from unetdist.data.ingest.report import next_command
-from unetdist.data.ingest.value_range import measured
-from unetdist.data.ingest.writer import index_tars, write_dataset
-from unetdist.data.inspect import command
 from unetdist.data.labels import Palette
 from unetdist.data.tar_index import MemberNames
-from unetdist.errors import ConfigError
-from unetdist.logs import run_script, set_up_logging
-from unetdist.printable import one_line, printable
+from unetdist.errors import ConfigError, one_line, printable
+from unetdist.sharding import command_line, dataset_source, shapes_source, sources, split, tar_source
+from unetdist.sharding import inspect_command as command
+from unetdist.sharding.duplicates import find_copies, tell_copies, tell_leaks
+from unetdist.sharding.exif import decide_exif, tell_raw
+from unetdist.sharding.layout import LayoutOptions
+from unetdist.sharding.report import next_command
+from unetdist.sharding.value_range import measured
+from unetdist.sharding.writer import index_tars, write_dataset
 
 
 def main(argv: list[str] | None = None) -> int:

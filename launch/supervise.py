@@ -5,9 +5,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from unetdist.cli.logs import run_script, set_up_logging
 from unetdist.errors import ConfigError
-from unetdist.logs import run_script, set_up_logging
-from unetdist.supervisor import Supervisor, run_dir_of
+from unetdist.train.supervisor import Supervisor, run_dir_of
 
 DESCRIPTION = """Run a launcher of launch/train.py, one supervisor on each machine, and restart it when it dies or a
 machine is lost. SIGTERM, SIGINT, SIGHUP and SIGUSR1 stop the run with a checkpoint; a second signal stops it at once.

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from unetdist import settings
-from unetdist.attempts import STOPPED_EARLY
-from unetdist.build import build_trainer
-from unetdist.config import Config
-from unetdist.logs import run_script
-from unetdist.printable import printable
-from unetdist.schedule import TrainState
+from unetdist.cli import settings
+from unetdist.cli.logs import run_script
+from unetdist.errors import printable
+from unetdist.train.build import build_trainer
+from unetdist.train.config import Config
+from unetdist.train.run_status import STOPPED_EARLY
+from unetdist.train.schedule import TrainState
 
 DESCRIPTION = """Train a U-Net on shards that launch/shard_dataset.py wrote. Settings come from the YAML file of
 --config; any of them can be changed on the command line as --section.field value, or --field value where one section

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from unetdist.logs import logger
+from unetdist.cli.logs import logger
 
 with suppress(ImportError):  # a bare machine with a GPU has no Hypothesis
     import hypothesis

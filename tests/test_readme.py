@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_architecture import FLOORS
+from tests.test_architecture import ROOMS
 from unetdist.data.shapes import write_shapes
 
 ROOT = Path(__file__).parents[1]
@@ -58,22 +58,9 @@ def test_the_commands_for_ones_own_data_run_as_they_stand(tmp_path):
     assert "<html" in next(tmp_path.rglob("report.html")).read_text(encoding="utf-8")
 
 
-def test_the_map_names_every_part_on_its_floor():
-    floor = None
-    listed = {}
-    for line in re.search(r"## The map\n.*?```\n(.*?)```", README, re.S)[1].splitlines():
-        if match := re.match(r"floor (\d)", line):
-            floor = int(match[1])
-        words = re.findall(r"\b(\w+)(?:\.py|/)", line) if floor is not None else []
-        listed |= {word: floor for word in words if word not in listed}
-        if line.startswith("floor 7"):
-            floor = None
-    for number, parts in enumerate(FLOORS):
-        for part in parts:
-            is_there = any((ROOT / "unetdist" / name).exists() for name in (part, f"{part}.py"))
-            assert not is_there or listed.get(part) == number, (
-                f"{part} is on floor {number}, not {listed.get(part)}"
-            )
+def test_the_map_names_every_room_in_order():
+    text = re.search(r"## The map\n.*?```\n(.*?)```", README, re.S)[1]
+    assert tuple(re.findall(r"(?m)^(\w+)(?:\.py|/) ", text)) == ROOMS
 
 
 def test_every_path_that_is_named_exists():

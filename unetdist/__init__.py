@@ -4,15 +4,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetdist.hub import UNet as UNet
-    from unetdist.inference import InferenceConfig as InferenceConfig
+    from unetdist.model.inference import InferenceConfig as InferenceConfig
+    from unetdist.predict.hub import UNet as UNet
 
 __version__ = "0.1.0"
 
 STARTED_BY = (os.getpid(), os.getppid())
 """This process and its parent before torch was loaded, which takes seconds: see `signals.follow_launcher`."""
 
-FACE = {"UNet": "unetdist.hub", "InferenceConfig": "unetdist.inference"}
+FACE = {"UNet": "unetdist.predict.hub", "InferenceConfig": "unetdist.model.inference"}
 """What a user of trained models needs; loaded when asked for, since torch takes seconds."""
 
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
 from tests.distributed.launcher import run_ranks
-from unetdist.distributed import make_accelerator
+from unetdist.distributed.collectives import make_accelerator
 
 
 def gradients() -> dict[str, float]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from tests.distributed.launcher import run_ranks
-from unetdist.distributed import make_accelerator
-from unetdist.rendezvous import open_store
-from unetdist.storage import write_text
+from unetdist.distributed.collectives import make_accelerator
+from unetdist.distributed.rendezvous import open_store
+from unetdist.storage.files import write_text
 
 
 def wait_until(condition) -> None:

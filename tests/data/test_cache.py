@@ -12,13 +12,13 @@ import pytest
 
 from tests.data.small_shards import write_small_shards
 from tests.faulty_server import serve
-from unetdist import remote, retries
 from unetdist.data import cache as cache_module
 from unetdist.data.cache import TAR, CacheFullError, ShardCache
 from unetdist.data.shards import load_index, save_index, sha256_of
 from unetdist.errors import ConfigError, DataError
-from unetdist.folders import open_folder
-from unetdist.retries import UnreachableError
+from unetdist.storage import remote, retries
+from unetdist.storage.folders import open_folder
+from unetdist.storage.retries import UnreachableError
 
 
 @pytest.fixture

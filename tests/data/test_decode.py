@@ -11,9 +11,9 @@ from PIL import Image
 from tests.shared_data import camvid
 from unetdist.data import decode
 from unetdist.data.decode import decode_image, decode_mask
-from unetdist.data.ingest import convert
 from unetdist.data.shards import encode_mask
 from unetdist.errors import DataError
+from unetdist.sharding import convert
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 31, 3), dtype=np.uint8)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.ingest.picture_folders import encoded, image_array
 from tests.data.tiff_files import RGB, tiff
+from tests.sharding.picture_folders import encoded, image_array
 from unetdist.data.decode import decode_image
 from unetdist.data.image_file import (
     HIGH_BYTE,

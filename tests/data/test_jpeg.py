@@ -10,7 +10,7 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.ingest.picture_folders import encoded, image_array
+from tests.sharding.picture_folders import encoded, image_array
 from unetdist.data.jpeg import cut, parse_header
 
 MCU = {"4:4:4": (8, 8), "4:2:2": (8, 16), "4:2:0": (16, 16), "grey": (8, 8)}

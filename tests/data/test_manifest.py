@@ -9,7 +9,7 @@ import pytest
 
 from unetdist.data.manifest import MANIFEST_NAME, Manifest, Shard
 from unetdist.errors import DataError
-from unetdist.folders import open_folder
+from unetdist.storage.folders import open_folder
 
 MANIFEST = Manifest(
     shards=(Shard("000000.tar", 3, 10240, "ab"), Shard("000001.tar", 2, 5120, "cd")),

@@ -9,7 +9,7 @@ from tests.faulty_server import serve
 from unetdist.data.open_shard import LocalShard, RangedShard, check_size, read_rows
 from unetdist.data.shards import index_path, load_index
 from unetdist.errors import DataError
-from unetdist.folders import open_folder
+from unetdist.storage.folders import open_folder
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import pytest
 
 from tests.data.small_shards import write_small_shards
 from tests.faulty_server import serve
-from unetdist import remote, retries
+from unetdist.cli.logs import logger
 from unetdist.data.cache import ShardCache
 from unetdist.data.prefetch import POLL_S, Prefetcher, _ahead, _fetch_ahead
-from unetdist.folders import open_folder
-from unetdist.logs import logger
+from unetdist.storage import remote, retries
+from unetdist.storage.folders import open_folder
 
 NUM_SHARDS = 8
 

@@ -11,7 +11,6 @@ import pytest
 
 from tests.data.small_shards import numbered_sample, write_small_shards
 from tests.faulty_server import serve
-from unetdist import remote, retries
 from unetdist.data import open_shard as open_shard_module
 from unetdist.data import reader as reader_module
 from unetdist.data.cache import CacheFullError, ShardCache
@@ -21,8 +20,9 @@ from unetdist.data.open_shard import LocalShard, RangedShard
 from unetdist.data.reader import ShardReader
 from unetdist.data.shards import index_path, open_shard, save_index
 from unetdist.errors import DataError
-from unetdist.folders import open_folder
-from unetdist.retries import UnreachableError
+from unetdist.storage import remote, retries
+from unetdist.storage.folders import open_folder
+from unetdist.storage.retries import UnreachableError
 
 SIZES = [3, 0, 4, 1]
 

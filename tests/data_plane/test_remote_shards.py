@@ -13,14 +13,14 @@ import pytest
 
 from tests.data.small_shards import write_small_shards
 from tests.faulty_server import serve
-from unetdist import remote, retries
 from unetdist.data.cache import ShardCache
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.data.open_shard import LocalShard
 from unetdist.data.prefetch import Prefetcher
 from unetdist.data.reader import ShardReader
 from unetdist.errors import DataError
-from unetdist.folders import open_folder
+from unetdist.storage import remote, retries
+from unetdist.storage.folders import open_folder
 
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PRELOAD = ["unetdist.distributed", "torch._dynamo", "cv2", "pytest", "hypothesis"]
+PRELOAD = ["unetdist.distributed.collectives", "torch._dynamo", "cv2", "pytest", "hypothesis"]
 """`torch._dynamo` because building a DistributedDataParallel imports it, which takes 4 s."""
 
 _context = multiprocessing.get_context("forkserver")

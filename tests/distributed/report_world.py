@@ -4,8 +4,8 @@ import json
 
 import torch
 
-from unetdist.distributed import all_reduce_sum, make_accelerator, world_of
-from unetdist.logs import run_script
+from unetdist.cli.logs import run_script
+from unetdist.distributed.collectives import all_reduce_sum, make_accelerator, world_of
 
 
 def main() -> None:

@@ -17,11 +17,18 @@ from pathlib import Path
 
 import torch
 
-from unetdist.distributed import StopSignal, all_reduce_sum, broadcast, introduce, make_accelerator, world_of
-from unetdist.heartbeat import Heartbeat
-from unetdist.logs import run_script, set_up_logging
-from unetdist.rendezvous import open_store
-from unetdist.storage import write_text
+from unetdist.cli.logs import run_script, set_up_logging
+from unetdist.distributed.collectives import (
+    StopSignal,
+    all_reduce_sum,
+    broadcast,
+    introduce,
+    make_accelerator,
+    world_of,
+)
+from unetdist.distributed.heartbeat import Heartbeat
+from unetdist.distributed.rendezvous import open_store
+from unetdist.storage.files import write_text
 
 NUM_STEPS = 60
 LIMIT_S = 3.0

@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import unetdist.distributed as distributed
+import unetdist.distributed.collectives as distributed
 from tests.distributed.launcher import RankError, run_ranks
-from unetdist.distributed import (
+from unetdist.cli.logs import set_up_logging
+from unetdist.distributed.collectives import (
     StopSignal,
     World,
     all_reduce_sum,
@@ -27,7 +28,6 @@ from unetdist.distributed import (
     world_of,
 )
 from unetdist.errors import ConfigError
-from unetdist.logs import set_up_logging
 
 
 def collectives() -> tuple[torch.Tensor, torch.Tensor, bool, bool, int]:

@@ -9,9 +9,9 @@ import torch
 
 from tests.distributed.launcher import run_ranks
 from tests.synthetic import settings_of, write_shards
-from unetdist import settings
-from unetdist.build import build_trainer
-from unetdist.config import Config
+from unetdist.cli import settings
+from unetdist.train.build import build_trainer
+from unetdist.train.config import Config
 
 STEPS = 20
 

@@ -14,14 +14,12 @@ from PIL import Image
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
 from tests.faults import damaged
 from tests.faulty_server import serve
-from unetdist import remote
 from unetdist.data import image_file
 from unetdist.data.augment import Augmenter
 from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.image_file import read_image
-from unetdist.data.ingest.pictures import store_image
 from unetdist.data.labels import Palette
 from unetdist.data.labels.mask_reader import MaskReader
 from unetdist.data.labels.masks import read_mask
@@ -29,9 +27,11 @@ from unetdist.data.reader import ShardReader
 from unetdist.data.requests import MicroBatch
 from unetdist.data.samples import Samples, TrainDataset
 from unetdist.errors import CheckpointError, DataError
+from unetdist.model.saved_model import load_model, save_model
 from unetdist.model.unet import UNet, UNetConfig
 from unetdist.predict import volume
-from unetdist.saved_model import load_model, save_model
+from unetdist.sharding.pictures import store_image
+from unetdist.storage import remote
 
 PALETTE = Palette.from_records(
     [

@@ -7,18 +7,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.apps.report.runs import write_run
 from tests.faulty_server import serve
-from tests.report.runs import write_run
 from tests.synthetic import write_shards
-from unetdist import remote, retries, settings
-from unetdist.config import Config
+from unetdist.cli import settings
+from unetdist.cli.json_records import SEAL, sealed
 from unetdist.data.access import DataConfig, open_data
-from unetdist.data.ingest.dataset_source import from_dataset
-from unetdist.data.inspect import command
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
-from unetdist.json_records import SEAL, sealed
 from unetdist.predict.sources import open_source
+from unetdist.sharding import inspect_command as command
+from unetdist.sharding.dataset_source import from_dataset
+from unetdist.storage import remote, retries
+from unetdist.train.config import Config
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.synthetic import settings_of, write_shards
-from tests.test_guard import leftovers_in_new_memory
-from unetdist import build as wiring
-from unetdist import settings
-from unetdist.build import build_trainer
-from unetdist.config import Config
-from unetdist.performance import FastPath
+from tests.train.test_guard import leftovers_in_new_memory
+from unetdist.cli import settings
+from unetdist.train import build as wiring
+from unetdist.train.build import build_trainer
+from unetdist.train.config import Config
+from unetdist.train.performance import FastPath
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.ingest.test_foreign import pack
+from tests.sharding.test_foreign import pack
 from unetdist.errors import DataError
 
 LAUNCH = Path(__file__).parents[2] / "launch"

@@ -18,17 +18,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.ingest.test_foreign import pack
+from tests.model.test_saved_model import damaged, save, unet
+from tests.sharding.test_foreign import pack
 from tests.synthetic import settings_of, write_shards
-from tests.test_saved_model import damaged, save, unet
-from unetdist import settings as settings_module
-from unetdist.config import Config
+from unetdist.cli import settings as settings_module
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.data.shards import encode_index, index_path
 from unetdist.data.tar_index import MemberNames, index_tar
 from unetdist.errors import UnetdistError
-from unetdist.saved_model import MODEL_FILE, load_model
+from unetdist.model.saved_model import MODEL_FILE, load_model
+from unetdist.train.config import Config
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 25))
 fuzz = settings(

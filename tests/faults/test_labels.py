@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from tests.data.ingest.picture_folders import encoded
-from tests.data.ingest.test_foreign import pack
+from tests.sharding.picture_folders import encoded
+from tests.sharding.test_foreign import pack
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError

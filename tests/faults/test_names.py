@@ -7,16 +7,16 @@ import pytest
 from rich.markup import escape
 from rich.table import Table
 
-from tests.data.ingest.picture_folders import write_folders
 from tests.faults.test_formats import command
+from tests.sharding.picture_folders import write_folders
 from tests.tracking.samples import PALETTE
-from unetdist import logs
-from unetdist.doctor.findings import problem
-from unetdist.doctor.report import Screen
+from unetdist.apps.doctor.findings import problem
+from unetdist.apps.doctor.report import Screen
+from unetdist.cli import logs
 from unetdist.errors import DataError
-from unetdist.model_card import card_of
-from unetdist.saved_model import MODEL_FORMAT
-from unetdist.storage import write_json
+from unetdist.model.saved_model import MODEL_FORMAT
+from unetdist.predict.model_card import card_of
+from unetdist.storage.files import write_json
 
 EVIL = "[red]x[/red]:smile:\x1b]0;owned\x07\nerror: all is lost\x9b2J\u202e"
 SHOWN = r"[red]x[/red]:smile:\x1b]0;owned\x07\nerror: all is lost\x9b2J\u202e"

@@ -23,13 +23,13 @@ from tests.data.tiff_files import GREY, RGB, tiff
 from unetdist import UNet
 from unetdist.data.decode import decode_image
 from unetdist.data.image_file import SIXTEEN_BITS
-from unetdist.data.ingest.pictures import store_image
 from unetdist.data.labels import Label, Palette
 from unetdist.errors import DataError
-from unetdist.export.pictures import find_pictures
 from unetdist.model import unet
+from unetdist.model.saved_model import SavedModel
 from unetdist.predict import predict_files
-from unetdist.saved_model import SavedModel
+from unetdist.predict.export.pictures import find_pictures
+from unetdist.sharding.pictures import store_image
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 PALETTE = Palette((Label(0, "dark", (0, 0, 0), 0), Label(1, "bright", (255, 255, 255), 1)))

@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.ingest.picture_folders import encoded
-from tests.data.ingest.test_foreign import MASK, index, pack
+from tests.sharding.picture_folders import encoded
+from tests.sharding.test_foreign import MASK, index, pack
 from tests.synthetic import settings_of
-from unetdist import UNet, settings
-from unetdist.build import build_trainer
-from unetdist.config import Config
+from unetdist import UNet
+from unetdist.cli import settings
 from unetdist.data.decode import decode_image
 from unetdist.data.image_file import HIGH_BYTE, read_image
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
-from unetdist.export.trace import metadata_of
+from unetdist.model.saved_model import load_model
 from unetdist.predict import predict_files
-from unetdist.saved_model import load_model
+from unetdist.predict.export.trace import metadata_of
+from unetdist.train.build import build_trainer
+from unetdist.train.config import Config
 
 TWELVE_BITS = (0.0, 4095.0)
 
@@ -232,7 +233,7 @@ def test_what_is_no_image_by_its_suffix_is_told(root, caplog):
 
 def _model():
     from tests.predict.test_volume import PALETTE, Threshold
-    from unetdist.saved_model import SavedModel
+    from unetdist.model.saved_model import SavedModel
 
     return SavedModel(Threshold(1), PALETTE, None, {})
 

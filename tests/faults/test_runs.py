@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.synthetic import settings_of, write_shards
-from unetdist import launch_check, locks, run_folder, settings
-from unetdist.attempts import read_status
-from unetdist.logs import run_script
+from unetdist.cli import settings
+from unetdist.cli.logs import run_script
+from unetdist.distributed import launch_check
+from unetdist.storage import locks
+from unetdist.train import run_folder
+from unetdist.train.run_status import read_status
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PAGE = 4096
@@ -137,8 +140,8 @@ def test_lines_that_a_full_disk_has_no_room_for_are_written_once_there_is(tmp_pa
 
 
 def test_a_status_that_cannot_be_written_is_told_in_the_terminal(tmp_path, caplog, monkeypatch):
-    from unetdist import storage
-    from unetdist.attempts import Attempt
+    from unetdist.storage import files as storage
+    from unetdist.train.run_status import Attempt
 
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.ingest.test_exif import write_pair
 from tests.launch.test_shard_dataset import run
+from tests.sharding.test_exif import write_pair
 from tests.synthetic import settings_of
-from unetdist import settings
-from unetdist.build import build_trainer
-from unetdist.config import Config
+from unetdist.cli import settings
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples
 from unetdist.errors import ConfigError, DataError
+from unetdist.train.build import build_trainer
+from unetdist.train.config import Config
 
 LABELS = "0 0 0 background\n255 0 0 thing\n"
 

@@ -6,8 +6,8 @@ from importlib.metadata import version
 import pytest
 
 from launch import supervise
-from tests.doctor.cases import case_of, findings_of, only
-from unetdist.doctor import software
+from tests.apps.doctor.cases import case_of, findings_of, only
+from unetdist.apps.doctor import software
 from unetdist.errors import ConfigError
 from unetdist.model.timm_encoder import TimmEncoder
 

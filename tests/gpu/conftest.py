@@ -12,10 +12,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from tests.synthetic import settings_of, write_shards
-from unetdist import settings
-from unetdist.build import build_trainer
-from unetdist.config import Config
-from unetdist.trainer import Trainer
+from unetdist.cli import settings
+from unetdist.train.build import build_trainer
+from unetdist.train.config import Config
+from unetdist.train.trainer import Trainer
 
 Runs = Callable[..., Any]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.gpu.test_training_on_gpu import waiting_is_an_error as waiting_is_an_error
-from unetdist import build
-from unetdist.performance import PLAIN, FastPath
+from unetdist.train import build
+from unetdist.train.performance import PLAIN, FastPath
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # the compiler warns of itself
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from unetdist.host_copy import HostCopy
+from unetdist.train.snapshot import HostCopy
 
 pytestmark = pytest.mark.gpu
 

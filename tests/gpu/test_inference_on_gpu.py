@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unetdist.inference import InferenceConfig, predict_logits
+from unetdist.model.inference import InferenceConfig, predict_logits
 from unetdist.model.unet import UNet, UNetConfig
 
 pytestmark = pytest.mark.gpu

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from tests.benchmark.loops.looped import check_learning
-from tests.benchmark.loops.test_protocol import JOB
-from unetdist.benchmark.loops import accelerate_loop, amp_loop
-from unetdist.benchmark.loops.protocol import serve, waited
-from unetdist.benchmark.ours import transfer_time
+from tests.benchmarks.loops import accelerate_loop, amp_loop
+from tests.benchmarks.loops.looped import check_learning
+from tests.benchmarks.loops.protocol import serve, waited
+from tests.benchmarks.loops.test_protocol import JOB
+from tests.benchmarks.ours import transfer_time
 
 pytestmark = pytest.mark.gpu
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from tests.gpu.conftest import difference, on
-from unetdist.metrics import confusion_matrix
-from unetdist.scoring import evaluation
+from unetdist.evaluation.metrics import confusion_matrix
+from unetdist.evaluation.scoring import evaluation
 
 pytestmark = pytest.mark.gpu
 

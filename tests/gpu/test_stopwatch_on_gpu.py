@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from unetdist.benchmark.peaks import DTYPES, measure_peaks
-from unetdist.benchmark.stopwatch import seconds_per_call
+from tests.benchmarks.peaks import DTYPES, measure_peaks
+from tests.benchmarks.stopwatch import seconds_per_call
 
 pytestmark = pytest.mark.gpu
 

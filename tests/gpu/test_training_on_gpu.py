@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.gpu.conftest import difference
-from unetdist.losses import LossConfig, build_loss
+from unetdist.model.losses import LossConfig, build_loss
 
 pytestmark = [
     pytest.mark.gpu,

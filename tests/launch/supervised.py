@@ -11,7 +11,7 @@ import psutil
 
 from tests.long.launched import CONFIGS, ROOT, environment
 from tests.synthetic import write_shards
-from unetdist.attempts import STEP_FILE, Status, read_status
+from unetdist.train.run_status import STEP_FILE, Status, read_status
 
 DEADLINE_S = 240.0
 """For anything that is waited for: many times what it takes."""

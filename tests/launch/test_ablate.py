@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.synthetic import settings_of, write_shards
-from unetdist import settings
-from unetdist.storage import write_text
+from unetdist.cli import settings
+from unetdist.storage.files import write_text
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "ablate.py"
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-from unetdist import settings
-from unetdist.config import Config
+from unetdist.cli import settings
+from unetdist.train.config import Config
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "launch" / "kubernetes"

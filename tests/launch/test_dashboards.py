@@ -14,7 +14,7 @@ import pytest
 
 from tests.synthetic import settings_of, write_shards
 from tests.tracking.samples import wandb_records
-from unetdist import settings
+from unetdist.cli import settings
 
 event_files = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
 

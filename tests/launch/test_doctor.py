@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doctor.cases import write_data
+from tests.apps.doctor.cases import write_data
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "doctor.py"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.equivalence.runs import values_of, write_data
-from tests.equivalence.test_compare import line
-from unetdist import settings
+from tests.apps.equivalence.runs import values_of, write_data
+from tests.apps.equivalence.test_compare import line
+from unetdist.cli import settings
 from unetdist.errors import ConfigError, DataError
-from unetdist.storage import write_text
+from unetdist.storage.files import write_text
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "equivalence.py"
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from tests.synthetic import settings_of, write_shards
-from unetdist import settings
-from unetdist.build import build_trainer
-from unetdist.config import Config
+from unetdist.cli import settings
 from unetdist.errors import ConfigError
+from unetdist.train.build import build_trainer
+from unetdist.train.config import Config
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "evaluate.py"
 

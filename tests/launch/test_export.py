@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.models import saved_model
+from tests.predict.export.models import saved_model
 from tests.synthetic import write_shards
 from unetdist.errors import ConfigError
-from unetdist.saved_model import save_model
+from unetdist.model.saved_model import save_model
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "export.py"
 

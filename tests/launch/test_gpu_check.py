@@ -27,7 +27,7 @@ with open(os.environ["CALLS"], "a") as file:
     file.write(" ".join(words) + "\\n")
 if "shard_dataset.py" in words[0]:
     print("found on", os.environ["PYTHONPATH"].split(":")[0])
-if words[:2] == ["launch/benchmark.py", "train"]:
+if words[:3] == ["-m", "tests.benchmarks", "train"]:
     names = words[words.index("--against") + 1].split(",")
     case = words[words.index("--cases") + 1]
     rows = [
@@ -88,8 +88,8 @@ def test_what_is_cut_short_or_fails_has_shown_its_numbers_and_the_rest_goes_on(t
         assert text in summary
     first = [line.split(" --precisions")[0].split(" -k")[0] for line in calls.read_text().splitlines()]
     assert first[:4] == [
-        "launch/benchmark.py train --cases student:480x352:32",
-        "launch/benchmark.py train --cases classic:512x512:32",
+        "-m tests.benchmarks train --cases student:480x352:32",
+        "-m tests.benchmarks train --cases classic:512x512:32",
         "-m pytest -m gpu tests/gpu",
         "launch/shard_dataset.py --shapes 400 --val-fraction 0.2 --out " + first[3].rpartition(" ")[2],
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.report.runs import validation_set, write_run
+from tests.apps.report.runs import validation_set, write_run
 from unetdist.errors import ConfigError
 
 pytest.importorskip("plotly", reason="needs the extra `report`")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests import shared_data
-from tests.data.ingest.ingested import contents, samples_of
-from tests.data.ingest.picture_folders import write_folders
-from tests.data.ingest.test_foreign import pack
-from unetdist.data.ingest.report import next_command
+from tests.sharding.ingested import contents, samples_of
+from tests.sharding.picture_folders import write_folders
+from tests.sharding.test_foreign import pack
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
+from unetdist.sharding.report import next_command
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "shard_dataset.py"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from unetdist import settings
-from unetdist.config import Config
+from unetdist.cli import settings
+from unetdist.train.config import Config
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"

@@ -1,4 +1,4 @@
-"""launch/supervise.py over a real `accelerate launch`; tests/test_supervisor.py has fast ones, tests/long/ mishaps."""
+"""launch/supervise.py over a real `accelerate launch`; long mishaps are in tests/long."""
 
 import signal
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.synthetic import write_shards
-from unetdist.logs import run_script
+from unetdist.cli.logs import run_script
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 MAX_STEPS = 8

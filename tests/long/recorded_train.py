@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unetdist.data.batch import Batch
-from unetdist.trainer import Trainer
+from unetdist.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from tests.launch.test_benchmark import script
+from tests.benchmarks import __main__ as script
 
 pytestmark = pytest.mark.long
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.synthetic import settings_of, write_shards
-from unetdist import build as wiring
-from unetdist import settings
-from unetdist.build import build_trainer
-from unetdist.config import Config
-from unetdist.performance import PLAIN, FastPath
+from unetdist.cli import settings
+from unetdist.train import build as wiring
+from unetdist.train.build import build_trainer
+from unetdist.train.config import Config
+from unetdist.train.performance import PLAIN, FastPath
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # the compiler warns of itself
 

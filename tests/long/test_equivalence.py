@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.equivalence.runs import values_of, write_data
-from unetdist import settings
-from unetdist.storage import write_text
+from tests.apps.equivalence.runs import values_of, write_data
+from unetdist.cli import settings
+from unetdist.storage.files import write_text
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from unetdist.data.labels import Palette
+from unetdist.model.saved_model import save_model
 from unetdist.model.unet import UNet, UNetConfig
-from unetdist.saved_model import save_model
 
 pytestmark = pytest.mark.long
 

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from tests.synthetic import PALETTE_RECORDS
-from unetdist import hub
 from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError
 from unetdist.model.config import UNetConfig
 from unetdist.model.limit import layers_of
+from unetdist.model.saved_model import load_model, save_model
 from unetdist.model.timm_encoder import TimmEncoder
 from unetdist.model.unet import UNet
-from unetdist.saved_model import load_model, save_model
+from unetdist.predict import hub
 
 
 class Pyramid(nn.Module):

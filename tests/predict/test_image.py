@@ -5,10 +5,10 @@ from PIL import Image
 
 from tests.predict.test_volume import PALETTE, bright_corner, save, saved  # noqa: F401 (a fixture)
 from unetdist.errors import ConfigError, DataError
-from unetdist.inference import InferenceConfig
+from unetdist.model.inference import InferenceConfig
+from unetdist.model.saved_model import SavedModel
 from unetdist.model.unet import UNet, UNetConfig
 from unetdist.predict.image import find_device, predict_image, predict_images, read_picture
-from unetdist.saved_model import SavedModel
 
 
 def test_resize_of_the_training_is_applied_and_the_size_is_the_images_own(saved):  # noqa: F811

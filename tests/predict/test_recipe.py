@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.predict.test_volume import saved, write_folder  # noqa: F401 (a fixture)
 from unetdist.errors import ConfigError
-from unetdist.inference import InferenceConfig
+from unetdist.model.inference import InferenceConfig
 from unetdist.predict import predict_files
 
 

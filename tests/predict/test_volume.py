@@ -12,14 +12,14 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from tests.distributed.launcher import run_ranks
-from unetdist import retries
 from unetdist.data.labels import Palette
-from unetdist.distributed import World
+from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError, DataError
-from unetdist.inference import InferenceConfig
+from unetdist.model.inference import InferenceConfig
+from unetdist.model.saved_model import SavedModel, save_model
 from unetdist.model.unet import UNet, UNetConfig
 from unetdist.predict import Outputs, predict_files, read_picture, volume
-from unetdist.saved_model import SavedModel, save_model
+from unetdist.storage import retries
 
 PALETTE = Palette.from_records(
     [
@@ -203,7 +203,7 @@ def changed(folder, action):
 
 
 def test_what_is_there_is_kept_unless_told_otherwise(tmp_path, saved, caplog, monkeypatch):
-    monkeypatch.setattr("unetdist.logs.logger.propagate", True)
+    monkeypatch.setattr("unetdist.cli.logs.logger.propagate", True)
     source, out = tmp_path / "in", tmp_path / "out"
     write_folder(source)
     predict_files(saved, source, out)

@@ -1,6 +1,6 @@
 import pytest
 
-from unetdist.logs import logger
+from unetdist.cli.logs import logger
 
 
 @pytest.fixture

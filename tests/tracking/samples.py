@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from unetdist.boundary import BoundaryScores
-from unetdist.calibration import NUM_BINS, Reliability
 from unetdist.data.labels import Palette
-from unetdist.meter import TrainStats
-from unetdist.metrics import Scores
+from unetdist.evaluation.boundary import BoundaryScores
+from unetdist.evaluation.calibration import NUM_BINS, Reliability
+from unetdist.evaluation.metrics import Scores
 from unetdist.tracking import Picture
+from unetdist.tracking.meter import TrainStats
 
 NAMES = ("sky", "road", "tree")
 PALETTE = Palette.from_records(

@@ -2,11 +2,11 @@ import importlib.util
 
 import pytest
 
-from unetdist import settings
-from unetdist.config import Config
+from unetdist.cli import settings
 from unetdist.errors import ConfigError
 from unetdist.tracking import TrackingConfig
 from unetdist.tracking.config import check_installed
+from unetdist.train.config import Config
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from accelerate import PartialState
 
 from tests.tracking.samples import CONFUSION, PALETTE, SCORES, picture
+from unetdist.cli.logs import logger
 from unetdist.errors import DataError
-from unetdist.logs import logger
 from unetdist.tracking.dashboard import Row, Shown, TrackedRun
 from unetdist.tracking.mlflow_run import MlflowRun
 

@@ -1,7 +1,7 @@
 import numpy as np
 
 from tests.tracking.samples import FULL_REPORT, NAMES, REPORT
-from unetdist.meter import TrainStats
+from unetdist.tracking.meter import TrainStats
 from unetdist.tracking.names import train_metrics, validation_metrics
 
 

@@ -4,8 +4,8 @@ import numpy as np
 from rich.console import Console
 
 from tests.tracking.samples import FULL_REPORT, NAMES, REPORT, stats
-from unetdist.comparison import Comparison
-from unetdist.metrics import Scores
+from unetdist.evaluation.comparison import Comparison
+from unetdist.evaluation.metrics import Scores
 from unetdist.tracking.terminal import comparison_table, scores_table, train_note
 
 

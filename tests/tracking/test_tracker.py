@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.tracking.samples import CONFUSION, NAMES, PALETTE, REPORT, SCORES, picture, stats
-from unetdist.logs import logger
-from unetdist.metrics import Scores
+from unetdist.cli.logs import logger
+from unetdist.evaluation.metrics import Scores
 from unetdist.tracking import Tracker, TrackingConfig
 from unetdist.tracking import tracker as module
 from unetdist.tracking.dashboard import Dashboard

@@ -10,9 +10,9 @@ from unetdist.data.prefetch import Prefetcher, Upcoming
 from unetdist.data.reader import ShardReader
 from unetdist.data.workers import CAN_SHARE
 from unetdist.errors import ConfigError
-from unetdist.folders import Folder, open_folder
-from unetdist.remote import is_url
-from unetdist.retries import set_retry_s
+from unetdist.storage.folders import Folder, open_folder
+from unetdist.storage.remote import is_url
+from unetdist.storage.retries import set_retry_s
 
 
 @dataclass(frozen=True, kw_only=True)

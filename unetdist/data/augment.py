@@ -17,9 +17,9 @@ from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import count_values
 from unetdist.data.color import LUMA, ColorJitter
 from unetdist.data.geometry import Window
+from unetdist.data.ignore_index import IGNORE_INDEX
+from unetdist.data.keyed_random import Stream, keyed_uniform
 from unetdist.data.mix import Mixer
-from unetdist.ignore_index import IGNORE_INDEX
-from unetdist.keyed_random import Stream, keyed_uniform
 
 Pixels = npt.NDArray[np.uint8]
 Draws = npt.NDArray[np.float64]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from einops import rearrange
 
-from unetdist.ignore_index import IGNORE_INDEX
+from unetdist.data.ignore_index import IGNORE_INDEX
 
 Pixels = npt.NDArray[np.uint8]
 Record = npt.NDArray[np.void]

@@ -13,12 +13,12 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from unetdist.credentials import mask
+from unetdist.cli.credentials import mask
 from unetdist.data.manifest import Shard
 from unetdist.data.open_shard import REMEDY, Rows, changed, read_rows
 from unetdist.errors import ConfigError, DataError, SourceError
-from unetdist.folders import Folder
-from unetdist.storage import sync_folder
+from unetdist.storage.files import sync_folder
+from unetdist.storage.folders import Folder
 
 TAR, INDEX, PARTIAL = ".tar", ".idx", ".partial"
 

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from unetdist import remote
+from unetdist.cli.logs import logger
 from unetdist.data.decode import CHANNEL_MODES, Pixels, check_header, decode_image, reason_of
 from unetdist.data.jpeg import parse_header
 from unetdist.data.orientation import orientation_of, upright
 from unetdist.data.tiff import SUPPORTED, Tiff, read_tiff
 from unetdist.errors import DataError
-from unetdist.logs import logger
+from unetdist.storage import remote
 
 Values = npt.NDArray[Any]
 """(H, W, 1|3|4): grey, RGB, RGB and one more band; uint8 unless the image has more than 8 bits."""

@@ -19,7 +19,7 @@ from unetdist.data.requests import MicroBatches, ValBatches, part_of, shards_of
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
 from unetdist.data.workers import CAN_SHARE, items, work
 from unetdist.errors import ConfigError, DataError
-from unetdist.folders import Folder
+from unetdist.storage.folders import Folder
 
 
 def train_loader(

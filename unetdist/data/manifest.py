@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from unetdist import json_records
-from unetdist.credentials import mask
+from unetdist.cli import json_records
+from unetdist.cli.credentials import mask
+from unetdist.cli.json_records import Count, Hex
 from unetdist.data.labels import Palette
 from unetdist.data.labels.masks import MaskFormat, UnknownColors
 from unetdist.errors import DataError
-from unetdist.folders import Folder, open_folder
-from unetdist.json_records import Count, Hex
-from unetdist.remote import is_network, is_url, refusal
+from unetdist.storage.folders import Folder, open_folder
+from unetdist.storage.remote import is_network, is_url, refusal
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Pixels, Sample, count_values
 from unetdist.data.geometry import Box
-from unetdist.keyed_random import Stream, keyed_uniform
+from unetdist.data.keyed_random import Stream, keyed_uniform
 
 Draws = npt.NDArray[np.float64]
 Key = tuple[int, int]

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from unetdist.credentials import mask
+from unetdist.cli.credentials import mask
 from unetdist.data.manifest import Shard
 from unetdist.data.shards import INDEX_COLUMNS
 from unetdist.data.tar_index import key_at
 from unetdist.errors import DataError, SourceError
-from unetdist.folders import Folder
-from unetdist.storage import open_file
+from unetdist.storage.files import open_file
+from unetdist.storage.folders import Folder
 
 Rows = npt.NDArray[np.int64]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from unetdist.data.keyed_random import Stream, keyed_permutation
 from unetdist.errors import DataError
-from unetdist.keyed_random import Stream, keyed_permutation
 
 Ints = npt.NDArray[np.int64]
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from unetdist import retries
+from unetdist.cli.logs import logger
 from unetdist.data.cache import CacheFullError, ShardCache
 from unetdist.data.manifest import Manifest, Shard
 from unetdist.errors import DataError
-from unetdist.folders import Folder, open_folder
-from unetdist.logs import logger
-from unetdist.remote import is_url
+from unetdist.storage import retries
+from unetdist.storage.folders import Folder, open_folder
+from unetdist.storage.remote import is_url
 
 DOWNLOADS = 4
 """Side by side, of a rank."""

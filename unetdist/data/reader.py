@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unetdist import remote
-from unetdist.credentials import mask
+from unetdist.cli.credentials import mask
+from unetdist.cli.logs import logger
 from unetdist.data.cache import CacheFullError, ShardCache, read_index
 from unetdist.data.manifest import Manifest, Shard
 from unetdist.data.open_shard import REMEDY, LocalShard, RangedShard, Rows, changed, check_size, read_rows
 from unetdist.data.shards import checksum
 from unetdist.errors import DataError, SourceError
-from unetdist.folders import Folder, open_folder
-from unetdist.logs import logger
+from unetdist.storage import remote
+from unetdist.storage.folders import Folder, open_folder
 
 MAX_OPEN_SHARDS = 128
 """Per process, two descriptors each; the order has about two shards per lane in use at a time."""

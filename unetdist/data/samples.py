@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from unetdist.cli.logs import logger
 from unetdist.data.arena import Arena, FilledSlot
 from unetdist.data.augment import Augmenter, Draws
 from unetdist.data.batch import Batch, Sample, blank_sample, collate, count_values
 from unetdist.data.decode import decode_image, decode_mask, decode_part, picture_size
 from unetdist.data.geometry import Box
+from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.data.jpeg import parse_header
 from unetdist.data.labels import Palette
 from unetdist.data.labels.mask_reader import MaskReader
@@ -22,8 +24,6 @@ from unetdist.data.mix import mixed
 from unetdist.data.reader import ShardReader
 from unetdist.data.requests import MicroBatch
 from unetdist.errors import DataError, SourceError, UnetdistError
-from unetdist.ignore_index import IGNORE_INDEX
-from unetdist.logs import logger
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from unetdist.data.labels import Label, Palette
 from unetdist.errors import ConfigError
-from unetdist.storage import write_text
+from unetdist.storage.files import write_text
 
 PALETTE = Palette(
     (

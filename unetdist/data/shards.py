@@ -20,7 +20,7 @@ import numpy as np
 from isal import isal_zlib
 
 from unetdist.data.manifest import Shard
-from unetdist.storage import write_atomic
+from unetdist.storage.files import write_atomic
 
 INDEX_COLUMNS = ("header_offset", "image_offset", "image_size", "mask_offset", "mask_size", "crc32")
 """Of an index; header_offset is where the sample's first tar header begins (its key is read there), crc32 is

@@ -17,7 +17,7 @@ import numpy as np
 from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.shards import BLOCK, INDEX_COLUMNS, checksum, unescape_key
 from unetdist.errors import ConfigError, DataError
-from unetdist.storage import open_file
+from unetdist.storage.files import open_file
 
 DATA_TYPES = b"0\0" + b"7"
 LINK_TYPES = b"123456"

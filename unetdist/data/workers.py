@@ -13,9 +13,9 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from unetdist.distributed.malloc import keep_freed
+from unetdist.distributed.signals import leave_to_parent
 from unetdist.errors import ConfigError, DataError, UnetdistError
-from unetdist.host_memory import keep_freed
-from unetdist.signals import leave_to_parent
 
 CAN_SHARE = sys.platform == "linux"
 """Whether workers are forked, and so see an `Arena` that was made before them; elsewhere they start anew."""

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from unetdist.data.image_file import ImageRange, read_file, read_image
 from unetdist.errors import ConfigError
-from unetdist.evaluate import predict_fixed
-from unetdist.inference import WHOLE_IMAGE, InferenceConfig, predict_logits, predict_rows
+from unetdist.evaluation.evaluate import predict_fixed
+from unetdist.model.inference import WHOLE_IMAGE, InferenceConfig, predict_logits, predict_rows
+from unetdist.model.saved_model import SavedModel
 from unetdist.predict.georeference import NOWHERE, Georeference, georeference_of
-from unetdist.saved_model import SavedModel
 
 
 class Picture(NamedTuple):

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unetdist import pictures, storage
+from unetdist.data import pictures
 from unetdist.data.labels import Palette
 from unetdist.errors import DataError
 from unetdist.predict.georeference import NOWHERE, Georeference, tiff_tags
 from unetdist.predict.image import Picture, Prediction
+from unetdist.storage import files as storage
 
 _FAST = 1
 """Of zlib's levels: for pictures of few classes a fourth of the time of the usual one."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from unetdist import json_records, storage
-from unetdist.distributed import World, broadcast
+from unetdist.cli import json_records
+from unetdist.distributed.collectives import World, broadcast
 from unetdist.errors import ConfigError
-from unetdist.inference import InferenceConfig
-from unetdist.saved_model import SavedModel
+from unetdist.model.inference import InferenceConfig
+from unetdist.model.saved_model import SavedModel
+from unetdist.storage import files as storage
 
 RECIPE_FILE = ".unetdist_predict.json"
 """In the output folder: by which model and settings its results were made."""

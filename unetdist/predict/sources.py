@@ -11,19 +11,19 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from unetdist.credentials import mask
+from unetdist.cli.credentials import mask
+from unetdist.cli.logs import logger
 from unetdist.data.access import DataConfig, open_reader
 from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
 from unetdist.data.image_file import ImageRange, warn_of_other_range
-from unetdist.data.ingest.listing import spelled
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.errors import ConfigError, DataError
-from unetdist.folders import open_folder
-from unetdist.logs import logger
 from unetdist.predict.image import Item, Picture, Wanted, read_picture
 from unetdist.predict.video import VIDEO_SUFFIXES, Video
-from unetdist.remote import is_url, refusal
+from unetdist.sharding.listing import spelled
+from unetdist.storage.folders import open_folder
+from unetdist.storage.remote import is_url, refusal
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 MANIFEST = "manifest.json"

@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 import cv2
 
-from unetdist.credentials import mask
+from unetdist.cli.credentials import mask
+from unetdist.cli.logs import logger
 from unetdist.errors import ConfigError, DataError
-from unetdist.logs import logger
 from unetdist.predict.image import Item, Picture, Wanted
-from unetdist.remote import is_url
+from unetdist.storage.remote import is_url
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 

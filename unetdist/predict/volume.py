@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from unetdist.distributed import (
+from unetdist.cli.logs import logger, progress
+from unetdist.distributed.collectives import (
     World,
     all_reduce_sum,
     any_rank,
@@ -21,13 +22,12 @@ from unetdist.distributed import (
     least,
 )
 from unetdist.errors import ConfigError, DataError
-from unetdist.inference import WHOLE_IMAGE, InferenceConfig
-from unetdist.logs import logger, progress
+from unetdist.model.inference import WHOLE_IMAGE, InferenceConfig
+from unetdist.model.saved_model import SavedModel
 from unetdist.predict.image import Item, Picture, predict_images
 from unetdist.predict.outputs import Outputs
 from unetdist.predict.recipe import check_recipe
 from unetdist.predict.sources import Source, open_source
-from unetdist.saved_model import SavedModel
 
 AHEAD = 4
 """Pictures per thread that are read, and results that wait to be written."""

@@ -1,6 +1,5 @@
 """What a dashboard is told, and what each kind of dashboard can do."""
 
-import math
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -12,33 +11,13 @@ import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
 
-from unetdist import pictures as draw
+from unetdist.data import pictures as draw
 from unetdist.data.labels import Palette
-from unetdist.metrics import Scores
-from unetdist.storage import write_text
+from unetdist.evaluation.examples import Picture
+from unetdist.evaluation.metrics import Scores
+from unetdist.storage.files import write_text
 
 Mode = Literal["auto", "online", "offline"]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One scored image, for the eye: image (H, W, 3) uint8, mask and pred (H, W) class indices."""
-
-    key: str
-    image: np.ndarray
-    mask: np.ndarray
-    pred: np.ndarray
-    miou: float = math.nan
-    """Of this image alone, 0..1; nan: no pixel of it counts."""
-
-    is_worst: bool = False
-    """Whether it is shown because it is among the worst."""
-
-    @property
-    def caption(self) -> str:
-        """What stands below it."""
-        score = "" if math.isnan(self.miou) else f", mIoU {100 * self.miou:.1f} %"
-        return f"{'worst: ' if self.is_worst else ''}{self.key}{score}"
 
 
 @dataclass(frozen=True)

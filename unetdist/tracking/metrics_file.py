@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unetdist import json_records
-from unetdist.storage import write_text
+from unetdist.cli import json_records
+from unetdist.storage.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
-from unetdist.logs import logger
+from unetdist.cli.logs import logger
 from unetdist.tracking.dashboard import Dashboard, Row
 
 MOST_WAITING = 32

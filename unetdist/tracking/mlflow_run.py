@@ -7,12 +7,12 @@ from typing import Any
 
 from accelerate.utils import LoggerType
 
-from unetdist import pictures as draw
-from unetdist import settings
+from unetdist.cli import settings
+from unetdist.cli.logs import logger
+from unetdist.data import pictures as draw
 from unetdist.errors import DataError
-from unetdist.locks import hold
-from unetdist.logs import logger
-from unetdist.storage import TEMPORARY_SUFFIX, write_atomic, write_text
+from unetdist.storage.files import TEMPORARY_SUFFIX, write_atomic, write_text
+from unetdist.storage.locks import hold
 from unetdist.tracking.dashboard import Dashboard, Row, TrackedRun, sheets_of
 
 ID_FILE = "mlflow_id"

@@ -4,14 +4,14 @@ from typing import Protocol
 
 import numpy as np
 
-from unetdist.boundary import BoundaryScores
-from unetdist.calibration import Reliability
-from unetdist.meter import TrainStats
-from unetdist.metrics import Scores
+from unetdist.evaluation.boundary import BoundaryScores
+from unetdist.evaluation.calibration import Reliability
+from unetdist.evaluation.metrics import Scores
+from unetdist.tracking.meter import TrainStats
 
 
 class Validation(Protocol):
-    """What is told of a validation: the part of `unetdist.evaluate.Report` that is used here."""
+    """What is told of a validation: the part of `unetdist.evaluation.evaluate.Report` that is used here."""
 
     @property
     def scores(self) -> Scores:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from accelerate.utils import LoggerType
 
-from unetdist import pictures as draw
-from unetdist import settings
-from unetdist.logs import logger
+from unetdist.cli import settings
+from unetdist.cli.logs import logger
+from unetdist.data import pictures as draw
 from unetdist.tracking.dashboard import Dashboard, Row, TrackedRun, sheets_of
 
 FOLDER = "tensorboard"

@@ -5,8 +5,8 @@ import math
 from rich.markup import escape
 from rich.table import Table
 
-from unetdist.comparison import Comparison
-from unetdist.meter import TrainStats
+from unetdist.evaluation.comparison import Comparison
+from unetdist.tracking.meter import TrainStats
 from unetdist.tracking.names import Validation
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from unetdist import json_records, storage
+from unetdist.cli import json_records
+from unetdist.cli.logs import ProgressBar, console, logger, progress
 from unetdist.data.labels import Palette
-from unetdist.logs import ProgressBar, console, logger, progress
-from unetdist.meter import TrainStats
+from unetdist.evaluation.examples import Picture
+from unetdist.storage import files as storage
 from unetdist.tracking.config import TrackingConfig, check_installed, open_dashboard
-from unetdist.tracking.dashboard import Picture, Row, Shown, TrackedRun
+from unetdist.tracking.dashboard import Row, Shown, TrackedRun
+from unetdist.tracking.meter import TrainStats
 from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
 from unetdist.tracking.mirror import Mirror
 from unetdist.tracking.names import Validation, train_metrics, validation_metrics

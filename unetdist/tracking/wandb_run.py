@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from accelerate.utils import LoggerType
 
-from unetdist import credentials
-from unetdist import pictures as draw
-from unetdist.ignore_index import IGNORE_INDEX
-from unetdist.logs import logger
+from unetdist.cli import credentials
+from unetdist.cli.logs import logger
+from unetdist.data import pictures as draw
+from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.tracking.dashboard import Dashboard, Mode, Row, Shown, TrackedRun, sheets_of
 
 ID_FILE = "wandb_id"

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.shared_data import camvid, isbi
+from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.data.labels import Label, Palette
 from unetdist.data.labels.census import UnknownColor
 from unetdist.data.labels.masks import MAX_LISTED, read_mask
 from unetdist.errors import DataError
-from unetdist.ignore_index import IGNORE_INDEX
 
 VOID = Label(255, "void", (9, 9, 9), None)
 STREET = Palette(

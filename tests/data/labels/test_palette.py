@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.shared_data import camvid, isbi
+from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.data.labels import Palette
 from unetdist.errors import DataError
-from unetdist.ignore_index import IGNORE_INDEX
 
 
 def test_indices_rise_with_ids_and_skip_ignored_labels(read):

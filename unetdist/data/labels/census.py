@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist.printable import one_line
+from unetdist.errors import one_line
 
 _MAX_COLORS = 20_000
 """Colours that a census tells apart; beyond, the rarest half is only counted."""

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.data.labels.masks import MaskReading
 from unetdist.data.labels.palette import Label, Palette
-from unetdist.ignore_index import IGNORE_INDEX
 
 THIN = 0.1
 """Thin lines to edges at which masks are resampled. Counted as below: 0.006 in CamVid, 0.025 in CamVid reduced by the

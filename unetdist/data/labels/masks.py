@@ -6,11 +6,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.data.labels.census import UnknownColor, places
 from unetdist.data.labels.mask_file import Pixels, decode
 from unetdist.data.labels.palette import Palette
 from unetdist.errors import DataError
-from unetdist.ignore_index import IGNORE_INDEX
 
 MaskFormat = Literal["auto", "color", "ids"]
 """What the pixels of a mask are; `auto` goes by the kind of file, as `read_mask` says."""

@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist import json_records
+from unetdist.cli import json_records
+from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.data.labels import label_file
 from unetdist.data.labels.label_file import Reading, Row
 from unetdist.errors import DataError
-from unetdist.ignore_index import IGNORE_INDEX
 
 Value = Annotated[int, range(256)]
 

@@ -1,0 +1,198 @@
+import pytest
+
+from tests.apps.report.browser import opened
+from tests.apps.report.runs import validation_set, write_run
+from unetdist.apps.report import page
+from unetdist.apps.report.run import read_runs
+from unetdist.apps.report.scored import score
+from unetdist.errors import ConfigError
+
+pytest.importorskip("plotly", reason="needs the extra `report`")
+
+
+def report(folders, *, num_pictures=2, scores=True, notes=()):
+    runs = read_runs(folders)
+    scored = {run.name: score(run, num_workers=0) for run in runs} if scores else {}
+    return page.render(runs, scored, num_pictures=num_pictures, notes=notes)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Of two runs, the second with other settings."""
+    tmp_path = tmp_path_factory.mktemp("report")
+    val = validation_set(tmp_path)
+    folders = [
+        write_run(tmp_path / "x", val=val),
+        write_run(tmp_path / "y", val=val, settings={"optim": {"lr": 0.01}}),
+    ]
+    file = tmp_path / "report.html"
+    file.write_text(report(folders), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def browser(written, tmp_path_factory):
+    with opened(written, tmp_path_factory.mktemp("browser") / "profile") as shown:
+        yield shown
+
+
+def test_the_page_asks_for_nothing_and_complains_of_nothing(browser, written):
+    outside = [url for url in browser.requests if not url.startswith("data:")]
+    assert outside == [written.resolve().as_uri()]
+    assert browser.problems == []
+
+
+def test_all_charts_are_drawn(browser):
+    assert (
+        browser.evaluate("document.querySelectorAll('.chart .main-svg .lines .js-line').length") >= 2 * 3 + 3
+    )
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_its_window_in_light_and_dark(browser, width, dark):
+    browser.look(width=width, dark=dark, touch=width < 500)
+    paper = "rgb(21, 21, 23)" if dark else "rgb(251, 250, 247)"
+    browser.wait_for(f"getComputedStyle(document.body).backgroundColor === '{paper}'")
+    browser.wait_for(f"innerWidth === {width} && document.documentElement.scrollWidth <= {width}")
+    line = "#6fb4ff" if dark else "#0a62b8"
+    rgb = ", ".join(str(value) for value in bytes.fromhex(line[1:]))
+    drawn = "document.querySelector('#chart-lr .js-line').style.stroke"
+    browser.wait_for(f"{drawn} === 'rgb({rgb})'")
+    assert len(browser.screenshot()) > 10_000
+    assert browser.problems == []
+
+
+def test_the_slider_of_a_picture_goes_by_keyboard_pointer_and_touch(browser):
+    browser.look(width=1280)
+    at = "document.querySelector('.stage').style.getPropertyValue('--at')"
+    browser.evaluate("document.querySelector('.divider').focus()")
+    browser.press("ArrowRight")
+    browser.wait_for(f"{at} === '51%'")
+    where = (
+        "(() => { const stage = document.querySelector('.stage'); stage.scrollIntoView({behavior: 'instant',"
+        " block: 'center'}); const box = stage.getBoundingClientRect();"
+        " return [box.left + SHARE * box.width, box.top + box.height / 2] })()"
+    )
+    browser.click(*browser.evaluate(where.replace("SHARE", "0.25")))
+    browser.wait_for(f"{at} === '25%'")
+    browser.look(width=390, touch=True)
+    browser.tap(*browser.evaluate(where.replace("SHARE", "0.75")))
+    browser.wait_for(f"['74%', '75%', '76%'].includes({at})")
+    browser.look(width=1280)
+
+
+def test_either_side_of_a_picture_shows_what_is_chosen(browser):
+    def choose(side, value):
+        browser.evaluate(
+            f"(() => {{ const select = document.querySelector('#{side}'); select.value = '{value}';"
+            " select.dispatchEvent(new Event('input')) })()"
+        )
+
+    shown = "document.querySelector('.layer.{}').getAttribute('src')"
+    stored = "document.querySelector('template[data-layer=\"{}\"]').content.textContent"
+    for side, value in (("left", "truth"), ("right", "run-1"), ("right", "wrong-0")):
+        choose(side, value)
+        assert browser.evaluate(f"{shown.format(side)} === {stored.format(value)}")
+    choose("left", "")
+    assert browser.evaluate(shown.format("left")) is None
+    assert browser.evaluate(
+        "[...document.images].filter(i => i.src).every(i => i.complete && i.naturalWidth)"
+    )
+
+
+def test_counts_of_the_confusion_are_read_by_keyboard(browser):
+    browser.evaluate("document.querySelector('.heat td[tabindex=\"0\"]').focus()")
+    browser.press("ArrowDown")
+    browser.press("ArrowRight")
+    told = browser.evaluate("document.querySelector('.readout').textContent")
+    assert told == browser.evaluate("document.activeElement.title")
+    assert told.startswith("road taken for road: ")
+    browser.evaluate("document.activeElement.blur()")
+
+
+def test_another_run_is_shown_in_the_confusion_and_a_class_is_taken_from_its_chart(browser):
+    browser.evaluate(
+        "(() => { const select = document.querySelector('#confusion-run'); select.value = '1';"
+        " select.dispatchEvent(new Event('change')) })()"
+    )
+    assert browser.evaluate("[...document.querySelectorAll('.confusion')].map(e => e.hidden)") == [
+        True,
+        False,
+    ]
+    lines = "document.querySelectorAll('#chart-classes .scatterlayer .trace').length"
+    before = browser.evaluate(lines)
+    browser.evaluate("document.querySelector('button[data-class=\"road\"]').click()")
+    browser.wait_for(f"{lines} === {before - 1}")
+
+
+def test_runs_are_told_apart_by_their_settings(written):
+    html = written.read_text(encoding="utf-8")
+    assert "<code>optim.lr</code>" in html
+    assert "<code>seed</code>" not in html
+    assert html.count('<figure class="card">') == 4
+
+
+def test_the_validation_sets_are_named(written, tmp_path):
+    val = written.parent / "val"
+    assert f"On <code>{val}</code>" in written.read_text(encoding="utf-8")
+    other = validation_set(tmp_path, 3)
+    html = report([written.parent / "x", write_run(tmp_path / "z", val=other)])
+    told = " and ".join(sorted((str(val), str(other)))).replace(" and ", "</code>, <code>")
+    assert f"Each on its own validation set: <code>{told}</code>" in html
+
+
+def test_without_a_score_the_page_says_why_and_shows_the_rest(tmp_path):
+    html = report([write_run(tmp_path / "x")], scores=False, notes=["No pictures: <reason>."])
+    assert "No pictures: &lt;reason&gt;." in html
+    assert 'id="pictures"' not in html
+    assert 'id="confusion"' in html
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/config.yaml").write_text("name: x\n")
+    html = report([tmp_path / "x"], scores=False)
+    assert 'id="curves"' not in html
+    assert "How it went" in html
+
+
+def test_names_cannot_break_out_of_the_page(tmp_path):
+    html = report([write_run(tmp_path / "<script>alert(1)")], scores=False)
+    assert "<script>alert" not in html
+
+
+def test_another_score_than_the_run_noted_is_told(written, tmp_path):
+    assert "x: scored anew, its confusion matrix differs from the one that was noted" in written.read_text(
+        "utf-8"
+    )
+
+
+def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "plotly", None)
+    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    with pytest.raises(ConfigError, match=r'plotly.* is not installed; type: pip install -e ".\[report\]"'):
+        report([write_run(tmp_path / "x")], scores=False)
+
+
+def test_numbers_are_written_as_people_write_them():
+    assert [page.percent(value) for value in (0.3456, 0.0, None)] == ["34.6", "0.0", page.NOTHING]
+    assert [page.number(value) for value in (1330, 0, None, float("nan"))] == [
+        "1,330",
+        "0",
+        *[page.NOTHING] * 2,
+    ]
+    assert [page.duration(value) for value in (7.4, 200, 7500, None)] == [
+        "7 s",
+        "3 min 20 s",
+        "2 h 05 min",
+        page.NOTHING,
+    ]
+    assert [page.setting(value) for value in (None, True, 0, 0.0, [8, None], "no")] == [
+        "null",
+        "true",
+        "0",
+        "0.0",
+        "[8, null]",
+        "no",
+    ]

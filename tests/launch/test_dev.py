@@ -1,0 +1,100 @@
+"""The commands of launch/dev.py; the quickstart itself is run by hand and timed in the README."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.launch.test_install import LAUNCH, load
+
+GPU_FILES = {
+    0: ["--config_file", "configs/accelerate/cpu.yaml", "--num_processes", "2"],
+    1: ["--config_file", "configs/accelerate/one_gpu.yaml"],
+    8: ["--config_file", "configs/accelerate/one_node.yaml", "--num_processes", "8"],
+}
+
+
+@pytest.fixture
+def dev(monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    module = load("dev")
+    monkeypatch.setattr(module, "make_environment", lambda *_, **__: Path(sys.executable))
+    return module
+
+
+@pytest.mark.parametrize("gpus", GPU_FILES)
+def test_launch_fits_the_machine(dev, monkeypatch, gpus):
+    answer = type("Done", (), {"stdout": f"{gpus}\n"})
+    monkeypatch.setattr(dev.subprocess, "run", lambda *_, **__: answer)
+    assert dev.launch_arguments(Path(sys.executable)) == GPU_FILES[gpus]
+    assert (dev.ROOT / GPU_FILES[gpus][1]).is_file()
+
+
+def test_a_command_is_shown_before_it_runs_and_its_failure_ends_the_work(dev, capfd):
+    with pytest.raises(dev.CommandError, match="exit code 3"):
+        dev.run(sys.executable, "-c", "print('ran'); raise SystemExit(3)")
+    shown, ran, took = [line for line in capfd.readouterr().out.splitlines() if line]
+    assert shown.startswith("[dev] $ ")
+    assert ran == "ran"
+    assert took.endswith("exit code 3")
+
+
+def test_exit_code_is_that_of_the_tests(dev, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dev.py", "test", "--no-such-option-of-pytest"])
+    assert dev.main() == pytest.ExitCode.USAGE_ERROR
+    assert "ended with exit code 4" in capsys.readouterr().out
+
+
+def test_setup_errors_are_told_without_a_traceback(dev, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise dev.SetupError("make room")
+
+    monkeypatch.setattr(dev, "make_environment", fail)
+    monkeypatch.setattr(sys, "argv", ["dev.py", "quickstart"])
+    assert dev.main() == 1
+    assert capsys.readouterr().out == "[dev] error: make room\n"
+
+
+def test_the_quickstart_names_a_timm_with_which_nothing_starts(dev, monkeypatch, capsys):
+    monkeypatch.setattr(dev, "timm_fault", lambda _: "operator torchvision::nms does not exist")
+    monkeypatch.setattr(sys, "argv", ["dev.py", "quickstart"])
+    assert dev.main() == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "torchvision::nms" in line
+    assert "launch/dev.py timm" in line
+
+
+def test_options_are_refused_where_nobody_takes_them(dev, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dev.py", "quickstart", "--fast"])
+    with pytest.raises(SystemExit):
+        dev.main()
+    assert "unknown: --fast" in capsys.readouterr().err
+
+
+def test_old_python_hands_over_to_a_newer_one_or_says_where_to_get_it(dev, monkeypatch, capsys):
+    monkeypatch.setattr(dev, "MIN_PYTHON", (99, 0))
+    monkeypatch.setattr(dev, "newer_python", lambda: None)
+    assert dev.main() == 1
+    assert "Python 3.11 or later is needed" in capsys.readouterr().out
+
+    started = []
+    monkeypatch.setattr(dev, "newer_python", lambda: "/usr/bin/python3.99")
+    monkeypatch.setattr(dev.os, "execv", lambda *command: started.append(command) or sys.exit(0))
+    monkeypatch.setattr(sys, "argv", ["dev.py", "test"])
+    with pytest.raises(SystemExit):
+        dev.main()
+    assert started == [("/usr/bin/python3.99", ["/usr/bin/python3.99", "dev.py", "test"])]
+
+
+def test_set_up_needs_nothing_but_python():
+    """Isolated, without site-packages: what a fresh machine has."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", str(LAUNCH / "dev.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout

@@ -1,0 +1,132 @@
+"""The choices of launch/install.py; the installation itself is what CI does before it comes here."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, LAUNCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def install() -> ModuleType:
+    return load("install")
+
+
+OFFERED = ["2.15.0", "2.14.0+cpu", "2.13.0+cpu", "2.13.0", "2.10.0+cpu"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "has_gpu", "system", "requirement"),
+    [
+        (OFFERED, True, "Linux", "torch===2.13.0"),
+        (OFFERED, False, "Linux", "torch==2.13.0+cpu"),
+        (["2.15.0", "2.14.1+cpu", "2.14.0+cpu"], False, "Linux", "torch==2.14.1+cpu"),
+        (["2.15.0", "2.13.0", "2.10.0+cpu"], False, "Linux", "torch==2.13.0"),
+        ([], False, "Linux", "torch==2.13.0"),
+        (["2.13.0"], False, "Darwin", "torch==2.13.0"),
+    ],
+)
+def test_torch_fits_the_machine(install, offered, has_gpu, system, requirement):
+    chosen, reason = install.choose_torch(offered, has_gpu=has_gpu, system=system, tested="2.13.0")
+    assert chosen == requirement
+    no_cpu_build = system == "Linux" and not has_gpu and "+cpu" not in requirement
+    assert ("run again with --torch-index URL" in reason) is no_cpu_build
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [("2.11.0", True), ("2.13.0+cpu", True), ("3.0", True), ("2.10.9+cu130", False), (None, False)],
+)
+def test_installed_torch_in_the_range_is_kept(install, version, fits):
+    assert install.fits(version) is fits
+
+
+def test_constraints_pin_a_torch_in_the_range(install):
+    assert install.fits(install.tested_torch())
+
+
+def test_pip_failure_says_what_to_do(install):
+    with pytest.raises(install.SetupError, match=r"PIP_FIND_LINKS=DIR.* GB are free here.*--unpinned"):
+        install.run_pip(Path(sys.executable), ["no-such-command"])
+
+
+def test_full_disk_is_told_before_the_download(install, monkeypatch, tmp_path):
+    monkeypatch.setattr(install, "torch_of", lambda python: None)
+    monkeypatch.setattr(install, "has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(install.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**30}))
+    monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: type("Done", (), {"stdout": ""}))
+    with pytest.raises(install.SetupError, match=r"has 1\.0 GB free, the installation needs 9 GB; make room"):
+        install.packages(Path(sys.executable), tmp_path, [], torch_index=None, unpinned=False)
+
+
+def test_python_without_venv_is_told_where_to_get_it(install, monkeypatch, tmp_path):
+    broken = type("Done", (), {"returncode": 1, "stdout": "ensurepip is not available\n", "stderr": ""})
+    monkeypatch.setattr(install, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(install, "torch_of", lambda python: None)
+    monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: broken)
+    with pytest.raises(install.SetupError, match=r"(?s)ensurepip is not available.*apt install python3-venv"):
+        install.create_venv()
+
+
+@pytest.mark.parametrize(
+    ("torch", "planned", "offered", "line"),
+    [
+        ("2.13.0+cpu", "0.28.0", ["0.29.1", "0.28.0"], []),
+        ("2.13.0+cpu", "0.28.0+cpu", ["0.28.0+cpu", "0.28.0"], ["torchvision===0.28.0+cpu"]),
+        ("2.13.0", "0.28.0+cpu", ["0.28.0+cpu", "0.28.0"], ["torchvision===0.28.0"]),
+        ("2.11.0+cu130", "0.26.0", ["0.26.0", "0.26.0+cu130"], ["torchvision===0.26.0+cu130"]),
+    ],
+)
+def test_torchvision_is_of_the_build_of_torch(install, monkeypatch, tmp_path, torch, planned, offered, line):
+    plan = {"install": [{"metadata": {"name": "torchvision", "version": planned}}]}
+    answers = {
+        "--report": json.dumps(plan),
+        "index": f"Available versions: {', '.join(offered)}",
+        "-c": torch,
+    }
+
+    def answer(command, **_):
+        text = next(text for word, text in answers.items() if word in command)
+        return subprocess.CompletedProcess(command, 0, stdout=text)
+
+    monkeypatch.setattr(install.subprocess, "run", answer)
+    assert install.torchvision_like_torch(Path(sys.executable), [], tmp_path / "constraints.txt") == line
+
+
+def test_a_timm_that_cannot_be_imported_is_removed_again(install, monkeypatch):
+    removed = []
+    monkeypatch.setattr(install, "run_pip", lambda _, words: removed.append(words))
+    monkeypatch.setattr(install, "version_in", lambda _, name: {"torch": "2.13.0+cpu"}.get(name, "0.28.0"))
+    monkeypatch.setattr(install, "timm_fault", lambda _: None)
+    install.check_timm(Path("python"))
+    assert removed == []
+    monkeypatch.setattr(install, "timm_fault", lambda _: "operator torchvision::nms does not exist")
+    ways_out = r"torchvision 0\.28\.0 .* torch 2\.13\.0\+cpu .*nms.*--torch-index URL.*torch===2\.13\.0\)"
+    with pytest.raises(install.SetupError, match=ways_out):
+        install.check_timm(Path("python"))
+    assert removed == [["uninstall", "-y", "timm", "torchvision"]]
+
+
+def test_second_run_installs_nothing(install, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    calls = []
+    monkeypatch.setattr(install, "packages", lambda *_, **__: calls.append("packages"))
+    options = {"torch_index": None, "unpinned": False}
+    for groups in (["test"], ["test"], [], ["lint"], ["test", "lint"]):
+        assert install.make_environment(groups, **options) == Path(sys.executable)
+    assert calls == ["packages", "packages"]  # once for the tests, once more for lint
+    monkeypatch.setattr(install, "fingerprint", lambda: "pyproject has changed")
+    install.make_environment(["test"], **options)
+    assert len(calls) == 3

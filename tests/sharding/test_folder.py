@@ -1,0 +1,172 @@
+"""The same bytes whatever happens on the way: workers, kills, interruptions, full disks."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sharding.ingested import contents, samples_of, write
+from tests.sharding.picture_folders import (
+    palette,
+    write_folders,
+)
+from unetdist.data import shards
+from unetdist.data.decode import decode_mask
+from unetdist.data.manifest import Manifest
+from unetdist.errors import DataError
+from unetdist.sharding import folder, records
+from unetdist.sharding.layout import LayoutOptions
+from unetdist.sharding.sources import from_list
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return write_folders(tmp_path / "data")
+
+
+def test_the_manifest_says_what_the_shards_hold(root, tmp_path):
+    write(root, tmp_path / "out")
+    manifest = Manifest.load(tmp_path / "out")
+    masks = [decode_mask(mask) for _, mask, _ in samples_of(tmp_path / "out").values()]
+    assert manifest.class_pixels == tuple(sum((mask == index).sum() for mask in masks) for index in range(3))
+    assert manifest.ignored_pixels == sum((mask == 255).sum() for mask in masks)
+    assert manifest.palette_records == tuple(palette(root).to_records())
+    for shard in manifest.shards:
+        data = (tmp_path / "out" / shard.name).read_bytes()
+        assert (shard.num_bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_the_bytes_do_not_depend_on_workers_or_place(root, tmp_path):
+    write(root, tmp_path / "one")
+    write(root, tmp_path / "two", workers=2)
+    root.rename(tmp_path / "moved")
+    write(tmp_path / "moved", tmp_path / "three")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "three")
+
+
+def test_samples_are_shuffled_unless_their_order_is_to_be_kept(root, tmp_path):
+    write(root, tmp_path / "shuffled")
+    write(root, tmp_path / "kept", layout=LayoutOptions(keep_order=True))
+    kept, shuffled = list(samples_of(tmp_path / "kept")), list(samples_of(tmp_path / "shuffled"))
+    assert kept == sorted(kept)
+    assert shuffled != kept
+    assert sorted(shuffled) == kept
+
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+from tests.sharding import ingested
+from unetdist.sharding import shard_job
+make, wait = shard_job.ShardJob.make, int(sys.argv[3])
+def kill_at(job):
+    if job.number == wait:
+        with shard_job.open_shard(job.folder.path(job.name)) as writer:  # in the middle of a shard
+            writer._file.write(b"half")
+            writer._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return make(job)
+shard_job.ShardJob.make = kill_at
+ingested.write(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(root, tmp_path):
+    write(root, tmp_path / "whole")
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED_RUN, str(root), str(out), "2"]
+    killed = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list(out.glob("*.tar"))) == 2
+    assert list(out.glob(".*.partial"))
+    with pytest.raises(DataError, match=r"no manifest\.json here"):
+        Manifest.load(out)
+    assert "2 of them kept" in write(root, out)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not list(out.glob(".*.partial"))
+
+
+def test_an_interruption_says_what_stays_and_how_to_go_on(root, tmp_path, monkeypatch, caplog):
+    def interrupted(job):
+        if job.number == 2:
+            raise KeyboardInterrupt
+        return records.finish(job)
+
+    monkeypatch.setattr(folder.logger, "propagate", True)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(root, tmp_path / "out")
+    assert (
+        f"stopped: 2 of 4 shards are complete in {tmp_path / 'out'}; run the same command again"
+        in caplog.text
+    )
+    assert "2 of them kept" in write(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (
+            errno.ENOSPC,
+            r"the disk is full: 2 of 4 shards are complete; free some space and run the same command again",
+        ),
+        (errno.EACCES, r"cannot be written \(.*denied.*\): 2 of 4 shards are complete; mend that and run"),
+    ],
+)
+def test_a_disk_that_does_not_take_more_keeps_what_is_complete(root, tmp_path, monkeypatch, number, message):
+    def full(self, data):
+        if self._name == "000002.tar":
+            raise OSError(number, os.strerror(number))
+        self._file.write(data)
+        self._sha256.update(data)
+        self._offset += len(data)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.ShardWriter, "_write", full)
+        with pytest.raises(DataError, match=message):
+            write(root, out)
+    assert sorted(path.name for path in out.glob("*.tar*")) == [
+        f"00000{n}.tar{e}" for n in (0, 1) for e in ("", ".idx")
+    ]
+    assert not list(out.glob(".*.partial"))
+    assert "2 of them kept" in write(root, out)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+def test_a_disk_that_is_really_full(root, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount")
+    try:
+        with pytest.raises(DataError, match="the disk is full: [123] of 4 shards are complete"):
+            write(root, small / "out")
+        subprocess.run(["mount", "-o", "remount,size=10m", str(small)], check=True)
+        assert "of them kept" in write(root, small / "out")
+        write(root, tmp_path / "whole")
+        assert contents(small / "out") == contents(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_source_without_a_whole_sample_is_refused_with_all_that_is_wrong(root, tmp_path, skip_bad):
+    (root / "list.txt").write_text("a.jpg b.png\n")
+    source = from_list(root / "list.txt")
+    message = (
+        "none of 0 samples is left.*run it without --skip-bad to see why"
+        if skip_bad
+        else r"2 problems in 0 samples(.|\n)*a\.jpg: listed in"
+    )
+    with pytest.raises(DataError, match=message):
+        write(root, tmp_path / "out", source=source, skip_bad=skip_bad)

@@ -1,0 +1,97 @@
+"""Other samples do not move a sample to the other side."""
+
+from types import MappingProxyType
+
+import pytest
+
+from unetdist.errors import ConfigError, DataError
+from unetdist.sharding.sources import Sample
+from unetdist.sharding.split import hash_key, split_by_hash, split_by_list
+
+SAMPLES = [Sample(key=f"day/{number}.x", image=f"day/{number}.x.jpg", mask="") for number in range(500)]
+
+
+def test_a_fraction_goes_to_val_and_every_sample_to_one_side():
+    train, val = split_by_hash(SAMPLES, 0.2)
+    assert 70 < len(val) < 130
+    assert sorted(sample.key for sample in train + val) == sorted(sample.key for sample in SAMPLES)
+
+
+def test_a_sample_stays_on_its_side_when_others_come_or_the_fraction_grows():
+    _, val = split_by_hash(SAMPLES, 0.2)
+    _, of_fewer = split_by_hash(SAMPLES[::3], 0.2)
+    assert of_fewer == [sample for sample in SAMPLES[::3] if sample in val]
+    _, more = split_by_hash(SAMPLES, 0.3)
+    assert {sample.key for sample in val} < {sample.key for sample in more}
+    assert [sample.key for sample in val][:3] == ["day/0.x", "day/9.x", "day/10.x"]  # over versions, too
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 20])
+def test_a_fraction_outside_0_to_1_is_refused(fraction):
+    with pytest.raises(ConfigError, match=rf"val_fraction \({fraction}\) must be between 0 and 1; use for"):
+        split_by_hash(SAMPLES, fraction)
+
+
+@pytest.mark.parametrize(("fraction", "side"), [(1e-9, "validation"), (1 - 1e-9, "training")])
+def test_a_side_without_samples_is_refused(fraction, side):
+    with pytest.raises(
+        DataError, match=rf"none of 9 samples falls to {side} with --val-fraction.*--val-list"
+    ):
+        split_by_hash(SAMPLES[:9], fraction)
+
+
+def test_a_list_names_val_by_key_or_file(tmp_path):
+    (tmp_path / "val.txt").write_text("# comment\nday/3.x\n\n day/5.x.jpg \nday/3.x.jpg\n")
+    train, val = split_by_list(SAMPLES, tmp_path / "val.txt")
+    assert [sample.key for sample in val] == ["day/3.x", "day/5.x"]
+    assert len(train) == len(SAMPLES) - 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "day/3.x\nnight/1\n",
+            r"val\.txt: 1 of 2 lines name no sample, the first is 'night/1'; .*such as day/0\.x",
+        ),
+        ("# none\n", "names 0 of 2 samples, which leaves none for validation"),
+        ("day/3.x\nday/4.x\n", "names 2 of 2 samples, which leaves none for training"),
+    ],
+)
+def test_a_list_that_cannot_be_right_is_refused(tmp_path, text, message):
+    (tmp_path / "val.txt").write_text(text)
+    samples = SAMPLES if "night" in text else SAMPLES[3:5]
+    with pytest.raises(DataError, match=message):
+        split_by_list(samples, tmp_path / "val.txt")
+
+
+def test_copies_are_on_one_side_and_more_of_them_move_nothing():
+    keys = [f"{number:02d}" for number in range(40)]
+    copies = {key: f"digest {int(key) // 2}" for key in keys[10:]}
+    train, val = sides(keys, 0.4, copies)
+    assert train | val == set(keys)
+    assert all((key in train) == (keys[number ^ 1] in train) for number, key in enumerate(keys) if number > 9)
+    assert train & set(keys[:10]) == sides(keys, 0.4)[0] & set(keys[:10])
+    more = {f"0 before {key}": digest for key, digest in copies.items()}
+    of_more = sides([*more, *keys], 0.4, copies | more)
+    assert (of_more[0] & set(keys), of_more[1] & set(keys)) == (train, val)
+
+
+def test_a_split_that_copies_pull_from_its_fraction_is_told_with_both_counts(caplog):
+    keys = [f"{number:03d}" for number in range(100)]
+    sides(keys, 0.2)
+    assert not caplog.messages
+    digest = next(name for name in map(str, range(99)) if hash_key(f"val {name}") < 0.2 * 2**64)
+    train, val = sides(keys, 0.2, dict.fromkeys(keys[:60], digest))
+    assert len(val) > 60
+    (told,) = caplog.messages
+    assert (
+        f"--val-fraction 0.2 puts {len(train)} samples into training and {len(val)} into validation" in told
+    )
+    assert "60 samples share theirs with others" in told
+
+
+def sides(keys, fraction, copies=MappingProxyType({})) -> tuple[set[str], set[str]]:
+    samples = [Sample(key=key, image="", mask="") for key in keys]
+    train, val = split_by_hash(samples, fraction, copies)
+    return {sample.key for sample in train}, {sample.key for sample in val}

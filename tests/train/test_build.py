@@ -1,0 +1,128 @@
+import json
+
+import pytest
+import torch
+
+from tests.synthetic import settings_of, write_shards
+from unetdist.cli import settings
+from unetdist.errors import ConfigError
+from unetdist.storage.locks import hold
+from unetdist.train import build as wiring
+from unetdist.train.build import build_trainer, channel_statistics
+from unetdist.train.config import Config
+from unetdist.train.performance import PLAIN, FastPath
+from unetdist.train.run_folder import LOCK_FILE
+from unetdist.train.run_status import read_status
+
+
+def build(tmp_path, **sections):
+    values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs", **sections)
+    return build_trainer(settings.from_mapping(Config, values))
+
+
+def test_grey_statistics_are_the_luma_of_the_colours(tmp_path):
+    manifest = write_shards(tmp_path / "train", 4)
+    assert channel_statistics(manifest, 3) == (list(manifest.mean), list(manifest.std))
+    (mean,), _ = channel_statistics(manifest, 1)
+    red, green, blue = manifest.mean
+    assert mean == pytest.approx(0.299 * red + 0.587 * green + 0.114 * blue)
+    assert [len(values) for values in channel_statistics(manifest, 4)] == [4, 4]
+
+
+def test_two_channels_are_no_image(tmp_path):
+    write_shards(tmp_path / "train", 4)
+    with pytest.raises(
+        ConfigError, match=r"model.in_channels \(2\) must be 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\)"
+    ):
+        build(tmp_path, model={"in_channels": 2})
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_rgba_models_train(tmp_path, channels):
+    write_shards(tmp_path / "train", 4)
+    write_shards(tmp_path / "val", 2)
+    with build(tmp_path, model={"widths": [4, 8], "in_channels": channels}) as trainer:
+        assert trainer.fit()
+
+
+def test_a_run_without_validation_keeps_its_last_weights(tmp_path):
+    write_shards(tmp_path / "train", 4)
+    values = settings_of(tmp_path / "train", None, tmp_path / "runs")
+    with build_trainer(settings.from_mapping(Config, values)) as trainer:
+        trainer.fit()
+    assert (tmp_path / "runs" / "tiny" / "last" / "model.safetensors").exists()
+    assert not (tmp_path / "runs" / "tiny" / "best").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"optim": {"warmup_steps": 4}}, r"optim.warmup_steps \(4\) must be below the 4 steps of the run"),
+        (
+            {"augment": {"native_epochs": 9}},
+            r"augment.native_epochs \(9\) must be at most the \d+ epochs of the run",
+        ),
+        ({"trainer": {"micro_batch_size": 3}}, r"global_batch_size \(4\) must be divisible by"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_tracker_begins(tmp_path, changed, message):
+    write_shards(tmp_path / "train", 4)
+    write_shards(tmp_path / "val", 2)
+    with pytest.raises(ConfigError, match=message):
+        build(tmp_path, tracking={"tracker": "wandb", "mode": "offline"}, **changed)
+    with hold(tmp_path / "runs" / "tiny" / LOCK_FILE):  # nobody has it any more
+        pass
+    assert not (tmp_path / "runs" / "tiny" / "wandb").exists()
+
+
+def compiled_in(run_dir):
+    """What the log lines of a run say of its compiler."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["time/is_compiled"] for line in lines if "time/is_compiled" in line]
+
+
+@pytest.mark.parametrize("trainer", [{}, {"micro_batch_size": 2}], ids=["whole", "accumulated"])
+def test_the_fast_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, trainer):
+    write_shards(tmp_path / "train", 9)
+    write_shards(tmp_path / "val", 2)
+    sections = {
+        "augment": {"scale_min": 0.7, "scale_max": 1.5, "rare_class_crop": 0.3, "hue": 0.1},
+        "model": {"widths": [4, 8, 8], "deep_supervision": True},
+        "loss": {"dice_weight": 0.5},
+        "optim": {"clip_norm": 1.0},
+        "trainer": {"log_every": 1, "max_steps": 6, "ema_decay": 0.9, **trainer},
+    }
+    losses = {}
+    fast = FastPath(compiler="aot_eager", keeps_memory=True)
+    for name, path in (("plain", PLAIN), ("fast", fast)):
+        torch._dynamo.reset()
+        monkeypatch.setattr(wiring, "choose", lambda *_, path=path: path)
+        with build(tmp_path, **sections, name=name) as made:
+            assert made.fit()
+            assert made.share.is_compiled == (path is not PLAIN)
+        assert set(compiled_in(tmp_path / "runs" / name)) == (set() if path is PLAIN else {1})
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = torch.tensor([json.loads(line).get("train/loss", 0.0) for line in lines])
+    assert int((losses["plain"] > 0).sum()) == 6
+    torch.testing.assert_close(losses["fast"], losses["plain"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_choice_is_told_and_off_is_the_plain_path(tmp_path, capsys):
+    write_shards(tmp_path / "train", 9)
+    write_shards(tmp_path / "val", 2)
+    with build(tmp_path):
+        pass
+    assert "performance: freed memory is kept; no compiler on the CPU" in capsys.readouterr().err
+    with build(tmp_path, performance="off", name="plain"):
+        pass
+    assert "performance: off" in capsys.readouterr().err
+
+
+def test_status_says_how_a_run_was_made_fast(tmp_path):
+    write_shards(tmp_path / "train", 9)
+    values = settings_of(tmp_path / "train", None, tmp_path / "runs")
+    with build_trainer(settings.from_mapping(Config, values)) as trainer:
+        assert trainer.fit()
+    assert (
+        read_status(tmp_path / "runs" / "tiny").performance == "freed memory is kept; no compiler on the CPU"
+    )

@@ -1,0 +1,143 @@
+"""What one run of a comparison does: train some steps, and write down each beside the run that it is compared with."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unetdist.cli import settings
+from unetdist.data.batch import Batch
+from unetdist.distributed.collectives import World, all_reduce_sum
+from unetdist.train.build import build_trainer
+from unetdist.train.config import Config
+from unetdist.train.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What each process of a run is told, as JSON."""
+
+    settings: Mapping[str, Any]
+    """Of the run, as plain types."""
+
+    steps: int
+    float64: bool
+    is_nudged: bool
+    """Whether the first weights are changed in their last digit."""
+
+    record: str
+    """File for one JSON object per step, from step 0: the weights before training."""
+
+    weights: str
+    """Folder of the weights of the run to compare with, step by step."""
+
+    is_reference: bool
+    """Whether this run writes them."""
+
+
+def run(task: Task) -> None:
+    """Collective. Train as launch/train.py does, and write the record."""
+    # cuDNN chooses kernels by the size of the batch, and with TF32 each rounds to ten bits in its own way.
+    torch.backends.cudnn.allow_tf32 = False
+    if task.float64:
+        torch.set_default_dtype(torch.float64)
+    with build_trainer(settings.from_mapping(Config, task.settings)) as trainer:
+        # The learning rate keeps to the whole length of the run.
+        trainer.schedule = replace(trainer.schedule, max_steps=task.steps)
+        if task.is_nudged:
+            nudge(trainer)
+        watch(trainer, task)
+        trainer.fit()
+
+
+def nudge(trainer: Trainer) -> None:
+    """Multiply each weight by 1 + or - the resolution of its type: what another order of a sum could do to it."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+            weight.mul_(1 + signs.to(weight) * torch.finfo(weight.dtype).eps)
+    if trainer.ema is not None:
+        trainer.ema.module.load_state_dict(trainer.model.state_dict())
+
+
+def watch(trainer: Trainer, task: Task) -> None:
+    """Collective. Write down the weights as they are, and have each step of `trainer` written down."""
+    train_step = trainer.train_step
+
+    def step_and_write(micro_batches: list[Batch]) -> Tensor:
+        grad_norm = train_step(micro_batches)
+        write_step(trainer, task, trainer.state.step + 1, micro_batches)
+        return grad_norm
+
+    if trainer.world.is_main:
+        Path(task.record).write_text("")
+    write_step(trainer, task, 0, [])
+    trainer.train_step = step_and_write  # type: ignore[method-assign]
+
+
+def write_step(trainer: Trainer, task: Task, step: int, micro_batches: list[Batch]) -> None:
+    """Collective. One line of the record."""
+    samples = samples_of(micro_batches, trainer.world)
+    ranks_agree = agree(trainer.model, trainer.world)
+    trainer.settle()  # the statistics of norms as a validation would see them; training does not look at them
+    if not trainer.world.is_main:
+        return
+    tensors = tensors_of(trainer)
+    file = Path(task.weights) / f"step_{step:08d}.safetensors"
+    if task.is_reference:
+        save_file(tensors, file)
+    differences = {} if task.is_reference else differences_of(load_file(file), tensors)
+    line = {"step": step, "samples": samples, "ranks_agree": ranks_agree, "differences": differences}
+    with open(task.record, "a", encoding="utf-8") as record:
+        record.write(json.dumps(line) + "\n")
+
+
+def samples_of(micro_batches: list[Batch], world: World) -> list[list[int]]:
+    """Collective. [id, checksum of its augmented picture and mask] of each sample of the global batch, sorted."""
+    mine = [
+        [int(sample_id), zlib.crc32(mask.numpy().tobytes(), zlib.crc32(image.numpy().tobytes()))]
+        for batch in micro_batches
+        for sample_id, image, mask in zip(batch.ids, batch.image, batch.mask, strict=True)
+    ]
+    if not mine:
+        return []
+    rows = torch.zeros(world.world_size, len(mine), 2, dtype=torch.int64, device=world.device)
+    rows[world.rank] = torch.tensor(mine)
+    return sorted(all_reduce_sum(rows).flatten(0, 1).tolist())
+
+
+def agree(model: torch.nn.Module, world: World) -> bool:
+    """Collective. Whether the parameters of all ranks are equal, bit by bit."""
+    checksum = 0
+    for weight in model.parameters():
+        checksum = zlib.crc32(weight.detach().cpu().numpy().tobytes(), checksum)
+    rows = torch.zeros(world.world_size, dtype=torch.int64, device=world.device)
+    rows[world.rank] = checksum
+    return len(set(all_reduce_sum(rows).tolist())) == 1
+
+
+def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
+    """Weights, statistics, and their averages where there are any, by name, on the host."""
+    states = {"": trainer.model} if trainer.ema is None else {"": trainer.model, "ema.": trainer.ema.module}
+    return {
+        prefix + name: value.detach().cpu().contiguous()
+        for prefix, model in states.items()
+        for name, value in model.state_dict().items()
+        if value.is_floating_point()  # not how many batches a norm has seen, which nothing depends on
+    }
+
+
+def differences_of(reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """By name, the largest difference; tensors that are equal bit by bit are left out."""
+    return {
+        name: float((value.double() - reference[name].double()).abs().max())
+        for name, value in tensors.items()
+        if not torch.equal(value, reference[name])
+    }

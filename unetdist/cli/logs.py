@@ -1,0 +1,177 @@
+"""What a person sees in the terminal: log lines with the rank, progress bars, errors without tracebacks."""
+
+import errno
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from unetdist.cli.credentials import mask
+from unetdist.errors import UnetdistError, one_line, printable, shown
+
+logger = logging.getLogger("unetdist")
+
+
+class PlainConsole(Console):
+    """A console that prints names literally: no emoji codes, no control characters."""
+
+    def __init__(self, *, stderr: bool = False, soft_wrap: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=soft_wrap, emoji=False)
+
+    def render_str(self, text: str, **kwargs: Any) -> Text:
+        """Render like the library, without control sequences."""
+        return super().render_str(printable(text), **kwargs)
+
+
+console = PlainConsole(stderr=True, soft_wrap=True)
+
+PLAIN_PROGRESS_EVERY_S = 15.0
+"""Seconds between progress lines where there is no terminal (log files, CI)."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+BACKENDS = ("/gloo/", "[Gloo]", "NCCL")
+"""What torch's errors of collectives contain."""
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(shown, record.args))
+        return mask(printable(super().format(record)))
+
+
+def set_up_logging(*, rank: int = 0, world_size: int = 1) -> None:
+    """Log to stderr: everything from rank 0, warnings from the others, the rank as prefix."""
+    prefix = f"[rank {rank}] " if world_size > 1 else ""
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False, show_time=False)
+        handler.setFormatter(_Formatter(f"{prefix}%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Formatter(f"{prefix}%(levelname)s %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class ProgressBar(Protocol):
+    """What `progress` gives to its caller."""
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Count `amount` more of the total as done; `note` is shown beside the bar."""
+
+
+class _RichBar:
+    def __init__(self, bar: Progress, description: str, total: int | None, completed: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task(description, total=total, completed=completed, note="")
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self._bar.update(self._task, advance=amount, note=one_line(note))
+
+
+class _LogBar:
+    def __init__(self, description: str, total: int | None, completed: int) -> None:
+        self._description, self._total, self._done = description, total, completed
+        self._began = self._last = time.monotonic()
+        self._first = completed
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self._done += amount
+        now = time.monotonic()
+        if now - self._last < PLAIN_PROGRESS_EVERY_S and self._done != self._total:
+            return
+        self._last = now
+        rate = (self._done - self._first) / max(now - self._began, 1e-9)
+        left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
+        of = f"/{self._total}" if self._total else ""
+        logger.info("%s: %d%s%s %s", self._description, self._done, of, left, note)
+
+
+class _NoBar:
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        pass
+
+
+@contextmanager
+def progress(
+    description: str, total: int | None, *, completed: int = 0, enabled: bool = True
+) -> Iterator[ProgressBar]:
+    """A progress bar on a terminal, a log line now and then elsewhere, nothing where `enabled` is false."""
+    if not enabled:
+        yield _NoBar()
+    elif not console.is_terminal:
+        yield _LogBar(description, total, completed)
+    else:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=console, transient=False) as bar:
+            yield _RichBar(bar, one_line(description), total, completed)
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a launch script's `main` and exit: 0 or its return value, 1 after a user's error, 130 after Ctrl-C.
+
+    Errors meant for the user are printed as one readable block; anything else keeps its traceback.
+    """
+    try:
+        code = main() or 0
+    except UnetdistError as error:
+        _print_error(error)
+        tell_launcher(f"error: {error}")
+        code = 1
+    except OSError as error:
+        where = error.filename or "a file"
+        if error.errno in NO_ROOM:
+            text = f"{where} cannot be written ({error.strerror}); make room on its disk, and start the command again."
+        elif error.errno == errno.EMFILE:
+            text = f"{where} cannot be opened ({error.strerror}); raise the limit, for example with ulimit -n 4096."
+        else:
+            raise
+        _print_error(text)
+        tell_launcher(f"error: {text}")
+        code = 1
+    except RuntimeError as error:
+        if not any(backend in str(error) for backend in BACKENDS):
+            raise
+        # Not told to the launcher, whose report ends with the cause: that is with the other process.
+        _print_error(
+            "the connection to another process of the run is lost: it ended, or its machine or network is gone; what "
+            f"it said last tells why, and the same command continues the run. ({str(error).splitlines()[0]})"
+        )
+        code = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        code = 130
+    sys.exit(code)
+
+
+def _print_error(text: object) -> None:
+    prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+    print(f"{prefix}error: {mask(printable(text))}", file=sys.stderr, flush=True)
+
+
+def tell_launcher(text: str) -> None:
+    """Let torchrun end its report, forty lines after ours, with the cause: in the file that it gives each process."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = {"message": mask(text), "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")

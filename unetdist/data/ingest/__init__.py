@@ -1,1 +1,0 @@
-"""From pictures and masks, wherever they are, to a folder of shards."""

@@ -1,0 +1,259 @@
+"""The one place that configures Accelerate and torch.distributed.
+
+Collective functions are called by every process of a run, in the same order; with one process they are free.
+"""
+
+import inspect
+import json
+import logging
+import os
+import platform
+import random
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator as Accelerator  # passed on to build.py
+from accelerate import PartialState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils.memory import should_reduce_batch_size
+from torch.nn.parallel import DistributedDataParallel
+
+from unetdist.cli.logs import logger
+from unetdist.distributed.launch_check import asked_processes, check_launch, check_options
+from unetdist.distributed.rendezvous import connect, keep_group
+from unetdist.distributed.signals import SignalWatch, follow_launcher
+from unetdist.errors import ConfigError, LaunchError
+
+MixedPrecision = Literal["no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Which process this is, of how many, and where it computes.
+
+    Attributes:
+        rank: 0 .. world_size - 1 over all machines.
+        world_size: processes of the run.
+        local_world_size: processes of the run on this machine.
+        device: where this process keeps its model.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+
+def world_of(accelerator: Accelerator) -> World:
+    """Read the `World` off an accelerator."""
+    device = accelerator.device
+    return World(
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
+        # Accelerate numbers the CPU by rank ("cpu:1"), which equals no tensor's device
+        device=torch.device("cpu") if device.type == "cpu" else device,
+    )
+
+
+def make_accelerator(
+    *, mixed_precision: MixedPrecision = "no", timeout_s: float = 1800.0, log_with: str | None = None
+) -> Accelerator:
+    """Collective. Check the launch, connect the processes, return an `Accelerator` that adds nothing itself.
+
+    Accumulation stays at 1 and schedulers untouched, because the loss is a share of the global batch and the
+    learning rate a function of the step. DDP does not broadcast buffers: that would be a collective in every
+    forward pass, and it would keep rank 0's running statistics and drop those of the others.
+
+    Args:
+        mixed_precision: autocast of the forward pass.
+        timeout_s: seconds after which a collective that some rank does not join fails.
+        log_with: tracker for Accelerate, such as "wandb".
+
+    Raises:
+        LaunchError: the processes are not those that were asked for, or some did not come.
+        ConfigError: fp16 without a GPU.
+    """
+    follow_launcher()
+    has_gpu = torch.cuda.is_available()
+    check_launch(
+        mixed_precision=mixed_precision,
+        asked_processes=asked_processes(),
+        num_gpus=torch.cuda.device_count() if has_gpu else 0,
+    )
+    check_options()
+    if not has_gpu:
+        _check_cpu_precision(mixed_precision)
+    expected = int(os.environ.get("WORLD_SIZE", 1))
+    if expected > 1 and not dist.is_initialized() and not PartialState._shared_state:
+        if has_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        connect(
+            "nccl" if has_gpu else "gloo", timeout_s=timeout_s
+        )  # Accelerate keeps the group that it finds
+    accelerator = Accelerator(
+        # without this, processes on a machine that has no GPU stay unconnected and each is rank 0
+        cpu=not has_gpu,
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=1,
+        step_scheduler_with_optimizer=False,
+        log_with=log_with,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+            _ddp_options(),
+        ],
+    )
+    if accelerator.num_processes != expected:
+        raise LaunchError(
+            f"WORLD_SIZE is {expected}, but Accelerate connected {accelerator.num_processes} process(es); "
+            "call make_accelerator() before anything else creates an Accelerator or a PartialState."
+        )
+    keep_group()
+    return accelerator
+
+
+def introduce(world: World) -> None:
+    """Log, on every rank, who this process is and where: what a run that did not start as meant is read by."""
+    backend = dist.get_backend() if dist.is_initialized() else "no"
+    text = (
+        f"rank {world.rank} of {world.world_size}: node {platform.node()}, process {os.getpid()}, "
+        f"{world.device}, {backend} backend"
+    )
+    # past the level of the log, which on other ranks than 0 begins at warnings
+    logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None))
+
+
+def _ddp_options() -> DistributedDataParallelKwargs:
+    """No broadcast of buffers in the forward pass, under the name that this torch has for it."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    handler = DistributedDataParallelKwargs()
+    # Accelerate knows only the older name, finds handlers by exact class, and passes on what this returns
+    handler.to_kwargs = lambda: {switch: False, "gradient_as_bucket_view": True}
+    return handler
+
+
+def _check_cpu_precision(mixed_precision: MixedPrecision) -> None:
+    if mixed_precision == "fp16":
+        raise ConfigError(
+            "mixed_precision (fp16) must be no or bf16 on a CPU: Accelerate would silently train in float32; "
+            "use mixed_precision: no."
+        )
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if mixed_precision == "bf16" and is_x86 and not torch.cpu._is_avx512_bf16_supported():
+        logger.warning(
+            "mixed_precision: bf16 on a CPU without bf16 units (avx512_bf16) is 2 to 7 times slower than "
+            "float32; use mixed_precision: no"
+        )
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Collective. Sum `tensor` over all ranks in place; int64 and float64 stay exact in kind."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+    return tensor
+
+
+def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """Collective. Whether `flag` is true on at least one rank; `device` is where the backend computes."""
+    if not dist.is_initialized():
+        return flag
+    count = torch.tensor([int(flag)], dtype=torch.int32, device=device)
+    dist.all_reduce(count, op=dist.ReduceOp.MAX)
+    return bool(count.item())
+
+
+def least(value: int, device: torch.device | str = "cpu") -> int:
+    """Collective. The smallest `value` of all ranks, within int64; `device` is where the backend computes."""
+    if not dist.is_initialized():
+        return value
+    smallest = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest.item())
+
+
+def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
+    """Collective. Rank 0's `value` on every rank; what the others pass is ignored.
+
+    It travels as JSON, so nothing is unpickled: a tuple becomes a list, floats arrive as they were.
+
+    Args:
+        value: None, numbers, strings, and lists and dictionaries (keys are strings) of them.
+        device: where the backend computes.
+    """
+    if not dist.is_initialized():
+        return json.loads(json.dumps(value))
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    size = torch.tensor([text.numel()], dtype=torch.int64, device=device)
+    dist.broadcast(size, src=0)
+    if dist.get_rank() != 0:
+        text = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
+    dist.broadcast(text, src=0)
+    return json.loads(bytes(text.tolist()))
+
+
+def broadcast_tensor(tensor: torch.Tensor, src: int, device: torch.device | str = "cpu") -> None:
+    """Collective. Overwrite a contiguous `tensor` by that of rank `src`, of equal shape and kind, in place.
+
+    It may lie in host memory where the backend computes on another `device`.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    there = tensor.to(device)
+    dist.broadcast(there, src=src)
+    if there is not tensor:
+        tensor.copy_(there)
+
+
+def gather_on(owner: int, tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Collective. The tensors of all ranks, of equal shape and kind, by rank, on rank `owner`; elsewhere none."""
+    if not dist.is_initialized():
+        return [tensor]
+    mine = tensor.contiguous()
+    is_owner = dist.get_rank() == owner
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())] if is_owner else []
+    dist.gather(mine, parts if is_owner else None, dst=owner)
+    return parts
+
+
+def barrier() -> None:
+    """Collective. Wait until every rank is here."""
+    if dist.is_initialized():
+        on_gpu = dist.get_backend() == "nccl"
+        dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch raised it because the memory of a device, or of the machine, is full."""
+    return bool(should_reduce_batch_size(error))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch, the same on every rank: initial weights and dropout come from here."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class StopSignal(SignalWatch):
+    """A request to stop, by signal to any rank, on which all ranks agree."""
+
+    AGREE_EVERY = 10
+    """Steps after which a request is obeyed at the latest; to agree at each would be to wait for the device."""
+
+    def agreed(self, world: World) -> bool:
+        """Collective. Whether any rank was asked to stop."""
+        return any_rank(self.requested, world.device)
+
+    def orphaned(self, world: World) -> bool:
+        """Collective. Whether any rank stops only because its launcher has ended."""
+        return any_rank(self.is_orphan, world.device)

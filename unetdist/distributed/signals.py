@@ -1,0 +1,165 @@
+"""Signals as requests that the program looks at when it is ready to."""
+
+import atexit
+import ctypes
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
+
+from unetdist import STARTED_BY
+from unetdist.cli.logs import logger
+from unetdist.errors import LaunchError
+
+SECOND_SIGNAL_AFTER_S = 1.0
+"""Signals closer than this to the first are the same request: Ctrl-C reaches a rank from the terminal and
+from the launcher, and SLURM sends SIGTERM twice."""
+
+
+LAUNCHER_VARIABLES = ("ACCELERATE_", "TORCHELASTIC_")
+"""How the names of variables begin that a launcher gives to the processes it starts."""
+
+PR_SET_PDEATHSIG = 1
+
+
+def follow_launcher() -> None:
+    """Ask the kernel for a SIGTERM when the launcher that started this process ends; on Linux only.
+
+    A launcher of one process hands no signal on, and a killed one none at all: training would go on unseen. A process
+    that a shell started is left alone, for it may be meant to outlive the shell.
+
+    Raises:
+        LaunchError: the launcher has ended already, while this process was loading its libraries.
+    """
+    if sys.platform == "linux" and _is_launched():
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        pid, parent = STARTED_BY
+        if pid == os.getpid() and parent != os.getppid():
+            raise LaunchError(
+                f"the launcher (process {parent}) that started this process has ended, so this one ends too; start "
+                "again with the same command, under `nohup` or `setsid` if it should outlive your shell."
+            )
+
+
+def _is_launched() -> bool:
+    return any(name.startswith(LAUNCHER_VARIABLES) for name in os.environ)
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What asks a run to stop."""
+
+
+def leave_to_parent(is_over: Callable[[], object], exit_code: int) -> None:
+    """In a child: ignore the signals that a launcher or a terminal sends to the whole group, for the parent acts.
+
+    SIGTERM ends the child with `exit_code` once `is_over` says so: at exit Python sends it to daemonic children, and
+    waits for them to obey.
+    """
+
+    def end(*_: object) -> None:
+        if is_over():
+            os._exit(exit_code)
+
+    signal.set_wakeup_fd(-1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
+
+
+class SignalWatch:
+    """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once.
+
+    A thread is told of signals by the C handler, so that a second one works even while the main thread waits
+    in a collective. Launchers signal whole process groups, so forked children (loader workers) ignore these
+    signals as long as the watch lasts: a loader that dies would spoil the last step. After it, SIGTERM ends
+    them, for at exit Python waits for its daemonic children to obey it.
+    """
+
+    SIGNALS = STOP_SIGNALS
+
+    def __init__(self, on_second: Callable[[int], object] = os._exit) -> None:
+        self.received: int | None = None
+        self.requested_elsewhere = False
+        self._since = 0.0
+        self._on_second = on_second
+        self._over = mmap.mmap(-1, 1)  # shared with forked children; 1 once the watch is over
+        self._reading, self._writing = socket.socketpair()
+        self._writing.setblocking(False)
+        self._former = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self._former_fd = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="signal-watch", daemon=True).start()
+        os.register_at_fork(after_in_child=self._become_child)
+        atexit.register(self.close)  # runs before multiprocessing's own, which joins the children
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.received is not None
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the launcher has ended, a moment ago at least: then it was the kernel that asked to stop."""
+        return _is_launched() and STARTED_BY[0] == os.getpid() and STARTED_BY[1] != os.getppid()
+
+    @property
+    def requested_anywhere(self) -> bool:
+        """Whether any process of the run was asked to stop, as far as this one knows."""
+        return self.requested or self.requested_elsewhere
+
+    def note_elsewhere(self) -> None:
+        """Note that another process was asked to stop."""
+        if not self.requested_anywhere:
+            logger.warning(
+                "another process was asked to stop: stopping within a few steps, with a checkpoint"
+            )
+            self.requested_elsewhere = True
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them."""
+        if self._former:
+            signal.set_wakeup_fd(self._former_fd)
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
+            self._former = {}
+            self._over[0] = 1
+            self._writing.close()
+            atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Do nothing: without a Python handler the wake-up byte would not be written."""
+
+    def _watch(self) -> None:
+        with self._reading:
+            while data := self._reading.recv(64):
+                for number in data:
+                    self._note(number)
+
+    def _note(self, number: int) -> None:
+        if number not in self.SIGNALS:
+            return
+        if self.received is None:
+            self.received, self._since = number, time.monotonic()
+            logger.warning(
+                "%s: stopping within a few steps, with a checkpoint; a second signal exits at once",
+                signal.Signals(number).name,
+            )
+        elif time.monotonic() - self._since >= SECOND_SIGNAL_AFTER_S:
+            sys.stderr.write(f"{signal.Signals(number).name} again: exiting at once\n")
+            self._on_second(128 + number)
+
+    def _become_child(self) -> None:
+        if self._former:
+            self._former = {}
+            leave_to_parent(lambda: self._over[0], 128 + signal.SIGTERM)

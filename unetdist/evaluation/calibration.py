@@ -1,0 +1,114 @@
+"""Calibration: whether a network that is 80 % sure is right 80 % of the time.
+
+Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 2: pixels in bins by the
+probability of the class that is predicted. Counted in integers, so that images and ranks add up. The logits
+themselves round by the number of threads of a process on a CPU, which the tenth digit of the error may show.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from unetdist.data.ignore_index import IGNORE_INDEX
+
+NUM_BINS = 15
+"""Of equal width; the paper's."""
+
+UNIT = 2**24
+"""Parts of a probability of 1 that are counted."""
+
+
+def reliability_counts(logits: Tensor, mask: Tensor) -> Tensor:
+    """Pixels of one image by confidence; ignored ones left out.
+
+    Args:
+        logits: (C, H, W) floating point.
+        mask: (H, W) uint8 classes.
+
+    Returns:
+        (3, NUM_BINS) int64: pixels, right pixels, and the sum of confidences in units of 1 / `UNIT`. Bin b holds
+        confidences above b / NUM_BINS up to (b + 1) / NUM_BINS.
+    """
+    # float64, because in float32 the last bit of exp depends on where threads and vectors part the image.
+    highest, pred = logits.max(0)
+    confidence = 1 / (logits.double() - highest).exp_().sum(0)
+    parts = (confidence * UNIT).round().long()
+    bins = ((parts * NUM_BINS - 1) // UNIT).clamp_(0, NUM_BINS - 1)
+    bins = torch.where(mask == IGNORE_INDEX, NUM_BINS, bins).flatten()
+    values = torch.stack([torch.ones_like(parts), (pred == mask).long(), parts]).flatten(1)
+    counts = torch.zeros(3, NUM_BINS + 1, dtype=torch.int64, device=mask.device)
+    counts.scatter_add_(1, bins.expand(3, -1), values)
+    return counts[:, :-1]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What (3, NUM_BINS) counts of any number of images say; confidences and accuracies are ratios 0..1."""
+
+    pixels: NDArray[np.int64]
+    """(NUM_BINS,) pixels of each bin."""
+    accuracy: NDArray[np.float64]
+    """(NUM_BINS,) share of them that is right; nan in an empty bin."""
+    confidence: NDArray[np.float64]
+    """(NUM_BINS,) mean probability of the predicted class; nan in an empty bin."""
+    error: float
+    """Expected calibration error: the mean of |accuracy - confidence|, weighted by pixels; nan without any."""
+
+    @classmethod
+    def from_counts(cls, counts: NDArray[np.int64]) -> "Reliability":
+        """Of summed `reliability_counts`."""
+        pixels, right, parts = counts
+        filled = np.where(pixels > 0, pixels, 1)
+        accuracy = np.where(pixels > 0, right / filled, np.nan)
+        confidence = np.where(pixels > 0, parts / filled / UNIT, np.nan)
+        gaps = np.abs(right - parts / UNIT).sum()
+        error = float(gaps / pixels.sum()) if pixels.any() else math.nan
+        return cls(pixels, accuracy, confidence, error)
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON can hold it, nan as None."""
+        return {
+            "expected_calibration_error": None if math.isnan(self.error) else self.error,
+            "pixels": self.pixels.tolist(),
+            "accuracy": [None if math.isnan(value) else value for value in self.accuracy.tolist()],
+            "confidence": [None if math.isnan(value) else value for value in self.confidence.tolist()],
+        }
+
+
+def reliability_diagram(reliability: Reliability, title: str) -> NDArray[np.uint8]:
+    """Accuracy of each bin as a bar, confidence as a mark, and below the share of pixels: (H, W, 3) uint8."""
+    left, top, side, low, bar = 64, 56, 450, 96, 450 // NUM_BINS
+    canvas = Image.new("RGB", (left + side + 24, top + side + low + 88), (255, 255, 255))
+    draw = ImageDraw.Draw(canvas)
+    font, ink, frame = ImageFont.load_default(15), (25, 25, 25), (140, 140, 140)
+    bottom, floor = top + side, top + side + low + 44
+    shares = reliability.pixels / max(1, reliability.pixels.sum())
+    for index, share in enumerate(shares.tolist()):
+        x = left + index * bar
+        draw.rectangle((x + 2, floor - round(share * low), x + bar - 2, floor), (170, 170, 170))
+        if share > 0:
+            accuracy, confidence = reliability.accuracy[index], reliability.confidence[index]
+            draw.rectangle((x + 2, bottom - round(accuracy * side), x + bar - 2, bottom), (70, 120, 180))
+            level = bottom - round(confidence * side)
+            draw.rectangle((x + 2, level - 2, x + bar - 2, level + 2), (215, 90, 40))
+    draw.line((left, bottom, left + side, top), frame, 1)
+    draw.rectangle((left, top, left + side, bottom), outline=frame)
+    draw.rectangle((left, floor - low, left + side, floor), outline=frame)
+    for tick in range(6):
+        at = round(tick / 5 * side)
+        draw.text((left + at, floor + 6), f"{20 * tick}", ink, font, anchor="ma")
+        draw.text((left - 8, bottom - at), f"{20 * tick}", ink, font, anchor="rm")
+    draw.text((left - 8, floor - low), "100", ink, font, anchor="rm")
+    draw.text((left - 8, floor), "0", ink, font, anchor="rm")
+    error = "-" if math.isnan(reliability.error) else f"{100 * reliability.error:.2f} %"
+    draw.text((left, 8), f"{title}: expected calibration error {error}", ink, font)
+    draw.text((left, 30), "accuracy % by confidence: bars measured, marks claimed", ink, font)
+    draw.text((left, bottom + 20), "pixels %", ink, font, anchor="lm")
+    draw.text((left + side, floor + 24), "confidence %", ink, font, anchor="ra")
+    return np.asarray(canvas)

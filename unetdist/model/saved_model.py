@@ -1,0 +1,294 @@
+"""A folder to predict with: weights, architecture, classes and how good it is; no pickle."""
+
+import hashlib
+import json
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from unetdist import __version__
+from unetdist.cli import json_records, settings
+from unetdist.cli.json_records import Count
+from unetdist.cli.logs import logger
+from unetdist.data import git_lfs
+from unetdist.data.image_file import ImageRange
+from unetdist.data.labels import Palette
+from unetdist.errors import CheckpointError, ConfigError, DataError
+from unetdist.model.blocks import without_memory
+from unetdist.model.unet import UNet, UNetConfig
+from unetdist.storage import files as storage
+
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+MODEL_FORMAT = "unetdist-model-1"
+
+CONFIG, CHECKSUM = "unetdist", "unetdist_sha256"
+"""In the metadata of the weights' file: the configuration, and the hash of it and of all tensors."""
+
+Pixels = Annotated[int, range(1, 2**16 + 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """The fields that every model's configuration has; all others are facts about its training."""
+
+    format: Literal["unetdist-model-1"]
+    unetdist_version: str
+    model: dict[str, Any]
+    classes: tuple[dict[str, Any], ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: tuple[Pixels, Pixels] | None
+    image_range: tuple[float, float] | None = None
+
+
+REPORTED: dict[str, Any] = {
+    "miou": float | None,
+    "miou_interval_95": tuple[float, float] | None,
+    "pixel_accuracy": float | None,
+    "loss": float | None,
+    "num_samples": Count,
+    "confusion": tuple[tuple[Count, ...], ...],
+    "classes": dict[str, dict[str, float | None]],
+}
+"""The parts of a training's last report that are displayed, with their types."""
+
+DESCRIBED = tuple(field.name for field in fields(Described))
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A trained model with all that is needed to predict with it."""
+
+    model: UNet
+    palette: Palette
+    resize: tuple[int, int] | None
+    """(width, height) that the training images were resized to, None for their own size."""
+
+    config: dict[str, Any]
+    """What `save_model` was given, and the architecture."""
+
+    image_range: ImageRange | None = None
+    """Values of the training images that became 0 and 255; None: they had 8 bits, or it is unknown."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `save_model` was given under that name."""
+        return {name: value for name, value in self.config.items() if name not in DESCRIBED}
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    *,
+    model: UNetConfig,
+    palette: Palette,
+    resize: tuple[int, int] | None,
+    image_range: ImageRange | None = None,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write `model.safetensors` and its readable twin `config.json` to `folder`.
+
+    Args:
+        folder: made if absent; a model in it is replaced in one atomic step.
+        state: `state_dict` of an unwrapped UNet; mean and std are among its buffers.
+        model: the architecture.
+        palette: classes and colours.
+        resize: (width, height) the shards were made with.
+        image_range: values of the shards' source images that became 0 and 255; None: they had 8 bits, or it is unknown.
+        facts: metric, confusion, step: kept as they are; JSON types.
+    """
+    if wrapped := [name for name in state if name.startswith(("module.", "_orig_mod."))]:
+        raise CheckpointError(
+            f"'{wrapped[0]}' belongs to a wrapped model; save the state_dict of the module inside."
+        )
+    config = {
+        "format": MODEL_FORMAT,
+        "unetdist_version": __version__,
+        "model": settings.to_mapping(model),
+        "classes": palette.to_records(),
+        "mean": state["mean"].flatten().tolist(),
+        "std": state["std"].flatten().tolist(),
+        "resize": None if resize is None else list(resize),
+        "image_range": None if image_range is None else list(image_range),
+        **facts,
+    }
+    # The config travels inside the weights' header, so that a crash between the two files cannot part them.
+    text = json.dumps(config, allow_nan=False)
+    tensors = {name: value.contiguous() for name, value in state.items()}
+    metadata = {"format": "pt", CONFIG: text, CHECKSUM: checksum(text, tensors)}
+    with storage.write_atomic(Path(folder) / MODEL_FILE) as file:
+        file.write(tensors_to_bytes(tensors, metadata))
+    storage.write_json(Path(folder) / CONFIG_FILE, config)
+
+
+def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> SavedModel:
+    """Read what `save_model` wrote, in evaluation mode on `device`.
+
+    No memory is taken for a network before its parts are known to be those of the file, unless timm makes it.
+
+    Raises:
+        CheckpointError: no weights there, damaged, not finite, or not made by this framework.
+    """
+    path = Path(folder) / MODEL_FILE
+    with _opened(path) as file:
+        text, config, described, palette = _configuration(file, path)
+        architecture = _architecture(described, path)
+        names = set(file.keys())
+        with unfilled(architecture):
+            unet = UNet(architecture, palette.num_classes, described.mean, described.std)
+        _compare(unet, {name: file.get_slice(name).get_shape() for name in names}, path)
+        state = {name: file.get_tensor(name) for name in sorted(names)}
+        _check_tensors(state, text, file.metadata().get(CHECKSUM), path)
+    unet.load_state_dict(state, assign=True)
+    # Convolutions are fastest in this layout, and training used it: another one rounds differently.
+    unet.to(device=device, dtype=state["mean"].dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return SavedModel(
+        unet.requires_grad_(True).eval(), palette, described.resize, config, described.image_range
+    )
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration of a saved model, as its weights' file has it; without weights, their readable twin.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = Path(folder) / MODEL_FILE
+    if path.is_file():
+        with _opened(path) as file:
+            return _configuration(file, path)[1]
+    path = Path(folder) / CONFIG_FILE
+    try:
+        config = json_records.parse(storage.read_file(path))
+        _described(config)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    return dict(config)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The weights' file; what reading it raises is a `CheckpointError`."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist; give --model the folder of a trained model, runs/NAME/best."
+        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, DataError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        _refuse_pointer(path)
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, why: object) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({why}); use another checkpoint or train again.")
+
+
+def _configuration(file: Any, path: Path) -> tuple[str, dict[str, Any], Described, Palette]:
+    """The configuration as text, as a mapping and as its required fields, and the classes."""
+    text = (file.metadata() or {}).get(CONFIG, "{}")
+    config = json_records.parse(text)
+    if not isinstance(config, dict) or config.get("format") != MODEL_FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise CheckpointError(
+            f"{path} has format {found!r}, this version reads {MODEL_FORMAT!r}; "
+            "use weights that launch/train.py saved, or the version that saved these."
+        )
+    described = _described(config)
+    return text, config, described, Palette.from_records(described.classes)
+
+
+def _described(config: Any) -> Described:
+    rest = json_records.build(dict[str, Any], config)
+    described = json_records.build(Described, {name: rest[name] for name in DESCRIBED if name in rest})
+    report = json_records.build(dict[str, Any], rest.get("report") or {})
+    for name, kind in REPORTED.items():
+        if name in report:
+            json_records.build(kind, report[name])
+    if "confusion" in report:
+        lengths = {len(report["confusion"]), *map(len, report["confusion"])}
+        if lengths != {Palette.from_records(described.classes).num_classes}:
+            raise ValueError("the confusion matrix of its report is not one of its classes")
+    return described
+
+
+def unfilled(architecture: UNetConfig) -> AbstractContextManager[None]:
+    """A block that makes a network whose weights are loaded next: without memory, where that can be.
+
+    Networks of timm compute with tensors while they are made, and may hold some that are not saved.
+    """
+    return without_memory() if architecture.encoder is None else nullcontext()
+
+
+def _architecture(described: Described, path: Path) -> UNetConfig:
+    try:
+        config = settings.from_mapping(UNetConfig, described.model, where="its architecture")
+    except ConfigError as error:
+        raise _damaged(path, error) from None
+    return replace(config, pretrained=False)  # the weights are here: nothing is downloaded
+
+
+def _compare(unet: UNet, shapes: Mapping[str, Sequence[int]], path: Path) -> None:
+    expected = {name: list(value.shape) for name, value in unet.state_dict().items()}
+    if missing := sorted(expected.keys() - shapes.keys()):
+        raise _misfit(path, f"it lacks {missing[0]}, one of {len(missing)} tensors")
+    if unknown := sorted(shapes.keys() - expected.keys()):
+        raise _misfit(path, f"it holds {unknown[0]}, one of {len(unknown)} tensors too many")
+    for name, shape in expected.items():
+        if list(shapes[name]) != shape:
+            raise _misfit(path, f"{name} is {list(shapes[name])} instead of {shape}")
+
+
+def _misfit(path: Path, why: str) -> CheckpointError:
+    why = textwrap.shorten(why, 300)
+    return CheckpointError(
+        f"{path} does not fit its own configuration: {why}; use another checkpoint, or save the model again."
+    )
+
+
+def _refuse_pointer(path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            git_lfs.refuse_pointer(file.read(len(git_lfs.START)), str(path))
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    except OSError:
+        return
+
+
+def _check_tensors(state: Mapping[str, Tensor], config: str, expected: str | None, path: Path) -> None:
+    if expected is None:
+        logger.info("%s has no checksum, as an older version wrote it: damage would go unnoticed", path)
+    elif (found := checksum(config, state)) != expected:
+        raise _damaged(path, f"its sha256 is {found} instead of {expected}")
+    for name, value in state.items():
+        is_count = name.endswith(".num_batches_tracked")
+        if value.is_complex() or value.is_floating_point() == is_count:
+            raise _damaged(path, f"{name} is {value.dtype}")
+        if not is_count and not value.isfinite().all():
+            raise CheckpointError(
+                f"{path} cannot predict: {name} holds values that are not finite; use another checkpoint, or train "
+                "again with a lower optim.lr."
+            )
+
+
+def checksum(config: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a configuration and of the names, types, shapes and bytes of all tensors."""
+    digest = hashlib.sha256(config.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,139 @@
+"""A contact sheet: samples of a data set, each beside its classes, with its key, over one legend."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from unetdist.cli.logs import progress
+from unetdist.cli.settings import from_mapping, read_yaml
+from unetdist.data.augment import Augmenter
+from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.labels import Palette
+from unetdist.data.order import Order
+from unetdist.data.pictures import pad_alike, shrink, tint, with_legend
+from unetdist.data.reader import ShardReader
+from unetdist.data.samples import Samples
+from unetdist.errors import ConfigError, DataError
+
+Pixels = npt.NDArray[np.uint8]
+
+CELL_PX = 256
+"""Longer side of a picture on the sheet."""
+SHEET_PX = 1600
+"""Width of a sheet, about."""
+
+_GAP_PX, _KEY_PX, _TEXT_PX, _LEGEND_PX = 6, 24, 14, 18
+_PAPER, _INK = 255, (25, 25, 25)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample on the sheet: image (H, W, C), mask (H, W) of class indices, and its key."""
+
+    image: Pixels
+    mask: Pixels
+    key: str
+
+
+def choose(reader: ShardReader, num: int, *, seed: int) -> list[int]:
+    """Ids of `num` samples (all, if there are fewer): those that a training with this seed sees first."""
+    if num < 1:
+        raise ConfigError(f"--num ({num}) must be 1 or more; use 16.")
+    order = Order(reader.manifest.shard_sizes, seed=seed)
+    ids: list[int] = order.locate(np.arange(min(num, order.num_samples))).sample_id.tolist()
+    return ids
+
+
+def find(reader: ShardReader, keys: Sequence[str]) -> list[int]:
+    """Ids of the samples of these keys, in their order; reads one header after another until it has all."""
+    wanted, found = set(keys), dict[str, int]()
+    with progress("looking for keys", reader.manifest.num_samples) as bar:
+        for sample_id in range(reader.manifest.num_samples):
+            key = reader.key(sample_id)
+            bar.advance()
+            if key in wanted:
+                found.setdefault(key, sample_id)
+            if len(found) == len(wanted):
+                return [found[key] for key in keys]
+    raise DataError(
+        f"no sample has the key {', '.join(sorted(wanted - set(found)))}; keys look like {reader.key(0)}.",
+        source=reader.folder,
+    )
+
+
+def load(reader: ShardReader, sample_ids: Sequence[int], augmenter: Augmenter | None = None) -> list[Shown]:
+    """The samples as they are, or as the first epoch of a training shows them."""
+    manifest = reader.manifest
+    samples = Samples(reader, channels=manifest.channels, num_classes=manifest.num_classes)
+    shown = []
+    for sample_id in sample_ids:
+        image, mask = samples.load(sample_id)
+        if augmenter is not None:
+            image, mask = augmenter(image, mask, epoch=0, sample_id=sample_id)
+        samples.finish(sample_id, image, mask)
+        shown.append(Shown(image, mask, reader.key(sample_id)))
+    return shown
+
+
+def read_augmenter(file: Path, reader: ShardReader, *, seed: int) -> Augmenter:
+    """What the section `augment` of a training's YAML file does to each sample by itself: none are mixed."""
+    section = read_yaml(file).get("augment")
+    if not isinstance(section, dict):
+        raise ConfigError(
+            f"{file} has no section augment; give the YAML file of a training, or leave out --augment."
+        )
+    config = from_mapping(AugmentConfig, section, where=f"{file}, augment")
+    manifest = reader.manifest
+    return Augmenter(config, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean)
+
+
+def draw(shown: Sequence[Shown], palette: Palette) -> np.ndarray:
+    """The sheet, (H, W, 3) uint8."""
+    cells = [_cell(item, palette.colors) for item in shown]
+    columns = max(1, min(math.ceil(math.sqrt(len(cells))), SHEET_PX // max(cell.shape[1] for cell in cells)))
+    cells += [np.full((1, 1, 3), _PAPER, np.uint8)] * (-len(cells) % columns)
+    rows = [pad_alike(cells[at : at + columns], _PAPER) for at in range(0, len(cells), columns)]
+    width = max(cell.shape[1] for cell in cells)
+    sheet = np.concatenate([np.concatenate([_widened(cell, width) for cell in row], axis=1) for row in rows])
+    present = sorted({int(index) for item in shown for index in np.unique(item.mask)})
+    return with_legend(sheet, present, palette.colors, palette.class_names, _font(_LEGEND_PX))
+
+
+def _cell(item: Shown, colors: np.ndarray) -> np.ndarray:
+    """Image, tinted image, and the key below them."""
+    image, mask = shrink(CELL_PX, item.image, item.mask)
+    factor = max(1, CELL_PX // max(mask.shape))
+    image, mask = (array.repeat(factor, axis=0).repeat(factor, axis=1) for array in (image, mask))
+    height, width = mask.shape
+    cell = np.full((height + _KEY_PX + 2 * _GAP_PX, 2 * width + 3 * _GAP_PX, 3), _PAPER, np.uint8)
+    for number, picture in enumerate((image, tint(image, mask, colors))):
+        cell[_GAP_PX:, _GAP_PX + number * (width + _GAP_PX) :][:height, :width] = picture
+    canvas = Image.fromarray(cell)
+    font = _font(_TEXT_PX)
+    text = _fitting(item.key, font, cell.shape[1] - 2 * _GAP_PX)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((cell.shape[1] // 2, height + _GAP_PX + _KEY_PX // 2), text, _INK, font, anchor="mm")
+    return np.asarray(canvas)
+
+
+def _fitting(key: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The end of a key that is too long: it tells more than the begin."""
+    if font.getlength(key) <= width:
+        return key
+    start = next(n for n in range(len(key) + 1) if font.getlength("..." + key[n:]) <= width or n == len(key))
+    return "..." + key[start:]
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _widened(cell: np.ndarray, width: int) -> np.ndarray:
+    return pad_alike([cell, np.full((1, width, 3), _PAPER, np.uint8)], _PAPER)[0]

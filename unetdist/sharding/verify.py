@@ -1,0 +1,231 @@
+"""Whether shards are what their manifest says: sizes, hashes, indexes, and every sample decoded and counted."""
+
+import errno
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from unetdist.cli.credentials import mask
+from unetdist.cli.logs import progress
+from unetdist.data.ignore_index import IGNORE_INDEX
+from unetdist.data.labels import Palette
+from unetdist.data.manifest import Manifest, Shard
+from unetdist.data.open_shard import REMEDY, read_rows
+from unetdist.data.reader import ShardReader
+from unetdist.data.samples import Samples
+from unetdist.data.tar_index import read_members
+from unetdist.errors import DataError
+from unetdist.sharding.pool import run_jobs
+from unetdist.sharding.report import describe_problems
+from unetdist.sharding.sources import Problem
+from unetdist.storage import remote
+from unetdist.storage.files import open_file
+from unetdist.storage.folders import Folder, open_folder
+from unetdist.storage.retries import UnreachableError
+
+Counts = npt.NDArray[np.int64]
+
+LOST, CHANGED, BAD_INDEX = "lost shard", "shard that is not the manifest's", "bad index"
+BAD_SAMPLE, MISCOUNTED = "bad sample", "count that is not the manifest's"
+
+
+def _per_value() -> Counts:
+    return np.zeros(256, np.int64)
+
+
+@dataclass
+class Findings:
+    """What was found in a shard, or in several; class counts are by value of the mask, 255 being ignored."""
+
+    num_listed: int = 0
+    """Samples that there should be."""
+    num_good: int = 0
+    """Samples that can be trained on."""
+    problems: list[Problem] = field(default_factory=list)
+    pixels: Counts = field(default_factory=_per_value)
+    """Pixels of each value in the good samples."""
+    images: Counts = field(default_factory=_per_value)
+    """Good samples in which the value occurs."""
+
+    def merge(self, other: "Findings") -> None:
+        """Add what was found elsewhere."""
+        self.num_listed += other.num_listed
+        self.num_good += other.num_good
+        self.problems += other.problems
+        self.pixels += other.pixels
+        self.images += other.images
+
+    def note(self, kind: str, where: str, error: str | Exception) -> None:
+        """Note a problem; its place and its remedy, which errors name, are said once for all."""
+        detail = str(error).removeprefix(f"{getattr(error, 'source', '')}: ").removesuffix(f"; {REMEDY}")
+        self.problems.append(Problem(kind, where, detail))
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Folder
+    manifest: Manifest
+    """Of one shard."""
+
+
+def verify(folder: str | Path | Folder, manifest: Manifest, *, workers: int = 1) -> Findings:
+    """Read all of a data set, in `workers` processes, and compare it with its manifest.
+
+    A shard of another machine is fetched into a temporary folder, and removed when it is verified.
+
+    Raises:
+        DataError: A server cannot be reached, the temporary folder is full, or a worker was killed; what is
+            wrong with the data set itself is among the findings.
+    """
+    folder = open_folder(folder)
+    jobs = [
+        _Job(folder, replace(manifest, shards=(shard,), num_samples=shard.num_samples))
+        for shard in manifest.shards
+    ]
+    total = Findings()
+    with progress(f"verifying {folder}", manifest.num_samples) as bar:
+
+        def done(findings: Findings) -> None:
+            total.merge(findings)
+            bar.advance(findings.num_listed)
+
+        run_jobs(_verify_shard, jobs, workers=workers, done=done)
+    total.problems.sort(key=lambda problem: problem.where)
+    if not total.problems:
+        _compare_counts(total, manifest)
+    return total
+
+
+def describe(findings: Findings, folder: Folder, manifest: Manifest) -> str:
+    """The verdict, and below it all that is wrong; long lists are cut, and whole in a file."""
+    good = f"{findings.num_good:,} of {manifest.num_samples:,} samples"
+    if not findings.problems:
+        megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
+        return f"{folder}: good. Verified {good}, {len(manifest.shards):,} shards, {megabytes:.1f} MB."
+    beside = folder if folder.is_local else open_folder(Path())
+    num_problems = len(findings.problems)
+    return (
+        f"{folder}: {num_problems:,} problem{'' if num_problems == 1 else 's'}; {good} are good.\n"
+        f"{describe_problems(findings.problems, '', beside)}\n"
+        "Copy these shards again, or run the command that wrote them: it keeps what is good."
+    )
+
+
+def _verify_shard(job: _Job) -> Findings:
+    (shard,) = job.manifest.shards
+    findings = Findings(num_listed=shard.num_samples)
+    where = mask(job.folder.where(shard.name))
+    try:
+        with _at_hand(job.folder, shard) as (folder, here, sha256):
+            if here.num_bytes != shard.num_bytes:
+                findings.note(
+                    CHANGED, where, f"has {here.num_bytes} bytes, the manifest says {shard.num_bytes}"
+                )
+            elif sha256 != shard.sha256:
+                findings.note(CHANGED, where, f"has sha256 {sha256}, the manifest says {shard.sha256}")
+            if _compare_index(folder, here, where, findings):
+                _decode(ShardReader(folder, replace(job.manifest, shards=(here,))), where, findings)
+    except UnreachableError:
+        raise
+    except OSError as error:
+        findings.note(LOST, where, f"cannot be read ({error.strerror or 'it is not there'})")
+    return findings
+
+
+@contextmanager
+def _at_hand(folder: Folder, shard: Shard) -> Iterator[tuple[Folder, Shard, str]]:
+    """A local folder with the shard and its index, the shard as it lies there, and its SHA-256."""
+    if folder.is_local and not remote.is_url(shard.name):
+        path = folder.path(shard.name)
+        with open_file(path) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        yield folder, replace(shard, num_bytes=path.stat().st_size), sha256
+        return
+    with tempfile.TemporaryDirectory(prefix="unetdist-verify-") as name:
+        here, path = open_folder(name), Path(name, "shard.tar")
+        copy = replace(shard, name=path.name)
+        digest = hashlib.sha256()
+        try:
+            with open(path, "wb") as file:
+                folder.download(shard.name, file, on_bytes=digest.update)
+            with suppress(FileNotFoundError):  # told of where the index is read
+                here.write(copy.index_name, folder.read(shard.index_name))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise DataError(
+                f"no room here for {shard.num_bytes / 1e6:.0f} MB, a shard to be verified; make room, name another "
+                "folder in the variable TMPDIR, or use fewer --workers.",
+                source=Path(name).parent,
+            ) from None
+        yield here, replace(copy, num_bytes=path.stat().st_size), digest.hexdigest()
+
+
+def _compare_index(folder: Folder, shard: Shard, where: str, findings: Findings) -> bool:
+    """Whether the index can be used: what it says of each sample is a member of the tar."""
+    path = folder.path(shard.name)
+    try:
+        with open_file(path) as file:
+            members = list(read_members(file, where))
+    except DataError as error:
+        findings.note(CHANGED, where, error)
+        members = []
+    try:
+        rows = read_rows(folder.path(shard.index_name), shard, where)
+    except DataError as error:
+        findings.note(BAD_INDEX, where, error)
+        return False
+    headers = {member.header_offset for member in members}
+    contents = {(member.offset, member.size) for member in members}
+    for row, (header, *image, mask_offset, mask_size, _) in enumerate(rows.tolist()):
+        is_sample = header in headers and {tuple(image), (mask_offset, mask_size)} <= contents
+        if members and not is_sample:
+            findings.note(BAD_INDEX, f"{where}, sample {row}", "points at no member of the tar")
+    return True
+
+
+def _decode(reader: ShardReader, where: str, findings: Findings) -> None:
+    manifest = reader.manifest
+    samples = Samples(reader, channels=manifest.channels, num_classes=manifest.num_classes)
+    for row in range(manifest.num_samples):
+        try:
+            sample = samples.finish(row, *samples.load(row))
+        except DataError as error:
+            findings.note(BAD_SAMPLE, f"{where}, {_name(reader, row)}", error)
+        else:
+            findings.num_good += 1
+            findings.pixels += sample.counts
+            findings.images += sample.counts > 0
+
+
+def _name(reader: ShardReader, row: int) -> str:
+    try:
+        return f"key {reader.key(row)}"
+    except DataError:
+        return f"sample {row}"
+
+
+def _compare_counts(findings: Findings, manifest: Manifest) -> None:
+    names = Palette.from_records(manifest.palette_records).class_names
+    for index, name in enumerate(names):
+        for what, found, listed in (
+            ("pixels", findings.pixels, manifest.class_pixels),
+            ("images", findings.images, manifest.class_images),
+        ):
+            if found[index] != listed[index]:
+                findings.note(
+                    MISCOUNTED,
+                    f"class {name}",
+                    f"{found[index]:,} {what}, the manifest says {listed[index]:,}",
+                )
+    ignored = findings.pixels[IGNORE_INDEX]
+    if ignored != manifest.ignored_pixels:
+        findings.note(
+            MISCOUNTED, "ignored", f"{ignored:,} pixels, the manifest says {manifest.ignored_pixels:,}"
+        )

@@ -1,0 +1,190 @@
+"""The folder of a run belongs to one set of settings."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from unetdist.cli import settings
+from unetdist.cli.credentials import public
+from unetdist.cli.logs import logger
+from unetdist.distributed.collectives import World, broadcast
+from unetdist.errors import ConfigError, UnetdistError
+from unetdist.storage import locks
+from unetdist.storage.checkpoint_files import has_checkpoint
+from unetdist.storage.folders import Folder, open_folder
+from unetdist.train.checkpoint import CheckpointConfig
+
+SETTINGS_FILE = "config.yaml"
+
+LOCK_FILE = ".lock"
+"""Held by rank 0 of the training that writes to the folder, and says who that is."""
+
+WAIT_S = 30.0
+"""How long a training waits for the one before to end: a launcher's restart may come before the last of the dead."""
+
+RESULT_NEUTRAL = (
+    "name",
+    "runs_dir",
+    "data.train",  # the same shards may have moved; the manifest tells them apart
+    "data.val",
+    "data.num_workers",
+    "data.prefetch",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.retry_s",
+    "data.allow_pipe",  # of older runs
+    "data.on_bad_sample",
+    "data.max_bad_samples",
+    "trainer.micro_batch_size",
+    "trainer.log_every",
+    "trainer.timeout_s",
+    "trainer.heartbeat_s",
+    "trainer.max_bad_steps",
+    "checkpoint.",
+    "tracking.",
+    "validation.",
+)
+"""Settings (with a dot: whole sections) that may differ when a run is continued: how it is run and watched, and the
+remedies that errors of a run advise. What is learnt stays the same up to batch norm's share of the batch."""
+
+
+def claim_run_folder(
+    folder: Path,
+    values: Mapping[str, Any],
+    *,
+    cfg: CheckpointConfig,
+    world: World,
+    defaults: Mapping[str, Any] | None = None,
+) -> ExitStack:
+    """Collective. Make sure that a run in `folder` may be begun or continued, and save its settings there.
+
+    What is returned keeps other trainings out of the folder, and of that of its checkpoints, until it is closed or the
+    process ends.
+
+    Args:
+        folder: of the run.
+        values: resolved settings, as plain types, without credentials.
+        cfg: where its checkpoints are, whether it may be continued, and with which settings changed.
+        world: this process among the others.
+        defaults: what a setting was that the run's version did not have yet.
+
+    Raises:
+        ConfigError: on all ranks, where the folder holds a run that must not be continued, or not with these settings.
+    """
+    held = ExitStack()
+    problem = _claim(folder, values, cfg, defaults or {}, held) if world.is_main else ""
+    if problem := broadcast(problem, world.device):
+        held.close()
+        raise ConfigError(problem)
+    return held
+
+
+def check_run_folder(
+    folder: Path, values: Mapping[str, Any], *, cfg: CheckpointConfig, defaults: Mapping[str, Any]
+) -> None:
+    """Refuse what `claim_run_folder` would, and change nothing.
+
+    Raises:
+        ConfigError: the folder holds a run that must not be continued, or not with these settings.
+    """
+    checkpoints = cfg.folder_of(folder)
+    if not has_checkpoint(checkpoints):
+        return
+    _refuse_unwanted(folder, cfg)
+    # With checkpoints elsewhere, the settings lie there too.
+    home = checkpoints if cfg.folder is not None else open_folder(folder)
+    if SETTINGS_FILE in home.names():
+        saved = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
+        _refuse_changes(folder, public(settings.laid_over(defaults, saved)), values, cfg)
+
+
+def _claim(
+    folder: Path,
+    values: Mapping[str, Any],
+    cfg: CheckpointConfig,
+    defaults: Mapping[str, Any],
+    held: ExitStack,
+) -> str:
+    """Claim the folder; what speaks against it, in words: the other processes wait for them, whatever happens."""
+    homes = [("--runs_dir", open_folder(folder))]
+    if cfg.folder is not None and not _is_same(checkpoints := cfg.folder_of(folder), folder):
+        homes.insert(0, ("--checkpoint.folder", checkpoints))  # its settings outlive the run's folder
+    try:
+        for setting, home in homes:
+            if home.is_local:  # a store of objects knows no locks
+                _hold(home.path(LOCK_FILE), home, setting, held)
+        check_run_folder(folder, values, cfg=cfg, defaults=defaults)
+        for setting, home in homes:
+            _save_settings(home, values, setting)
+    except UnetdistError as error:
+        return str(error)
+    return ""
+
+
+def _is_same(home: Folder, folder: Path) -> bool:
+    return home.is_local and home.path("").resolve() == folder.resolve()
+
+
+def _hold(file: Path, home: Folder, setting: str, held: ExitStack) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        held.enter_context(
+            locks.hold(
+                file,
+                wait_s=WAIT_S,
+                tell=lambda holder: logger.warning(
+                    "%s: another training writes there (%s); waiting up to %.0f s for it to end",
+                    home,
+                    holder,
+                    WAIT_S,
+                ),
+            )
+        )
+    except locks.HeldError as error:
+        raise ConfigError(
+            f"{home}: another training writes there ({error.holder}); wait for it or stop it, or choose another --name "
+            f"or {setting}."
+        ) from None
+    except OSError:  # saving the settings reports a folder that cannot be written to
+        return
+
+
+def _save_settings(home: Folder, values: Mapping[str, Any], setting: str) -> None:
+    try:
+        home.write(SETTINGS_FILE, settings.to_yaml(values).encode())
+    except OSError as error:
+        raise ConfigError(
+            f"{home}/{SETTINGS_FILE} cannot be written ({error.strerror}); give {setting} a folder that you may write "
+            "to, with room in it."
+        ) from None
+
+
+def _refuse_unwanted(folder: Path, cfg: CheckpointConfig) -> None:
+    if cfg.resume == "never":
+        raise ConfigError(
+            f"{folder} holds a run, and checkpoint.resume is never; choose another --name, "
+            "or continue it with --checkpoint.resume auto."
+        )
+
+
+def _refuse_changes(
+    folder: Path, saved: Mapping[str, Any], values: Mapping[str, Any], cfg: CheckpointConfig
+) -> None:
+    changed = {
+        key: f"{key}: {before}, now it is {after}"
+        for key, (before, after) in settings.differences(saved, values).items()
+        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in RESULT_NEUTRAL)
+    }
+    refused = [key for key in changed if key not in cfg.allow_changes]
+    if refused:
+        raise ConfigError(
+            f"{folder} was begun with {', and '.join(changed[key] for key in refused)}; continuing would mix two runs. "
+            f"Choose another --name, or keep {', '.join(refused)}, or accept the change with "
+            f"--checkpoint.allow_changes '[{', '.join([*cfg.allow_changes, *refused])}]'."
+        )
+    for change in changed.values():
+        logger.warning(
+            "%s was begun with %s: accepted, for checkpoint.allow_changes names it", folder, change
+        )
