@@ -21,9 +21,10 @@ SHORT = "--trainer.max_steps 2 --trainer.global_batch_size 2 --augment.crop_size
 
 
 def commands(heading):
-    """The lines of the first shell block below a heading, without comments."""
-    block = re.search(rf"## {heading}\n.*?```bash\n(.*?)```", README, re.S)
-    return [line.split("#")[0].strip() for line in block[1].splitlines()]
+    """The lines of all shell blocks of a section, without comments."""
+    section = re.search(rf"## {heading}\n(.*?)\n##+ ", README, re.S)[1]
+    blocks = re.findall(r"```bash\n(.*?)```", section, re.S)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
 
 
 @pytest.mark.slow
@@ -31,7 +32,7 @@ def test_the_commands_for_ones_own_data_run_as_they_stand(tmp_path):
     for name in ("launch", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     write_shapes(tmp_path / "mine", count=6, seed=0, size=(64, 64))
-    shard, doctor, train, evaluate, predict, report = commands("Your own data")
+    shard, doctor, train, evaluate, predict, report = commands("Train on your own images")
     shard = shard.replace("--images DIR", "--images mine/images").replace("--masks DIR", "--masks mine/masks")
     shard = shard.replace("Labels.txt", "mine/Labels.txt")
     predict = predict.replace("FILE_OR_DIR", "mine/images").replace("DIR", "predictions")
@@ -59,10 +60,22 @@ def test_the_commands_for_ones_own_data_run_as_they_stand(tmp_path):
 
 
 def test_the_map_names_every_room_in_order():
-    text = re.search(r"## The map\n.*?```\n(.*?)```", README, re.S)[1]
+    text = re.search(r"# The map\n.*?```\n(.*?)```", (ROOT / "unetdist" / "README.md").read_text(), re.S)[1]
     assert tuple(re.findall(r"(?m)^(\w+)(?:\.py|/) ", text)) == ROOMS
 
 
-def test_every_path_that_is_named_exists():
-    for path in set(re.findall(r"`((?:launch|configs|tests|unetdist)/[\w./]+)`", README)):
-        assert (ROOT / path).exists(), path
+def test_the_readme_is_short_and_begins_with_a_command():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert lines.index("```bash") < 25
+
+
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("[!.]*/**/README.md"))]
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_every_path_that_is_named_exists(path):
+    text = path.read_text(encoding="utf-8")
+    named = {ROOT / name for name in re.findall(r"`((?:launch|configs|tests|unetdist)/[\w./]+)`", text)}
+    linked = {path.parent / link for link in re.findall(r"\]\((?!\w+:)([^)#]+)\)", text)}
+    assert [str(one) for one in named | linked if not one.exists()] == []
