@@ -22,7 +22,7 @@ from unetdist.distributed.collectives import (
     StopSignal,
     all_reduce_sum,
     broadcast,
-    introduce,
+    log_ranks,
     make_accelerator,
     world_of,
 )
@@ -47,7 +47,7 @@ def main() -> None:
     accelerator = make_accelerator(timeout_s=300)
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
-    introduce(world)
+    log_ranks(world)
     stop = StopSignal()
     heartbeat = Heartbeat(
         open_store("heartbeat"),

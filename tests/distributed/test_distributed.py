@@ -15,14 +15,14 @@ from unetdist.cli.logs import set_up_logging
 from unetdist.distributed.collectives import (
     StopSignal,
     World,
+    all_reduce_min,
     all_reduce_sum,
     any_rank,
     barrier,
     broadcast,
     broadcast_tensor,
-    gather_on,
-    introduce,
-    least,
+    gather_to,
+    log_ranks,
     make_accelerator,
     seed_everything,
     world_of,
@@ -37,7 +37,7 @@ def collectives() -> tuple[torch.Tensor, torch.Tensor, bool, bool, int]:
     assert returned is counts
     shares = all_reduce_sum(torch.full((2,), 0.1, dtype=torch.float64))
     barrier()
-    return counts, shares, any_rank(rank == 1), any_rank(False), least(2**62 - rank)
+    return counts, shares, any_rank(rank == 1), any_rank(False), all_reduce_min(2**62 - rank)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -82,7 +82,7 @@ def test_broadcast_tensor_overwrites_a_part():
 
 def gathered(owner: int) -> list[list[int]]:
     columns = torch.full((2, 2), dist.get_rank())[:, 0]
-    return [part.tolist() for part in gather_on(owner, columns)]
+    return [part.tolist() for part in gather_to(owner, columns)]
 
 
 @pytest.mark.parametrize("owner", [0, 2])
@@ -97,7 +97,7 @@ def test_without_a_process_group_collectives_change_nothing():
     assert tensor.item() == 3
     assert any_rank(True) is True
     assert any_rank(False) is False
-    assert gather_on(0, tensor) == [tensor]
+    assert gather_to(0, tensor) == [tensor]
     barrier()
 
 
@@ -129,7 +129,7 @@ def test_accelerator_knows_every_process_and_keeps_to_itself(world_size):
 def test_every_rank_introduces_itself(capsys):
     for rank in (0, 3):
         set_up_logging(rank=rank, world_size=4)
-        introduce(World(rank=rank, world_size=4))
+        log_ranks(World(rank=rank, world_size=4))
     node = os.uname().nodename
     assert capsys.readouterr().err.splitlines() == [
         f"[rank {rank}] INFO rank {rank} of 4: node {node}, process {os.getpid()}, cpu, no backend"

@@ -121,7 +121,7 @@ def make_accelerator(
     return accelerator
 
 
-def introduce(world: World) -> None:
+def log_ranks(world: World) -> None:
     """Log, on every rank, who this process is and where: what a run that did not start as meant is read by."""
     backend = dist.get_backend() if dist.is_initialized() else "no"
     text = (
@@ -172,7 +172,7 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(count.item())
 
 
-def least(value: int, device: torch.device | str = "cpu") -> int:
+def all_reduce_min(value: int, device: torch.device | str = "cpu") -> int:
     """Collective. The smallest `value` of all ranks, within int64; `device` is where the backend computes."""
     if not dist.is_initialized():
         return value
@@ -214,7 +214,7 @@ def broadcast_tensor(tensor: torch.Tensor, src: int, device: torch.device | str 
         tensor.copy_(there)
 
 
-def gather_on(owner: int, tensor: torch.Tensor) -> list[torch.Tensor]:
+def gather_to(owner: int, tensor: torch.Tensor) -> list[torch.Tensor]:
     """Collective. The tensors of all ranks, of equal shape and kind, by rank, on rank `owner`; elsewhere none."""
     if not dist.is_initialized():
         return [tensor]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unetdist.data.pictures import shrink
-from unetdist.distributed.collectives import broadcast, broadcast_tensor, gather_on
+from unetdist.distributed.collectives import broadcast, broadcast_tensor, gather_to
 from unetdist.evaluation.metrics import mean_iou
 
 LARGEST_PX = 512
@@ -113,7 +113,7 @@ class Examples:
             facts[row] = torch.tensor([each.id, each.miou, *each.mask.shape], dtype=torch.float64)
         offers = {
             int(sample_id): (miou, int(height), int(width), rank)
-            for rank, part in enumerate(gather_on(0, facts.to(device)))
+            for rank, part in enumerate(gather_to(0, facts.to(device)))
             for sample_id, miou, height, width in part.tolist()
             if sample_id >= 0
         }

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetdist.distributed.collectives import gather_on
+from unetdist.distributed.collectives import gather_to
 from unetdist.errors import ConfigError
 from unetdist.model.sliding_window import Windows
 
@@ -155,7 +155,7 @@ def _results(network: Predict, windows: Windows, team: Team) -> Iterator[Tensor]
     for first in range(0, windows.num_batches, team.world_size):
         # Who is left without a batch in the last round computes it too: the others would be waited for anyway.
         mine = _at_least_float32(network(windows.batch(min(first + team.rank, last))))
-        for results in [mine] if team.world_size == 1 else gather_on(team.owner, mine):
+        for results in [mine] if team.world_size == 1 else gather_to(team.owner, mine):
             yield from results
 
 

@@ -13,13 +13,13 @@ import torch
 from unetdist.cli.logs import logger, progress
 from unetdist.distributed.collectives import (
     World,
+    all_reduce_min,
     all_reduce_sum,
     any_rank,
     barrier,
     broadcast,
-    gather_on,
+    gather_to,
     is_out_of_memory,
-    least,
 )
 from unetdist.errors import ConfigError, DataError
 from unetdist.model.inference import WHOLE_IMAGE, InferenceConfig
@@ -232,9 +232,9 @@ def _check_alike(source: Source, world: World) -> None:
 def _gathered(failures: list[Failure], world: World) -> list[Failure]:
     """Those of all processes, on each."""
     text = json.dumps([[failure.source, failure.reason] for failure in failures]).encode()
-    size = -least(-len(text), world.device)
+    size = -all_reduce_min(-len(text), world.device)
     mine = torch.frombuffer(bytearray(text.ljust(size)), dtype=torch.uint8).clone().to(world.device)
-    parts = [json.loads(bytes(part.tolist())) for part in gather_on(0, mine)]
+    parts = [json.loads(bytes(part.tolist())) for part in gather_to(0, mine)]
     together = broadcast([failure for part in parts for failure in part], world.device)
     return [Failure(*failure) for failure in together]
 

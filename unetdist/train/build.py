@@ -24,7 +24,7 @@ from unetdist.distributed.collectives import (
     Accelerator,
     StopSignal,
     World,
-    introduce,
+    log_ranks,
     make_accelerator,
     seed_everything,
     world_of,
@@ -64,7 +64,7 @@ def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = la
     )
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
-    introduce(world)
+    log_ranks(world)
     run_dir = Path(config.runs_dir) / config.name
     values = public(settings.to_mapping(config))
     claim = claim_run_folder(

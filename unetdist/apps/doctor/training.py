@@ -16,7 +16,7 @@ from unetdist.apps.doctor.examination import GO, Check
 from unetdist.apps.doctor.findings import Finding, duration, ok, problem, size, warning
 from unetdist.apps.doctor.memory import Peak
 from unetdist.cli import settings
-from unetdist.distributed.collectives import least
+from unetdist.distributed.collectives import all_reduce_min
 from unetdist.distributed.malloc import free_bytes
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
@@ -87,7 +87,7 @@ def steps(case: Case) -> dict[str, Any]:
         first_s = time.perf_counter() - began
         seconds = _one(case)
         wanted = int(case.budget_s / max(seconds, 1e-6))
-        number = least(max(1, min(MOST_STEPS, wanted)), case.world.device)
+        number = all_reduce_min(max(1, min(MOST_STEPS, wanted)), case.world.device)
         trainer.meter.restart()
         for micro_batches in trainer.meter.timed(islice(batches, number)):
             norm = trainer.step(micro_batches, 0)
