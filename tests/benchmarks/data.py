@@ -14,7 +14,7 @@ from tests.benchmarks.peers.protocol import LEAD_BATCHES, Job
 from tests.benchmarks.rounds import Measured, run_rounds
 from tests.benchmarks.source import Case, Pictures, write_pictures
 from unetdist.cli.logs import logger
-from unetdist.data.access import DataConfig
+from unetdist.data.loader import DataConfig
 from unetdist.errors import ConfigError
 
 CHECKED_BATCHES = 4

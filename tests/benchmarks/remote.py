@@ -15,10 +15,9 @@ from rich.table import Table
 from tests.benchmarks.arguments import add_out, positive, positive_seconds
 from tests.benchmarks.rounds import Measured, run_rounds
 from unetdist.cli.logs import logger
-from unetdist.data.access import DataConfig, open_data, open_reader
 from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Batch
-from unetdist.data.loader import train_loader
+from unetdist.data.loader import DataConfig, open_data, open_reader, train_loader
 from unetdist.errors import DataError
 from unetdist.storage.files import write_json
 

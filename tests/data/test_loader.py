@@ -1,6 +1,7 @@
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,12 +13,19 @@ import pytest
 import torch
 
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
-from unetdist.data.access import DataConfig
 from unetdist.data.augment_config import AugmentConfig
-from unetdist.data.loader import check_batch_sizes, train_loader, val_loader
+from unetdist.data.loader import (
+    DataConfig,
+    check_batch_sizes,
+    fetch_ahead,
+    open_data,
+    open_reader,
+    train_loader,
+    val_loader,
+)
 from unetdist.data.manifest import Manifest
-from unetdist.data.requests import part_of
 from unetdist.data.shards import encode_mask
+from unetdist.data.workers import part_of
 from unetdist.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -268,6 +276,8 @@ def test_batch_sizes_that_do_not_fit(sizes, message, folder):
     ("setting", "message"),
     [
         ({"num_workers": -1}, r"data.num_workers \(-1\) must be 0 or more; use 2"),
+        ({"cache_gb": -0.5}, r"data.cache_gb \(-0.5\) must be 0 or more; use 100"),
+        ({"retry_s": -1.0}, r"data.retry_s \(-1.0\) must be 0 or more; use 300"),
         ({"prefetch": 0}, r"data.prefetch \(0\) must be 1 or more; use 4"),
         ({"lanes": 0}, r"data.lanes \(0\) must be 1 or more; use 64"),
         ({"window": 0}, r"data.window \(0\) must be 1 or more; use 4096"),
@@ -331,3 +341,82 @@ def test_validation_raises_on_a_bad_sample(tmp_path):
 def test_validation_batch_size(folder):
     with pytest.raises(ConfigError, match=r"batch_size \(0\) must be 1 or more; use 8"):
         open_val(folder, batch_size=0)
+
+
+def remote_config(location, tmp_path, **options):
+    return DataConfig(train=str(location), cache_dir=str(tmp_path / "cache"), **{"num_workers": 0, **options})
+
+
+@pytest.fixture
+def url(tmp_path):
+    """Shards that count as those of another machine."""
+    write_small_shards(tmp_path / "data", [4, 0, 5, 2])
+    return f"file://{tmp_path / 'data'}"
+
+
+def test_local_shards_need_neither_cache_nor_prefetch(tmp_path):
+    write_small_shards(tmp_path / "data", [3])
+    cfg = remote_config(tmp_path / "data", tmp_path)
+    folder, manifest = open_data(cfg, cfg.train)
+    reader = open_reader(cfg, folder, manifest)
+    assert reader.cache is None
+    assert fetch_ahead(reader, lambda _: iter([]), 0, 1) is None
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("cache_gb", [0, 1])
+def test_a_run_over_shards_of_another_machine_sees_what_a_local_one_sees(
+    url, tmp_path, num_workers, cache_gb
+):
+    def steps(location):
+        cfg = remote_config(location, tmp_path, num_workers=num_workers, cache_gb=cache_gb, lanes=3, window=4)
+        folder, manifest = open_data(cfg, cfg.train)
+        loader = train_loader(
+            cfg,
+            AugmentConfig(crop_size=(8, 8), flip_horizontal=0.5, cutmix=0.5),
+            manifest,
+            folder,
+            seed=1,
+            channels=3,
+            num_classes=NUM_CLASSES,
+            global_batch_size=4,
+            micro_batch_size=2,
+        )
+        taken = [
+            (batch.ids.tolist(), batch.image.numpy().tobytes(), batch.mask.numpy().tobytes())
+            for step in itertools.islice(loader, 8)
+            for batch in step
+        ]
+        loader.close()
+        return taken
+
+    assert steps(url) == steps(tmp_path / "data")
+
+
+def test_validation_over_shards_of_another_machine(url, tmp_path):
+    cfg = remote_config(url, tmp_path, num_workers=1)
+    folder, manifest = open_data(cfg, url)
+    loader = val_loader(cfg, manifest, folder, channels=3, num_classes=NUM_CLASSES, batch_size=3)
+    for _ in range(2):
+        ids = []
+        for batch in loader:
+            ids += batch.ids.tolist()
+            for number, sample_id in enumerate(batch.ids.tolist()):
+                np.testing.assert_array_equal(batch.mask[number], numbered_sample(sample_id)[1])
+        assert ids == list(range(11))
+
+
+def test_a_reader_with_a_cache_goes_to_other_processes(url, tmp_path):
+    cfg = remote_config(url, tmp_path)
+    reader = open_reader(cfg, *open_data(cfg, url))
+    copy = pickle.loads(pickle.dumps(reader))
+    assert copy.read(3) == reader.read(3)
+    assert copy.cache == reader.cache
+
+
+def test_no_manifest_there(tmp_path):
+    (tmp_path / "empty").mkdir()
+    cfg = remote_config(f"file://{tmp_path}/empty", tmp_path)
+    with pytest.raises(DataError, match=r"no manifest\.json here, so this is no \(finished\) data set"):
+        open_data(cfg, cfg.train)

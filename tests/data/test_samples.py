@@ -16,9 +16,9 @@ from unetdist.data.decode import decode_part
 from unetdist.data.geometry import Box
 from unetdist.data.jpeg import parse_header
 from unetdist.data.reader import ShardReader
-from unetdist.data.requests import MicroBatch
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
 from unetdist.data.shards import encode_mask
+from unetdist.data.workers import MicroBatch
 from unetdist.errors import DataError, SourceError
 
 IMAGE, MASK = numbered_sample(0)

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from tests.data.small_shards import NUM_CLASSES, write_small_shards
-from unetdist.data.access import DataConfig
 from unetdist.data.augment_config import AugmentConfig
-from unetdist.data.loader import train_loader, val_loader
+from unetdist.data.loader import DataConfig, train_loader, val_loader
 from unetdist.data.order import Order
 
 ROOT = Path(__file__).parents[2]

@@ -24,8 +24,8 @@ from unetdist.data.labels import Palette
 from unetdist.data.labels.mask_reader import MaskReader
 from unetdist.data.labels.masks import read_mask
 from unetdist.data.reader import ShardReader
-from unetdist.data.requests import MicroBatch
 from unetdist.data.samples import Samples, TrainDataset
+from unetdist.data.workers import MicroBatch
 from unetdist.errors import CheckpointError, DataError
 from unetdist.model.saved_model import load_model, save_model
 from unetdist.model.unet import UNet, UNetConfig

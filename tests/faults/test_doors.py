@@ -12,7 +12,7 @@ from tests.faulty_server import serve
 from tests.synthetic import write_shards
 from unetdist.cli import settings
 from unetdist.cli.json_records import SEAL, sealed
-from unetdist.data.access import DataConfig, open_data
+from unetdist.data.loader import DataConfig, open_data
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.predict.sources import open_source

@@ -22,7 +22,7 @@ from unetdist.data.labels.mask_reader import MaskReader
 from unetdist.data.manifest import Manifest
 from unetdist.data.mix import mixed
 from unetdist.data.reader import ShardReader
-from unetdist.data.requests import MicroBatch
+from unetdist.data.workers import MicroBatch
 from unetdist.errors import DataError, SourceError, UnetdistError
 
 Pixels = npt.NDArray[np.uint8]

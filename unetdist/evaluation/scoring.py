@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from unetdist.cli.logs import set_up_logging
-from unetdist.data.access import DataConfig, open_data
 from unetdist.data.image_file import ImageRange, warn_of_other_range
 from unetdist.data.labels import Palette
-from unetdist.data.loader import val_loader
+from unetdist.data.loader import DataConfig, open_data, val_loader
 from unetdist.data.reader import ShardReader
 from unetdist.distributed.collectives import MixedPrecision, World, make_accelerator, world_of
 from unetdist.distributed.malloc import keep_all_freed

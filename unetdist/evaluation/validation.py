@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unetdist.cli.logs import progress
 from unetdist.data.batch import Batch
 from unetdist.data.labels import Palette
-from unetdist.data.requests import part_of
+from unetdist.data.workers import part_of
 from unetdist.distributed.collectives import World, any_rank
 from unetdist.evaluation.completeness import Expected
 from unetdist.evaluation.evaluate import Predict, Report, ValidationConfig, evaluate, predict_fixed

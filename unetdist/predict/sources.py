@@ -13,9 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 from unetdist.cli.credentials import mask
 from unetdist.cli.logs import logger
-from unetdist.data.access import DataConfig, open_reader
 from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
 from unetdist.data.image_file import ImageRange, warn_of_other_range
+from unetdist.data.loader import DataConfig, open_reader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.errors import ConfigError, DataError

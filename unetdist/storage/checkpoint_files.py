@@ -58,7 +58,7 @@ class Commit:
         return json_records.build(cls, json_records.unsealed(json_records.parse(text), is_required=True))
 
 
-class Commits:
+class CheckpointFolder:
     """The pairs in one folder. One process writes; any number may read."""
 
     def __init__(self, folder: Folder, *, keep_last: int) -> None:

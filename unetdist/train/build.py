@@ -11,12 +11,11 @@ from torch import nn
 from unetdist.cli import settings
 from unetdist.cli.credentials import public
 from unetdist.cli.logs import logger, set_up_logging
-from unetdist.data.access import open_data
 from unetdist.data.batch import Batch
 from unetdist.data.color import LUMA
 from unetdist.data.decode import CHANNEL_MODES
 from unetdist.data.labels import Palette
-from unetdist.data.loader import check_batch_sizes, train_loader
+from unetdist.data.loader import check_batch_sizes, open_data, train_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.distributed import hardware

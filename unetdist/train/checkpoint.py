@@ -17,7 +17,7 @@ from unetdist.cli.logs import logger
 from unetdist.distributed.collectives import World, all_reduce_sum, broadcast
 from unetdist.errors import CheckpointError, ConfigError, TrainingError, UnetdistError
 from unetdist.storage import remote
-from unetdist.storage.checkpoint_files import Commit, Commits
+from unetdist.storage.checkpoint_files import CheckpointFolder, Commit
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.train.snapshot import HostCopy
 
@@ -77,7 +77,7 @@ class Checkpoints:
         self.folder = open_folder(folder)
         self.data = data
         self._may_change_data = "data.train" in cfg.allow_changes
-        self._commits = Commits(self.folder, keep_last=cfg.keep_last)
+        self._commits = CheckpointFolder(self.folder, keep_last=cfg.keep_last)
         self._copy = HostCopy()
         self._writer: threading.Thread | None = None
 

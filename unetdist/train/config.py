@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass, field
 
-from unetdist.data.access import DataConfig
 from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.loader import DataConfig
 from unetdist.errors import ConfigError
 from unetdist.evaluation.evaluate import ValidationConfig
 from unetdist.model.losses import LossConfig

@@ -11,8 +11,8 @@ import numpy as np
 from tests.benchmarks.loops.files import MEAN, STD
 from tests.benchmarks.loops.ours import PRECISIONS
 from tests.benchmarks.peers.protocol import Batches, Job, installed, serve
-from unetdist.data.access import DataConfig
 from unetdist.data.labels import Palette
+from unetdist.data.loader import DataConfig
 from unetdist.data.manifest import Manifest
 from unetdist.distributed.collectives import make_accelerator, seed_everything, world_of
 from unetdist.evaluation.evaluate import ValidationConfig

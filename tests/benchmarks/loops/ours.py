@@ -17,9 +17,9 @@ import torch
 
 from tests.benchmarks.loops.files import DEVICE_BATCHES
 from tests.benchmarks.loops.protocol import AfterStep, TrainJob, serve, waited
-from unetdist.data.access import DataConfig
 from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Batch
+from unetdist.data.loader import DataConfig
 from unetdist.distributed.collectives import MixedPrecision
 from unetdist.errors import TrainingError
 from unetdist.model.unet import UNetConfig

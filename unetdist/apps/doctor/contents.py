@@ -13,7 +13,7 @@ import numpy as np
 from unetdist.apps.doctor.case import Case
 from unetdist.apps.doctor.findings import Finding, by_rank, listed, ok, problem, size, warning
 from unetdist.cli.logs import console
-from unetdist.data.access import open_reader
+from unetdist.data.loader import open_reader
 from unetdist.data.manifest import Manifest
 from unetdist.data.open_shard import REMEDY, check_size
 from unetdist.data.samples import Samples

@@ -11,8 +11,8 @@ from unetdist.apps.doctor import contents
 from unetdist.apps.doctor.case import Case
 from unetdist.apps.doctor.examination import GO, Check
 from unetdist.apps.doctor.findings import Finding, by_rank, listed, ok, problem, size, warning
-from unetdist.data.access import open_data, open_reader
 from unetdist.data.labels import Palette
+from unetdist.data.loader import open_data, open_reader
 from unetdist.data.manifest import Manifest
 from unetdist.data.open_shard import REMEDY
 from unetdist.data.reader import ShardReader

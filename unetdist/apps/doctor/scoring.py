@@ -15,7 +15,7 @@ from unetdist.apps.doctor.findings import Finding, duration, ok, warning
 from unetdist.apps.doctor.memory import Peak
 from unetdist.apps.doctor.training import judge_memory, memory_of
 from unetdist.cli.logs import console
-from unetdist.data.requests import part_of
+from unetdist.data.workers import part_of
 from unetdist.evaluation.evaluate import LeftEarlyError
 from unetdist.evaluation.validation import Validator, shares_windows
 

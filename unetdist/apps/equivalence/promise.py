@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from unetdist.data.access import open_data
-from unetdist.data.loader import check_batch_sizes
+from unetdist.data.loader import check_batch_sizes, open_data
 from unetdist.model.config import check_norm
 from unetdist.train.config import Config
 from unetdist.train.schedule import Schedule

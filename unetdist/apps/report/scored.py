@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from unetdist.apps.report.run import Run
 from unetdist.cli import settings
 from unetdist.cli.credentials import mask
-from unetdist.data.access import DataConfig, open_data, open_reader
+from unetdist.data.loader import DataConfig, open_data, open_reader
 from unetdist.data.manifest import Manifest
 from unetdist.data.samples import Samples
 from unetdist.errors import ConfigError

@@ -13,9 +13,9 @@ from torch import Tensor
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
 from unetdist.data import shapes
-from unetdist.data.access import DataConfig, open_data, open_reader
 from unetdist.data.decode import PICTURE_SUFFIXES, Pixels
 from unetdist.data.image_file import read_file, read_image
+from unetdist.data.loader import DataConfig, open_data, open_reader
 from unetdist.data.samples import Samples
 from unetdist.errors import DataError
 from unetdist.model.inference import resize_area

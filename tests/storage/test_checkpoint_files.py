@@ -12,7 +12,7 @@ import pytest
 
 from unetdist.errors import CheckpointError, DataError
 from unetdist.storage import remote, retries
-from unetdist.storage.checkpoint_files import Commits, has_checkpoint
+from unetdist.storage.checkpoint_files import CheckpointFolder, has_checkpoint
 from unetdist.storage.folders import open_folder
 
 
@@ -20,11 +20,11 @@ def content(step: int) -> bytes:
     return f"tensors of step {step}".encode() * 100
 
 
-def commits(folder, keep_last=2) -> Commits:
-    return Commits(open_folder(folder), keep_last=keep_last)
+def commits(folder, keep_last=2) -> CheckpointFolder:
+    return CheckpointFolder(open_folder(folder), keep_last=keep_last)
 
 
-def write(commits: Commits, *steps: int) -> Commits:
+def write(commits: CheckpointFolder, *steps: int) -> CheckpointFolder:
     for step in steps:
         commits.write(step, memoryview(content(step)), {"step": step})
     return commits
