@@ -18,7 +18,7 @@ from unetdist.evaluation.comparison import compare
 from unetdist.evaluation.evaluate import Report, ValidationConfig
 from unetdist.evaluation.image_counts import write_per_image
 from unetdist.evaluation.scoring import evaluations
-from unetdist.model.inference_options import add_inference_options, inference_of
+from unetdist.model.inference import add_inference_options, inference_of
 from unetdist.storage.files import write_atomic, write_json
 from unetdist.tracking.terminal import comparison_table, scores_table
 

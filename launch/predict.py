@@ -27,7 +27,7 @@ from unetdist.cli.logs import run_script, set_up_logging
 from unetdist.distributed.collectives import World, make_accelerator, world_of
 from unetdist.distributed.malloc import keep_all_freed
 from unetdist.errors import ConfigError
-from unetdist.model.inference_options import add_inference_options, inference_of
+from unetdist.model.inference import add_inference_options, inference_of
 from unetdist.model.saved_model import load_model
 from unetdist.predict import Outputs, find_device, predict_files
 

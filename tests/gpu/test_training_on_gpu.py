@@ -101,7 +101,7 @@ def test_no_loss_waits_for_the_device(waiting_is_an_error, term):
     class_pixels = torch.stack([(mask == index).sum((1, 2)) for index in range(3)], dim=1)
     for waits in (False, True):  # the first round loads kernels
         waiting_is_an_error(waits)
-        loss(logits, mask, loss.units(class_pixels)).backward()
+        loss(logits, mask, loss.denominators(class_pixels)).backward()
     waiting_is_an_error(False)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.no_copies import NoCopies
 from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.errors import ConfigError
-from unetdist.model.losses import Loss, LossConfig, build_loss, dice_sum, focal_sum, lovasz_sum
+from unetdist.model.losses import Loss, LossConfig, build_loss, class_weights, dice_sum, focal_sum, lovasz_sum
 
 NUM_CLASSES = 4
 WEIGHTS = (0.5, 2.0, 1.0, 0.25)
@@ -51,7 +51,7 @@ def test_nothing_moves_between_host_and_device(settings_):
     logits, mask = logits.to("meta").requires_grad_(), mask.to("meta")
     loss = make_loss(**settings_).to("meta")
     with NoCopies():
-        loss(logits, mask, loss.units(class_pixels)).backward()
+        loss(logits, mask, loss.denominators(class_pixels)).backward()
 
 
 @settings(max_examples=25, deadline=None)
@@ -61,24 +61,24 @@ def test_shares_of_any_split_add_up(settings_, cuts, seed, supervised):
     """A cut may leave a rank with ignored pixels only: the last image is such a rank for cut 7."""
     loss = make_loss(**settings_)
     logits, mask = batch(8, seed=seed)
-    units = loss.units(count(mask))
+    denominators = loss.denominators(count(mask))
 
     def outputs(x):
         return [x, x * 0.5 + 1, x.sin()] if supervised else x
 
     whole_logits = logits.clone().requires_grad_()
-    whole = loss(outputs(whole_logits), mask, units)
+    whole = loss(outputs(whole_logits), mask, denominators)
     whole.backward()
 
     parts_logits = logits.clone().requires_grad_()
     total, counted = 0.0, torch.zeros(2, dtype=torch.float64)
     for begin, end in pairwise([0, *sorted(cuts), 8]):
         part = slice(begin, end)
-        counted += loss.units(count(mask[part]))
-        share = loss(outputs(parts_logits[part]), mask[part], units)
+        counted += loss.denominators(count(mask[part]))
+        share = loss(outputs(parts_logits[part]), mask[part], denominators)
         share.backward()
         total += share.item()
-    torch.testing.assert_close(counted, units, rtol=1e-14, atol=0)
+    torch.testing.assert_close(counted, denominators, rtol=1e-14, atol=0)
     assert total == pytest.approx(whole.item(), rel=1e-12)
     torch.testing.assert_close(parts_logits.grad, whole_logits.grad, rtol=0, atol=1e-12)
     assert whole_logits.grad.abs().sum() > 0
@@ -95,21 +95,25 @@ def test_cross_entropy_is_torchs_mean(label_smoothing):
         ignore_index=IGNORE_INDEX,
         label_smoothing=label_smoothing,
     )
-    torch.testing.assert_close(loss(logits, mask, loss.units(count(mask))), expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        loss(logits, mask, loss.denominators(count(mask))), expected, rtol=1e-13, atol=0
+    )
 
 
 def test_units_count_weighted_pixels_and_images_with_a_valid_one():
     class_pixels = torch.tensor([[3, 0, 1, 0], [0, 0, 0, 0], [0, 2, 0, 4]])
-    units = make_loss().units(class_pixels)
-    assert units.dtype == torch.float64
-    assert units.tolist() == [3 * 0.5 + 2 * 2.0 + 1 * 1.0 + 4 * 0.25, 2]
+    denominators = make_loss().denominators(class_pixels)
+    assert denominators.dtype == torch.float64
+    assert denominators.tolist() == [3 * 0.5 + 2 * 2.0 + 1 * 1.0 + 4 * 0.25, 2]
 
 
 def test_sums_over_units_are_the_loss():
     loss = make_loss(**TERMS["all"])
     logits, mask = batch(3)
-    units = loss.units(count(mask))
-    torch.testing.assert_close((loss.sums(logits, mask) / units).sum(), loss(logits, mask, units))
+    denominators = loss.denominators(count(mask))
+    torch.testing.assert_close(
+        (loss.sums(logits, mask) / denominators).sum(), loss(logits, mask, denominators)
+    )
 
 
 @pytest.mark.parametrize("settings_", TERMS.values(), ids=TERMS)
@@ -118,8 +122,8 @@ def test_ignored_pixels_only_add_nothing(settings_, others_have_pixels):
     loss = make_loss(**settings_)
     logits = torch.randn(2, NUM_CLASSES, 3, 3, requires_grad=True)
     mask = torch.full((2, 3, 3), IGNORE_INDEX, dtype=torch.uint8)
-    units = torch.tensor([10.0, 2.0] if others_have_pixels else [0.0, 0.0], dtype=torch.float64)
-    share = loss(logits, mask, units)
+    denominators = torch.tensor([10.0, 2.0] if others_have_pixels else [0.0, 0.0], dtype=torch.float64)
+    share = loss(logits, mask, denominators)
     share.backward()
     assert share.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -130,7 +134,7 @@ def test_a_batch_of_weightless_classes_adds_nothing():
     loss = build_loss(LossConfig(class_weights=(0.0, 1.0), label_smoothing=0.1), num_classes=2)
     logits = torch.randn(1, 2, 3, 3, requires_grad=True)
     mask = torch.zeros(1, 3, 3, dtype=torch.uint8)
-    share = loss(logits, mask, loss.units(count(mask, num_classes=2)))
+    share = loss(logits, mask, loss.denominators(count(mask, num_classes=2)))
     share.backward()
     assert share.item() == 0
     assert not logits.grad.any()
@@ -140,28 +144,30 @@ def test_a_batch_of_weightless_classes_adds_nothing():
 def test_ignored_pixels_do_not_matter(settings_):
     loss = make_loss(**settings_)
     logits, mask = batch(3)
-    units = loss.units(count(mask))
+    denominators = loss.denominators(count(mask))
     changed = torch.where((mask == IGNORE_INDEX)[:, None], logits * 3 + 1, logits)
-    torch.testing.assert_close(loss(changed, mask, units), loss(logits, mask, units), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        loss(changed, mask, denominators), loss(logits, mask, denominators), rtol=1e-13, atol=0
+    )
 
 
 @pytest.mark.parametrize("settings_", TERMS.values(), ids=TERMS)
 def test_gradient_is_that_of_finite_differences(settings_):
     loss = make_loss(**settings_)
     logits, mask = batch(2, size=(2, 3))
-    units = loss.units(count(mask))
-    assert torch.autograd.gradcheck(lambda x: loss(x, mask, units), logits.requires_grad_())
+    denominators = loss.denominators(count(mask))
+    assert torch.autograd.gradcheck(lambda x: loss(x, mask, denominators), logits.requires_grad_())
 
 
 @pytest.mark.parametrize("term", ["ce", "dice", "focal", "lovasz"])
 def test_right_answers_cost_nothing_and_wrong_ones_do(term):
     loss = make_loss(**TERMS[term])
     _, mask = batch(3)
-    units = loss.units(count(mask))
+    denominators = loss.denominators(count(mask))
     target = torch.where(mask == IGNORE_INDEX, 0, mask).long()
     right = 100 * F.one_hot(target, NUM_CLASSES).movedim(-1, 1).float()
-    assert loss(right, mask, units).item() == pytest.approx(0, abs=1e-6)
-    assert loss(right.roll(1, dims=1), mask, units).item() > 0.5
+    assert loss(right, mask, denominators).item() == pytest.approx(0, abs=1e-6)
+    assert loss(right.roll(1, dims=1), mask, denominators).item() > 0.5
 
 
 @pytest.mark.parametrize("settings_", TERMS.values(), ids=TERMS)
@@ -172,9 +178,9 @@ def test_half_precision_logits_are_summed_in_float32(settings_, dtype):
     logits, mask = batch(2, size=(300, 300), ignored=0.1)
     half = logits.to(dtype)
     with torch.autocast("cpu", dtype=dtype):
-        share = loss(half, mask, loss.units(count(mask)))
+        share = loss(half, mask, loss.denominators(count(mask)))
     assert share.dtype == torch.float32
-    exact = loss(half.double(), mask, loss.units(count(mask)))
+    exact = loss(half.double(), mask, loss.denominators(count(mask)))
     assert share.item() == pytest.approx(exact.item(), rel=1e-4)
 
 
@@ -183,7 +189,7 @@ def test_extreme_logits_stay_finite(settings_):
     loss = make_loss(**settings_ | {"focal_gamma": 0.5})
     logits, mask = batch(2)
     logits = (logits.float() * 1e4).requires_grad_()
-    share = loss(logits, mask, loss.units(count(mask)))
+    share = loss(logits, mask, loss.denominators(count(mask)))
     share.backward()
     assert share.isfinite()
     assert logits.grad.isfinite().all()
@@ -193,18 +199,18 @@ def test_deep_supervision_halves_the_weight_of_each_level():
     loss = make_loss(**TERMS["all"])
     _, mask = batch(3)
     levels = [batch(3, seed=seed)[0] for seed in range(3)]
-    units = loss.units(count(mask))
-    fine, middle, coarse = (loss(level, mask, units) for level in levels)
-    torch.testing.assert_close(loss(levels, mask, units), (4 * fine + 2 * middle + coarse) / 7)
+    denominators = loss.denominators(count(mask))
+    fine, middle, coarse = (loss(level, mask, denominators) for level in levels)
+    torch.testing.assert_close(loss(levels, mask, denominators), (4 * fine + 2 * middle + coarse) / 7)
 
 
 def test_compiles_to_one_graph():
     """A break in the graph would be a value that Python waits for."""
     loss = make_loss(**TERMS["all"])
     logits, mask = batch(2)
-    units = loss.units(count(mask))
+    denominators = loss.denominators(count(mask))
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(logits, mask, units), loss(logits, mask, units))
+    torch.testing.assert_close(compiled(logits, mask, denominators), loss(logits, mask, denominators))
 
 
 def test_focal_is_cross_entropy_at_gamma_0_and_the_formula_at_2():
@@ -296,7 +302,47 @@ def test_one_class_beside_ignored_pixels_is_refused_for_nothing_would_be_learnt(
     logits = torch.randn(1, 1, 2, 2, requires_grad=True)
     mask = torch.tensor([[[0, 0], [0, IGNORE_INDEX]]], dtype=torch.uint8)
     alone = Loss(LossConfig(**terms), torch.ones(1))
-    loss = alone(logits, mask, alone.units(count(mask, num_classes=1)))
+    loss = alone(logits, mask, alone.denominators(count(mask, num_classes=1)))
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
+
+
+CLASS_PIXELS, PRESENCE_PIXELS = [600, 300, 100, 0], [1000, 500, 400, 0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("none", [1, 1, 1, 1]),
+        # Frequencies .6, .6, .25: the median is .6.
+        ("median_frequency", [1, 1, 0.6 / 0.25, 0]),
+        ("sqrt_median_frequency", [1, 1, (0.6 / 0.25) ** 0.5, 0]),
+        ("inverse", [1000 / 1800, 1000 / 900, 1000 / 300, 0]),
+        ("enet", [1 / np.log(1.62), 1 / np.log(1.32), 1 / np.log(1.12), 0]),
+        ((0.0, 1.0, 2.0, 0.5), [0, 1, 2, 0.5]),
+    ],
+)
+def test_class_weights_are_the_formulas(rule, expected):
+    weights = class_weights(rule, num_classes=4, class_pixels=CLASS_PIXELS, presence_pixels=PRESENCE_PIXELS)
+    assert weights.dtype == torch.float64
+    assert weights.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_median_of_an_even_number_is_between_the_middle_two():
+    weights = class_weights(
+        "median_frequency", num_classes=2, class_pixels=[10, 30], presence_pixels=[100, 100]
+    )
+    assert weights.tolist() == pytest.approx([2.0, 2 / 3])
+
+
+@pytest.mark.parametrize("rule", [(1.0, 2.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (1.0, float("inf"), 1.0)])
+def test_a_list_of_weights_that_does_not_fit_is_refused(rule):
+    with pytest.raises(ConfigError, match=r"class_weights \(\[.*\]\) must be 3 numbers .*; use such"):
+        class_weights(rule, num_classes=3)
+
+
+@pytest.mark.parametrize("class_pixels", [None, [0, 0, 0], [1, 2]])
+def test_a_rule_without_pixels_to_go_by_is_refused(class_pixels):
+    with pytest.raises(ConfigError, match=r"class_weights \(enet\) .* 3 classes"):
+        class_weights("enet", num_classes=3, class_pixels=class_pixels, presence_pixels=class_pixels)

@@ -105,6 +105,6 @@ def test_a_read_back_would_be_found(trainer, micro_batches):
 
 def test_a_copy_would_be_found(trainer, micro_batches):
     on_host = trainer.share.loss.class_weights.new_ones(3, device="cpu")
-    trainer.share.loss.units = lambda class_pixels: class_pixels.sum(0).double() * on_host.to(META)
+    trainer.share.loss.denominators = lambda class_pixels: class_pixels.sum(0).double() * on_host.to(META)
     with NoCopies(), pytest.raises(AssertionError, match="_to_copy.default between cpu and meta"):
         trainer.train_step(micro_batches)

@@ -133,7 +133,7 @@ def evaluate(
         calibration=cfg.calibration,
         num_kept=expected.num_samples if per_image else 0,
     )
-    loss_parts = torch.zeros(4, dtype=torch.float64, device=device)  # two sums, two units
+    loss_parts = torch.zeros(4, dtype=torch.float64, device=device)  # two sums, two denominators
     seen = torch.zeros(2, dtype=torch.int64)
     was_left = torch.zeros(1, dtype=torch.int64)
     examples = Examples(num_examples)
@@ -150,7 +150,7 @@ def evaluate(
             for index, sample_id in enumerate(batch.ids.tolist()):
                 one = slice(index, index + 1)  # image by image: the sums of a batch round by its company
                 loss_parts += torch.cat(
-                    [loss.sums(logits[one], mask[one]).double(), loss.units(class_pixels[one])]
+                    [loss.sums(logits[one], mask[one]).double(), loss.denominators(class_pixels[one])]
                 )
                 confusion = images.add(sample_id, logits[index], preds[index], mask[index])
                 of_image = batch.image[index], batch.mask[index], preds[index]

@@ -1,7 +1,9 @@
-"""From an image to the logits of every pixel at the image's own size: whole, in windows, flipped, at several scales."""
+"""Predicts logits for every pixel at the image's own size: as a whole, in windows, mirrored, at several scales."""
 
+import argparse
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,36 +12,40 @@ from torch import Tensor
 
 from unetdist.distributed.collectives import gather_to
 from unetdist.errors import ConfigError
-from unetdist.model.sliding_window import Windows
 
 Predict = Callable[[Tensor], Tensor]
 """Image (B, C, H, W), uint8 or float in 0..255 -> logits (B, num_classes, H, W), as a `UNet` does."""
 
 BAND_ROWS = 256
-"""Rows of an image whose logits are interpolated at a time, where memory is bounded."""
+"""Rows of logits that are interpolated at a time, so that memory stays bounded."""
+
+HIGHEST_WEIGHT = 255
+"""Highest weight along one axis. Weights are integers, so that sums of whole numbers are exact in any order."""
+
+TTA_SCALES = (0.75, 1.0, 1.25)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """How an image is predicted: by default as a whole, once."""
+    """How an image is predicted: by default once, as a whole."""
 
     window: tuple[int, int] | None = None
-    """Predict in windows of this (height, width) in pixels of what the network sees, best no smaller than what it was
-    trained on; None: the image as a whole."""
+    """Size of the windows, (height, width) in pixels that the network sees; best no smaller than the training crops.
+    None: the image as a whole."""
 
     overlap: float = 0.5
-    """Share of a window that its neighbour sees too, 0 to below 1."""
+    """Fraction of a window that overlaps its neighbour, 0 to below 1."""
 
     window_batch: int = 2
     """Windows per forward pass."""
 
     flips: bool = False
-    """Average the probabilities of the image and its mirror image, left and right exchanged. Not upside down: scenes
-    have a sky and a ground, and a network that never saw them exchanged would lose by it."""
+    """Average the probabilities of the image and its mirror image (left and right exchanged). There is no vertical
+    flip, because a network that never saw sky and ground exchanged would lose accuracy."""
 
     scales: tuple[float, ...] = (1.0,)
-    """Average the probabilities of the image at these sizes, relative to the one trained at. They take more than they
-    give, unless `augment.scale_min` and `scale_max` showed the network such sizes."""
+    """Sizes, relative to the training size, over which probabilities are averaged. Accuracy only improves if the
+    network saw such sizes in training (`augment.scale_min`, `augment.scale_max`)."""
 
     def __post_init__(self) -> None:
         if self.window is not None and min(self.window) < 1:
@@ -57,22 +63,105 @@ class InferenceConfig:
 
     @property
     def averages(self) -> bool:
-        """Whether an image is seen more than once, or at another scale."""
+        """Whether the network sees an image more than once, or at another scale."""
         return self.flips or self.scales != (1.0,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Team:
-    """The ranks that share the windows of an image."""
+    """Ranks that divide the windows of an image among them."""
 
     rank: int = 0
     world_size: int = 1
     owner: int = 0
-    """The rank that puts the windows together; the others get no result."""
+    """Rank that joins the windows; the others get no result."""
 
 
 WHOLE_IMAGE = InferenceConfig()
 ALONE = Team()
+
+
+class Axis:
+    """Windows along one axis of an image.
+
+    They are spread evenly, and weighted by a Gaussian because a network sees a pixel best in the middle of its window
+    (nnU-Net: Isensee et al. 2021, Nature Methods 18).
+
+    Attributes:
+        size: pixels of the image.
+        window: pixels of a window, at most those of the image: then no pixel is made up, and an image that fits into
+            the window is predicted as a whole.
+        starts: first pixel of each window; the last window ends at the end of the image.
+        weights: (window,) float64 integers 1..`HIGHEST_WEIGHT`, a Gaussian with the deviation window / 8.
+        totals: (size,) float64, the sum of the weights of all windows at each pixel.
+    """
+
+    def __init__(self, size: int, window: int, overlap: float, device: torch.device) -> None:
+        self.size, self.window = size, min(size, window)
+        room, step = size - self.window, max(1.0, self.window * (1 - overlap))
+        gaps = math.ceil(room / step)
+        self.starts = [room * number // gaps for number in range(gaps)] + [room]
+        deviations = (torch.arange(self.window, dtype=torch.float64) - (self.window - 1) / 2) * (
+            8 / self.window
+        )
+        # Rounded on the host, so that every device uses the same integers.
+        self.weights = (HIGHEST_WEIGHT * torch.exp(-(deviations**2) / 2)).round().clamp(min=1)
+        self.totals = torch.zeros(size, dtype=torch.float64)
+        for start in self.starts:
+            self.totals[start : start + self.window] += self.weights
+        self.weights, self.totals = self.weights.to(device), self.totals.to(device)
+
+
+class Windows:
+    """The windows of one image: row by row, from left to right."""
+
+    def __init__(self, image: Tensor, window: tuple[int, int], overlap: float, *, batch_size: int) -> None:
+        """Spread windows of (height, width) pixels over an image (1, C, H, W); see `InferenceConfig.overlap`."""
+        self.image, self.batch_size = image, batch_size
+        height, width = image.shape[-2:]
+        self.rows = Axis(height, window[0], overlap, image.device)
+        self.columns = Axis(width, window[1], overlap, image.device)
+        self.corners = list(itertools.product(self.rows.starts, self.columns.starts))
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches that hold all windows."""
+        return math.ceil(len(self.corners) / self.batch_size)
+
+    def batch(self, number: int) -> Tensor:
+        """(batch_size, C, h, w) windows; the last batch repeats the last window to keep its shape (and its kernel)."""
+        first = number * self.batch_size
+        corners = [
+            self.corners[min(at, len(self.corners) - 1)] for at in range(first, first + self.batch_size)
+        ]
+        height, width = self.rows.window, self.columns.window
+        return torch.cat([self.image[..., y : y + height, x : x + width] for y, x in corners])
+
+    def join(self, results: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Join the windows' results into finished rows of the image, from top to bottom, as weighted means.
+
+        Only a strip as high as a window is in memory. Sums follow the order of the windows.
+
+        Args:
+            results: (K, h, w) of each window in order; surplus results are ignored.
+
+        Yields:
+            (K, rows, W), the rows that no later window covers; float32, or float64 if the results are.
+        """
+        rows, columns, result = self.rows, self.columns, iter(results)
+        weights = rows.weights[:, None] * columns.weights
+        strip = torch.zeros(0)
+        for top, following in itertools.pairwise([*rows.starts, rows.size]):
+            for left in columns.starts:
+                values = next(result)
+                if not len(strip):
+                    strip = weights.new_zeros(len(values), rows.window, columns.size)
+                strip[..., left : left + columns.window] += weights * values
+            done = following - top
+            finished = strip[:, :done].div_(rows.totals[top:following, None] * columns.totals)
+            yield finished.to(torch.promote_types(values.dtype, torch.float32), copy=True)
+            strip[:, : rows.window - done] = strip[:, done:].clone()
+            strip[:, rows.window - done :] = 0
 
 
 @torch.inference_mode()
@@ -83,21 +172,21 @@ def predict_logits(
     resize: tuple[int, int] | None = None,
     inference: InferenceConfig = WHOLE_IMAGE,
 ) -> Tensor:
-    """Logits of whole images at their own size.
+    """Predict the logits of images at their own size.
 
-    The kernels of a convolution are chosen by the shape of the batch, and another kernel rounds differently.
-    So callers whose result for an image must not depend on its company run a fixed batch shape; one image per
-    call is the default everywhere in this project.
+    The shape of a batch decides which kernel a convolution uses, and another kernel rounds differently. For results
+    that do not depend on the other images of a batch, callers keep the batch shape fixed; one image per call is the
+    default everywhere in this project.
 
     Args:
         model: any callable from image to logits of the same height and width, in evaluation mode.
         image: (B, C, H, W) uint8, on the device of `model`.
-        resize: (width, height) in pixels that the model was trained at; None: the image as it is.
+        resize: (width, height) in pixels that the model was trained at; None: the image's own size.
         inference: settings.
 
     Returns:
-        (B, num_classes, H, W) logits; where probabilities are averaged, their logarithms. With `resize` they are
-        computed at that size and interpolated back.
+        (B, num_classes, H, W) logits, or logarithms of averaged probabilities. With `resize` they are computed at that
+        size and interpolated back.
     """
     if inference.window is not None:
         images = [predict_rows(model, one, resize=resize, inference=inference) for one in image[:, None]]
@@ -118,21 +207,21 @@ def predict_rows(
     inference: InferenceConfig = WHOLE_IMAGE,
     team: Team = ALONE,
 ) -> Iterator[Tensor]:
-    """`predict_logits` of one image in portions; with a window, no more than a strip of them is in memory.
+    """Predict one image in bands of rows; with a window, only one strip of logits is in memory.
 
-    Collective where the team is more than one: its ranks take the batches of windows in turn, and the owner adds
-    them up in the order of the windows, so that the result does not depend on who computed them. With `resize` the
-    logits of the image as trained are in memory, and those at its own size in portions.
+    Collective if the team has several ranks: they take the batches of windows in turn, and the owner adds them up in
+    the order of the windows, so that the result does not depend on which rank computed them. With `resize` the logits
+    at the training size are in memory as a whole, and those at the image's own size in bands.
 
     Args:
-        model: as of `predict_logits`.
+        model: see `predict_logits`.
         image: (1, C, H, W) uint8.
-        resize: as of `predict_logits`.
+        resize: see `predict_logits`.
         inference: settings.
-        team: who shares the windows.
+        team: ranks that divide the windows.
 
     Yields:
-        (num_classes, rows, W) logits, from top to bottom; nothing on ranks that are not the owner.
+        (num_classes, rows, W) logits from top to bottom; nothing on ranks other than the owner.
     """
     if inference.window is None:
         yield predict_logits(model, image, resize=resize, inference=inference)[0]
@@ -150,19 +239,19 @@ def predict_rows(
 
 
 def _results(network: Predict, windows: Windows, team: Team) -> Iterator[Tensor]:
-    """Collective, in a team. What the network gives for each window in their order, on the owner; more may follow."""
+    """Collective in a team. Yields the network's result for each window in order on the owner; surplus may follow."""
     last = windows.num_batches - 1
     for first in range(0, windows.num_batches, team.world_size):
-        # Who is left without a batch in the last round computes it too: the others would be waited for anyway.
+        # In the last round ranks without a batch repeat the last one: they would only wait for the others.
         mine = _at_least_float32(network(windows.batch(min(first + team.rank, last))))
         for results in [mine] if team.world_size == 1 else gather_to(team.owner, mine):
             yield from results
 
 
 def mean_probabilities(model: Predict, inference: InferenceConfig) -> Predict:
-    """From an image (B, C, H, W) to the mean probabilities (B, num_classes, H, W) of its mirror images and scales.
+    """Wrap a model so that it returns probabilities (B, num_classes, H, W) averaged over mirror images and scales.
 
-    Windows are mirrored and scaled each by itself, which bounds memory by the window.
+    With windows, each window is mirrored and scaled by itself, so that the window bounds the memory.
     """
     views = list(itertools.product(inference.scales, (False, True) if inference.flips else (False,)))
 
@@ -187,7 +276,7 @@ def _scaled(image: Tensor, scale: float) -> Tensor:
 
 def _resized(image: Tensor, resize: tuple[int, int]) -> Tensor:
     width, height = resize
-    # Rounded, because the shards that the model learned from hold whole numbers.
+    # The model was trained on shards that hold whole numbers.
     return resize_area(image, height=height, width=width).round().to(image.dtype)
 
 
@@ -196,14 +285,14 @@ def _interpolated(logits: Tensor, size: torch.Size) -> Tensor:
 
 
 def _interpolated_rows(logits: Tensor, size: torch.Size) -> Iterator[Tensor]:
-    """`_interpolated` of (K, h, w), in bands of rows."""
+    """Do `_interpolated` for (K, h, w) in bands of rows."""
     (old, _), (new, width) = logits.shape[-2:], size
     for top in range(0, new, BAND_ROWS):
         rows = torch.arange(top, min(new, top + BAND_ROWS), device=logits.device) + 0.5
         places = (rows * (old / new) - 0.5).clamp(0, old - 1)
         above = places.long()
-        share = (places - above).to(logits.dtype)[:, None]
-        band = torch.lerp(logits[:, above], logits[:, (above + 1).clamp(max=old - 1)], share)
+        fraction = (places - above).to(logits.dtype)[:, None]
+        band = torch.lerp(logits[:, above], logits[:, (above + 1).clamp(max=old - 1)], fraction)
         yield _interpolated(band[None], torch.Size((band.shape[1], width)))[0]
 
 
@@ -212,15 +301,15 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _log(probabilities: Tensor) -> Tensor:
-    """Their logarithm, finite where one of them is 0."""
+    """Logarithm of probabilities that stays finite at 0."""
     return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 def resize_area(image: Tensor, *, height: int, width: int) -> Tensor:
     """Resize (B, C, H, W) so that each new pixel is the mean of the area it covers; float32, same range.
 
-    The averaging of `cv2.INTER_AREA`, with which shards are resized; `F.interpolate(mode="area")` agrees only
-    where the old size is a multiple of the new one.
+    It averages like `cv2.INTER_AREA`, which resizes the images of shards; `F.interpolate(mode="area")` only agrees if
+    the old size is a multiple of the new one.
     """
     rows = _area_weights(image.shape[-2], height, image.device)
     columns = _area_weights(image.shape[-1], width, image.device)
@@ -229,8 +318,47 @@ def resize_area(image: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def _area_weights(old: int, new: int, device: torch.device) -> Tensor:
-    """(new, old) share of each old pixel in each new one; the rows sum to 1."""
+    """(new, old) weight of each old pixel in each new one; the rows sum to 1."""
     edges = torch.arange(new + 1, device=device, dtype=torch.float64) * (old / new)
     pixels = torch.arange(old, device=device, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
     return (overlap.clamp(min=0) * (new / old)).float()
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    """Add --window, --overlap, --tta and --scales for `inference_of`."""
+    default = InferenceConfig()
+    parser.add_argument(
+        "--window",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="predict in overlapping windows of H x W pixels, so that memory does not grow with the image",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        default=default.overlap,
+        metavar="FRACTION",
+        help="fraction of a window that overlaps its neighbour (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help=f"average over the mirror image and the scales {', '.join(map(str, TTA_SCALES))}; takes 7 times as long. "
+        "Add --scales 1 if the model was trained at one scale only",
+    )
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=float,
+        metavar="SCALE",
+        help="average over these relative sizes of the image",
+    )
+
+
+def inference_of(args: argparse.Namespace) -> InferenceConfig:
+    """Turn parsed options into settings; raises `ConfigError` if they are out of range."""
+    scales = args.scales or (TTA_SCALES if args.tta else (1.0,))
+    window = None if args.window is None else tuple(args.window)
+    return InferenceConfig(window=window, overlap=args.overlap, flips=args.tta, scales=tuple(scales))

@@ -1,13 +1,13 @@
-"""Losses that return a *share* of the loss of the global batch, so that shares of any split add up exactly.
+"""Losses that are divided by counts of the *global* batch, so that the losses of any split add up exactly.
 
-A mean per process or micro-batch is wrong as soon as they hold different numbers of valid pixels: with
-class weights and ignored pixels its gradient is off by 12-14 %. Here the denominators are counted first
-(`Loss.units`) and summed over the global batch by the caller; each share is `local sum / global
-denominator`.
+A mean per process or micro-batch is wrong as soon as they hold different numbers of valid pixels: with class weights
+and ignored pixels its gradient is off by 12-14 %. Here the denominators are counted first (`Loss.denominators`) and the
+caller sums them over the global batch; the loss of a part is `local sum / global denominator`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.errors import ConfigError
-from unetdist.model.class_weights import ClassWeighting, class_weights
+
+ClassWeighting = Literal["none", "median_frequency", "sqrt_median_frequency", "inverse", "enet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,13 @@ class LossConfig:
     """Lovász-softmax, a surrogate of 1 - IoU: mean over images of the mean over the classes in the image."""
 
     class_weights: ClassWeighting | tuple[float, ...] = "none"
-    """Weight of a pixel by its class, in `ce` and `focal`: a rule (class_weights.py) or one number each."""
+    """Weight of a pixel by its class, in `ce` and `focal`: a rule (see `class_weights`) or one number each."""
 
     label_smoothing: float = 0.0
-    """Share, 0 to below 1, of the target that `ce` spreads over all classes."""
+    """Fraction of the target that `ce` spreads over all classes, 0 to below 1."""
 
     focal_gamma: float = 2.0
-    """How strongly `focal` fades out pixels that are already right; 0 is cross entropy."""
+    """Exponent that fades out pixels that are already right in `focal`; 0 gives cross entropy."""
 
     def __post_init__(self) -> None:
         for name in ("ce_weight", "dice_weight", "focal_weight", "lovasz_weight", "focal_gamma"):
@@ -58,9 +59,9 @@ class LossConfig:
 
 
 class Loss(nn.Module):
-    """The terms of a `LossConfig`, as shares of the global batch.
+    """The terms of a `LossConfig`, divided by counts of the global batch.
 
-    Computed in float32 or better, under autocast too. Nothing here waits for the device.
+    Computed in float32 or better, also under autocast. Nothing here waits for the device.
     """
 
     class_weights: Tensor
@@ -69,11 +70,11 @@ class Loss(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("class_weights", weights.double(), persistent=False)
-        # Units may be counted on the host; copying the weights, either way, would wait for the device.
+        # Pixels may be counted on the host, and copying the weights in either direction would wait for the device.
         self._host_weights = weights.double()
 
-    def units(self, class_pixels: Tensor) -> Tensor:
-        """What a share is divided by, counted over these images only; add it up over the global batch.
+    def denominators(self, class_pixels: Tensor) -> Tensor:
+        """Counts that the terms are divided by, for these images only; sum them over the global batch.
 
         Args:
             class_pixels: (B, num_classes) integers, the valid pixels of each class in each mask.
@@ -87,9 +88,9 @@ class Loss(nn.Module):
         return torch.stack([pixels, images])
 
     def sums(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """The terms summed over these images: (2,), to be divided by `units`.
+        """The terms summed over these images: (2,), still to be divided by the denominators.
 
-        The first number is the terms that are means over pixels, the second those that are means over images.
+        The first number sums the terms that are means over pixels, the second those that are means over images.
 
         Args:
             logits: (B, num_classes, H, W).
@@ -111,13 +112,13 @@ class Loss(nn.Module):
             over_images = over_images + config.lovasz_weight * lovasz_sum(logits, mask)
         return torch.stack([over_pixels, over_images])
 
-    def forward(self, logits: Tensor | list[Tensor], mask: Tensor, units: Tensor) -> Tensor:
-        """This batch's share of the loss: the shares of a global batch add up to its loss.
+    def forward(self, logits: Tensor | list[Tensor], mask: Tensor, denominators: Tensor) -> Tensor:
+        """The loss of these images; over the parts of a global batch it adds up to the loss of that batch.
 
         Args:
-            logits: (B, num_classes, H, W); or a list of such, the i-th weighted by 1 / 2^i, normalised.
+            logits: (B, num_classes, H, W), or a list of them: the i-th weighs 1 / 2^i, and the weights sum to 1.
             mask: (B, H, W) uint8 classes, `IGNORE_INDEX` where a pixel does not count.
-            units: (2,) `units` summed over the global batch, on the device of the logits.
+            denominators: (2,) `denominators` summed over the global batch, on the device of the logits.
 
         Returns:
             A scalar; 0, with a gradient of 0, where no pixel counts.
@@ -127,9 +128,10 @@ class Loss(nn.Module):
         sums = torch.stack(
             [factor * self.sums(level, mask) for factor, level in zip(factors, levels, strict=True)]
         ).sum(dim=0)
-        counts = units > 0
-        safe_units = torch.where(counts, units, 1.0).to(sums.dtype)
-        return torch.where(counts, sums / safe_units, 0.0).sum() / sum(factors)
+        # A division by 0 would be hidden by `where`, but its gradient would still be NaN.
+        counts = denominators > 0
+        safe = torch.where(counts, denominators, 1.0).to(sums.dtype)
+        return torch.where(counts, sums / safe, 0.0).sum() / sum(factors)
 
 
 def build_loss(
@@ -139,16 +141,16 @@ def build_loss(
     class_pixels: Sequence[int] | None = None,
     presence_pixels: Sequence[int] | None = None,
 ) -> Loss:
-    """The loss of `config`; a rule of class weights goes by the counts, those of the training manifest.
+    """Build the loss; a rule for class weights needs the pixel counts of the training manifest.
 
     Raises:
-        ConfigError: there is one class only, or the class weights do not fit.
+        ConfigError: there is only one class, or the class weights do not fit.
     """
-    if num_classes < 2:  # the softmax of one logit is 1, whatever the network says
+    if num_classes < 2:  # the softmax of one logit is 1, whatever the network predicts
         raise ConfigError(
             f"the data has {num_classes} class apart from ignored pixels, so the loss and its gradient would be 0 and "
-            "nothing would be learnt; write the shards again with at least 2 classes: list the background in "
-            "Labels.txt as a class, and leave it out of --ignore."
+            "the network would learn nothing; write the shards again with at least 2 classes: list the background in "
+            "Labels.txt as a class, and do not name it in --ignore."
         )
     weights = class_weights(
         config.class_weights,
@@ -159,9 +161,74 @@ def build_loss(
     return Loss(config, weights)
 
 
+def class_weights(
+    rule: ClassWeighting | Sequence[float],
+    *,
+    num_classes: int,
+    class_pixels: Sequence[int] | None = None,
+    presence_pixels: Sequence[int] | None = None,
+) -> Tensor:
+    """Compute the weight of each class: (num_classes,) float64.
+
+    With n the pixels of a class, N those of all, m the valid pixels of the images in which the class occurs:
+
+    - `none`: 1
+    - `median_frequency`: median(f) / f, f = n / m (Eigen & Fergus 2015, arXiv 1411.4734, section 5.3)
+    - `sqrt_median_frequency`: its square root
+    - `inverse`: N / (classes that occur * n), so that each class has the same influence
+    - `enet`: 1 / ln(1.02 + n / N) (Paszke et al. 2016, arXiv 1606.02147, section 5.2)
+
+    Except with `none`, a class without a pixel is left out of the median and has weight 0, because no count says what
+    it is worth. Training never meets it; in a validation loss its pixels do not count.
+
+    Args:
+        rule: one of the names above, or the weights themselves.
+        num_classes: number of classes.
+        class_pixels: n from the training manifest; every rule except `none` needs it.
+        presence_pixels: m from the training manifest.
+
+    Raises:
+        ConfigError: a list of weights does not fit, or the pixel counts that the rule needs are missing.
+    """
+    if not isinstance(rule, str):
+        return _given_weights(rule, num_classes)
+    if rule == "none":
+        return torch.ones(num_classes, dtype=torch.float64)
+    pixels = torch.as_tensor([] if class_pixels is None else class_pixels, dtype=torch.float64)
+    presence = torch.as_tensor([] if presence_pixels is None else presence_pixels, dtype=torch.float64)
+    if len(pixels) != num_classes or len(presence) != num_classes or not pixels.any():
+        raise ConfigError(
+            f"loss.class_weights ({rule}) needs the pixel counts of {num_classes} classes, not all of them 0; "
+            "use those of the training manifest, or class_weights: none"
+        )
+    occurs = pixels > 0
+    match rule:
+        case "median_frequency" | "sqrt_median_frequency":
+            frequency = pixels / presence
+            # torch.median would take the lower of the middle two; this takes their mean.
+            weights = frequency[occurs].quantile(0.5) / frequency
+            weights = weights.sqrt() if rule == "sqrt_median_frequency" else weights
+        case "inverse":
+            weights = pixels.sum() / (occurs.sum() * pixels)
+        case "enet":
+            weights = 1 / torch.log(1.02 + pixels / pixels.sum())
+    return torch.where(occurs, weights, 0.0)
+
+
+def _given_weights(values: Sequence[float], num_classes: int) -> Tensor:
+    weights = torch.tensor(values, dtype=torch.float64)
+    is_valid = len(weights) == num_classes and bool((weights.isfinite() & (weights >= 0)).all())
+    if not is_valid or not weights.any():
+        raise ConfigError(
+            f"loss.class_weights ({list(values)}) must be {num_classes} numbers of at least 0 (one per class), "
+            "not all of them 0; use such a list, or a rule such as median_frequency"
+        )
+    return weights
+
+
 def cross_entropy_sum(logits: Tensor, mask: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:
-    """Sum over valid pixels; divided by their weights, exactly `F.cross_entropy` with reduction "mean"."""
-    # Summed by `sum`: on CUDA reduction="sum" of a map adds in no fixed order.
+    """Sum over valid pixels; divided by their weights it is exactly `F.cross_entropy` with reduction "mean"."""
+    # reduction="sum" adds a map on CUDA in no fixed order; `sum` does not.
     return F.cross_entropy(
         logits,
         mask.long(),
@@ -177,7 +244,7 @@ def focal_sum(logits: Tensor, mask: Tensor, weights: Tensor, gamma: float) -> Te
     valid = mask != IGNORE_INDEX
     target = torch.where(valid, mask, 0).long()
     log_p = F.log_softmax(logits, dim=1).gather(1, target[:, None])[:, 0]
-    # Clamped: the slope of x^gamma at 0 is infinite for gamma below 1.
+    # For gamma below 1 the slope of x^gamma at 0 is infinite.
     wrong = (-torch.expm1(log_p)).clamp(min=1e-12)
     return -(valid * weights[target] * wrong**gamma * log_p).sum()
 
@@ -186,7 +253,7 @@ def dice_sum(logits: Tensor, mask: Tensor) -> Tensor:
     """Sum over images with a valid pixel of 1 - mean of 2 |p y| / (|p| + |y|) over the classes in the image.
 
     p are probabilities and y is 0 or 1, over the valid pixels of the image (Milletari et al. 2016, arXiv
-    1606.04797, without the squares). A class that the image lacks is left out: it could only score 0.
+    1606.04797, without the squares). A class that the image lacks is left out, because it could only score 0.
     """
     valid = (mask != IGNORE_INDEX)[:, None]
     target = mask[:, None] == torch.arange(logits.shape[1], device=mask.device)[:, None, None]
@@ -206,13 +273,13 @@ def lovasz_sum(logits: Tensor, mask: Tensor) -> Tensor:
     classes = torch.arange(logits.shape[1], device=mask.device)[:, None, None]
     target = (mask[:, None] == classes).flatten(2)
     errors = (target.to(logits.dtype) - F.softmax(logits, dim=1).flatten(2)).abs()
-    # Ignored pixels are sorted behind all others and then count 0: no selection, so no wait for the device.
+    # Selecting the valid pixels would wait for the device; instead ignored ones are sorted last and count 0.
     errors, order = torch.where(valid, errors, -1.0).sort(dim=2, descending=True, stable=True)
     hits = target.gather(2, order)
     num_targets = hits.sum(dim=2, keepdim=True)
     intersection = num_targets - hits.cumsum(dim=2)
     union = num_targets + hits.logical_not().cumsum(dim=2)
-    # The rise of 1 - intersection / union at each pixel, written out: as a difference it drowns in rounding.
+    # The rise of 1 - intersection / union at each pixel is written out: a difference would drown in rounding.
     rise_at_miss = intersection.to(logits.dtype) / (union * (union - 1).clamp(min=1))
     slope = torch.where(hits, union.to(logits.dtype).reciprocal(), rise_at_miss)
     return _sum_of_image_losses((errors.clamp(min=0) * slope).sum(dim=2), num_targets[..., 0] > 0)

@@ -11,25 +11,24 @@ from torch import Tensor, nn
 from unetdist.errors import ConfigError, DataError
 from unetdist.model.blocks import ConvBlock, UpBlock, initialise
 from unetdist.model.config import UNetConfig as UNetConfig
-from unetdist.model.sizes import crop, pad
 from unetdist.model.timm_encoder import TimmEncoder
 
 
 class UNet(nn.Module):
     """Image in pixel units -> logits of the same height and width.
 
-    Parts, and so the keys of the state dict: `encoder.I` (finest first), `bottleneck`, `decoder.I` (in the
-    order of computation: coarsest first), `head`, `aux_heads.I` (with deep supervision, like `decoder.I`),
-    and the buffers `mean` and `std`. With `config.encoder` its network is `backbone`, `encoder` only what is finer.
+    Its parts name the keys of the state dict: `encoder.I` (finest first), `bottleneck`, `decoder.I` (coarsest first,
+    in the order of computation), `head`, `aux_heads.I` (for deep supervision, ordered like `decoder.I`), and the
+    buffers `mean` and `std`. With `config.encoder` the timm network is `backbone`, and `encoder` holds finer levels.
 
     Args:
         config: The architecture.
         num_classes: Channels of the logits, at least 1.
-        mean: Of each image channel over the training set, in pixel units (0..255).
-        std: Likewise; a channel that never varies (0) is only centred.
+        mean: Mean of each image channel over the training set, in pixel units (0..255).
+        std: Standard deviation of each channel; a channel that never varies (0) is only centred.
 
     Raises:
-        ConfigError: If `mean` and `std` do not hold one finite number per input channel.
+        ConfigError: `mean` and `std` do not hold one finite number per input channel.
     """
 
     mean: Tensor
@@ -44,12 +43,15 @@ class UNet(nn.Module):
         self.backbone: TimmEncoder | None = None
         level_widths: Sequence[int] = config.level_widths
         if config.encoder is None:
-            *levels, bottleneck = _way_down(config)
+            *levels, bottleneck = _encoder_levels(config)
         else:
             self.backbone = TimmEncoder(
                 config.encoder, in_channels=config.in_channels, pretrained=config.pretrained
             )
-            levels, bottleneck = list(islice(_way_down(config), self.backbone.first_level)), nn.Identity()
+            levels, bottleneck = (
+                list(islice(_encoder_levels(config), self.backbone.first_level)),
+                nn.Identity(),
+            )
             level_widths = [*level_widths[: len(levels)], *self.backbone.channels]
             if config.pretrained and config.in_channels == len(self.backbone.mean):
                 mean, std = self.backbone.mean, self.backbone.std
@@ -76,9 +78,9 @@ class UNet(nn.Module):
         aux_widths = widths[:0:-1] if config.deep_supervision else ()
         self.aux_heads = nn.ModuleList(nn.Conv2d(width, num_classes, kernel_size=1) for width in aux_widths)
         for part in self.children():
-            if part is not self.backbone:  # timm has drawn its weights, or loaded them
+            if part is not self.backbone:  # timm has already drawn or loaded its weights
                 initialise(part)
-        # Convolutions are 1.3 to 1.7 times faster so, on CPU and GPU, and the loader's images have this layout.
+        # This layout makes convolutions 1.3 to 1.7 times faster on CPU and GPU, and the loader's images have it.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _keep_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -94,7 +96,7 @@ class UNet(nn.Module):
         spread = [value or 1.0 for value in std]
         self.register_buffer("std", torch.tensor(spread, dtype=torch.get_default_dtype()).view(-1, 1, 1))
 
-    def _pad(self, x: Tensor) -> Tensor:
+    def _pad(self, x: Tensor) -> Tensor:  # a method, so that a benchmark can leave it out
         return pad(x, 2**self.depth)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
@@ -104,11 +106,11 @@ class UNet(nn.Module):
             image: (B, in_channels, H, W), uint8 or floating, in pixel units 0..255; any H and W of 1 or more.
 
         Returns:
-            Logits (B, num_classes, H, W). In training with deep supervision a list: the logits, then those of
-            each coarser level of the decoder, the finer first, all at full resolution.
+            Logits (B, num_classes, H, W). In training with deep supervision it is a list: the logits, then those of
+            each coarser level of the decoder, finer levels first, all at full resolution.
 
         Raises:
-            DataError: If the image has another number of channels.
+            DataError: the image has another number of channels.
         """
         if image.shape[1] != self.config.in_channels:
             raise DataError(
@@ -142,11 +144,47 @@ class UNet(nn.Module):
         return [logits, *(crop(coarse, height, width) for coarse in reversed(auxiliary))]
 
 
-def _way_down(config: UNetConfig) -> Iterator[nn.Module]:
-    """The levels of the way down, bottleneck last.
+def pad(x: Tensor, factor: int) -> Tensor:
+    """Repeat the last row and column of (B, C, H, W) up to multiples of `factor`, at least 2 * `factor`.
 
-    A level is one block of `encoder_convs` convolutions, or as many residual blocks as `encoder_blocks` says. Block l
-    of L is dropped with l / L of `drop_path` (Huang et al. 2016, section 3).
+    The minimum gives a bottleneck of 2x2 or more: batch and instance norm cannot train on a single value.
+    """
+    # Padded even by 0 pixels: a test of the size would tie an exported model to the sizes that it was traced with.
+    bottom, right = (_missing(size, factor) for size in x.shape[-2:])
+    padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
+    return padded.contiguous(memory_format=torch.channels_last)  # CUDA padding loses the layout.
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """Crop (B, C, H, W) to its upper left (B, C, height, width)."""
+    if _is_exporting():
+        # The strides of a slice depend on whether it cut anything, which would tie the exported model to its sizes.
+        rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
+        return x.index_select(-2, rows).index_select(-1, columns)
+    return x[..., :height, :width]
+
+
+def _missing(size: int, factor: int) -> int:
+    """Pixels to add to `size` for a multiple of `factor` that is at least 2 * `factor`."""
+    least, even = 2 * factor - size, -size % factor
+    if not _is_exporting():
+        return max(least, even)  # torch.compile of torch 2.11 takes no sym_max of plain numbers
+    # max would compare the sizes and tie the exported model to the result.
+    missing: int = torch.sym_max(least, even)  # type: ignore[no-untyped-call]
+    return missing
+
+
+def _is_exporting() -> bool:
+    """Whether torch.export traces a graph for any size."""
+    # torch 2.11 also reports exporting inside torch.compile, where sizes are fixed.
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
+def _encoder_levels(config: UNetConfig) -> Iterator[nn.Module]:
+    """Build the levels of the encoder, bottleneck last.
+
+    A level is one block of `encoder_convs` convolutions or `encoder_blocks` residual blocks. Block l of L is dropped
+    with probability `drop_path` * l / L (Huang et al. 2016, section 3).
     """
     num_levels = config.depth + 1
     counts = _per_level(config.level_blocks or 1, num_levels)

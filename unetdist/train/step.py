@@ -90,7 +90,7 @@ class TrainStep:
     def global_units(self, batches: list[Batch]) -> Tensor:
         """Collective. The denominators of the loss over the whole global batch."""
         class_pixels = torch.cat([batch.class_pixels for batch in batches])
-        return all_reduce_sum(self.share.loss.units(class_pixels))
+        return all_reduce_sum(self.share.loss.denominators(class_pixels))
 
     def clip_gradients(self) -> Tensor:
         """Scale the gradient down to the largest norm allowed; returns its norm before."""

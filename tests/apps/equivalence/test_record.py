@@ -61,7 +61,7 @@ def mean_of_means(task: Task) -> None:
 
     def units_of_this_rank(step, batches):
         pixels = torch.cat([batch.class_pixels for batch in batches])
-        return step.share.loss.units(pixels) * step.world.world_size
+        return step.share.loss.denominators(pixels) * step.world.world_size
 
     TrainStep.global_units = units_of_this_rank
     record.run(task)
