@@ -1,8 +1,8 @@
-"""A run, or several beside each other, as one HTML file: `python launch/report.py runs/x [runs/y ...]`.
+"""Show a run, or compare several, in one HTML file: `python launch/report.py runs/x [runs/y ...]`.
 
-Curves, classes with intervals, the confusion matrix, the worst and best validation pictures, what the settings differ
-in, and how the runs went. The file needs no network and no other file. The pictures and the intervals of classes come
-from scoring the weights anew on the run's data.val, if it is on this machine, or on --data.
+The page has curves, classes with intervals, the confusion matrix, the worst and best validation images, the settings
+that differ, and how the runs went. It needs no network and no other file. For the images and the intervals, the
+weights are scored on the run's data.val, if that is on this machine, or on --data.
 """
 
 import argparse
@@ -11,24 +11,24 @@ from pathlib import Path
 
 from PIL import Image
 
-from unetdist.apps.report.images import gallery
-from unetdist.apps.report.page import MOST_RUNS, render
-from unetdist.apps.report.run import Run, read_runs
-from unetdist.apps.report.scored import Scored, score
+from unetdist.apps.report.cards import draw_gallery
+from unetdist.apps.report.page import MAX_RUNS, render
+from unetdist.apps.report.run import ReportedRun, read_runs
+from unetdist.apps.report.scored import ScoredRun, score_run
 from unetdist.cli.logs import logger, run_script, set_up_logging
 from unetdist.errors import ConfigError, UnetdistError
 from unetdist.storage.files import write_atomic, write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, read, score, write."""
+    """Run the command."""
     args = make_parser().parse_args(argv)
     _check(args)
     set_up_logging()
     runs = read_runs(args.runs, args.weights)
     scored, notes = _score(runs, args) if args.pictures else ({}, [])
     if not args.pictures:
-        notes = ["No pictures and no intervals of classes: they were not asked for (--pictures 0)."]
+        notes = ["No pictures and no class intervals, because of --pictures 0."]
     out = args.out or args.runs[0] / "report.html"
     page = render(runs, scored, num_pictures=args.pictures, notes=notes)
     try:
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         _write_gallery(args.gallery, scored, args.pictures)
 
 
-def _write_gallery(file: Path, scored: dict[str, Scored], count: int) -> None:
-    """Of the first run that could be scored."""
+def _write_gallery(file: Path, scored: dict[str, ScoredRun], count: int) -> None:
+    """Draw the first run that could be scored."""
     if not scored:
-        raise ConfigError(f"--gallery ({file}) has no pictures to show; the lines above say why.")
-    picture = Image.fromarray(gallery(next(iter(scored.values())), count))
+        raise ConfigError(f"--gallery ({file}) has no pictures to show; see the lines above.")
+    picture = Image.fromarray(draw_gallery(next(iter(scored.values())), count))
     try:
         with write_atomic(file) as out:
             picture.save(out, "PNG", optimize=True)
@@ -56,33 +56,31 @@ def _write_gallery(file: Path, scored: dict[str, Scored], count: int) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before anything is read."""
+    """Refuse bad arguments before anything is read."""
     if args.pictures < 0:
         raise ConfigError(f"--pictures ({args.pictures}) must be 0 or more; use 4.")
     if args.gallery and (args.gallery.suffix != ".png" or not args.pictures):
         raise ConfigError(
-            f"--gallery ({args.gallery}) is a PNG of scored pictures; give it a name that ends so, and --pictures 4."
+            f"--gallery ({args.gallery}) must end with .png and needs --pictures of at least 1."
         )
-    if len(args.runs) > MOST_RUNS:
-        raise ConfigError(
-            f"{len(args.runs)} runs are more than a page can show beside each other; give at most {MOST_RUNS}."
-        )
+    if len(args.runs) > MAX_RUNS:
+        raise ConfigError(f"{len(args.runs)} runs do not fit on one page; give at most {MAX_RUNS}.")
 
 
-def _score(runs: Sequence[Run], args: argparse.Namespace) -> tuple[dict[str, Scored], list[str]]:
-    """The runs that can be scored, by name, and a sentence for each that cannot."""
+def _score(runs: Sequence[ReportedRun], args: argparse.Namespace) -> tuple[dict[str, ScoredRun], list[str]]:
+    """Score the runs; return those that can be scored, by name, and a sentence for each of the others."""
     scored, notes = {}, []
     for run in runs:
         try:
-            scored[run.name] = score(run, args.data, num_workers=args.num_workers)
+            scored[run.name] = score_run(run, args.data, num_workers=args.num_workers)
         except (UnetdistError, OSError) as error:
             logger.warning("%s is reported without pictures: %s", run.name, error)
-            notes.append(f"No pictures and no intervals of classes of {run.name}: {error}")
+            notes.append(f"No pictures and no class intervals for {run.name}: {error}")
     return scored, notes
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All that the command line understands."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         "launch/report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -92,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="folder of a run: runs/NAME; the first is compared with",
+        help="folder of a run: runs/NAME; the others are compared with the first",
     )
     add(
         "--out",
@@ -100,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the HTML file (default: report.html in the first run's folder)",
     )
-    add("--weights", choices=("best", "last"), default="best", help="which are reported (default: best)")
+    add("--weights", choices=("best", "last"), default="best", help="which weights (default: best)")
     add(
         "--data",
         metavar="DIR",
@@ -111,13 +109,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         default=4,
         metavar="N",
-        help="of the worst and of the best images each; 0: nothing is scored anew (default: 4)",
+        help="number of the worst, and of the best images to show; 0: nothing is scored (default: 4)",
     )
     add(
         "--gallery",
         type=Path,
         metavar="FILE.png",
-        help="also one picture to show: the best and the worst of the first run beside ground truth and prediction",
+        help="also draw the best and worst images of the first run with ground truth and prediction",
     )
     add("--num-workers", type=int, default=2, help="loader processes (default: %(default)s)")
     return parser

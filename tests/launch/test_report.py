@@ -26,7 +26,7 @@ def test_the_report_lies_in_the_first_run_unless_told_otherwise(tmp_path):
     assert html.count('<figure class="card">') == 2
     script.main([*folders, "--pictures", "0", "--out", str(tmp_path / "new/z.html")])
     html = (tmp_path / "new/z.html").read_text(encoding="utf-8")
-    assert "they were not asked for (--pictures 0)" in html
+    assert "because of --pictures 0" in html
     assert '<figure class="card">' not in html
 
 
@@ -44,16 +44,14 @@ def test_a_gallery_shows_the_best_and_the_worst(tmp_path):
     ):
         script.main([folder, "--num-workers", "0", "--pictures", "1", "--gallery", lost])
     gone = str(write_run(tmp_path / "y", val=tmp_path / "gone"))
-    with pytest.raises(
-        ConfigError, match=r"--gallery \(.+\) has no pictures to show; the lines above say why"
-    ):
+    with pytest.raises(ConfigError, match=r"--gallery \(.+\) has no pictures"):
         script.main([gone, "--gallery", str(file)])
 
 
 def test_a_validation_set_that_is_gone_costs_the_pictures_alone(tmp_path):
     script.main([str(write_run(tmp_path / "x", val=tmp_path / "gone"))])
     html = (tmp_path / "x/report.html").read_text(encoding="utf-8")
-    assert "No pictures and no intervals of classes of x: " in html
+    assert "No pictures and no class intervals for x: " in html
     assert 'id="confusion"' in html
 
 
@@ -62,11 +60,11 @@ def test_a_validation_set_that_is_gone_costs_the_pictures_alone(tmp_path):
     [
         (
             ["x", "--gallery", "g.jpg"],
-            r"--gallery \(g.jpg\) is a PNG of scored pictures; give it a name that ends",
+            r"--gallery \(g.jpg\)",
         ),
-        (["x", "--gallery", "g.png", "--pictures", "0"], "give it a name that ends so, and --pictures 4"),
+        (["x", "--gallery", "g.png", "--pictures", "0"], r"--pictures of at least 1"),
         (["x", "--pictures", "-1"], r"--pictures \(-1\) must be 0 or more; use 4"),
-        ([str(number) for number in range(9)], r"9 runs are more than a page can show .+; give at most 8"),
+        ([str(number) for number in range(9)], r"^9 runs .* 8"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_read(words, message):

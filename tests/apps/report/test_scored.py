@@ -6,7 +6,7 @@ import torch
 
 from tests.apps.report.runs import validation_set, write_run
 from unetdist.apps.report.run import read_runs
-from unetdist.apps.report.scored import class_intervals, extremes, score
+from unetdist.apps.report.scored import class_intervals, extremes, score_run
 from unetdist.errors import ConfigError
 from unetdist.evaluation.metrics import PoissonBootstrap, confusion_matrix
 
@@ -18,24 +18,24 @@ def run(tmp_path):
 
 
 def test_each_picture_shown_is_the_one_that_was_counted(run):
-    scored = score(run, num_workers=0)
+    scored = score_run(run, num_workers=0)
     assert len(scored.keys) == len(scored.per_image) == 7
-    for sample_id, example in zip((3, 0), scored.examples([3, 0]), strict=True):
-        counted = confusion_matrix(torch.from_numpy(example.pred), torch.from_numpy(example.mask.copy()), 3)
+    for sample_id, (image, mask, pred) in zip((3, 0), scored.predict([3, 0]), strict=True):
+        counted = confusion_matrix(torch.from_numpy(pred), torch.from_numpy(mask.copy()), 3)
         assert (counted.numpy() == scored.per_image[sample_id]).all()
-        assert example.image.shape == (*example.mask.shape, 3)
+        assert image.shape == (*mask.shape, 3)
 
 
 def test_the_validation_set_may_be_another(run, tmp_path):
     elsewhere = validation_set(tmp_path / "other", 3)
-    assert len(score(run, str(elsewhere), num_workers=0).keys) == 3
+    assert len(score_run(run, str(elsewhere), num_workers=0).keys) == 3
 
 
 def test_a_run_without_weights_or_validation_set_cannot_be_scored(run):
     with pytest.raises(ConfigError, match="has no weights yet; wait for its first validation"):
-        score(dataclasses.replace(run, weights=None))
+        score_run(dataclasses.replace(run, weights=None))
     with pytest.raises(ConfigError, match=r"name no data.val; give --data SHARDS"):
-        score(dataclasses.replace(run, settings={}))
+        score_run(dataclasses.replace(run, settings={}))
 
 
 def test_intervals_of_classes_are_those_of_the_bootstrap():
@@ -61,7 +61,7 @@ def test_intervals_of_classes_are_those_of_the_bootstrap():
 
 
 def test_worst_and_best_do_not_overlap_and_ignored_images_are_left_out(run):
-    scored = score(run, num_workers=0)
+    scored = score_run(run, num_workers=0)
     shares = [0.5, 0.9, 0.1, 0.0, 0.7]
     per_image = np.array([[[int(100 * s), 100 - int(100 * s), 0], [0] * 3, [0] * 3] for s in shares])
     per_image[3] = 0

@@ -3,7 +3,7 @@ import pytest
 from tests.apps.report.runs import validation_set, write_run
 from unetdist.apps.report import tables
 from unetdist.apps.report.run import read_runs
-from unetdist.apps.report.scored import score
+from unetdist.apps.report.scored import score_run
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_results_are_those_that_the_run_noted_where_it_was_not_scored_anew(run):
 def test_runs_that_were_scored_anew_are_compared_image_by_image(tmp_path):
     val = validation_set(tmp_path)
     runs = read_runs([write_run(tmp_path / name, val=val) for name in ("x", "y")])
-    scored = {run.name: score(run, num_workers=0) for run in runs}
+    scored = {run.name: score_run(run, num_workers=0) for run in runs}
     first, second = tables.results(runs, scored)
     assert first["difference"] is None
     assert second["difference"] == {"value": 0, "interval": (0, 0), "p": 1}  # they have the same weights
@@ -32,7 +32,7 @@ def test_runs_that_were_scored_anew_are_compared_image_by_image(tmp_path):
     assert cell["interval"][0] <= cell["iou"] <= cell["interval"][1]
     others = {
         "x": scored["x"],
-        "y": score(runs[1], str(validation_set(tmp_path / "other", 3)), num_workers=0),
+        "y": score_run(runs[1], str(validation_set(tmp_path / "other", 3)), num_workers=0),
     }
     assert tables.results(runs, others)[1]["difference"] is None
 

@@ -1,4 +1,4 @@
-"""The page: what was found, laid out by page/page.html. It needs no network and no other file."""
+"""The HTML page, laid out by page/page.html. It needs no network and no other file."""
 
 import datetime
 import math
@@ -7,37 +7,77 @@ from importlib import resources
 from typing import Any
 
 from unetdist import __version__
-from unetdist.apps.report import charts, colors, images, tables
-from unetdist.apps.report.run import Run
-from unetdist.apps.report.scored import Scored
+from unetdist.apps.report import charts, tables
+from unetdist.apps.report.cards import make_cards
+from unetdist.apps.report.run import ReportedRun
+from unetdist.apps.report.scored import ScoredRun
 from unetdist.cli import settings
 from unetdist.cli.credentials import mask
 from unetdist.errors import ConfigError
 
 NOTHING = "\N{EN DASH}"
 
-MOST_RUNS = 8
-"""Beside each other; more would be read by nobody. launch/ablate.py has a table for them."""
+# Nobody reads more columns. launch/ablate.py makes a table of many runs.
+MAX_RUNS = 8
 
 
 def render(
-    runs: Sequence[Run],
-    scored: Mapping[str, Scored],
+    runs: Sequence[ReportedRun],
+    scored: Mapping[str, ScoredRun],
     *,
     num_pictures: int,
     notes: Sequence[str] = (),
 ) -> str:
-    """The HTML of a report.
+    """Return the HTML of a report.
 
     Args:
         runs: in the order of their columns.
-        scored: by name, the runs that could be scored anew.
+        scored: by name, the runs that could be scored.
         num_pictures: how many of the worst and of the best images to show.
         notes: sentences on what is missing, and why.
 
     Raises:
         ConfigError: plotly or jinja2 is not installed.
     """
+    template, plotly = _template()
+    alike = _on_the_same_images(scored)
+    results = tables.results(runs, scored)
+    dashes = [charts.run_dash(index)[1] for index in range(len(runs))]
+    page = template.render(
+        runs=[
+            {"name": run.name, "colors": charts.run_color(index), "dashes": dashes[index]}
+            for index, run in enumerate(runs)
+        ],
+        labels=next((run.labels for run in runs if run.labels), []),
+        results=results,
+        scored_results=[row for row in results if row["miou"] is not None],
+        classes=tables.classes(runs, scored),
+        class_runs=[
+            {"name": run.name, "number": index}
+            for index, run in enumerate(runs)
+            if tables.confusion_of(run, scored) is not None
+        ],
+        confusions=tables.confusions(runs, scored),
+        changes=tables.changes(runs),
+        settings=[{"name": run.name, "yaml": settings.to_yaml(run.settings)} for run in runs],
+        course=tables.course(runs),
+        curves=charts.curves(runs),
+        class_curves=charts.class_curves(runs),
+        cards=make_cards(alike, num_pictures) if alike and num_pictures else [],
+        card_runs=list(alike),
+        data=sorted({mask(each.data) for each in scored.values()}),
+        notes=[*notes, *_disagreements(runs, scored)],
+        style=_file("style.css"),
+        script=_file("script.js"),
+        plotly=plotly,
+        version=__version__,
+        date=datetime.date.today().isoformat(),
+    )
+    return str(page)
+
+
+def _template() -> tuple[Any, str]:
+    """The template of the page, and the source of plotly."""
     try:
         import jinja2
         from plotly.offline import get_plotlyjs
@@ -55,55 +95,23 @@ def render(
         "number": number,
         "duration": duration,
         "setting": setting,
-        "hex": colors.to_hex,
+        "hex": charts.to_hex,
     }
-    alike = _on_the_same_images(scored)
-    results = tables.results(runs, scored)
-    page = environment.get_template("page.html").render(
-        runs=[
-            {"name": run.name, "colors": colors.of_run(index), "dashes": colors.dash_of_run(index)[1]}
-            for index, run in enumerate(runs)
-        ],
-        labels=next((run.labels for run in runs if run.labels), []),
-        results=results,
-        scored_results=[row for row in results if row["miou"] is not None],
-        classes=tables.classes(runs, scored),
-        class_runs=[
-            {"name": run.name, "number": index}
-            for index, run in enumerate(runs)
-            if tables.confusion_of(run, scored) is not None
-        ],
-        confusions=tables.confusions(runs, scored),
-        changes=tables.changes(runs),
-        settings=[{"name": run.name, "yaml": _yaml(run)} for run in runs],
-        course=tables.course(runs),
-        curves=charts.curves(runs),
-        class_curves=charts.class_curves(runs),
-        cards=images.cards(alike, num_pictures) if alike and num_pictures else [],
-        card_runs=list(alike),
-        data=sorted({mask(each.data) for each in scored.values()}),
-        notes=[*notes, *_disagreements(runs, scored)],
-        style=_file("style.css"),
-        script=_file("script.js"),
-        plotly=get_plotlyjs(),
-        version=__version__,
-        date=datetime.date.today().isoformat(),
-    )
-    return str(page)
+    return environment.get_template("page.html"), get_plotlyjs()
 
 
 def percent(ratio: float | None, digits: int = 1) -> str:
-    """34.6 of 0.346; a dash of None."""
+    """Format 0.346 as 34.6, and None as a dash."""
     return NOTHING if ratio is None else f"{100 * ratio:.{digits}f}"
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """1,330; a dash of None."""
+    """Format 1330 as 1,330, and None as a dash."""
     return NOTHING if value is None or math.isnan(value) else f"{value:,.{digits}f}"
 
 
 def duration(seconds: float | None) -> str:
-    """12 s, 3 min 20 s, 2 h 05 min; a dash of None."""
+    """Format as 12 s, 3 min 20 s or 2 h 05 min, and None as a dash."""
     if seconds is None:
         return NOTHING
     minutes, rest = divmod(round(seconds), 60)
@@ -113,7 +121,7 @@ def duration(seconds: float | None) -> str:
 
 
 def setting(value: Any) -> str:
-    """As a settings file would have it."""
+    """Format a value like a settings file."""
     if isinstance(value, list):
         return f"[{', '.join(setting(each) for each in value)}]"
     if value is None or isinstance(value, bool):
@@ -121,8 +129,8 @@ def setting(value: Any) -> str:
     return str(value)
 
 
-def _on_the_same_images(scored: Mapping[str, Scored]) -> dict[str, Scored]:
-    """The first run and those that were scored on its images."""
+def _on_the_same_images(scored: Mapping[str, ScoredRun]) -> dict[str, ScoredRun]:
+    """The first scored run, and the others on the same images and classes."""
     first = next(iter(scored.values()), None)
     return {
         name: each
@@ -133,20 +141,15 @@ def _on_the_same_images(scored: Mapping[str, Scored]) -> dict[str, Scored]:
     }
 
 
-def _disagreements(runs: Sequence[Run], scored: Mapping[str, Scored]) -> list[str]:
-    """Where counting anew gave something else: another precision, another data set, other kernels."""
+def _disagreements(runs: Sequence[ReportedRun], scored: Mapping[str, ScoredRun]) -> list[str]:
+    """Notes on runs whose new score differs from the saved one (another precision, data set or machine)."""
     return [
-        f"{run.name}: scored anew, its confusion matrix differs from the one that was noted as it was trained; the new "
-        "one is shown."
+        f"{run.name}: the confusion matrix differs from the one saved during training; the new one is shown."
         for run in runs
         if run.name in scored
         and run.confusion is not None
         and (run.confusion != scored[run.name].confusion).any()
     ]
-
-
-def _yaml(run: Run) -> str:
-    return settings.to_yaml(run.settings)
 
 
 def _file(name: str) -> str:

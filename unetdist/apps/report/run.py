@@ -1,4 +1,4 @@
-"""What the folder of a run tells: settings, curves, scores, how it went."""
+"""A run as its folder records it: settings, curves, scores, status."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,57 +21,57 @@ Which = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
-class Run:
-    """What was found in a run's folder; a run that has just begun has neither rows nor weights."""
+class ReportedRun:
+    """The contents of a run's folder; a run that has just begun has neither rows nor weights."""
 
     folder: Path
     name: str
-    """Of the folder, with as many of those above as tell it from the other runs of the report."""
+    """Name of the folder, with as many parent folders as distinguish it from the other runs."""
     settings: Mapping[str, Any]
     rows: Sequence[Mapping[str, float | None]]
-    """The lines of metrics.jsonl."""
+    """Lines of metrics.jsonl."""
     weights: Path | None
-    """The folder of the weights that are reported."""
+    """Folder of the reported weights."""
     model: Mapping[str, Any]
-    """Their config.json; empty without weights."""
+    """config.json of the weights; empty without weights."""
     status: Status | None
 
     def series(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Steps and values of what is logged as `name`; nan where it had no value."""
+        """Steps and values of the metric `name`; nan where it had no value."""
         found = [(row["step"], row[name]) for row in self.rows if name in row]
         steps, values = zip(*found, strict=True) if found else ((), ())
         return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
 
     def latest(self, name: str) -> float | None:
-        """The last value of what is logged as `name`; None where there is none."""
+        """The last value of the metric `name`, or None."""
         values = self.series(name)[1]
         return float(values[-1]) if values.size and not np.isnan(values[-1]) else None
 
     @property
     def labels(self) -> list[Mapping[str, Any]]:
-        """Records of the classes that are trained, by index."""
+        """Records of the trained classes, by index."""
         return [record for record in self.model.get("classes", ()) if record["index"] is not None]
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """By class index."""
+        """Names by class index."""
         return tuple(record["name"] for record in self.labels)
 
     @property
     def confusion(self) -> NDArray[np.int64] | None:
-        """(C, C), rows target, that was counted as the weights were saved."""
+        """Confusion matrix (C, C), rows target, that was counted when the weights were saved."""
         report = self.model.get("report")
         return None if report is None else np.array(report["confusion"], dtype=np.int64)
 
     @property
     def training_s(self) -> float | None:
-        """Seconds spent in training steps, without validation; None where none was logged."""
+        """Seconds spent in training steps, without validation; None if nothing was logged."""
         steps, step_s = self.series("time/step_s")
         return float(np.nansum(step_s * np.diff(steps, prepend=0.0))) if steps.size else None
 
     @property
     def validation_data(self) -> str | None:
-        """Where its settings say the validation shards are; a relative path as seen from where it was started."""
+        """The data.val of its settings; a relative path is taken from the folder where the run was started."""
         location: str | None = (self.settings.get("data") or {}).get("val")
         if location is None or is_url(location) or Path(location).exists():
             return location
@@ -84,8 +84,8 @@ class Run:
         return location
 
 
-def read_runs(folders: Sequence[Path], which: Which = "best") -> list[Run]:
-    """The runs in `folders`; `which` weights of each are reported, or the others where it has not got them.
+def read_runs(folders: Sequence[Path], which: Which = "best") -> list[ReportedRun]:
+    """Read the runs in `folders`, with the `which` weights of each, or the others if those are missing.
 
     Raises:
         ConfigError: a folder holds no run, one of its files is damaged, or the runs have different classes.
@@ -104,7 +104,7 @@ def read_runs(folders: Sequence[Path], which: Which = "best") -> list[Run]:
     return runs
 
 
-def _read(folder: Path, name: str, which: Which) -> Run:
+def _read(folder: Path, name: str, which: Which) -> ReportedRun:
     if not any((folder / file).is_file() for file in (METRICS_FILE, SETTINGS_FILE)):
         hint = folder.parent if (folder / MODEL_FILE).is_file() else "runs/NAME"
         raise ConfigError(
@@ -113,7 +113,7 @@ def _read(folder: Path, name: str, which: Which) -> Run:
     others: tuple[Which, ...] = ("best", "last")
     weights = [folder / each for each in (which, *others) if (folder / each / CONFIG_FILE).is_file()]
     file = folder / SETTINGS_FILE
-    return Run(
+    return ReportedRun(
         folder=folder,
         name=name,
         settings=public(settings.read_yaml(file)) if file.is_file() else {},
@@ -125,22 +125,23 @@ def _read(folder: Path, name: str, which: Which) -> Run:
 
 
 def _rows(file: Path) -> list[dict[str, float | None]]:
-    """Its lines; the last one may have been cut short by a crash, or is being written."""
+    """Read the lines of metrics.jsonl."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(row_of(line))
         except ValueError as error:
+            # A crash may have cut the last line short, or it is being written.
             if number < len(lines):
                 raise ConfigError(
-                    f"{file}, line {number} holds no numbers of a step ({error}); remove it and write the report again."
+                    f"{file}, line {number} holds no metrics of a step ({error}); remove that line."
                 ) from None
     return rows
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ from each other."""
+    """The shortest ends of the paths that all differ."""
     for depth in range(1, max(len(folder.parts) for folder in folders)):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
         if len(set(names)) == len(names):

@@ -1,4 +1,4 @@
-"""The tables of a report: plain values, ratios 0..1 and None where there is none; page.html writes them."""
+"""The tables of a report as plain values: ratios are 0..1, None if unknown; page.html formats them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist.apps.report.run import Run
-from unetdist.apps.report.scored import Scored
+from unetdist.apps.report.run import ReportedRun
+from unetdist.apps.report.scored import ScoredRun
 from unetdist.cli import settings
 from unetdist.errors import ConfigError
 from unetdist.evaluation.comparison import compare
@@ -16,18 +16,19 @@ from unetdist.train.config import Config
 
 NUM_MIX_UPS = 5
 
-WHERE = ("name", "runs_dir", "checkpoint.folder", "data.cache_dir")
-"""Settings that differ between any two runs and change none."""
+# Settings that differ between any two runs and change no result.
+PLACES = {"name", "runs_dir", "checkpoint.folder", "data.cache_dir"}
 
 
-def results(runs: Sequence[Run], scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
-    """One row per run: what its weights are worth, and by how much more than the first run's."""
+def results(runs: Sequence[ReportedRun], scored: Mapping[str, ScoredRun]) -> list[dict[str, Any]]:
+    """One row per run: its scores, and the difference from the first run."""
     rows = []
     for run in runs:
         confusion = confusion_of(run, scored)
         scores = None if confusion is None else Scores.from_confusion(confusion, run.class_names)
         report = run.model.get("report") or {}
-        interval = scored[run.name].miou_interval if run.name in scored else report.get("miou_interval_95")
+        anew = scored.get(run.name)
+        interval = anew.miou_interval if anew else report.get("miou_interval_95")
         rows.append(
             {
                 "name": run.name,
@@ -36,9 +37,7 @@ def results(runs: Sequence[Run], scored: Mapping[str, Scored]) -> list[dict[str,
                 "pixel_accuracy": scores and _ratio(scores.pixel_accuracy),
                 "fw_iou": scores and _ratio(scores.fw_iou),
                 "loss": report.get("loss"),
-                "num_samples": len(scored[run.name].keys)
-                if run.name in scored
-                else report.get("num_samples"),
+                "num_samples": len(anew.keys) if anew else report.get("num_samples"),
                 "step": run.model.get("step"),
                 "weights": run.weights and run.weights.name,
                 "difference": _difference(runs[0].name, run.name, scored),
@@ -47,27 +46,27 @@ def results(runs: Sequence[Run], scored: Mapping[str, Scored]) -> list[dict[str,
     return rows
 
 
-def classes(runs: Sequence[Run], scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
-    """One row per class, of the runs that have weights; under `runs` those of each of them."""
+def classes(runs: Sequence[ReportedRun], scored: Mapping[str, ScoredRun]) -> list[dict[str, Any]]:
+    """One row per class; its `runs` are the scores of each run that has weights."""
     with_weights = [run for run in runs if confusion_of(run, scored) is not None]
     if not with_weights:
         return []
     first = confusion_of(with_weights[0], scored)
     assert first is not None
-    shares = first.sum(1) / max(1, int(first.sum()))
+    fractions = first.sum(1) / max(1, int(first.sum()))
     return [
         {
             "name": record["name"],
             "color": record["color"],
-            "share": float(shares[record["index"]]),
+            "share": float(fractions[record["index"]]),
             "runs": [_class_scores(run, record["name"], scored) for run in with_weights],
         }
         for record in with_weights[0].labels
     ]
 
 
-def confusions(runs: Sequence[Run], scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
-    """Per run the matrix, rows target, each cell with its share of the row, and the largest mix-ups."""
+def confusions(runs: Sequence[ReportedRun], scored: Mapping[str, ScoredRun]) -> list[dict[str, Any]]:
+    """The confusion matrix of each run, rows target, with fractions of each row, and the largest mix-ups."""
     found = []
     for run in runs:
         counts = confusion_of(run, scored)
@@ -85,22 +84,16 @@ def confusions(runs: Sequence[Run], scored: Mapping[str, Scored]) -> list[dict[s
             }
             for name, total, row in zip(run.class_names, totals, counts, strict=True)
         ]
-        found.append(
-            {
-                "name": run.name,
-                "labels": run.labels,
-                "rows": rows,
-                "mix_ups": _mix_ups(counts, run.class_names),
-            }
-        )
+        mix_ups = _mix_ups(counts, run.class_names)
+        found.append({"name": run.name, "labels": run.labels, "rows": rows, "mix_ups": mix_ups})
     return found
 
 
-def changes(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Settings in which the runs differ; of a single run, those that are not the default. `None`: not set."""
+def changes(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Settings in which the runs differ, or those of a single run that are not the default. None: not set."""
     flat = [settings.flat(run.settings) for run in runs]
     base = settings.flat(settings.defaults(Config))
-    names = sorted({name for each in flat for name in each} - set(WHERE))
+    names = sorted({name for each in flat for name in each} - PLACES)
     rows = []
     for name in names:
         values = [each.get(name, base.get(name)) for each in flat]
@@ -110,7 +103,7 @@ def changes(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def course(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def course(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """How each run went."""
     return [
         {
@@ -135,12 +128,12 @@ def course(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def confusion_of(run: Run, scored: Mapping[str, Scored]) -> NDArray[np.int64] | None:
-    """As it was counted anew, else as the run did."""
+def confusion_of(run: ReportedRun, scored: Mapping[str, ScoredRun]) -> NDArray[np.int64] | None:
+    """The confusion matrix (C, C) that was counted for this report, or the one that the run saved."""
     return scored[run.name].confusion if run.name in scored else run.confusion
 
 
-def _class_scores(run: Run, name: str, scored: Mapping[str, Scored]) -> dict[str, Any]:
+def _class_scores(run: ReportedRun, name: str, scored: Mapping[str, ScoredRun]) -> dict[str, Any]:
     confusion = confusion_of(run, scored)
     assert confusion is not None
     index = run.class_names.index(name)
@@ -152,7 +145,7 @@ def _class_scores(run: Run, name: str, scored: Mapping[str, Scored]) -> dict[str
 
 
 def _mix_ups(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The largest cells beside the diagonal, by their share of all pixels: what to mend first."""
+    """The largest off-diagonal cells."""
     wrong = counts - np.diag(np.diag(counts))
     largest = np.argsort(-wrong, axis=None, kind="stable")[:NUM_MIX_UPS]
     cells = [divmod(int(place), len(names)) for place in largest]
@@ -169,7 +162,7 @@ def _mix_ups(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, 
     ]
 
 
-def _difference(first: str, name: str, scored: Mapping[str, Scored]) -> dict[str, Any] | None:
+def _difference(first: str, name: str, scored: Mapping[str, ScoredRun]) -> dict[str, Any] | None:
     if name == first or first not in scored or name not in scored:
         return None
     try:
@@ -183,22 +176,22 @@ def _difference(first: str, name: str, scored: Mapping[str, Scored]) -> dict[str
     }
 
 
-def _median(run: Run, name: str) -> float | None:
+def _median(run: ReportedRun, name: str) -> float | None:
     values = run.series(name)[1]
     return None if not values.size or np.isnan(values).all() else float(np.nanmedian(values))
 
 
-def _total(run: Run, name: str) -> float | None:
+def _total(run: ReportedRun, name: str) -> float | None:
     values = run.series(name)[1]
     return float(np.nansum(values)) if values.size else None
 
 
-def _data_wait(run: Run) -> float | None:
-    """Share of the time of the steps that was spent waiting for data."""
+def _data_wait(run: ReportedRun) -> float | None:
+    """Fraction of the step time that was spent waiting for data."""
     waits, steps = run.series("time/data_s")[1], run.series("time/step_s")[1]
-    return (
-        float(np.nansum(waits) / np.nansum(steps)) if len(waits) == len(steps) and np.nansum(steps) else None
-    )
+    if len(waits) != len(steps) or not np.nansum(steps):
+        return None
+    return float(np.nansum(waits) / np.nansum(steps))
 
 
 def _pair(interval: Any) -> tuple[float, float] | None:
