@@ -56,7 +56,7 @@ def test_a_report_runs_nothing_that_a_runs_settings_name(tmp_path, val):
     values["data"]["allow_pipe"] = True
     (run / "config.yaml").write_text(yaml.safe_dump(values))
     html = report(run)
-    assert "No pictures and no intervals of classes of run: " in html
+    assert "No pictures and no class intervals for run: " in html
     assert not (tmp_path / "ran").exists()
 
 

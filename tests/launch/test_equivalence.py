@@ -44,7 +44,7 @@ def trained(monkeypatch):
 def test_equal_worlds_end_with_0(config, trained, capsys):
     assert script.main([*config, "--world", "1,2"]) == 0
     output = capsys.readouterr().out
-    assert "tiny: 10 steps in float32 on the CPU, beside 1 process" in output
+    assert "tiny: 10 steps in float32 on the CPU, compared with 1 process" in output
     assert "As promised" in output
     [(runs, plan)] = trained
     assert [run.label for run in runs] == ["1", "1 again", "1 nudged", "2"]
@@ -89,7 +89,7 @@ def test_what_a_run_would_refuse_is_refused_before_any_is_started(config, traine
         (["--world", "1,1"], "invalid numbers of processes: '1,1'; use 1,2,4"),
         (["--world", "0,2"], "invalid numbers of processes: '0,2'; use 1,2,4"),
         (["--world", "two"], "invalid numbers of processes: 'two'; use 1,2,4"),
-        (["--steps", "0"], "invalid count: '0'; use a whole number over 0"),
+        (["--steps", "0"], "invalid count: '0'; use a positive whole number"),
     ],
 )
 def test_words_that_are_not_understood(words, message, capsys):
@@ -105,4 +105,4 @@ def test_a_process_of_a_run_trains_its_task(config, tmp_path, monkeypatch):
     task = {"settings": {}, "steps": 1, "record": "r", "weights": "w", **flags}
     write_text(tmp_path / "task.json", json.dumps(task))
     assert script.main(["--task", str(tmp_path / "task.json")]) == 0
-    assert told == [script.record.Task(**task)]
+    assert told == [script.record.RecordTask(**task)]

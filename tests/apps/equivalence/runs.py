@@ -8,7 +8,7 @@ from tests.distributed.launcher import run_ranks
 from tests.synthetic import settings_of, write_shards
 from unetdist.apps.equivalence import record, worlds
 from unetdist.apps.equivalence.compare import Record
-from unetdist.apps.equivalence.record import Task
+from unetdist.apps.equivalence.record import RecordTask
 from unetdist.tracking.metrics_file import METRICS_FILE
 
 STEPS = 4
@@ -39,13 +39,13 @@ def record_of(
     reference: str | None = None,
     is_nudged: bool = False,
     float64: bool = True,
-    train: Callable[[Task], None] = record.run,
+    train: Callable[[RecordTask], None] = record.run,
     **sections: Any,
 ) -> Record:
     """Train some steps and read the record; beside the weights of the run called `reference`, if that is another."""
     weights = folder / f"{reference or name}_weights"
     weights.mkdir(exist_ok=True)
-    task = Task(
+    task = RecordTask(
         settings={**values_of(folder, **sections), "name": name},
         steps=STEPS,
         float64=float64,

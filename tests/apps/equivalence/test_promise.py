@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.apps.equivalence.runs import values_of, write_data
-from unetdist.apps.equivalence.promise import broken_by, check_worlds
+from unetdist.apps.equivalence.worlds import broken_by, check_worlds
 from unetdist.cli import settings
 from unetdist.errors import ConfigError, DataError
 from unetdist.train.config import Config
@@ -35,24 +35,15 @@ def test_these_promise_equal_weights(tmp_path, sections):
 @pytest.mark.parametrize(
     ("sections", "reason"),
     [
-        (
-            {"model": {"norm": "batch"}},
-            r"model.norm \(batch\) .+ each process's own part .+ group and instance",
-        ),
+        ({"model": {"norm": "batch"}}, r"model.norm \(batch\)"),
         (
             {"model": {"norm": "sync_batch"}, "trainer": {"micro_batch_size": 2}},
-            r"model.norm \(sync_batch\) .+micro_batch_size \(2\) .+ leave micro_batch_size out",
+            r"model.norm \(sync_batch\) .+micro_batch_size \(2\)",
         ),
-        ({"model": {"encoder": "resnet34"}}, r"model.encoder \(resnet34\) has norms of its own, .+ null is"),
-        ({"model": {"dropout": 0.1}}, r"model.dropout \(0.1\) drops other channels on each process; 0"),
-        (
-            {"model": {"drop_path": 0.1, "residual": True}},
-            r"model.drop_path \(0.1\) leaves out other blocks on each process; 0",
-        ),
-        (
-            {"trainer": {"mixed_precision": "bf16"}},
-            r"trainer.mixed_precision \(bf16\) rounds .+ use no, or --float64",
-        ),
+        ({"model": {"encoder": "resnet34"}}, r"model.encoder \(resnet34\)"),
+        ({"model": {"dropout": 0.1}}, r"model.dropout \(0.1\)"),
+        ({"model": {"drop_path": 0.1, "residual": True}}, r"model.drop_path \(0.1\)"),
+        ({"trainer": {"mixed_precision": "bf16"}}, r"trainer.mixed_precision \(bf16\).*--float64"),
     ],
     ids=["batch", "sync_batch", "encoder", "dropout", "drop_path", "bf16"],
 )

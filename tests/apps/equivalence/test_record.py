@@ -7,9 +7,9 @@ import torch
 
 from tests.apps.equivalence.runs import STEPS, record_of, values_of, write_data
 from unetdist.apps.equivalence import record
-from unetdist.apps.equivalence.compare import Comparison, Record, compare
-from unetdist.apps.equivalence.promise import broken_by
-from unetdist.apps.equivalence.record import Task
+from unetdist.apps.equivalence.compare import Record, RunComparison, compare
+from unetdist.apps.equivalence.record import RecordTask
+from unetdist.apps.equivalence.worlds import broken_by
 from unetdist.cli import settings
 from unetdist.data.augment import Augmenter
 from unetdist.train.config import Config
@@ -56,7 +56,7 @@ def test_a_nudge_moves_weights_by_their_last_digit(nudged):
     assert 0 < max(before_training.values()) <= 2 * torch.finfo(torch.float64).eps
 
 
-def mean_of_means(task: Task) -> None:
+def mean_of_means(task: RecordTask) -> None:
     """Train with the loss as the mean over processes of their means."""
 
     def units_of_this_rank(step, batches):
@@ -67,7 +67,7 @@ def mean_of_means(task: Task) -> None:
     record.run(task)
 
 
-def beside(reference: Record, other: Record, noise: Record) -> Comparison:
+def beside(reference: Record, other: Record, noise: Record) -> RunComparison:
     comparison = compare(reference, other, noise, float64=True)
     assert not comparison.is_equal
     return comparison
@@ -93,7 +93,7 @@ def test_a_wrong_gradient_shows_in_float32_too(folder):
     assert compare(one, wrong, noise, float64=False).first["gradient"].step == 1
 
 
-def part_at_step_3(task: Task) -> None:
+def part_at_step_3(task: RecordTask) -> None:
     """Train with a weight that one process alone changes in step 3."""
     train_step = TrainStep.__call__
 
@@ -112,7 +112,7 @@ def test_processes_that_part_are_told_from_the_step_on(folder, reference, nudged
     assert beside(reference, other, nudged).ranks_part == 3
 
 
-def same_augmentation(task: Task) -> None:
+def same_augmentation(task: RecordTask) -> None:
     """Train on the same samples, each of which is augmented as sample 0 is."""
     draws = Augmenter.draws
     Augmenter.draws = lambda augmenter, keys: draws(augmenter, [(epoch, 0) for epoch, _ in keys])

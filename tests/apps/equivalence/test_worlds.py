@@ -9,7 +9,7 @@ import pytest
 
 from tests.apps.equivalence.runs import values_of
 from unetdist.apps.equivalence import worlds
-from unetdist.apps.equivalence.worlds import Plan, Run, processes, runs_of, train, train_all
+from unetdist.apps.equivalence.worlds import ComparedRun, ComparisonPlan, processes, runs_of, train, train_all
 from unetdist.cli import settings
 from unetdist.errors import TrainingError
 from unetdist.train.config import Config
@@ -43,7 +43,7 @@ def plan(tmp_path):
     config = settings.from_mapping(Config, values_of(tmp_path, tracking={"tracker": "wandb"}))
     work = tmp_path / "work"
     work.mkdir()
-    return Plan(
+    return ComparisonPlan(
         config=config,
         steps=3,
         float64=False,
@@ -92,7 +92,7 @@ def test_each_run_is_a_launch_on_the_cpu_with_the_file_for_its_size(plan, launch
 def test_gpus_are_seen_where_there_are_enough(plan, launched, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     commands = launched(FAKE)
-    train(Run("4", 4), replace(plan, on_gpu=True), Bar())
+    train(ComparedRun("4", 4), replace(plan, on_gpu=True), Bar())
     assert Path(commands[0][commands[0].index("--config_file") + 1]).name == "one_node.yaml"
     assert commands[0][-1] == "CUDA_VISIBLE_DEVICES=None"
     monkeypatch.setattr(worlds.torch.cuda, "device_count", lambda: 2)
@@ -103,7 +103,7 @@ def test_gpus_are_seen_where_there_are_enough(plan, launched, monkeypatch):
 def test_a_record_has_the_loss_of_each_step_and_the_bar_moves(plan, launched):
     launched(FAKE)
     bar = Bar()
-    record = train(Run("2", 2), plan, bar)
+    record = train(ComparedRun("2", 2), plan, bar)
     assert [line["step"] for line in record] == [0, 1, 2, 3]
     assert [line["train/loss"] for line in record[1:]] == [1 / 2, 1 / 3, 1 / 4]
     assert sum(amount for amount, _ in bar.done) == plan.steps
@@ -125,7 +125,7 @@ def test_a_run_that_fails_says_what_its_processes_said_to_the_user(plan, launche
         "print('[rank 1] error: no shards here; write them.'); sys.exit(1)"
     )
     with pytest.raises(TrainingError) as error:
-        train(Run("2 nudged", 2), plan, Bar())
+        train(ComparedRun("2 nudged", 2), plan, Bar())
     text = (
         "the run on 2 processes nudged ended with exit code 1:\n[rank 1] error: no shards here; write them."
     )
@@ -135,7 +135,7 @@ def test_a_run_that_fails_says_what_its_processes_said_to_the_user(plan, launche
 def test_a_run_that_fails_otherwise_shows_the_end_of_its_output(plan, launched):
     launched("print(*range(100), sep='\\n'); raise MemoryError('no room')")
     with pytest.raises(TrainingError, match=r"(?s)exit code 1:\n.*\n99\n.*MemoryError: no room$") as error:
-        train(Run("1", 1), plan, Bar())
+        train(ComparedRun("1", 1), plan, Bar())
     assert "\n50\n" not in str(error.value)
 
 
@@ -154,5 +154,5 @@ def test_a_run_does_not_outlive_the_command(plan, launched, monkeypatch):
     monkeypatch.setattr(worlds.subprocess, "Popen", keep)
     monkeypatch.setattr(worlds, "_lines", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(Run("1", 1), plan, Bar())
+        train(ComparedRun("1", 1), plan, Bar())
     assert started[0].poll() is not None

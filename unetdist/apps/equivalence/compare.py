@@ -1,4 +1,4 @@
-"""Records of runs beside each other: how far they differ, from where on, and whether rounding explains it."""
+"""Compares the records of two runs: how far they differ, from which step on, and whether rounding explains it."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,76 +6,70 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+# One step: the line of `record.write_step`, joined with that of metrics.jsonl.
 Line = Mapping[str, Any]
-"""Of a step: what `record.write_step` writes and what metrics.jsonl has."""
 
+# The lines of all steps; the first describes the weights before training.
 Record = Sequence[Line]
-"""By step; the first line is of the weights before training."""
 
+# A run may differ this many times as much as the nudged run, because both differences are random.
 FACTOR = 10.0
-"""How many times as far as by rounding alone a run may differ: both are draws of chance."""
 
+# Always allowed, by whether the runs are in float64; relative for loss and gradient.
 FLOORS = {False: 1e-3, True: 1e-12}
-"""What is always allowed, by whether runs are in float64; of loss and gradient, relative to them."""
 
+# Name of each quantity and its name in metrics.jsonl.
 QUANTITIES = {"loss": "train/loss", "gradient": "train/grad_norm", "weights": ""}
-"""Name -> what metrics.jsonl calls it."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not as in the reference."""
+    """A difference from the reference in one step."""
 
     step: int
-    """Steps done; 0: before training."""
-
+    """Steps done; 0 is before training."""
     amount: float
-    """Absolute, of the weight that is furthest apart; of loss and gradient norm, relative."""
-
+    """Largest absolute difference of a weight; relative difference of loss or gradient norm."""
     where: str
-    """Name of the tensor; of loss and gradient, the same as what differs."""
+    """Name of the tensor, "loss" or "gradient"."""
 
     allowed: float
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A run beside the reference."""
+class RunComparison:
+    """A run compared with the reference."""
 
     other_samples: int | None
-    """The first step that saw other samples, or other pixels of them."""
-
+    """The first step with other samples, or other pixels of them."""
     ranks_part: int | None
-    """The first step after which processes of the run had different weights."""
-
+    """The first step after which the processes of the run had different weights."""
     largest: Mapping[str, Difference]
-    """Of loss, gradient and weights, over all steps."""
-
+    """The largest difference of loss, gradient and weights over all steps."""
     first: Mapping[str, Difference]
-    """Likewise, where it first is more than allowed; only what ever is."""
-
+    """The first difference of each that is more than allowed."""
     weights: Sequence[Difference]
-    """After each step, allowed or not."""
+    """The difference of weights after each step."""
 
     @property
     def is_equal(self) -> bool:
-        """Whether all differences are what rounding does."""
+        """Whether rounding explains all differences."""
         return self.other_samples is None and self.ranks_part is None and not self.first
 
     @property
     def is_equal_bit_by_bit(self) -> bool:
-        """Whether there are none."""
+        """Whether there is no difference at all."""
         return self.is_equal and not any(difference.amount for difference in self.largest.values())
 
 
-def compare(reference: Record, other: Record, noise: Record, *, float64: bool) -> Comparison:
+def compare(reference: Record, other: Record, noise: Record, *, float64: bool) -> RunComparison:
     """Compare a run with the reference, step by step.
 
     Args:
-        reference: what it is compared with.
-        other: the run.
-        noise: a run that differs from the reference by rounding alone; sets what is allowed.
-        float64: whether the runs were in double precision.
+        reference: record of the reference run.
+        other: record of the run.
+        noise: record of a run that differs from the reference only by rounding; it sets what is allowed.
+        float64: whether the runs used double precision.
     """
     steps = list(zip(reference, other, noise, strict=True))
     found = {what: _differences(what, steps, float64=float64) for what in QUANTITIES}
@@ -83,7 +77,7 @@ def compare(reference: Record, other: Record, noise: Record, *, float64: bool) -
         what: [difference for difference in differences if difference.amount > difference.allowed]
         for what, differences in found.items()
     }
-    return Comparison(
+    return RunComparison(
         other_samples=_first(
             before["step"] for before, after, _ in steps if before["samples"] != after["samples"]
         ),
@@ -95,9 +89,11 @@ def compare(reference: Record, other: Record, noise: Record, *, float64: bool) -
 
 
 def _differences(what: str, steps: Sequence[tuple[Line, Line, Line]], *, float64: bool) -> list[Difference]:
-    """Of reference, run and noise, step by step; what rounding did once is allowed from there on."""
+    """Compare (reference, run, noise) step by step."""
+    # A difference that rounding made once may stay, so it is allowed in all later steps.
     by_rounding = accumulate((_amount(what, before, noisy)[0] for before, _, noisy in steps), max)
-    # Adam moves a weight by the learning rate however small its gradient is: if that is all rounding, anywhere.
+    # Adam moves a weight by the learning rate, however small its gradient is: if the gradient is only rounding, in any
+    # direction.
     wandered = accumulate(before.get("train/lr", 0.0) for before, _, _ in steps)
     return [
         Difference(
@@ -110,7 +106,7 @@ def _differences(what: str, steps: Sequence[tuple[Line, Line, Line]], *, float64
 
 
 def _amount(what: str, before: Line, after: Line) -> tuple[float, str]:
-    """How far a step's loss, gradient or weights are apart, and which tensor is the furthest."""
+    """The difference of a step's loss, gradient or weights, and the name of the tensor that differs most."""
     if what == "weights":
         amounts = {
             name: math.inf if math.isnan(value) else value for name, value in after["differences"].items()
@@ -120,7 +116,7 @@ def _amount(what: str, before: Line, after: Line) -> tuple[float, str]:
     one, other = (line.get(QUANTITIES[what]) for line in (before, after))
     if one == other:
         return 0.0, what
-    if one is None or other is None:  # not finite, in metrics.jsonl
+    if one is None or other is None:  # metrics.jsonl has null for numbers that are not finite
         return math.inf, what
     return abs(one - other) / max(abs(one), abs(other)), what
 

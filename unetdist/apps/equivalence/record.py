@@ -1,4 +1,4 @@
-"""What one run of a comparison does: train some steps, and write down each beside the run that it is compared with."""
+"""One run of a comparison: trains some steps and records each, with its difference from the reference."""
 
 import json
 import zlib
@@ -20,35 +20,31 @@ from unetdist.train.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What each process of a run is told, as JSON."""
+class RecordTask:
+    """The instructions for each process of a run, passed as JSON."""
 
     settings: Mapping[str, Any]
-    """Of the run, as plain types."""
-
+    """Settings of the run, as plain types."""
     steps: int
     float64: bool
     is_nudged: bool
     """Whether the first weights are changed in their last digit."""
-
     record: str
-    """File for one JSON object per step, from step 0: the weights before training."""
-
+    """File with one JSON object per step; step 0 is before training."""
     weights: str
-    """Folder of the weights of the run to compare with, step by step."""
-
+    """Folder of the reference weights after each step."""
     is_reference: bool
-    """Whether this run writes them."""
+    """Whether this run writes the reference weights."""
 
 
-def run(task: Task) -> None:
+def run(task: RecordTask) -> None:
     """Collective. Train as launch/train.py does, and write the record."""
-    # cuDNN chooses kernels by the size of the batch, and with TF32 each rounds to ten bits in its own way.
+    # cuDNN chooses kernels by the batch size, and with TF32 each kernel rounds to ten bits in its own way.
     torch.backends.cudnn.allow_tf32 = False
     if task.float64:
         torch.set_default_dtype(torch.float64)
     with build_trainer(settings.from_mapping(Config, task.settings)) as trainer:
-        # The learning rate keeps to the whole length of the run.
+        # The learning rate must follow the schedule of the whole run, so only max_steps is cut.
         trainer.schedule = replace(trainer.schedule, max_steps=task.steps)
         if task.is_nudged:
             nudge(trainer)
@@ -57,7 +53,8 @@ def run(task: Task) -> None:
 
 
 def nudge(trainer: Trainer) -> None:
-    """Multiply each weight by 1 + or - the resolution of its type: what another order of a sum could do to it."""
+    """Multiply each weight by 1 plus or minus the resolution of its type."""
+    # Another order of a sum could change the weights this much.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in trainer.model.parameters():
@@ -67,8 +64,8 @@ def nudge(trainer: Trainer) -> None:
         trainer.ema.module.load_state_dict(trainer.model.state_dict())
 
 
-def watch(trainer: Trainer, task: Task) -> None:
-    """Collective. Write down the weights as they are, and have each step of `trainer` written down."""
+def watch(trainer: Trainer, task: RecordTask) -> None:
+    """Collective. Record the weights before training, and let `trainer` record each step."""
     train_step = trainer.train_step
 
     def step_and_write(micro_batches: list[Batch]) -> Tensor:
@@ -82,11 +79,11 @@ def watch(trainer: Trainer, task: Task) -> None:
     trainer.train_step = step_and_write  # type: ignore[method-assign]
 
 
-def write_step(trainer: Trainer, task: Task, step: int, micro_batches: list[Batch]) -> None:
-    """Collective. One line of the record."""
+def write_step(trainer: Trainer, task: RecordTask, step: int, micro_batches: list[Batch]) -> None:
+    """Collective. Write one line of the record."""
     samples = samples_of(micro_batches, trainer.world)
     ranks_agree = agree(trainer.model, trainer.world)
-    trainer.settle()  # the statistics of norms as a validation would see them; training does not look at them
+    trainer.settle()  # as before a validation: norm statistics on all ranks; training does not read them
     if not trainer.world.is_main:
         return
     tensors = tensors_of(trainer)
@@ -100,7 +97,7 @@ def write_step(trainer: Trainer, task: Task, step: int, micro_batches: list[Batc
 
 
 def samples_of(micro_batches: list[Batch], world: World) -> list[list[int]]:
-    """Collective. [id, checksum of its augmented picture and mask] of each sample of the global batch, sorted."""
+    """Collective. [id, checksum of augmented image and mask] of each sample of the global batch, sorted."""
     mine = [
         [int(sample_id), zlib.crc32(mask.numpy().tobytes(), zlib.crc32(image.numpy().tobytes()))]
         for batch in micro_batches
@@ -124,18 +121,18 @@ def agree(model: torch.nn.Module, world: World) -> bool:
 
 
 def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Weights, statistics, and their averages where there are any, by name, on the host."""
+    """Weights, norm statistics and EMA weights by name, on the host."""
     states = {"": trainer.model} if trainer.ema is None else {"": trainer.model, "ema.": trainer.ema.module}
     return {
         prefix + name: value.detach().cpu().contiguous()
         for prefix, model in states.items()
         for name, value in model.state_dict().items()
-        if value.is_floating_point()  # not how many batches a norm has seen, which nothing depends on
+        if value.is_floating_point()  # nothing depends on a norm's count of batches
     }
 
 
 def differences_of(reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """By name, the largest difference; tensors that are equal bit by bit are left out."""
+    """The largest difference of each tensor that is not equal bit by bit."""
     return {
         name: float((value.double() - reference[name].double()).abs().max())
         for name, value in tensors.items()
