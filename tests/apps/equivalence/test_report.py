@@ -44,8 +44,8 @@ def test_equal_worlds_are_as_promised():
     text = text_of(report)
     assert "As promised" in text
     assert "1 again" in text
-    assert "rounding alone" in text
-    assert "2 processes, where weights are furthest apart:" in text
+    assert "rounding only" in text
+    assert "2 processes: largest difference of weights:" in text
     assert f"step 3 2.0e-06: {LONG_NAME}" in text
     assert "--float64" in text
     assert "--float64" not in text_of(report_of(REFERENCE, float64=True))
@@ -57,9 +57,9 @@ def test_a_broken_promise_names_step_and_tensor():
     text = text_of(report)
     assert "The promise is broken" in text
     assert "DIFFERS" in text
-    assert "4 processes, where it first is beyond rounding:" in text
-    assert "step 2 loss differs by 9.1e-02, allowed is 1.0e-03" in text
-    assert "step 2 weights differs by 5.0e-01, allowed is 1.0e-03" in text
+    assert "4 processes: first difference beyond rounding:" in text
+    assert "step 2 loss: difference 9.1e-02, allowed 1.0e-03" in text
+    assert "step 2 weights: difference 5.0e-01, allowed 1.0e-03" in text
     assert LONG_NAME in text
     assert "2 processes:" not in text
 

@@ -90,7 +90,7 @@ def describe(row: ComparisonRow) -> RenderableType:
     if comparison.ranks_part is not None:
         lines.add_row(f"step {comparison.ranks_part}", "its processes have different weights")
     for what, first in comparison.first.items():
-        amounts = f"{what} differs by {number(first.amount)}, allowed is {number(first.allowed)}"
+        amounts = f"{what}: difference {number(first.amount)}, allowed {number(first.allowed)}"
         lines.add_row(f"step {first.step}", amounts + (f": {first.where}" if what == "weights" else ""))
     if comparison.first and "weights" not in comparison.first:
         there = comparison.weights[min(first.step for first in comparison.first.values())]
