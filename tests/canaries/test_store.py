@@ -1,4 +1,4 @@
-"""Behaviour of torch's stores and of Accelerate that meeting and heartbeats lean on or work around."""
+"""Behaviour of torch's stores and of Accelerate that the rendezvous and the watchdog rely on or work around."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def wait_until(condition) -> None:
 
 
 def test_keys_outlive_those_who_wrote_them():
-    """Why each group of processes meets under a fresh name: a launcher keeps one store over all restarts."""
+    """Why each group of processes meets under a fresh name: a launcher keeps its store over all restarts."""
     host = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     dist.TCPStore("127.0.0.1", host.port, is_master=False, wait_for_workers=False).set(
         "address", "of the dead"
@@ -40,7 +40,7 @@ def test_errors_of_a_store_are_of_one_kind():
 
 
 def test_a_clone_is_a_connection_of_its_own():
-    """Why the thread of the heartbeat does not wait for the main thread, which may wait in the store."""
+    """Why the watchdog's thread need not wait for the main thread, which may wait in the store."""
     host = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     client = dist.TCPStore("127.0.0.1", host.port, is_master=False, wait_for_workers=False)
     clone = dist.PrefixStore("name", client.clone())
@@ -99,5 +99,5 @@ def ask_a_stopped_host(port_file: str) -> bool:
 
 
 def test_a_stopped_store_is_waited_for_in_spite_of_the_time_out(tmp_path):
-    """Why the heartbeat has a second thread, that watches the first."""
+    """Why the watchdog looks into the store in a thread of its own."""
     assert run_ranks(ask_a_stopped_host, 2, str(tmp_path / "port")) == [True, True]

@@ -3,7 +3,7 @@
     restarting.py FOLDER SEED HOW
 
 In each attempt but the last a random rank dies (HOW is SIGKILL) at a random moment of meeting or training, or hangs in
-a step (sleep, SIGSTOP). Continues from the step in FOLDER; writes what heartbeats found there. The last ends.
+a step (sleep, SIGSTOP). Continues from the step in FOLDER. The last attempt ends.
 """
 
 import itertools
@@ -26,8 +26,8 @@ from unetdist.distributed.collectives import (
     make_accelerator,
     world_of,
 )
-from unetdist.distributed.heartbeat import Heartbeat
 from unetdist.distributed.rendezvous import open_store
+from unetdist.distributed.watchdog import Watchdog
 from unetdist.storage.files import write_text
 
 NUM_STEPS = 60
@@ -49,29 +49,25 @@ def main() -> None:
     set_up_logging(rank=world.rank, world_size=world.world_size)
     log_ranks(world)
     stop = StopSignal()
-    heartbeat = Heartbeat(
-        open_store("heartbeat"),
-        world,
-        limit_s=LIMIT_S,
-        stop=stop,
-        record=(folder / f"found_{attempt}_{world.rank}").write_text,
-    )
+    stacks = folder / f"attempt_{attempt}"
+    stacks.mkdir(exist_ok=True)
+    watchdog = Watchdog(open_store("watchdog"), world, limit_s=LIMIT_S, folder=stacks, stop=stop)
     state = folder / "state"
     first = broadcast(int(state.read_text()) if state.exists() else 0)
     hangs_at = first + chance.randrange(NUM_STEPS)
     for step in itertools.count(first) if attempt < last else range(first, first + NUM_STEPS):
-        heartbeat.at(f"step {step}: waiting for data")
+        watchdog.at(f"step {step}: waiting for data")
         if is_victim and how != "SIGKILL" and step == hangs_at:
             (folder / f"hung_{attempt}").write_text(f"{world.rank} {step}")
             if how == "SIGSTOP":
                 os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(600)
-        heartbeat.at(f"step {step}: training")
+        watchdog.at(f"step {step}: training")
         assert all_reduce_sum(torch.ones(())) == world.world_size
         if world.is_main:
             write_text(state, str(step + 1))
         time.sleep(0.02)
-    heartbeat.close()
+    watchdog.close()
     stop.close()
     (folder / f"end_{world.rank}").write_text(f"{attempt} {first}")
     accelerator.end_training()

@@ -217,7 +217,7 @@ LAUNCH = [PYTHON, "/venv/bin/accelerate", "launch"]
         (["--dynamo_mode", "max-autotune"], "--dynamo_mode", "performance: auto"),
         (["--dynamo_backend", "inductor"], "--dynamo_backend", "performance: auto"),
         (["--fp8_format", "E4M3"], r"--fp8_format \(E4M3\)", "trainer.mixed_precision"),
-        (["--max_restarts", "3"], r"--max_restarts \(3\)", "launch/supervise.py"),
+        (["--max_restarts", "3"], r"--max_restarts \(3\)", "cpu.yaml --num_processes 2"),
         (["--tee", "3"], r"--tee \(3\)", "cpu.yaml --num_processes 2"),
     ],
 )

@@ -5,7 +5,6 @@ from importlib.metadata import version
 
 import pytest
 
-from launch import supervise
 from tests.apps.doctor.cases import case_of, findings_of, only
 from unetdist.apps.doctor import software
 from unetdist.errors import ConfigError
@@ -52,14 +51,6 @@ def test_the_doctor_names_it(tmp_path):
 def test_a_network_of_timm_names_it():
     with pytest.raises(ConfigError, match=r"model\.encoder \(resnet18\)") as caught:
         TimmEncoder("resnet18", in_channels=3, pretrained=False)
-    check_words(str(caught.value))
-
-
-def test_the_supervisor_starts_no_launcher_that_cannot_start(monkeypatch):
-    monkeypatch.setattr(supervise, "Supervisor", None)
-    monkeypatch.setattr(sys, "argv", ["supervise.py", "--", "bin/accelerate", "launch", "launch/train.py"])
-    with pytest.raises(ConfigError) as caught:
-        supervise.main()
     check_words(str(caught.value))
 
 

@@ -131,19 +131,19 @@ def skypilot_command():
     ],
 )
 def test_each_machine_joins_with_its_number(given, first, tmp_path):
-    """`python` on the path is one that prints its words."""
+    """`accelerate` on the path is one that prints its words."""
     command, values = given()
-    stub = tmp_path / "python"
+    stub = tmp_path / "accelerate"
     stub.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
     stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, env={**values, "PATH": path}, cwd=ROOT, capture_output=True, text=True, check=True
     )
-    script, dashes, *launch = done.stdout.splitlines()
-    assert (script, dashes) == ("launch/supervise.py", "--")
-    assert launch[:2] == ["accelerate", "launch"], shlex.join(launch)
-    args = launch_command_parser().parse_args(launch[2:])
+    name, *words = done.stdout.splitlines()
+    assert name == "launch", shlex.join(words)
+    args = launch_command_parser().parse_args(words)
+    assert args.max_restarts == 3
     assert (ROOT / args.config_file).is_file()
     assert (args.num_machines, args.num_processes, args.machine_rank) == (2, 16, 1)
     assert (args.main_process_ip, args.main_process_port) == (first, 29500)

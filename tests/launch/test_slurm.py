@@ -1,7 +1,8 @@
-"""launch/slurm/train.sbatch with make-believe commands of SLURM; tests/long/test_slurm.py has real ones."""
+"""launch/slurm/train.sbatch with fake SLURM commands (real ones: tests/long/test_slurm.py), and launch/node.sh."""
 
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -20,12 +21,12 @@ STUBS = {
     "scontrol": 'echo "   NodeAddr=10.0.0.3 NodeHostName=gpu3 "; [ "$1" = show ] || echo "$*" >> "$CALLS"',
     "squeue": 'echo "$STATE"',
     "srun": 'shift; export SLURM_NODEID=1; "$@"; exit "$CODE"',
-    "python": 'printf "%s\\n" "$@"',
+    "accelerate": 'printf "%s\\n" "$@"',
 }
 
 
 def run(folder: Path, *words: str, code: int = 0, state: str = "RUNNING") -> tuple[int, list[str], str]:
-    """Exit code, the words that Python gets on the second node, and what else SLURM was asked to do."""
+    """Exit code, the words that `accelerate` gets on the second node, and what else SLURM was asked to do."""
     for name, body in STUBS.items():
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
@@ -43,8 +44,8 @@ def run(folder: Path, *words: str, code: int = 0, state: str = "RUNNING") -> tup
 def test_each_node_joins_with_its_number(tmp_path):
     code, words, calls = run(tmp_path)
     assert (code, calls) == (0, "")
-    assert words[:4] == ["launch/supervise.py", "--", "accelerate", "launch"]
-    args = launch_command_parser().parse_args(words[4:])
+    assert words[0] == "launch"
+    args = launch_command_parser().parse_args(words[1:])
     assert (ROOT / args.config_file).is_file()
     assert (args.num_machines, args.num_processes, args.machine_rank) == (2, 16, 1)
     assert (args.main_process_ip, args.main_process_port) == ("10.0.0.3", 21042)
@@ -82,3 +83,27 @@ def test_sbatch_would_read_the_options():
     options = re.findall(r"^#SBATCH (--\S+)", header, re.MULTILINE)
     assert {"--requeue", "--open-mode=append", "--ntasks-per-node=1"} <= set(options)
     assert any(option.startswith("--signal=B:TERM@") for option in options)
+
+
+FAKE_LAUNCHER = """
+trap 'echo told; sleep 0.2; exit 1' TERM
+echo ready
+for _ in $(seq 200); do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_a_node_reaches_the_launcher_and_becomes_exit_code_75(number):
+    node = [ROOT / "launch" / "node.sh", "bash", "-c", FAKE_LAUNCHER]
+    with subprocess.Popen(["bash", *node], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=20)[0] == "told\n"
+    assert process.returncode == 75
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_without_a_signal_a_node_exits_as_its_launcher_does(code):
+    assert (
+        subprocess.run(["bash", ROOT / "launch" / "node.sh", "bash", "-c", f"exit {code}"]).returncode == code
+    )

@@ -50,7 +50,6 @@ def test_thirty_kills_leave_no_trace(tmp_path, shards):
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     train_to_the_end(whole, 0, 2, words_of(whole, shards, MAX_STEPS))
     chance = random.Random(4)
-    # never thrice in start-up, which would be three deaths in the same step where that is the first
     moments = [moment for _ in range(NUM_KILLS // 3) for moment in chance.sample(MOMENTS, 3)]
     words = words_of(killed, shards, MAX_STEPS)
     train_through_kills(killed, words, [(2, moment) for moment in moments], chance)

@@ -71,7 +71,7 @@ def trainer(tmp_path, monkeypatch):
         checkpoints=Checkpoints(tmp_path, CheckpointConfig()),
         tracker=SimpleNamespace(),
         stop=SimpleNamespace(),
-        heartbeat=SimpleNamespace(at=lambda place: None),
+        watchdog=SimpleNamespace(at=lambda place: None),
         attempt=SimpleNamespace(at=lambda step: None),
     )
 

@@ -131,9 +131,8 @@ def check_options(command: Sequence[str] | None = None, env: Mapping[str, str] =
             raise LaunchError(f"accelerate launch --{name} ({value}) does nothing here; {remedy}.")
         if "RANK" not in env:
             raise LaunchError(
-                f"accelerate launch --{name} ({value}) does nothing where it starts one process only; leave it out"
-                f"{', and let launch/supervise.py restart the run' if name == 'max_restarts' else ''}, or start "
-                "several processes, on CPUs with `--config_file configs/accelerate/cpu.yaml --num_processes 2`."
+                f"accelerate launch --{name} ({value}) does nothing where it starts one process only; leave it "
+                "out, or start several, on CPUs with `--config_file configs/accelerate/cpu.yaml --num_processes 2`."
             )
 
 

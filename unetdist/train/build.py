@@ -28,8 +28,8 @@ from unetdist.distributed.collectives import (
     seed_everything,
     world_of,
 )
-from unetdist.distributed.heartbeat import Heartbeat
 from unetdist.distributed.rendezvous import open_store
+from unetdist.distributed.watchdog import Watchdog
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation.evaluate import Report
 from unetdist.evaluation.scoring import build_validator
@@ -212,10 +212,11 @@ def _wire(
         performance=str(path),
         claim=claim,
     )
-    heartbeat = Heartbeat(
-        open_store("heartbeat"),
+    watchdog = Watchdog(
+        open_store("watchdog"),
         world,
         limit_s=config.trainer.heartbeat_s,
+        folder=run_dir,
         stop=stop,
         record=attempt.fail,
     )
@@ -241,7 +242,7 @@ def _wire(
         ),
         tracker=tracker,
         stop=stop,
-        heartbeat=heartbeat,
+        watchdog=watchdog,
         attempt=attempt,
     )
 

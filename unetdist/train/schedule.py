@@ -39,8 +39,8 @@ class TrainerConfig:
     """Steps in a row whose loss or gradient is not finite, and which are skipped; one more ends the run."""
 
     heartbeat_s: float = 600.0
-    """Seconds without progress after which a process counts as hung, and the run ends and names it; 0: never. More than
-    data.retry_s, during which a process may well wait for a server."""
+    """Seconds without progress after which a process counts as hung: all processes leave their stacks in RUN/stacks and
+    exit; 0: never. Use more than data.retry_s, the time that a process may wait for a server."""
 
     timeout_s: int = 1800
     """Seconds after which a collective that a process does not join is an error."""

@@ -13,7 +13,7 @@ from torch.profiler import record_function
 from unetdist.cli.logs import logger
 from unetdist.data.batch import Batch
 from unetdist.distributed.collectives import World, all_reduce_sum, any_rank
-from unetdist.distributed.heartbeat import Heartbeat
+from unetdist.distributed.watchdog import Watchdog
 from unetdist.tracking.meter import Meter
 from unetdist.train.ema import Ema
 from unetdist.train.nonfinite import StepGuard, finite_or_nan
@@ -44,7 +44,7 @@ class TrainStep:
     """Of dropout."""
 
     meter: Meter
-    heartbeat: Heartbeat
+    watchdog: Watchdog
     source_of: Callable[[int], str]
     """Where a sample comes from, by its id."""
 
@@ -60,7 +60,7 @@ class TrainStep:
 
     def __call__(self, micro_batches: list[Batch], step: int) -> Tensor:
         """Collective. The step after `step` others; returns the norm of its gradient."""
-        self.heartbeat.at(f"step {step + 1}: forward and backward")
+        self.watchdog.at(f"step {step + 1}: forward and backward")
         self.wrapped.train()
         self.set_lr(step)
         self.seed_dropout(step)
@@ -84,7 +84,7 @@ class TrainStep:
             if self.ema is not None:
                 self.ema.update(self.model)
         self.meter.add(shares, is_bad, sum(batch.num_bad for batch in micro_batches))
-        self.heartbeat.at(f"after step {step + 1}")
+        self.watchdog.at(f"after step {step + 1}")
         return grad_norm
 
     def global_units(self, batches: list[Batch]) -> Tensor:
@@ -123,7 +123,7 @@ class TrainStep:
 
     def prove_compiled(self, batch: Batch, units: Tensor) -> None:
         """Collective. Use the compiled graph only if it does on every rank what the plain path does."""
-        self.heartbeat.at("rehearsal: compiling")
+        self.watchdog.at("rehearsal: compiling")
         scaler = self.accelerator.scaler
         scale = 1.0 if scaler is None else scaler.get_scale()
         problem = self.share.prove(batch.image, batch.mask, units, scale=scale)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unetdist.cli.logs import logger
 from unetdist.data.batch import Batch
 from unetdist.distributed.collectives import StopSignal, World, barrier
-from unetdist.distributed.heartbeat import Heartbeat
+from unetdist.distributed.watchdog import Watchdog
 from unetdist.errors import ConfigError, TrainingError
 from unetdist.evaluation.evaluate import LeftEarlyError, Report
 from unetdist.evaluation.validation import Validator
@@ -63,7 +63,7 @@ class Trainer:
     checkpoints: Checkpoints
     tracker: Tracker
     stop: StopSignal
-    heartbeat: Heartbeat
+    watchdog: Watchdog
     attempt: Attempt
 
     def __enter__(self) -> Self:
@@ -72,7 +72,7 @@ class Trainer:
     def __exit__(self, kind: type[BaseException] | None = None, error: object = None, *_: object) -> None:
         if error is not None:
             self.attempt.fail(str(error), is_final=isinstance(error, (ConfigError, TrainingError)))
-        self.heartbeat.close()  # what is left to write may take long
+        self.watchdog.close()  # what is left to write may take long
         self.checkpoints.close()
         self.tracker.close(in_hurry=lambda: self.stop.requested)
         self.stop.close()
@@ -97,7 +97,7 @@ class Trainer:
             max_steps=self.schedule.max_steps,
             seed=self.seed,
             meter=self.meter,
-            heartbeat=self.heartbeat,
+            watchdog=self.watchdog,
             source_of=self.source_of,
         )
 
@@ -157,12 +157,11 @@ class Trainer:
 
     def train_step(self, micro_batches: list[Batch]) -> Tensor:
         """Collective. One optimizer step on the global batch; returns the norm of its gradient."""
-        self.attempt.at(self.state.step + 1)
         return self.step(micro_batches, self.state.step)
 
     def rehearsed(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
         """Collective. Try one step and one validation image, undone: what is wrong with them shows now."""
-        self.heartbeat.at("rehearsal")
+        self.watchdog.at("rehearsal")
         iterator = iter(steps)
         first = next(iterator)
         self.step.rehearse(first[0])
@@ -214,7 +213,7 @@ class Trainer:
         if self.validator is None:
             return None
         try:
-            self.heartbeat.at(f"step {self.state.step}: validation")
+            self.watchdog.at(f"step {self.state.step}: validation")
             report = self.validator.score(self.evaluated_model, is_over=self.leaves_validation)
         except LeftEarlyError:
             logger.warning("left the validation of step %d, to be made up for", self.state.step)
@@ -232,7 +231,7 @@ class Trainer:
 
     def leaves_validation(self) -> bool:
         """Between two of its batches: show that this rank moves on, and look whether any was asked to stop."""
-        self.heartbeat.within(f"step {self.state.step}: validation")
+        self.watchdog.at(f"step {self.state.step}: validation")
         return self.stop.requested_anywhere
 
     def settle(self) -> None:
@@ -244,7 +243,7 @@ class Trainer:
 
     def checkpoint(self, *, final: bool) -> None:
         """Collective. Save all that is needed to continue; the final one is written when this returns."""
-        self.heartbeat.at(f"step {self.state.step}: checkpoint")
+        self.watchdog.at(f"step {self.state.step}: checkpoint")
         self.check_steps()
         self.settle()
         if self.world.is_main:

@@ -24,7 +24,7 @@ def begun(case, **status):
     """A run with a checkpoint."""
     write_text(case.run_dir / "config.yaml", settings.to_yaml(settings.to_mapping(case.settings)))
     write_text(case.run_dir / "checkpoints" / "latest", "step_00000002")
-    values = {"state": "stopped", "step": 2, "reason": "", "is_final": False, "attempts": 1, "deaths": []}
+    values = {"state": "stopped", "step": 2, "reason": "", "is_final": False, "attempts": 1}
     write_text(case.run_dir / "status.json", json.dumps({**values, **status}))
 
 

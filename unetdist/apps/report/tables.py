@@ -111,7 +111,6 @@ def course(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
             "state": run.status.state if run.status else None,
             "reason": run.status.reason if run.status else "",
             "attempts": run.status.attempts if run.status else None,
-            "deaths": len(run.status.deaths) if run.status else None,
             "steps": int(max((row["step"] or 0 for row in run.rows), default=0)),
             "epochs": run.latest("train/epoch"),
             "samples": run.latest("train/samples_seen"),
