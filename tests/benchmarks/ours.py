@@ -14,7 +14,7 @@ import torch
 from tests.benchmarks.peers.protocol import Batches, Job, installed, serve
 from tests.benchmarks.peers.tars import SAMPLES_PER_TAR, write_tars
 from tests.benchmarks.split import split_time
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.data.loader import DataConfig, train_loader
 from unetdist.data.manifest import Manifest

@@ -15,7 +15,7 @@ from rich.table import Table
 from tests.benchmarks.arguments import add_out, positive, positive_seconds
 from tests.benchmarks.rounds import Measured, run_rounds
 from unetdist.cli.logs import logger
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.data.loader import DataConfig, open_data, open_reader, train_loader
 from unetdist.errors import DataError

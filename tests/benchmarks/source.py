@@ -76,7 +76,7 @@ class Pictures:
         except OSError as error:
             raise DataError(f"cannot be read ({error}); replace the file.", source=sample.image) from None
         is_plain = picture.format == "JPEG" and picture.mode == "RGB" and "progressive" not in picture.info
-        return picture.convert("RGB"), data if is_plain else None, read_mask(mask_data, self.palette)[0]
+        return picture.convert("RGB"), data if is_plain else None, read_mask(mask_data, self.palette).mask
 
 
 def write_pictures(folder: Path, pictures: Pictures, case: Case, *, num_samples: int) -> None:

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetdist.data.augment import Augmenter, Draw, find
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig, Augmenter, Draw, find
 
 COLORS = np.zeros((256, 3), np.uint8)
 COLORS[:4] = (30, 200, 90), (250, 10, 120), (0, 0, 255), (128, 255, 0)
@@ -219,8 +218,8 @@ def test_from_the_native_epochs_on_only_the_scale_is_gone():
     draws = whole.draws([(0, number) for number in range(20)])
     np.testing.assert_array_equal(finished.draws([(0, number) for number in range(20)]), draws)
     for row in draws:
-        assert finished.change(mask, row, epoch=2).window == whole.change(mask, row, epoch=2).window
-        before, after = (augment.change(mask, row, epoch=3) for augment in (whole, finished))
+        assert finished.params(mask, row, epoch=2).window == whole.params(mask, row, epoch=2).window
+        before, after = (augment.params(mask, row, epoch=3) for augment in (whole, finished))
         assert before.window.scale != after.window.scale == 1
         assert after.window.flip_horizontal == before.window.flip_horizontal
         np.testing.assert_array_equal(after.jitter, before.jitter)

@@ -1,6 +1,6 @@
 import pytest
 
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig
 from unetdist.errors import ConfigError
 
 

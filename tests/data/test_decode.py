@@ -94,7 +94,7 @@ def test_one_bit_is_black_and_white():
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_jpeg_as_pil_decodes_it(mode, options, channels):
     data = encode(SMOOTH, "JPEG", mode, **options)
-    by_pil = decode._decode_with_pil(data, channels)
+    by_pil = decode._decode_with_pillow(data, channels)
     # libjpeg leaves the last bit open; the builds in OpenCV's and PIL's wheels agree in practice.
     assert abs(decode_image(data, channels).astype(int) - by_pil).max() <= 1
 
@@ -105,7 +105,7 @@ def test_both_decoders_agree_on_real_pictures(channels):
         data = path.read_bytes()
         fast = decode._decode_with_opencv(data, channels)
         assert fast is not None
-        assert abs(fast.astype(int) - decode._decode_with_pil(data, channels)).max() <= 1
+        assert abs(fast.astype(int) - decode._decode_with_pillow(data, channels)).max() <= 1
 
 
 def test_exif_orientation_is_ignored_by_both_decoders():
@@ -116,7 +116,7 @@ def test_exif_orientation_is_ignored_by_both_decoders():
         data = encode(SMOOTH, kind, exif=exif)
         for channels in (1, 3, 4):
             assert decode_image(data, channels).shape == (*SMOOTH.shape[:2], channels)
-            assert decode._decode_with_pil(data, channels).shape == (*SMOOTH.shape[:2], channels)
+            assert decode._decode_with_pillow(data, channels).shape == (*SMOOTH.shape[:2], channels)
 
 
 def test_zeros_after_a_jpeg_are_padding():

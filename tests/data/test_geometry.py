@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetdist.data.geometry import Box, Window
+from unetdist.data.augment import Window
+from unetdist.data.decode import Box
 
 RNG = np.random.default_rng(0)
 COLOR = RNG.integers(0, 256, (23, 31, 3), dtype=np.uint8)

@@ -1,8 +1,7 @@
 import pytest
 
-from unetdist.data.decode import decode_image, decode_mask
-from unetdist.data.git_lfs import refuse_pointer
-from unetdist.data.labels.mask_file import decode
+from unetdist.data.decode import decode_image, decode_mask, refuse_pointer
+from unetdist.data.labels.mask_file import decode_codes as decode
 from unetdist.errors import DataError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 12345\n"

@@ -3,8 +3,7 @@ import torch
 
 from tests.synthetic import PALETTE_RECORDS
 from unetdist.data.batch import count_values
-from unetdist.data.ignore_index import IGNORE_INDEX
-from unetdist.data.labels import Palette
+from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.evaluation.metrics import confusion_matrix
 from unetdist.model.losses import LossConfig, build_loss
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig
 from unetdist.data.loader import (
     DataConfig,
     check_batch_sizes,

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetdist.data.augment_config import AugmentConfig
 from unetdist.data.batch import Sample, blank_sample, count_values
 from unetdist.data.mix import Mix, Mixer, mixed
 
@@ -14,8 +13,12 @@ KEYS = [(epoch, number) for epoch in range(20) for number in range(50)]
 PARTNERS = [(epoch, number ^ 1) for epoch, number in KEYS]
 
 
-def mixes(*, seed=0, **options):
-    return Mixer(AugmentConfig(**options), seed=seed, num_classes=NUM_CLASSES)(KEYS, PARTNERS)
+def mixer_of(*, cutmix=0.0, classmix=0.0, seed=0):
+    return Mixer(cutmix=cutmix, classmix=classmix, seed=seed, num_classes=NUM_CLASSES)
+
+
+def mixes(**options):
+    return mixer_of(**options)(KEYS, PARTNERS)
 
 
 def sample(number, size=(30, 40), classes=(0, 1, 2, 3, 255), channels=3):
@@ -36,15 +39,15 @@ def test_each_kind_is_as_frequent_as_asked_for():
 
 def test_nothing_is_mixed_without_partners_or_a_probability():
     assert mixes() == [None] * len(KEYS)
-    assert not Mixer(AugmentConfig(), seed=0, num_classes=NUM_CLASSES).is_on
-    mixer = Mixer(AugmentConfig(classmix=1), seed=0, num_classes=NUM_CLASSES)
+    assert not mixer_of().is_on
+    mixer = mixer_of(classmix=1)
     assert mixer.is_on
     assert mixer(KEYS, []) == [None] * len(KEYS)
 
 
 def test_the_draws_are_a_function_of_seed_epoch_and_id():
     together = mixes(cutmix=1)
-    mixer = Mixer(AugmentConfig(cutmix=1), seed=0, num_classes=NUM_CLASSES)
+    mixer = mixer_of(cutmix=1)
     for number in (0, 7, 999):
         (alone,) = mixer(KEYS[number : number + 1], PARTNERS[number : number + 1])
         np.testing.assert_array_equal(alone.draws, together[number].draws)

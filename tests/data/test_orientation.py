@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from unetdist.data.decode import decode_image
-from unetdist.data.orientation import (
+from unetdist.data.image_file import (
     ORIENTATION_TAG,
     drawn_by_size,
     is_to_be_turned,

@@ -9,11 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
-from unetdist.data.augment import Augmenter
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.batch import Batch
-from unetdist.data.decode import decode_part
-from unetdist.data.geometry import Box
+from unetdist.data.decode import Box, decode_part
 from unetdist.data.jpeg import parse_header
 from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples, TrainDataset, ValDataset

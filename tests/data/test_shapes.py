@@ -65,6 +65,7 @@ def test_files_read_back_as_what_was_drawn(tmp_path):
     for index, name in enumerate(names):
         image, mask = draw(index, seed=5, size=(48, 64))
         assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / name)), image)
-        read, unknowns = read_mask((tmp_path / "masks" / name).read_bytes(), palette)
+        reading = read_mask((tmp_path / "masks" / name).read_bytes(), palette)
+        read, unknowns = reading.mask, reading.unknowns
         assert unknowns == []
         assert np.array_equal(read, mask)

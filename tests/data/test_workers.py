@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from unetdist.data.arena import Arena
-from unetdist.data.batch import batch_dtype
+from unetdist.data.batch import BatchPool, batch_dtype
 from unetdist.data.order import Order
 from unetdist.data.workers import MicroBatches, ValBatches, items, part_of, shards_of, work
 from unetdist.errors import DataError
@@ -112,8 +111,8 @@ def test_an_epoch_has_each_sample_once_and_any_start_continues():
 
 
 def test_slots_are_taken_while_there_are_any():
-    arena = Arena(2, batch_dtype(2, (4, 4), 3, 3))
-    assert [request.slot for request in take(4, arena=arena)] == [0, 1, None, None]
+    pool = BatchPool(2, batch_dtype(2, (4, 4), 3, 3))
+    assert [request.slot for request in take(4, pool=pool)] == [0, 1, None, None]
     assert [request.slot for request in take(2)] == [None, None]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.small_shards import NUM_CLASSES, write_small_shards
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig
 from unetdist.data.keyed_random import Stream, keyed_permutation
 from unetdist.data.loader import DataConfig, train_loader
 from unetdist.data.manifest import Manifest

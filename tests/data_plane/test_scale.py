@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.small_shards import NUM_CLASSES, write_small_shards
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig
 from unetdist.data.loader import DataConfig, train_loader, val_loader
 from unetdist.data.order import Order
 

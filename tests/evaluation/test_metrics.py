@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetdist.data.ignore_index import IGNORE_INDEX
+from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation.metrics import PoissonBootstrap, Scores, confusion_matrix
 

@@ -15,8 +15,7 @@ from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, wr
 from tests.faults import damaged
 from tests.faulty_server import serve
 from unetdist.data import image_file
-from unetdist.data.augment import Augmenter
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.batch import Batch
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.image_file import read_image

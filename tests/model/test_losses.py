@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.no_copies import NoCopies
-from unetdist.data.ignore_index import IGNORE_INDEX
+from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError
 from unetdist.model.losses import Loss, LossConfig, build_loss, class_weights, dice_sum, focal_sum, lovasz_sum
 

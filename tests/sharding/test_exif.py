@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from unetdist.data.orientation import ORIENTATION_TAG
+from unetdist.data.image_file import ORIENTATION_TAG
 from unetdist.sharding.convert import ConvertOptions
 from unetdist.sharding.exif import decide_exif, find_turned, tell_raw
 from unetdist.sharding.sources import from_folders

@@ -18,7 +18,8 @@ def test_pictures_are_those_that_are_drawn():
     image, mask = draw(2, seed=5)
     image_bytes, mask_bytes = source.reader.read(source.samples[2])
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(image_bytes))), image)
-    read, unknowns = read_mask(mask_bytes, PALETTE)
+    reading = read_mask(mask_bytes, PALETTE)
+    read, unknowns = reading.mask, reading.unknowns
     assert np.array_equal(read, mask)
     assert unknowns == []
 

@@ -1,13 +1,14 @@
-"""Reads image files by one set of rules: for sharding, prediction and export.
+"""Reads image files by one set of rules, for sharding, prediction and export.
 
-Values of more than 8 bits are scaled to 0..255 by a range (black, white); 8-bit values are not changed.
+Values of more than 8 bits are scaled to 0..255 by a range (black, white); 8-bit values do not change. EXIF orientation
+is undone here, or left alone if the mask was drawn on the stored pixels.
 """
 
 import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -17,40 +18,108 @@ from PIL import Image, ImageFile
 from unetdist.cli.logs import logger
 from unetdist.data.decode import CHANNEL_MODES, Pixels, check_header, decode_image, reason_of
 from unetdist.data.jpeg import parse_header
-from unetdist.data.orientation import orientation_of, upright
 from unetdist.data.tiff import SUPPORTED, Tiff, read_tiff
 from unetdist.errors import DataError
 from unetdist.storage import remote
 
+ORIENTATION_TAG = 0x0112
+
+Drawn = Literal["raw", "upright"]
+"""Pixels on which a mask was drawn: as the file stores them, or as viewers show them."""
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation 1..8 that is left to undo; 1 for a TIFF, which Pillow turns upright while it loads it."""
+    if image.format == "TIFF":
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:
+        # getexif would decode the whole file to look for EXIF behind the pixels.
+        return 1
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # whatever Pillow's parser raises: an image with damaged EXIF is a good image
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def shown_size(raw: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(height, width) that viewers show for stored pixels (height, width)."""
+    return raw[::-1] if orientation >= 5 else raw
+
+
+def drawn_by_size(raw: tuple[int, int], orientation: int, mask_size: tuple[int, int]) -> Drawn | None:
+    """Whether a mask was drawn on raw or upright pixels, judged by sizes (height, width); None if they do not tell."""
+    shown = shown_size(raw, orientation)
+    if orientation == 1 or raw == shown or mask_size not in (raw, shown):
+        return "raw" if orientation == 1 else None
+    return "raw" if mask_size == raw else "upright"
+
+
+def is_to_be_turned(
+    raw: tuple[int, int], orientation: int, mask_size: tuple[int, int], drawn: Drawn | None
+) -> bool:
+    """Whether an image must be turned upright to fit its mask.
+
+    Args:
+        raw: (height, width) of the stored image.
+        orientation: EXIF orientation, 1..8.
+        mask_size: (height, width) of the mask.
+        drawn: Pixels on which masks were drawn, used if the sizes do not tell.
+
+    Raises:
+        DataError: The sizes do not tell, and `drawn` is None.
+    """
+    if mask_size not in (raw, shown_size(raw, orientation)):
+        return False  # reported elsewhere as a mask of the wrong size
+    drawn = drawn_by_size(raw, orientation, mask_size) or drawn
+    if drawn is None:
+        raise DataError(
+            f"image has EXIF orientation {orientation}, and its size does not tell whether the mask was drawn on the "
+            "stored pixels or on the image that viewers show; compare the two, and add --exif raw or --exif upright."
+        )
+    return drawn == "upright"
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo orientations 2..8 of (H, W, C): mirrored, turned by half, both, and the same of the transposed."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
 Values = npt.NDArray[Any]
-"""(H, W, 1|3|4): grey, RGB, RGB and one more band; uint8 unless the image has more than 8 bits."""
+"""(H, W, 1|3|4): grey, RGB, or RGB and one more band; uint8 unless the image has more than 8 bits."""
 
 ImageRange = tuple[float, float]
-"""Values that become 0 and 255."""
+"""Values that become 0 and 255 (black and white)."""
 
 SIXTEEN_BITS: ImageRange = (0.0, 65535.0)
 HIGH_BYTE: ImageRange = (127.5, 65407.5)
-"""Scaling by this range gives exactly the high byte of 16 bits, which is how images in indexed tars are decoded."""
+"""Range that gives exactly the high byte of 16 bits, as images in indexed tars are decoded."""
 
 MOST_BYTES = 2**30
-"""Size up to which an image behind a URL is read."""
+"""Largest image read from a URL, in bytes."""
 
 _PLAIN_MODES = {"JPEG": ("L", "RGB"), "MPO": ("L", "RGB"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
-"""Modes that every decoder reads alike. MPO is the JPEG of phones that holds further pictures behind the first."""
+"""Modes that all decoders read alike. MPO is the JPEG of phones, with further images after the first."""
 
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """An image file whose header was read."""
+    """An image file with its header read."""
 
     data: bytes
     image: Image.Image | None
-    """None for a TIFF that Pillow does not know and OpenCV reads."""
+    """None for a TIFF that only OpenCV reads."""
     tiff: Tiff | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Every decoder gives the same 8-bit pixels, those of `decode_image`."""
+        """Whether all decoders give the same 8-bit pixels, those of `decode_image`."""
         image = self.image
         if image is None or image.mode not in _PLAIN_MODES.get(str(image.format), ()):
             return False
@@ -58,13 +127,16 @@ class OpenedImage:
 
     @property
     def orientation(self) -> int:
-        """The orientation 1..8 that `values` leave to undo."""
+        """EXIF orientation 1..8 that `values` does not undo."""
         return 1 if self.image is None else orientation_of(self.image)
 
     @property
     def channels(self) -> int:
         """Channels to train on: 1 grey (alpha of grey is dropped), 3 RGB, 4 RGBA."""
-        return self.tiff.bands if self.image is None and self.tiff else channels_of_mode(self.image)
+        if self.image is not None:
+            return channels_of_mode(self.image)
+        assert self.tiff is not None
+        return self.tiff.bands
 
     def values(self) -> Values:
         """Decode the pixels, without scaling.
@@ -87,7 +159,7 @@ def open_image(data: bytes) -> OpenedImage:
     """Read the header of an encoded image.
 
     Raises:
-        DataError: no image, several frames or pages, or a number of bands that no network takes.
+        DataError: no image, several frames or pages, or an unsupported number of bands.
     """
     check_header(data, parse_header(data))
     tiff = read_tiff(data)
@@ -97,7 +169,7 @@ def open_image(data: bytes) -> OpenedImage:
         frames = 1 if tiff is not None else getattr(image, "n_frames", 1)
     except Image.DecompressionBombError as error:
         raise DataError(f"image cannot be read ({error}); cut it into parts.") from None
-    except Exception as error:  # PIL's plug-ins raise what they like
+    except Exception as error:  # whatever Pillow's plug-ins raise
         if tiff is not None and tiff.bits > 8:
             return OpenedImage(data, None, tiff)
         raise DataError(f"image cannot be read ({reason_of(error)}); replace the file.") from None
@@ -107,15 +179,15 @@ def open_image(data: bytes) -> OpenedImage:
 
 
 def read_image(data: bytes, channels: int, image_range: ImageRange | None) -> Pixels:
-    """Pixels (H, W, channels) uint8 of an encoded image, turned as its EXIF orientation asks.
+    """Pixels (H, W, channels) uint8 of an encoded image, turned upright.
 
     Args:
-        data: an image of any kind that can be sharded.
+        data: An image of any kind that can be sharded.
         channels: 1 grey, 3 RGB, 4 RGBA.
-        image_range: that of the training images; None: they had 8 bits, or it is unknown.
+        image_range: Range of the training images; None: they had 8 bits, or it is unknown.
 
     Raises:
-        DataError: an image that cannot be sharded either, or one of more than 8 bits without a range for it.
+        DataError: An image that cannot be sharded either, or one of more than 8 bits without a range.
     """
     opened = open_image(data)
     if opened.is_plain:
@@ -125,15 +197,13 @@ def read_image(data: bytes, channels: int, image_range: ImageRange | None) -> Pi
 
 
 def read_file(source: Path | str) -> bytes:
-    """The bytes of an image at a path or URL.
-
-    Raises:
-        DataError: it is not there, or cannot be read.
-    """
+    """The bytes of an image at a path or URL; raises `DataError` if it cannot be read."""
     try:
         return remote.read(source, most=MOST_BYTES) if isinstance(source, str) else source.read_bytes()
     except FileNotFoundError:
-        raise DataError("is not there, or went away meanwhile; correct its path, or bring it back.") from None
+        raise DataError(
+            "does not exist, or was removed meanwhile; correct its path, or restore it."
+        ) from None
     except IsADirectoryError:
         raise DataError("is a folder; give an image.") from None
     except OSError as error:
@@ -141,18 +211,14 @@ def read_file(source: Path | str) -> bytes:
 
 
 def values_of_pillow(image: Image.Image) -> Values:
-    """The values of a Pillow image of any mode.
-
-    Raises:
-        DataError: a damaged file behind it, no pixels, or a mode without grey or colours.
-    """
+    """The values of a Pillow image of any mode; raises `DataError` if its file is damaged or it has no pixels."""
     if 0 in image.size:
-        raise DataError(f"image has {image.width}x{image.height} pixels; give one that has some.")
+        raise DataError(f"image has {image.width}x{image.height} pixels; give another image.")
     try:
         image.load()
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             values = np.asarray(image)[..., None]
-            # Pillow scales PGM and PPM to 16 bits by the maximum that they name.
+            # Pillow scales PGM and PPM to 16 bits by the maximum in their header.
             is_short = image.format in ("PNG", "PPM") or image.mode.startswith("I;16")
             return values.astype(np.uint16 if is_short else values.dtype.newbyteorder("="))
         if image.mode == "P" and not image.has_transparency_data:
@@ -160,20 +226,20 @@ def values_of_pillow(image: Image.Image) -> Values:
         elif image.has_transparency_data:
             image = image.convert("RGBA")
         pixels = np.array(image.convert(CHANNEL_MODES[channels_of_mode(image)]), np.uint8)
-    except Exception as error:  # PIL's plug-ins raise what they like
+    except Exception as error:  # whatever Pillow's plug-ins raise
         raise DataError(f"image cannot be read ({reason_of(error)}); replace the file.") from None
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def pixels_of_pillow(image: Image.Image, channels: int, image_range: ImageRange | None) -> Pixels:
-    """The pixels of a Pillow image, equal to `read_image` of the file that it was opened from.
+    """The pixels of a Pillow image, equal to `read_image` of its file.
 
     Raises:
-        DataError: as `read_image`; or Pillow has dropped what the file holds.
+        DataError: Same as `read_image`; or Pillow has already dropped bits, bands or frames of the file.
     """
     if isinstance(image, ImageFile.ImageFile):
         data = _file_behind(image)
-        if data is not None and image.tile:  # nothing was loaded, so nothing was changed
+        if data is not None and image.tile:  # not loaded yet, so not changed either
             return read_image(data, channels, image_range)
         _refuse_what_pillow_dropped(image)
     pixels = with_channels(eight_bit_of_model(values_of_pillow(image), image_range), channels)
@@ -181,7 +247,7 @@ def pixels_of_pillow(image: Image.Image, channels: int, image_range: ImageRange 
 
 
 def _file_behind(image: ImageFile.ImageFile) -> bytes | None:
-    """The file of an image, if Pillow has not closed it yet."""
+    """The file's bytes, if Pillow has not closed it yet."""
     if image.fp is None:
         return None
     try:
@@ -195,12 +261,12 @@ def _file_behind(image: ImageFile.ImageFile) -> bytes | None:
 
 
 def _refuse_what_pillow_dropped(image: ImageFile.ImageFile) -> None:
-    """`DataError` where the loaded image has fewer bits, bands or frames than its file."""
+    """Raise `DataError` if the loaded image has fewer bits, bands or frames than its file."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise DataError(
-            f"image holds {frames} frames or pages; save each as a file of its own, or give a copy of the one that is "
-            "meant: image.copy()."
+            f"image holds {frames} frames or pages; save each as a file of its own, or pass a copy of the one you "
+            "mean, image.copy()."
         )
     tags = getattr(image, "tag_v2", {})
     bands, bits = tags.get(277, 1), tags.get(258, (8,))
@@ -212,7 +278,7 @@ def _refuse_what_pillow_dropped(image: ImageFile.ImageFile) -> None:
     if has_lost or (len(bits) > 1 and max(bits) > 8):
         raise DataError(
             "image was loaded by Pillow, which keeps 8 bits of each colour and drops further bands of this file; "
-            "give its path, or the image before it is loaded."
+            "pass its path, or the image before it is loaded."
         )
 
 
@@ -220,7 +286,7 @@ def eight_bit(values: Values, image_range: ImageRange | None, *, remedy: str) ->
     """Scale values to uint8 by the range; 8-bit values are returned unchanged.
 
     Raises:
-        DataError: there is no range (the message ends with `remedy`), or values that are not finite.
+        DataError: No range is given (the message ends with `remedy`), or some values are not finite.
     """
     if values.dtype == np.uint8:
         return values
@@ -233,21 +299,17 @@ def eight_bit(values: Values, image_range: ImageRange | None, *, remedy: str) ->
 
 
 def eight_bit_of_model(values: Values, image_range: ImageRange | None) -> Pixels:
-    """Values as a network sees them that was trained on images of that range.
-
-    Raises:
-        DataError: values of more than 8 bits for a model that does not know how they become 0..255.
-    """
+    """Values scaled as the images that a model was trained on; raises `DataError` if it needs a range and has none."""
     remedy = (
         "the model does not say which values are black and white (it was trained on images of 8 bits, or saved by "
-        "an older version): say it with --image-range LOW HIGH (in Python: model.image_range = (LOW, HIGH)), or save "
-        "the image with 8 bits."
+        "an older version): give --image-range LOW HIGH (in Python: model.image_range = (LOW, HIGH)), or save the "
+        "image with 8 bits."
     )
     pixels = eight_bit(values, image_range, remedy=remedy)
     if values.dtype.kind == "f" and image_range is not None and image_range[1] - image_range[0] > 255:
         low, high = extremes(values)
         if 0 <= low < high <= 1:
-            # Not an error: a flat part of a large picture may look like this.
+            # Not an error, because a flat part of a large image may look like this.
             logger.warning(
                 "an image has values of %g to %g, all alike in the model's range %g to %g; if they are fractions of 1, "
                 "predict with --image-range 0 1.",
@@ -259,30 +321,26 @@ def eight_bit_of_model(values: Values, image_range: ImageRange | None) -> Pixels
 
 
 def extremes(values: Values) -> tuple[float, float]:
-    """The lowest and the highest value.
-
-    Raises:
-        DataError: some are not finite.
-    """
+    """The lowest and the highest value; raises `DataError` if some are not finite."""
     if values.dtype.kind == "f" and not (is_finite := np.isfinite(values)).all():
         raise DataError(
             f"image has {values.size - int(is_finite.sum()):,} values that are no finite numbers; replace them, for "
-            "example by the lowest value, and mark such pixels as ignored in the mask."
+            "example with the lowest value, and mark such pixels as ignored in the mask."
         )
     return float(values.min()), float(values.max())
 
 
 def extremes_of_deep(values: Values) -> tuple[float, float] | None:
-    """`extremes` of values of more than 8 bits."""
+    """`extremes` of values of more than 8 bits; None for uint8."""
     return None if values.dtype == np.uint8 else extremes(values)
 
 
 def warn_of_other_range(where: object, theirs: ImageRange | None, trained: ImageRange | None) -> None:
-    """Log a warning if shards were made with another range than those that a model was trained on."""
+    """Log a warning if shards were written with another range than the training images of a model."""
     if theirs is not None and trained is not None and theirs != trained:
         logger.warning(
-            "%s: its images had black and white at %g and %g, those of the training at %g and %g, so equal pixels mean "
-            "different things; if the images are of one kind, write all shards with the same --image-range.",
+            "%s: its images have black and white at %g and %g, the training images at %g and %g, so equal pixels mean "
+            "different things; if all images are of one kind, write all shards with the same --image-range.",
             where,
             *theirs,
             *trained,
@@ -290,16 +348,12 @@ def warn_of_other_range(where: object, theirs: ImageRange | None, trained: Image
 
 
 def as_values(array: npt.NDArray[Any]) -> Values:
-    """An array (H, W) or (H, W, 1|3|4) of numbers as `Values`.
-
-    Raises:
-        DataError: another shape, or no numbers.
-    """
+    """An array (H, W) or (H, W, 1|3|4) as `Values`; raises `DataError` for another shape or type."""
     values = array[..., None] if array.ndim == 2 else array
     if values.dtype.kind not in "uif" or values.dtype == np.int8 or array.size == 0 or values.ndim != 3:
         raise DataError(
-            f"an image is {array.dtype} of shape {array.shape}; give uint8 values 0..255, or those of the images that "
-            "were sharded, as (H, W), (H, W, C) or, in a tensor, (C, H, W)."
+            f"an image is {array.dtype} of shape {array.shape}; give uint8 values 0..255, or the values of the images "
+            "that were sharded, as (H, W), (H, W, C) or, in a tensor, (C, H, W)."
         )
     if values.shape[2] not in CHANNEL_MODES:
         raise DataError(f"an image of shape {array.shape} has {values.shape[2]} bands; {SUPPORTED}.")
@@ -307,7 +361,7 @@ def as_values(array: npt.NDArray[Any]) -> Values:
 
 
 def with_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Pixels (H, W, 1|3|4) with the channels of a network, as `decode_image` gives them of the stored image."""
+    """Pixels (H, W, 1|3|4) converted to the channels of a network, equal to `decode_image` of the stored image."""
     stored = pixels.shape[2]
     if stored == channels:
         return pixels
@@ -319,15 +373,13 @@ def with_channels(pixels: Pixels, channels: int) -> Pixels:
     return np.dstack([colors, np.full(colors.shape[:2], 255, np.uint8)])
 
 
-def channels_of_mode(image: Image.Image | None) -> int:
-    """Channels to train on of a Pillow image: 1 grey (alpha of grey is dropped), 3 RGB, 4 RGBA."""
-    if image is None:
-        return 3
+def channels_of_mode(image: Image.Image) -> int:
+    """Channels of a Pillow image to train on: 1 grey (alpha of grey is dropped), 3 RGB, 4 RGBA."""
     return {"1": 1, "L": 1, "LA": 1, "F": 1, "RGBA": 4}.get(image.mode, 1 if image.mode[0] == "I" else 3)
 
 
 def _decode_with_opencv(data: bytes) -> Values:
-    """Colours of more than 8 bits, of which Pillow would keep 8."""
+    """Colours of more than 8 bits, of which Pillow would keep only 8."""
     try:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:

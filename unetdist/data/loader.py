@@ -8,10 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from torch.utils.data import DataLoader
 
-from unetdist.data.arena import Arena, FilledSlot
-from unetdist.data.augment import Augmenter
-from unetdist.data.augment_config import AugmentConfig
-from unetdist.data.batch import Batch, batch_dtype
+from unetdist.data.augment import AugmentConfig, Augmenter
+from unetdist.data.batch import Batch, BatchPool, BatchSlot, batch_dtype
 from unetdist.data.cache import ShardCache
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
@@ -141,11 +139,11 @@ def train_loader(
     upcoming = partial(order.upcoming, global_batch_size=global_batch_size, rank=rank, world_size=world_size)
     prefetcher = fetch_ahead(reader, upcoming, from_sample, local_world_size)
     accumulation = global_batch_size // (world_size * micro_batch_size)
-    arena = None
+    pool = None
     if cfg.num_workers and CAN_SHARE:
         # What workers have under way or ready, and two steps that the trainer may hold.
         num_slots = cfg.num_workers * cfg.prefetch + 2 * accumulation + 1
-        arena = Arena(num_slots, batch_dtype(micro_batch_size, blank_size, channels, num_classes))
+        pool = BatchPool(num_slots, batch_dtype(micro_batch_size, blank_size, channels, num_classes))
     augmenter = Augmenter(
         augment_cfg,
         seed=seed,
@@ -158,7 +156,7 @@ def train_loader(
         augmenter,
         on_bad_sample=cfg.on_bad_sample,
         blank_size=blank_size,
-        arena=arena,
+        pool=pool,
     )
     requests = MicroBatches(
         order,
@@ -167,7 +165,7 @@ def train_loader(
         rank=rank,
         world_size=world_size,
         from_sample=from_sample,
-        arena=arena,
+        pool=pool,
         progress=prefetcher.position if prefetcher else None,
         has_partners=augmenter.mixer.is_on,
     )
@@ -267,7 +265,7 @@ def _steps(
     step: list[Batch] = []
     try:
         for ready in items(batches):
-            batch: Batch = ready.batch() if isinstance(ready, FilledSlot) else ready
+            batch: Batch = ready.batch() if isinstance(ready, BatchSlot) else ready
             num_bad += batch.num_bad
             if num_bad > max_bad_samples:
                 raise DataError(

@@ -1,10 +1,10 @@
-"""A part of another training sample laid over a sample: a rectangle (CutMix) or some of its classes (ClassMix).
+"""Pastes a part of another training sample over a sample: a rectangle (CutMix) or some classes (ClassMix).
 
 CutMix is Yun et al. 2019, arXiv 1905.04899, section 3.1, for segmentation as in French et al. 2020, arXiv 1906.01916;
 ClassMix is Olsson et al. 2021, arXiv 2007.07936, section 3.1. Here masks are given, so they are pasted like the image.
 
-The other sample is the partner: the neighbour in the endless order, changed as it is in its own place. What is drawn is
-a function of (seed, epoch, sample id), so the pixels depend on neither rank, worker nor micro-batch.
+The other sample, the partner, is the neighbour in the endless order, augmented as in its own place. What is drawn is a
+function of (seed, epoch, sample id), so the pixels do not depend on rank, worker or micro-batch.
 """
 
 import math
@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from unetdist.data.augment_config import AugmentConfig
-from unetdist.data.batch import Pixels, Sample, count_values
-from unetdist.data.geometry import Box
+from unetdist.data.batch import Sample, count_values
+from unetdist.data.decode import Box, Pixels
 from unetdist.data.keyed_random import Stream, keyed_uniform
 
-Draws = npt.NDArray[np.float64]
+RandomNumbers = npt.NDArray[np.float64]
+"""Uniform in [0, 1)."""
 Key = tuple[int, int]
 """(epoch, sample id)"""
 
@@ -34,20 +34,20 @@ class MixDraw(IntEnum):
     TOP = 2
     LEFT = 3
     CLASSES = 4
-    """The first of one for each class."""
+    """The first of one draw per class."""
 
 
 class Mix(NamedTuple):
-    """The part that a sample gets of its partner."""
+    """The part of its partner that a sample gets."""
 
     partner: Key
     is_cut: bool
-    """A rectangle, else classes."""
-    draws: Draws
+    """Whether it is a rectangle, not classes."""
+    draws: RandomNumbers
     """(MixDraw.CLASSES + C,)"""
 
     def box(self, size: tuple[int, int]) -> Box:
-        """The rectangle in a picture of `size` (height, width): inside, of its proportions."""
+        """The rectangle in an image of `size` (height, width), with the image's proportions."""
         side = math.sqrt(self.draws[MixDraw.AREA])
         height, width = round(side * size[0]), round(side * size[1])
         top = int(self.draws[MixDraw.TOP] * (size[0] - height + 1))
@@ -55,13 +55,13 @@ class Mix(NamedTuple):
         return Box(top, left, top + height, left + width)
 
     def classes(self, counts: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        """Half of the classes with pixels in the partner, rounded up; `counts`: (256,) its pixels by value."""
+        """Half of the partner's classes, rounded up; `counts` (256,) are the partner's pixels by value."""
         draws = self.draws[MixDraw.CLASSES :]
         shown = np.flatnonzero(counts[: len(draws)])
         return shown[np.argsort(draws[shown], kind="stable")][: (len(shown) + 1) // 2]
 
     def is_taken(self, partner: Sample) -> Pixels:
-        """1 where the partner's pixel is taken, else 0: (H, W)."""
+        """(H, W): 1 where the partner's pixel is taken, 0 elsewhere."""
         height, width = partner.mask.shape
         if self.is_cut:
             taken = np.zeros((height, width), np.uint8)
@@ -73,14 +73,21 @@ class Mix(NamedTuple):
 
 
 class Mixer:
-    """Says which samples get a part of their partner, and which part."""
+    """Draws which samples get a part of their partner, and which part.
+
+    Args:
+        cutmix: Probability of a rectangle.
+        classmix: Probability of classes.
+        seed: Seed of the run.
+        num_classes: Trained classes.
+        until_epoch: First epoch without mixing.
+    """
 
     def __init__(
-        self, config: AugmentConfig, *, seed: int, num_classes: int, until_epoch: float = math.inf
+        self, *, cutmix: float, classmix: float, seed: int, num_classes: int, until_epoch: float = math.inf
     ) -> None:
-        """`until_epoch`: the first in which nothing is mixed any more."""
-        self._cutmix = config.cutmix
-        self._either = config.cutmix + config.classmix
+        self._cutmix = cutmix
+        self._either = cutmix + classmix
         self._until_epoch = until_epoch
         self._seed = seed
         self._numbers = np.arange(MixDraw.CLASSES + num_classes)
@@ -91,7 +98,7 @@ class Mixer:
         return self._either > 0
 
     def __call__(self, keys: Sequence[Key], partners: Sequence[Key]) -> list[Mix | None]:
-        """Of each of `keys` the part that it gets; None: it stays alone, as all do without `partners`."""
+        """The part that each of `keys` gets; None for samples that get none, which are all without `partners`."""
         if not partners:
             return [None] * len(keys)
         epoch, sample_id = np.array(keys, np.int64).T[..., None]
@@ -105,11 +112,12 @@ class Mixer:
 
 
 def mixed(sample: Sample, partner: Sample, mix: Mix) -> Sample:
-    """`sample` with the part of `partner` in its place; it stays as it is where one of them is bad."""
+    """`sample` with the part of `partner` pasted; unchanged if either of them is bad."""
     if sample.is_bad or partner.is_bad:
         return sample
     is_taken = mix.is_taken(partner)
-    image, mask = sample.image.copy(), sample.mask.copy()  # The sample itself may be the other's partner.
+    # Copies, because this sample may itself be the partner of another one.
+    image, mask = sample.image.copy(), sample.mask.copy()
     cv2.copyTo(partner.image, is_taken, image)
     cv2.copyTo(partner.mask, is_taken, mask)
     return sample._replace(image=image, mask=mask, counts=count_values(mask))

@@ -1,4 +1,4 @@
-"""Sample id to pixels, and the data sets that run in the workers; their errors arrive unchanged."""
+"""Sample id -> pixels, and the data sets that run in the workers and hand over their errors unchanged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,26 +6,20 @@ from itertools import groupby
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from unetdist.cli.logs import logger
-from unetdist.data.arena import Arena, FilledSlot
-from unetdist.data.augment import Augmenter, Draws
-from unetdist.data.batch import Batch, Sample, blank_sample, collate, count_values
-from unetdist.data.decode import decode_image, decode_mask, decode_part, picture_size
-from unetdist.data.geometry import Box
-from unetdist.data.ignore_index import IGNORE_INDEX
+from unetdist.data.augment import Augmenter
+from unetdist.data.batch import Batch, BatchPool, BatchSlot, Sample, blank_sample, collate, count_values
+from unetdist.data.decode import Box, Pixels, decode_image, decode_mask, decode_part, image_size
 from unetdist.data.jpeg import parse_header
-from unetdist.data.labels import Palette
+from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.data.labels.mask_reader import MaskReader
 from unetdist.data.manifest import Manifest
-from unetdist.data.mix import mixed
+from unetdist.data.mix import RandomNumbers, mixed
 from unetdist.data.reader import ShardReader
 from unetdist.data.workers import MicroBatch
 from unetdist.errors import DataError, SourceError, UnetdistError
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class Samples:
@@ -38,7 +32,7 @@ class Samples:
         self.num_classes = num_classes
 
     def load(self, sample_id: int) -> tuple[Pixels, Pixels]:
-        """Image (H, W, channels) and mask (H, W); `DataError` naming shard and key where they do not fit."""
+        """Image (H, W, channels) and mask (H, W); raises `DataError` with shard and key if they do not match."""
         image, mask = self.reader.read(sample_id)
         pixels = self.mask(sample_id, mask)
         return self.image(sample_id, image, pixels.shape), pixels
@@ -46,16 +40,16 @@ class Samples:
     def mask(self, sample_id: int, encoded: bytes) -> Pixels:
         """The mask, (H, W)."""
         with self._named(sample_id):
-            self._check_size(picture_size(encoded), "mask")
+            self._check_mask_size(image_size(encoded))
             return self._decode_mask(encoded)
 
     def image(self, sample_id: int, encoded: bytes, size: tuple[int, ...], box: Box | None = None) -> Pixels:
-        """The image of a mask of `size` (H, W), or the part of it in `box`: (h, w, channels)."""
+        """The image for a mask of `size` (H, W), or its part in `box`: (h, w, channels)."""
         with self._named(sample_id):
-            # By the header first: a picture of another size may be huge.
+            # The header comes first, because an image of another size may be huge.
             header = parse_header(encoded)
-            told = picture_size(encoded) if header is None else (header.height, header.width)
-            self._check_equal(told or size, size)
+            claimed = image_size(encoded) if header is None else (header.height, header.width)
+            self._check_equal(claimed or size, size)
             part = decode_part(encoded, header, self.channels, box) if header and box else None
             if part is not None:
                 return part
@@ -63,12 +57,12 @@ class Samples:
             self._check_equal(image.shape[:2], size)
             return image[box.slices] if box else image
 
-    def _check_size(self, size: tuple[int, int] | None, what: str) -> None:
+    def _check_mask_size(self, size: tuple[int, int] | None) -> None:
         height, width = self.reader.manifest.max_size
         if size is not None and size[0] * size[1] > height * width:
             raise DataError(
-                f"{what} says that it is {size[1]}x{size[0]}, larger than any of this data set ({width}x{height} "
-                "by the manifest), and is not decoded; replace the file."
+                f"mask claims to be {size[1]}x{size[0]}, larger than any in this data set ({width}x{height} by the "
+                "manifest); replace the file."
             )
 
     @staticmethod
@@ -88,7 +82,7 @@ class Samples:
             ) from None
 
     def finish(self, sample_id: int, image: Pixels, mask: Pixels) -> Sample:
-        """Count the classes of the mask as it will be trained or scored on; no index may be unknown."""
+        """Count the classes of the final mask; raises `DataError` for an unknown index."""
         counts = count_values(mask)
         if counts[self.num_classes : IGNORE_INDEX].any():
             unknown = self.num_classes + int(np.argmax(counts[self.num_classes : IGNORE_INDEX] > 0))
@@ -101,18 +95,17 @@ class Samples:
 
 
 def _mask_decoder(manifest: Manifest) -> Callable[[bytes], Pixels]:
-    """Of our own masks, or of those of foreign tars, which are read through the labels."""
+    """The decoder of our own masks, or of masks in other people's tars, which are read through the labels."""
     if manifest.mask_format is None or manifest.unknown_colors is None:
         return decode_mask
     palette = Palette.from_records(manifest.palette_records)
     return MaskReader(palette, manifest.mask_format, manifest.unknown_colors)
 
 
-class TrainDataset(Dataset[Batch | FilledSlot | UnetdistError]):
-    """Micro-batches by their slot and list of (epoch, sample id).
+class TrainDataset(Dataset[Batch | BatchSlot | UnetdistError]):
+    """Training samples: request of a micro-batch -> augmented batch."""
 
-    An error is handed over as the item itself: raised in a worker it would arrive as a text with a traceback.
-    """
+    # An error is handed over as the item itself: raised in a worker, it would arrive as text with a traceback.
 
     def __init__(
         self,
@@ -121,27 +114,27 @@ class TrainDataset(Dataset[Batch | FilledSlot | UnetdistError]):
         *,
         on_bad_sample: Literal["raise", "blank"],
         blank_size: tuple[int, int],
-        arena: Arena | None = None,
+        pool: BatchPool | None = None,
     ) -> None:
         self.samples = samples
         self.augmenter = augmenter
         self.on_bad_sample = on_bad_sample
         self.blank_size = blank_size
-        self.arena = arena
+        self.pool = pool
 
-    def __getitem__(self, request: MicroBatch) -> Batch | FilledSlot | UnetdistError:
-        """The batch of a request, or where in the arena it lies."""
+    def __getitem__(self, request: MicroBatch) -> Batch | BatchSlot | UnetdistError:
+        """The batch of a request, or its slot in the pool."""
         try:
             samples = self._samples(request)
-            if self.arena is None or request.slot is None:
+            if self.pool is None or request.slot is None:
                 return collate(samples, self.samples.num_classes)
-            batch = collate(samples, self.samples.num_classes, into=self.arena.record(request.slot))
-            return FilledSlot(self.arena.number, request.slot, batch.num_bad)
+            batch = collate(samples, self.samples.num_classes, into=self.pool.record(request.slot))
+            return BatchSlot(self.pool.number, request.slot, batch.num_bad)
         except UnetdistError as error:
             return error
 
     def _samples(self, request: MicroBatch) -> list[Sample]:
-        """Each with the part that it gets of its partner, which is read once, as one more of the request."""
+        """The samples of a request, mixed with their partners; each sample is read once."""
         mixes = self.augmenter.mixer(request.keys, request.partners)
         keys = list(dict.fromkeys([*request.keys, *(mix.partner for mix in mixes if mix)]))
         encoded = self.samples.reader.read_many([sample_id for _, sample_id in keys])
@@ -152,7 +145,9 @@ class TrainDataset(Dataset[Batch | FilledSlot | UnetdistError]):
             for key, mix in zip(request.keys, mixes, strict=True)
         ]
 
-    def _sample(self, key: tuple[int, int], encoded: tuple[bytes, bytes] | DataError, draws: Draws) -> Sample:
+    def _sample(
+        self, key: tuple[int, int], encoded: tuple[bytes, bytes] | DataError, draws: RandomNumbers
+    ) -> Sample:
         epoch, sample_id = key
         try:
             if isinstance(encoded, DataError):
@@ -162,31 +157,31 @@ class TrainDataset(Dataset[Batch | FilledSlot | UnetdistError]):
             raise
         except DataError as error:
             if self.on_bad_sample == "raise":
-                error.args = (f"{error} To go on without it, set data.on_bad_sample: blank.",)
+                error.args = (f"{error} To train without it, set data.on_bad_sample: blank.",)
                 raise
             logger.warning("left blank (epoch %d): %s", epoch, error)
             return blank_sample(sample_id, self.blank_size, self.samples.channels)
 
-    def _augmented(self, key: tuple[int, int], image: bytes, mask: bytes, draws: Draws) -> Sample:
-        """Of the image only the part is decoded that the crop shows."""
+    def _augmented(self, key: tuple[int, int], image: bytes, mask: bytes, draws: RandomNumbers) -> Sample:
         epoch, sample_id = key
+        # Only the part of the image that the crop shows is decoded.
         pixels = self.samples.mask(sample_id, mask)
-        change = self.augmenter.change(pixels, draws, epoch=epoch)
+        params = self.augmenter.params(pixels, draws, epoch=epoch)
         size = (pixels.shape[0], pixels.shape[1])
-        part = self.samples.image(sample_id, image, size, change.window.box(size))
+        part = self.samples.image(sample_id, image, size, params.window.box(size))
         return self.samples.finish(
-            sample_id, self.augmenter.image(part, size, change), self.augmenter.mask(pixels, change)
+            sample_id, self.augmenter.image(part, size, params), self.augmenter.mask(pixels, params)
         )
 
 
 class ValDataset(Dataset[list[Batch] | UnetdistError]):
-    """Whole pictures by their list of sample ids; neighbours of equal size make a batch."""
+    """Validation samples: sample ids -> batches of whole images, one for each run of equal sizes."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
     def __getitem__(self, sample_ids: Sequence[int]) -> list[Batch] | UnetdistError:
-        """The batches of these samples, in their order."""
+        """The batches of these samples, in order."""
         try:
             loaded = [self.samples.finish(number, *self.samples.load(number)) for number in sample_ids]
             return [

@@ -1,7 +1,7 @@
-"""Reads which pages and bands a TIFF declares, and corrects tags so that Pillow and OpenCV keep all bands.
+"""Reads the pages and bands of a TIFF, and corrects its tags so that Pillow and OpenCV keep all bands.
 
-TIFF 6.0 (Adobe 1992); BigTIFF has wider fields. Pillow leaves out the fourth band of RGB and infrared. OpenCV leaves
-out all but the first of bands that are not called RGB. Both misread bands of 16 bits that lie one behind the other.
+The format is TIFF 6.0 (Adobe 1992); BigTIFF has wider fields. Pillow drops the fourth band of RGB and infrared. OpenCV
+drops all but the first band unless they are called RGB. Both misread planar bands of 16 bits.
 """
 
 import struct
@@ -12,82 +12,81 @@ from unetdist.errors import DataError
 
 SUPPORTED = "supported are 1 (grey), 3 (RGB) and 4 (RGB and one more)"
 
-_SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _BANDS, _PLANES, _EXTRA, _FORMAT = (
-    254,
-    258,
-    262,
-    274,
-    277,
-    284,
-    338,
-    339,
-)
-_PRINTER = 337
-"""A text that nobody reads, and the tag before `_EXTRA`: tags are sorted."""
-_WIDTHS = {1: 1, 3: 2, 4: 4, 16: 8}
-"""Bytes of the integer types."""
+_SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _BANDS, _PLANES = 254, 258, 262, 274, 277, 284
 _SUB_PAGES = 330
 """Pages below this one: raw files of cameras have the full image there, and a smaller copy as the first page."""
+_PRINTER = 337
+"""A text that nobody reads, and the tag before `_EXTRA`: tags must be sorted."""
+_EXTRA, _FORMAT = 338, 339
+_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+"""struct letter by integer type."""
+_TEXT, _SHORT = 2, 3
 _MANY = 64
+"""Most values that are read of a tag."""
 _GREY, _RGB = (0, 1), 2
 _REDUCED, _MASK = 1, 4
-"""Bits of the kind of a page: a smaller copy of another, or its mask."""
+"""Bits of a page's kind: a smaller copy of another, or its mask."""
 _SIGNED = 2
-_TEXT, _SHORT = 2, 3
-_ALPHA = (1, 2)
-_PLAIN_ALPHA = 2
+_ALPHA, _PLAIN_ALPHA = (1, 2), 2
 
 
 class Tiff(NamedTuple):
-    """The first page of a TIFF, described by its tags."""
+    """The first page of a TIFF, as its tags describe it."""
 
     data: bytes
-    """The file with tags corrected so that no decoder drops a band."""
+    """The file, with tags corrected so that no decoder drops a band."""
     bands: int
     bits: int
     """Bits per value in the widest band."""
     is_signed: bool
     orientation: int
-    """Orientation tag, 1..8: Pillow applies it while it loads the image."""
+    """Orientation 1..8, which Pillow applies while it loads the image."""
 
     @property
     def is_deep_colors(self) -> bool:
-        """Whether Pillow would keep only 8 bits of each color, or cannot read the file at all."""
+        """Whether Pillow would keep only 8 bits of each colour, or cannot read the file at all."""
         return self.bits > 8 and (self.bands > 1 or self.bits > 32)
 
     @property
     def unturned(self) -> bytes:
-        """The file with orientation 1: OpenCV turns some, and fails at others."""
-        (page,) = list(_pages(self.data))[:1]
-        return _replaced(self.data, page, {_ORIENTATION: 1}) if self.orientation != 1 else self.data
+        """The file with orientation 1, because OpenCV applies some orientations and fails at others."""
+        if self.orientation == 1:
+            return self.data
+        return _replaced(self.data, next(_pages(self.data)), {_ORIENTATION: 1})
 
 
 class _Page(NamedTuple):
     order: str
-    """`<` or `>`."""
-    is_big: bool
+    """Byte order for struct, `<` or `>`."""
+    offset: str
+    """struct letter of an offset: `I`, or `Q` in BigTIFF."""
     entries: dict[int, tuple[int, int, int]]
-    """Tag -> offset of the entry, its type and its number of values."""
+    """Tag -> offset of its entry, type and number of values."""
 
     def values(self, data: bytes, tag: int) -> tuple[int, ...]:
         """The integers of an entry; empty if the entry is absent."""
         where, kind, count = self.entries.get(tag, (0, 0, 0))
-        width = _WIDTHS.get(kind, 0)
-        if not width or count > _MANY:
+        if kind not in _INTEGERS or count > _MANY:
             return ()
-        at = where + (12 if self.is_big else 8)
-        if width * count > (8 if self.is_big else 4):
-            (at,) = struct.unpack_from(self.order + ("Q" if self.is_big else "I"), data, at)
-        letter = {1: "B", 2: "H", 4: "I", 8: "Q"}[width]
-        return struct.unpack_from(f"{self.order}{count}{letter}", data, at)
+        layout = f"{self.order}{count}{_INTEGERS[kind]}"
+        room = struct.calcsize(self.order + self.offset)
+        at = where + 4 + room
+        # Values that do not fit into the entry are elsewhere, and the entry holds their offset.
+        if struct.calcsize(layout) > room:
+            (at,) = struct.unpack_from(self.order + self.offset, data, at)
+        return struct.unpack_from(layout, data, at)
+
+    def first(self, data: bytes, tag: int, default: int) -> int:
+        """The first integer of an entry."""
+        return (self.values(data, tag) or (default,))[0]
 
 
 def read_tiff(data: bytes) -> Tiff | None:
-    """Describe a TIFF by its tags; None for other files and for damaged tags.
+    """Describe a TIFF by its tags; None for other files and damaged tags.
 
     Raises:
-        DataError: several pages, a first page that is a copy of another, a number of bands that no network takes, or
-            a layout that no decoder reads.
+        DataError: several pages, a first page that is a copy of another, an unsupported number of bands, or a layout
+            that no decoder reads.
     """
     if not is_tiff(data):
         return None
@@ -97,20 +96,19 @@ def read_tiff(data: bytes) -> Tiff | None:
         pages = [page for page in every if not _is_of_another(page, data)]
         has_others = len(every) > 1 or _SUB_PAGES in first.entries
         bits = max(first.values(data, _BITS), default=1)
-        bands = (first.values(data, _BANDS) or (1,))[0]
-        photometric = (first.values(data, _PHOTOMETRIC) or (1,))[0]
-        planes = (first.values(data, _PLANES) or (1,))[0]
+        bands = first.first(data, _BANDS, 1)
+        photometric = first.first(data, _PHOTOMETRIC, 1)
+        planes = first.first(data, _PLANES, 1)
         extra = first.values(data, _EXTRA)
         is_signed = _SIGNED in first.values(data, _FORMAT)
-        orientation = (first.values(data, _ORIENTATION) or (1,))[0]
+        orientation = first.first(data, _ORIENTATION, 1)
     except (struct.error, IndexError):
         return None
     if len(pages) > 1:
         raise DataError(f"image holds {len(pages)} frames or pages; save each as a file of its own.")
     if has_others and _is_of_another(first, data):
         raise DataError(
-            "the first page of the image is a smaller copy or a mask of another; save that other page as a file of its "
-            "own."
+            "the first page of the image is a smaller copy or a mask of another; save the other page as its own file."
         )
     is_grey_with_alpha = bands == 2 and extra[:1] and extra[0] in _ALPHA and bits <= 8
     if bands not in (1, 3, 4) and not is_grey_with_alpha:
@@ -120,7 +118,7 @@ def read_tiff(data: bytes) -> Tiff | None:
     if is_signed and bits == 8:
         raise DataError("image has signed values of 8 bits; save it with unsigned ones.")
     if bands > 1 and bits > 8 and (planes != 1 or photometric not in (*_GREY, _RGB)):
-        what = "its bands one behind the other" if planes != 1 else "colours other than RGB"
+        what = "planar bands" if planes != 1 else "colours other than RGB"
         raise DataError(
             f"image has {bits} bits and {what}; save it as RGB, interleaved by pixel (gdal_translate -co "
             "INTERLEAVE=PIXEL -co PHOTOMETRIC=RGB)."
@@ -131,19 +129,18 @@ def read_tiff(data: bytes) -> Tiff | None:
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether it begins as a TIFF, or a BigTIFF."""
+    """Whether the data begin like a TIFF or BigTIFF."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _pages(data: bytes) -> Iterator[_Page]:
     order = "<" if data[:2] == b"II" else ">"
     is_big = b"+" in data[2:4]
-    number_kind, entry_kind, offset_kind = (
-        (f"{order}Q", f"{order}HHQ8x", f"{order}Q") if is_big else (f"{order}H", f"{order}HHI4x", f"{order}I")
-    )
+    offset, number_kind = ("Q", f"{order}Q") if is_big else ("I", f"{order}H")
+    entry_kind = f"{order}HH{offset}{8 if is_big else 4}x"
     size = struct.calcsize(entry_kind)
     seen: set[int] = set()
-    (at,) = struct.unpack_from(offset_kind, data, 8 if is_big else 4)
+    (at,) = struct.unpack_from(order + offset, data, 8 if is_big else 4)
     while at and at not in seen:
         seen.add(at)
         (number,) = struct.unpack_from(number_kind, data, at)
@@ -152,8 +149,8 @@ def _pages(data: bytes) -> Iterator[_Page]:
         for where in range(at, at + number * size, size):
             tag, kind, count = struct.unpack_from(entry_kind, data, where)
             entries[tag] = (where, kind, count)
-        yield _Page(order, is_big, entries)
-        (at,) = struct.unpack_from(offset_kind, data, at + number * size)
+        yield _Page(order, offset, entries)
+        (at,) = struct.unpack_from(order + offset, data, at + number * size)
 
 
 def _is_of_another(page: _Page, data: bytes) -> bool:
@@ -161,7 +158,7 @@ def _is_of_another(page: _Page, data: bytes) -> bool:
 
 
 def _as_rgb(data: bytes, page: _Page, bands: int, extra: tuple[int, ...]) -> bytes:
-    """Declare three bands RGB and a fourth one alpha, because all decoders keep these."""
+    """Declare three bands RGB and a fourth one alpha, which all decoders keep."""
     changes = {_PHOTOMETRIC: _RGB}
     if bands == 4 and extra and (len(extra) > 1 or extra[0] not in _ALPHA):
         changes[_EXTRA] = _PLAIN_ALPHA
@@ -175,7 +172,7 @@ def _replaced(data: bytes, page: _Page, changes: dict[int, int], *, as_tag: int 
     for tag, value in changes.items():
         if tag in page.entries:
             where = page.entries[tag][0]
-            fields = f"{page.order}HH{'Q' if page.is_big else 'I'}HH"
+            fields = f"{page.order}HH{page.offset}HH"
             entry = struct.pack(fields, as_tag or tag, _SHORT if as_tag is None else _TEXT, 1, value, 0)
             data = data[:where] + entry + data[where + len(entry) :]
     return data

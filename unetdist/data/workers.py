@@ -20,14 +20,14 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from unetdist.data.arena import Arena
+from unetdist.data.batch import BatchPool
 from unetdist.data.order import Order
 from unetdist.distributed.malloc import keep_freed
 from unetdist.distributed.signals import leave_to_parent
 from unetdist.errors import ConfigError, DataError, UnetdistError
 
 CAN_SHARE = sys.platform == "linux"
-"""Whether workers are forked, and so see an `Arena` that was made before them; elsewhere they start anew."""
+"""Whether workers are forked, and so see an `BatchPool` that was made before them; elsewhere they start anew."""
 
 FILES_OF_PROCESS = Path("/proc/self/fd")
 FILES_PER_WORKER = 12
@@ -121,7 +121,7 @@ class MicroBatch(NamedTuple):
     keys: list[tuple[int, int]]
     """(epoch, sample id)"""
     slot: int | None = None
-    """Of the arena; None: new memory."""
+    """Slot of the pool; None: new memory."""
     partners: Sequence[tuple[int, int]] = ()
     """(epoch, sample id) of the other sample that each may get a part of; none where nothing is mixed."""
 
@@ -138,7 +138,7 @@ class MicroBatches(Sampler[MicroBatch]):
         rank: int,
         world_size: int,
         from_sample: int,
-        arena: Arena | None = None,
+        pool: BatchPool | None = None,
         progress: Any = None,
         has_partners: bool = False,
     ) -> None:
@@ -149,7 +149,7 @@ class MicroBatches(Sampler[MicroBatch]):
         self._rank = rank
         self._world_size = world_size
         self._from_sample = from_sample
-        self._arena = arena
+        self._pool = pool
         self._progress = progress
         self._has_partners = has_partners
 
@@ -161,7 +161,7 @@ class MicroBatches(Sampler[MicroBatch]):
             keys = _keys(*self._order.rank_slice(*share))
             partners = _keys(*self._order.partners(*share)) if self._has_partners else []
             for start in range(0, len(keys), self._micro_batch_size):
-                slot = self._arena.take() if self._arena else None
+                slot = self._pool.take() if self._pool else None
                 part = slice(start, start + self._micro_batch_size)
                 yield MicroBatch(keys[part], slot, partners[part])
 

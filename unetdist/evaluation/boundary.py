@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetdist.data.ignore_index import IGNORE_INDEX
+from unetdist.data.labels import IGNORE_INDEX
 
 DILATION_RATIO = 0.02
 """Width of the outline as a share of the image's diagonal; the paper's."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from unetdist.data.ignore_index import IGNORE_INDEX
+from unetdist.data.labels import IGNORE_INDEX
 
 NUM_BINS = 15
 """Of equal width; the paper's."""

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetdist.data.pictures import shrink
+from unetdist.data.drawing import shrink
 from unetdist.distributed.collectives import broadcast, broadcast_tensor, gather_to
 from unetdist.evaluation.metrics import mean_iou
 

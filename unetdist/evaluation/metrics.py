@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.data.keyed_random import Stream, keyed_hash
+from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError, DataError
 
 

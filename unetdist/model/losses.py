@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetdist.data.ignore_index import IGNORE_INDEX
+from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError
 
 ClassWeighting = Literal["none", "median_frequency", "sqrt_median_frequency", "inverse", "enet"]

@@ -19,7 +19,7 @@ from unetdist import __version__
 from unetdist.cli import json_records, settings
 from unetdist.cli.json_records import Count
 from unetdist.cli.logs import logger
-from unetdist.data import git_lfs
+from unetdist.data.decode import GIT_LFS_START, refuse_pointer
 from unetdist.data.image_file import ImageRange
 from unetdist.data.labels import Palette
 from unetdist.errors import CheckpointError, ConfigError, DataError
@@ -262,7 +262,7 @@ def _misfit(path: Path, why: str) -> CheckpointError:
 def _refuse_pointer(path: Path) -> None:
     try:
         with open(path, "rb") as file:
-            git_lfs.refuse_pointer(file.read(len(git_lfs.START)), str(path))
+            refuse_pointer(file.read(len(GIT_LFS_START)), str(path))
     except DataError as error:
         raise CheckpointError(str(error)) from None
     except OSError:

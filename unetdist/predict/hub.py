@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unetdist.data import pictures
+from unetdist.data import drawing
 from unetdist.data.image_file import (
     ImageRange,
     as_values,
@@ -131,7 +131,7 @@ class UNet(unet.UNet):
         )
         if example is not None:
             pixels = pixels_of(example, 3, self.image_range)
-            shown = pictures.overlay(pixels, self.predict(example), self.palette.colors, self.classes)
+            shown = drawing.overlay(pixels, self.predict(example), self.palette.colors, self.classes)
             write_png(Path(folder) / EXAMPLE_FILE, shown)
         write_text(Path(folder) / CARD_FILE, card_of(folder, license=license, repo_id=repo_id))
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unetdist.data import pictures
+from unetdist.data import drawing
 from unetdist.data.labels import Palette
 from unetdist.errors import DataError
 from unetdist.predict.georeference import NOWHERE, Georeference, tiff_tags
@@ -58,7 +58,7 @@ class Outputs:
         if prediction.probabilities is not None:
             _write_pages(Path(f"{target}_probabilities{TIFF}"), prediction.probabilities, palette, place)
         if self.overlay:
-            drawn = pictures.overlay(picture.pixels, prediction.classes, palette.colors, palette.class_names)
+            drawn = drawing.overlay(picture.pixels, prediction.classes, palette.colors, palette.class_names)
             write_png(Path(f"{target}_overlay{PNG}"), drawn)
         suffix = TIFF if place else PNG
         if self.color:

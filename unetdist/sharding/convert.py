@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from unetdist.data.image_file import Drawn
 from unetdist.data.labels import Palette
-from unetdist.data.labels.mask_faults import fault_of
-from unetdist.data.labels.mask_notes import MaskNotes
-from unetdist.data.labels.masks import MaskFormat, MaskReading, UnknownColors, examine_mask
-from unetdist.data.orientation import Drawn
+from unetdist.data.labels.mask_report import MaskNotes, fault_of
+from unetdist.data.labels.masks import MaskFormat, MaskReading, UnknownColors, read_mask
 from unetdist.errors import ConfigError, DataError
 from unetdist.sharding.pictures import ImageFormat, Picture, store_image
 from unetdist.sharding.records import Found
@@ -147,9 +146,7 @@ def read_sample(reader: Reader, sample: Sample, max_pixels: int) -> tuple[bytes,
 
 def examine(mask: bytes, palette: Palette, options: ConvertOptions) -> MaskReading:
     """An encoded mask as class indices; `DataError` where it cannot hold what it would be read as."""
-    reading = examine_mask(
-        mask, palette, mask_format=options.mask_format, unknown_colors=options.unknown_colors
-    )
+    reading = read_mask(mask, palette, mask_format=options.mask_format, unknown_colors=options.unknown_colors)
     fault = fault_of(reading, palette, options.unknown_colors)
     if fault is not None:
         raise DataError(fault)

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from unetdist.cli.logs import logger
-from unetdist.data.orientation import Drawn, drawn_by_size, orientation_of, shown_size
+from unetdist.data.image_file import Drawn, drawn_by_size, orientation_of, shown_size
 from unetdist.sharding.convert import ConvertOptions
 from unetdist.sharding.sources import FileReader, Sample, Source
 

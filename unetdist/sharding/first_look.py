@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import Census
-from unetdist.data.labels.mask_faults import CLOSE, MANY, fault_of, resampled
-from unetdist.data.labels.mask_notes import MaskNotes
-from unetdist.data.labels.masks import MaskReading, examine_mask
+from unetdist.data.labels.mask_report import CLOSE, MANY, MaskNotes, fault_of, resampled
+from unetdist.data.labels.masks import MaskReading, read_mask
 from unetdist.errors import DataError
 from unetdist.sharding.convert import ConvertOptions, read_sample
 from unetdist.sharding.sources import Reader, Sample
@@ -85,7 +84,7 @@ def _look_at(reader: Reader, sample: Sample, palette: Palette, options: ConvertO
 
 
 def _examine(data: bytes, palette: Palette, options: ConvertOptions) -> MaskReading:
-    return examine_mask(data, palette, mask_format=options.mask_format, unknown_colors=options.unknown_colors)
+    return read_mask(data, palette, mask_format=options.mask_format, unknown_colors=options.unknown_colors)
 
 
 def _far(reading: MaskReading) -> float:

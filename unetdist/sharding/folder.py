@@ -16,7 +16,7 @@ from typing import Any
 from unetdist.cli.logs import logger, progress
 from unetdist.data.image_file import SIXTEEN_BITS, ImageRange
 from unetdist.data.labels import Palette
-from unetdist.data.labels.mask_notes import MaskNotes
+from unetdist.data.labels.mask_report import MaskNotes
 from unetdist.data.labels.masks import MaskFormat, UnknownColors
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError

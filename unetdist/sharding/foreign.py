@@ -17,14 +17,15 @@ from unetdist.cli.credentials import mask
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.image_file import (
     HIGH_BYTE,
+    Drawn,
     OpenedImage,
     eight_bit,
     extremes_of_deep,
+    is_to_be_turned,
     open_image,
 )
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Shard
-from unetdist.data.orientation import Drawn, is_to_be_turned
 from unetdist.data.shards import encode_index, sha256_of
 from unetdist.data.tar_index import MemberNames, index_tar, read_key
 from unetdist.errors import DataError

@@ -11,13 +11,15 @@ from PIL import Image
 from unetdist.data.decode import Pixels, decode_image
 from unetdist.data.image_file import (
     SIXTEEN_BITS,
+    Drawn,
     ImageRange,
     OpenedImage,
     eight_bit,
     extremes_of_deep,
+    is_to_be_turned,
     open_image,
+    upright,
 )
-from unetdist.data.orientation import Drawn, is_to_be_turned, upright
 from unetdist.errors import DataError
 from unetdist.sharding.restart import add_restart_markers, best_interval
 

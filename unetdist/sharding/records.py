@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from unetdist.cli import json_records
-from unetdist.data.labels.census import UnknownColor
-from unetdist.data.labels.mask_notes import MaskNotes
+from unetdist.data.labels.mask_report import MaskNotes
+from unetdist.data.labels.masks import UnknownColor
 from unetdist.data.manifest import MANIFEST_NAME, Shard
 from unetdist.data.shards import INDEX_COLUMNS, encode_index
 from unetdist.sharding.sources import Problem

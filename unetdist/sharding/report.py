@@ -6,8 +6,7 @@ from itertools import groupby
 from unetdist.cli.credentials import mask
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import Census
-from unetdist.data.labels.mask_faults import remedy
-from unetdist.data.labels.mask_notes import MaskNotes
+from unetdist.data.labels.mask_report import MaskNotes, remedy
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.errors import DataError, one_line, printable
 from unetdist.sharding.convert import UNKNOWN_COLORS

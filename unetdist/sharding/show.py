@@ -11,11 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from unetdist.cli.logs import progress
 from unetdist.cli.settings import from_mapping, read_yaml
-from unetdist.data.augment import Augmenter
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig, Augmenter
+from unetdist.data.drawing import pad_alike, shrink, tint, with_legend
 from unetdist.data.labels import Palette
 from unetdist.data.order import Order
-from unetdist.data.pictures import pad_alike, shrink, tint, with_legend
 from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples
 from unetdist.errors import ConfigError, DataError

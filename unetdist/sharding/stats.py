@@ -9,10 +9,9 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from unetdist.data.ignore_index import IGNORE_INDEX
-from unetdist.data.labels import Palette
+from unetdist.data.drawing import paint
+from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.data.manifest import Manifest
-from unetdist.data.pictures import paint
 
 CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
 

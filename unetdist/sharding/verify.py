@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from unetdist.cli.credentials import mask
 from unetdist.cli.logs import progress
-from unetdist.data.ignore_index import IGNORE_INDEX
-from unetdist.data.labels import Palette
+from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.data.manifest import Manifest, Shard
 from unetdist.data.open_shard import REMEDY, read_rows
 from unetdist.data.reader import ShardReader

@@ -8,8 +8,7 @@ from operator import methodcaller
 from unetdist.cli.logs import logger
 from unetdist.data.image_file import HIGH_BYTE, SIXTEEN_BITS
 from unetdist.data.labels import Palette
-from unetdist.data.labels.mask_faults import black_and_white, resampled
-from unetdist.data.labels.mask_notes import MaskNotes
+from unetdist.data.labels.mask_report import MaskNotes, black_and_white, resampled
 from unetdist.data.tar_index import MemberNames
 from unetdist.errors import DataError
 from unetdist.sharding.convert import UNKNOWN_COLORS, ConvertOptions

@@ -11,7 +11,7 @@ import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
 
-from unetdist.data import pictures as draw
+from unetdist.data import drawing as draw
 from unetdist.data.labels import Palette
 from unetdist.evaluation.examples import Picture
 from unetdist.evaluation.metrics import Scores

@@ -9,7 +9,7 @@ from accelerate.utils import LoggerType
 
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
-from unetdist.data import pictures as draw
+from unetdist.data import drawing as draw
 from unetdist.errors import DataError
 from unetdist.storage.files import TEMPORARY_SUFFIX, write_atomic, write_text
 from unetdist.storage.locks import hold

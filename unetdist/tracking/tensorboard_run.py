@@ -7,7 +7,7 @@ from accelerate.utils import LoggerType
 
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
-from unetdist.data import pictures as draw
+from unetdist.data import drawing as draw
 from unetdist.tracking.dashboard import Dashboard, Row, TrackedRun, sheets_of
 
 FOLDER = "tensorboard"

@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate.utils import LoggerType
 
-from unetdist.data import pictures as draw
+from unetdist.data import drawing as draw
 from unetdist.tracking.dashboard import Dashboard, Row, TrackedRun, sheets_of
 
 ID_FILE = "trackio_id"

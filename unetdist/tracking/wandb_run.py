@@ -15,8 +15,8 @@ from accelerate.utils import LoggerType
 
 from unetdist.cli import credentials
 from unetdist.cli.logs import logger
-from unetdist.data import pictures as draw
-from unetdist.data.ignore_index import IGNORE_INDEX
+from unetdist.data import drawing as draw
+from unetdist.data.labels import IGNORE_INDEX
 from unetdist.tracking.dashboard import Dashboard, Mode, Row, Shown, TrackedRun, sheets_of
 
 ID_FILE = "wandb_id"

@@ -11,8 +11,8 @@ from torch import nn
 from unetdist.cli import settings
 from unetdist.cli.credentials import public
 from unetdist.cli.logs import logger, set_up_logging
+from unetdist.data.augment import LUMA
 from unetdist.data.batch import Batch
-from unetdist.data.color import LUMA
 from unetdist.data.decode import CHANNEL_MODES
 from unetdist.data.labels import Palette
 from unetdist.data.loader import check_batch_sizes, open_data, train_loader

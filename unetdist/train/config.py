@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig
 from unetdist.data.loader import DataConfig
 from unetdist.errors import ConfigError
 from unetdist.evaluation.evaluate import ValidationConfig

@@ -17,7 +17,7 @@ import torch
 
 from tests.benchmarks.loops.files import DEVICE_BATCHES
 from tests.benchmarks.loops.protocol import AfterStep, TrainJob, serve, waited
-from unetdist.data.augment_config import AugmentConfig
+from unetdist.data.augment import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.data.loader import DataConfig
 from unetdist.distributed.collectives import MixedPrecision

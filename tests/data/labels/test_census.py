@@ -7,8 +7,8 @@ from PIL import Image
 
 from unetdist.data.labels import Label, Palette
 from unetdist.data.labels import census as census_module
-from unetdist.data.labels.census import Census, UnknownColor
-from unetdist.data.labels.masks import read_mask
+from unetdist.data.labels.census import Census
+from unetdist.data.labels.masks import UnknownColor, read_mask
 
 PINK = UnknownColor((255, 0, 255), 1200, (3, 4), "sky", 81.4)
 GREEN = UnknownColor((0, 255, 0), 5, (7, 0), "tree", 127.0)
@@ -68,7 +68,7 @@ def test_the_rare_colours_of_two_masks_are_counted_once():
         colors |= set(map(tuple, pixels.reshape(-1, 3).tolist()))
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
-        _, unknowns = read_mask(file.getvalue(), palette)
+        unknowns = read_mask(file.getvalue(), palette).unknowns
         assert unknowns[-1].color is None
         census.add(f"{seed}.png", unknowns)
     assert (census.num_colors, census.is_exact) == (len(colors), True)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from unetdist.data.labels.label_columns import cut_cells, delimiter_of, read_header
+from unetdist.data.labels.label_file import cut_cells, delimiter_of, read_header
 from unetdist.errors import DataError
 
 FILE = Path("Labels.txt")

@@ -3,9 +3,9 @@
 import pytest
 
 from unetdist.data.labels import Label, Palette
-from unetdist.data.labels.census import Census, UnknownColor
-from unetdist.data.labels.mask_faults import black_and_white, closest, remedy
-from unetdist.data.labels.mask_notes import MaskNotes
+from unetdist.data.labels.census import Census
+from unetdist.data.labels.mask_report import MaskNotes, black_and_white, closest, remedy
+from unetdist.data.labels.masks import UnknownColor
 
 RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)
 

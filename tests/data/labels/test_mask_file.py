@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unetdist.data import decode as decode_module
-from unetdist.data.labels.mask_file import decode
+from unetdist.data.labels.mask_file import decode_codes as decode
 from unetdist.errors import DataError
 
 GREY = np.array([[0, 7, 7], [20, 0, 255]], np.uint8)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from tests.shared_data import camvid, isbi
 from unetdist.data.labels import Label, Palette
-from unetdist.data.labels.mask_notes import MaskNotes, count_thin
-from unetdist.data.labels.masks import examine_mask, read_mask
+from unetdist.data.labels.mask_report import MaskNotes, count_thin
+from unetdist.data.labels.masks import read_mask
 
 IDS = Palette(tuple(Label(n, f"c{n}", (n, 9, 0), n) for n in range(5)), has_ids=False)
 
@@ -24,7 +24,7 @@ def png(pixels: np.ndarray) -> bytes:
 def notes_of(*masks: np.ndarray, palette: Palette = IDS) -> MaskNotes:
     notes = MaskNotes()
     for number, mask in enumerate(masks):
-        notes.add(f"{number}.png", examine_mask(png(mask), palette), palette)
+        notes.add(f"{number}.png", read_mask(png(mask), palette), palette)
     return notes
 
 
@@ -57,12 +57,12 @@ def test_a_record_of_an_earlier_version_has_no_notes():
 def real_masks():
     palette = Palette.read(camvid() / "Labels.txt")
     files = sorted(camvid().glob("*/masks/*.png"))[::40]
-    street = [read_mask(file.read_bytes(), palette)[0] for file in files]
+    street = [read_mask(file.read_bytes(), palette).mask for file in files]
     yield street
     yield [np.random.default_rng(1).permutation(12).astype(np.uint8)[mask] for mask in street]
     yield [np.ascontiguousarray(mask[::4, ::4]) for mask in street]
     yield [
-        read_mask(f.read_bytes(), Palette.read(isbi() / "Labels.txt"))[0]
+        read_mask(f.read_bytes(), Palette.read(isbi() / "Labels.txt")).mask
         for f in (isbi() / "masks").iterdir()
     ]
     yield []

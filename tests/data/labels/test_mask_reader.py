@@ -41,7 +41,8 @@ def saved(pixels: np.ndarray, mode: str | None = None, kind: str = "PNG", **opti
 def expected(data: bytes, palette: Palette, mask_format: str, unknown_colors: str):
     """The classes, or None where it is to be refused."""
     try:
-        mask, unknown = read_mask(data, palette, mask_format=mask_format, unknown_colors=unknown_colors)
+        reading = read_mask(data, palette, mask_format=mask_format, unknown_colors=unknown_colors)
+        mask, unknown = reading.mask, reading.unknowns
     except DataError:
         return None
     return None if unknown and unknown_colors == "error" else mask

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.shared_data import camvid, isbi
-from unetdist.data.ignore_index import IGNORE_INDEX
-from unetdist.data.labels import Label, Palette
-from unetdist.data.labels.census import UnknownColor
-from unetdist.data.labels.masks import MAX_LISTED, read_mask
+from unetdist.data.labels import IGNORE_INDEX, Label, Palette
+from unetdist.data.labels.masks import MAX_LISTED, UnknownColor, read_mask
 from unetdist.errors import DataError
 
 VOID = Label(255, "void", (9, 9, 9), None)
@@ -28,6 +26,11 @@ STREET = Palette(
 CELLS = Palette((Label(0, "membrane", (0, 0, 0), 0), Label(1, "cell", (255, 255, 255), 1)))
 MASK = np.array([[1, 1, 0, 2], [0, 255, 2, 2]], np.uint8)
 IDS = STREET.to_ids(MASK)
+
+
+def mask_and_unknowns(*arguments, **options):
+    reading = read_mask(*arguments, **options)
+    return reading.mask, reading.unknowns
 
 
 def encode(pixels, kind="PNG", mode=None, **options):
@@ -59,7 +62,7 @@ def _bits(row, bits):
 
 
 def assert_reads(data, palette, expected, **options):
-    mask, unknowns = read_mask(data, palette, **options)
+    mask, unknowns = mask_and_unknowns(data, palette, **options)
     assert unknowns == []
     assert mask.dtype == np.uint8
     assert np.array_equal(mask, expected)
@@ -116,7 +119,7 @@ def test_jpeg_of_flat_colours():
 
 def test_grey_rgb_is_ids_only_when_told():
     assert_reads(encode(np.dstack([IDS] * 3)), STREET, MASK, mask_format="ids")
-    _, unknowns = read_mask(encode(np.dstack([IDS] * 3)), STREET)
+    _, unknowns = mask_and_unknowns(encode(np.dstack([IDS] * 3)), STREET)
     assert {unknown.color for unknown in unknowns} == {(7, 7, 7), (2, 2, 2), (20, 20, 20), (255, 255, 255)}
     assert {unknown.fits for unknown in unknowns} == {"ids"}
 
@@ -175,7 +178,7 @@ class TestTableOfColours:
 
     def test_colours_if_the_table_contradicts_the_ids(self):
         data = encode(with_table(self.BORDER, self.table((128, 0, 0), (0, 0, 0))))
-        mask, unknowns = read_mask(data, self.VOC)
+        mask, unknowns = mask_and_unknowns(data, self.VOC)
         assert mask.tolist() == [[1, 0, IGNORE_INDEX]]
         assert [unknown.color for unknown in unknowns] == [(224, 224, 192)]
 
@@ -197,7 +200,7 @@ class TestTableOfColours:
 
 
 def test_sixteen_bit_grey_that_is_no_colour_is_told_as_its_value():
-    mask, unknowns = read_mask(encode(np.array([[0, 65535, 1000]], np.uint16)), CELLS)
+    mask, unknowns = mask_and_unknowns(encode(np.array([[0, 65535, 1000]], np.uint16)), CELLS)
     assert mask.tolist() == [[0, 1, IGNORE_INDEX]]
     assert [(unknown.color, unknown.first_pixel) for unknown in unknowns] == [(1000, (2, 0))]
 
@@ -211,36 +214,40 @@ def test_unknown_colours_are_told_with_count_place_and_nearest():
     pixels = COLORS.copy()
     pixels[0, 3] = pixels[1, 0] = (0, 0, 246)
     pixels[1, 1] = (1, 0, 0)
-    mask, unknowns = read_mask(encode(pixels), STREET)
+    mask, unknowns = mask_and_unknowns(encode(pixels), STREET)
     assert mask.tolist() == [[1, 1, 0, 255], [255, 255, 2, 2]]
     assert unknowns == [
         UnknownColor((0, 0, 246), 2, (3, 0), "car", 4.0),
         UnknownColor((1, 0, 0), 1, (1, 1), "sky", 1.0),
     ]
-    assert np.array_equal(read_mask(encode(pixels), STREET, unknown_colors="ignore")[0], mask)
-    nearest, again = read_mask(encode(pixels), STREET, unknown_colors="nearest")
+    assert np.array_equal(read_mask(encode(pixels), STREET, unknown_colors="ignore").mask, mask)
+    nearest, again = mask_and_unknowns(encode(pixels), STREET, unknown_colors="nearest")
     assert nearest.tolist() == [[1, 1, 0, 2], [2, 0, 2, 2]]
     assert again == unknowns
 
 
 def test_the_nearest_label_may_be_an_ignored_one():
-    mask, unknowns = read_mask(encode(np.full((1, 1, 3), 10, np.uint8)), STREET, unknown_colors="nearest")
+    mask, unknowns = mask_and_unknowns(
+        encode(np.full((1, 1, 3), 10, np.uint8)), STREET, unknown_colors="nearest"
+    )
     assert mask.tolist() == [[IGNORE_INDEX]]
     assert unknowns[0].nearest == "void"
 
 
 def test_unknown_ids_have_no_nearness():
-    mask, unknowns = read_mask(encode(np.array([[2, 21]], np.uint8)), STREET, unknown_colors="nearest")
+    mask, unknowns = mask_and_unknowns(
+        encode(np.array([[2, 21]], np.uint8)), STREET, unknown_colors="nearest"
+    )
     assert mask.tolist() == [[0, IGNORE_INDEX]]
     assert unknowns == [UnknownColor(21, 1, (1, 0), "car", 1.0)]
 
 
 def test_values_that_would_fit_the_other_format_say_so():
-    _, unknowns = read_mask(encode(BITS), CELLS)
+    _, unknowns = mask_and_unknowns(encode(BITS), CELLS)
     assert [(unknown.color, unknown.fits) for unknown in unknowns] == [((1, 1, 1), "ids")]
-    _, unknowns = read_mask(encode(BITS * 200), CELLS)
+    _, unknowns = mask_and_unknowns(encode(BITS * 200), CELLS)
     assert [unknown.fits for unknown in unknowns] == [None]
-    _, unknowns = read_mask(encode(np.array([[0, 9]], np.uint8)), STREET)
+    _, unknowns = mask_and_unknowns(encode(np.array([[0, 9]], np.uint8)), STREET)
     assert {(unknown.color, unknown.fits) for unknown in unknowns} == {(0, "color"), (9, "color")}
 
 
@@ -248,7 +255,7 @@ def test_the_rarest_of_very_many_colours_are_one_entry():
     pixels = np.zeros((40, 40, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = np.mgrid[100:140, 100:140]
     pixels[:20] = 50
-    _, unknowns = read_mask(encode(pixels), STREET)
+    _, unknowns = mask_and_unknowns(encode(pixels), STREET)
     assert len(unknowns) == MAX_LISTED + 1
     assert unknowns[0].count == 800
     assert unknowns[-1].color is None
@@ -266,7 +273,7 @@ def test_colour_masks_agree_with_the_plain_definition(data):
     pixels = known[rng.integers(0, len(known), shape)]
     noise = rng.integers(0, 256, (*shape, 3))
     pixels = np.where(rng.random((*shape, 1)) < 0.3, noise, pixels).astype(np.uint8)
-    mask, unknowns = read_mask(encode(pixels), STREET, unknown_colors="nearest")
+    mask, unknowns = mask_and_unknowns(encode(pixels), STREET, unknown_colors="nearest")
     distances = ((pixels[:, :, None].astype(int) - known) ** 2).sum(-1)
     classes = np.array([1, 0, 2, IGNORE_INDEX])
     assert np.array_equal(mask, classes[distances.argmin(-1)])
@@ -284,7 +291,7 @@ def test_camvid_has_no_unknown_colour_and_survives_the_round_trip(ignore):
     files = sorted(camvid().glob("*/masks/*.png"))
     assert len(files) == 468
     for file in files if ignore else files[::20]:
-        mask, unknowns = read_mask(file.read_bytes(), palette)
+        mask, unknowns = mask_and_unknowns(file.read_bytes(), palette)
         assert unknowns == [], file
         assert np.array_equal(palette.colorize(mask), np.asarray(Image.open(file))), file
 
@@ -292,7 +299,7 @@ def test_camvid_has_no_unknown_colour_and_survives_the_round_trip(ignore):
 def test_isbi_has_no_unknown_value():
     palette = Palette.read(isbi() / "Labels.txt")
     for file in sorted((isbi() / "masks").glob("*.png")):
-        mask, unknowns = read_mask(file.read_bytes(), palette)
+        mask, unknowns = mask_and_unknowns(file.read_bytes(), palette)
         assert unknowns == []
         assert np.array_equal(palette.colorize(mask)[..., 0], np.asarray(Image.open(file))), file
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from tests.shared_data import camvid, isbi
-from unetdist.data.ignore_index import IGNORE_INDEX
-from unetdist.data.labels import Palette
+from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.errors import DataError
 
 

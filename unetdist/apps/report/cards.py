@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unetdist.apps.report.scored import ScoredRun, extremes
-from unetdist.data import pictures
-from unetdist.data.ignore_index import IGNORE_INDEX
-from unetdist.data.labels import Palette
+from unetdist.data import drawing
+from unetdist.data.labels import IGNORE_INDEX, Palette
 
 # Longer side of an image: enough for a screen, and sixteen of them stay below a few MB.
 MAX_PX = 768
@@ -58,7 +57,7 @@ def draw_gallery(scored: ScoredRun, count: int) -> NDArray[np.uint8]:
         for sample_id, title, (image, mask, pred) in zip(ids, titles, scored.predict(ids), strict=True)
     ]
     palette = scored.saved.palette
-    return pictures.gallery(rows, palette.colors, palette.class_names, largest_px=GALLERY_PX)
+    return drawing.gallery(rows, palette.colors, palette.class_names, largest_px=GALLERY_PX)
 
 
 def without_shared_folders(keys: Sequence[str]) -> list[str]:
@@ -99,10 +98,10 @@ def mistakes_url(mask: NDArray[np.uint8], pred: NDArray[np.uint8]) -> str:
 
 def _layers(predicted: Sequence[tuple[NDArray[np.uint8], ...]], palette: Palette) -> dict[str, Any]:
     """The image and what can be laid over it, from the (image, mask, pred) of each run."""
-    image, mask = pictures.shrink(MAX_PX, *predicted[0][:2])
+    image, mask = drawing.shrink(MAX_PX, *predicted[0][:2])
     layers = {"truth": mask_url(mask, palette)}
     for index, (original, _, full_pred) in enumerate(predicted):
-        _, pred = pictures.shrink(MAX_PX, original, full_pred)
+        _, pred = drawing.shrink(MAX_PX, original, full_pred)
         layers[f"run-{index}"] = mask_url(pred, palette)
         layers[f"wrong-{index}"] = mistakes_url(mask, pred)
     return {"width": image.shape[1], "height": image.shape[0], "image": image_url(image), "layers": layers}

@@ -1,5 +1,5 @@
 """Labels.txt and masks: what a colour means."""
 
-from unetdist.data.labels.palette import Label, Palette
+from unetdist.data.labels.palette import IGNORE_INDEX, Label, Palette
 
-__all__ = ["Label", "Palette"]
+__all__ = ["IGNORE_INDEX", "Label", "Palette"]

@@ -1,4 +1,4 @@
-"""Mask files of every kind -> which values occur, and each as a number and as a colour."""
+"""Decodes mask files of any kind: the values that occur, each as a number and as a colour."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -8,41 +8,42 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from unetdist.data.decode import check_header, open_with_pil, reason_of
+from unetdist.data.decode import PNG_END, check_header, open_with_pillow, reason_of
 from unetdist.data.jpeg import parse_header
 from unetdist.errors import DataError
 
+Ints = NDArray[np.int64]
+
+NUM_COLORS = 1 << 24
+
 _WHITE_OF_RAWMODE = {"L;2": 3, "L;2I": 3, "L;4": 15, "L;4I": 15}
-"""Pillow stretches 2- and 4-bit grey to 0..255, which would lose the ids."""
-
-_PNG_END = b"IEND\xaeB`\x82"
-
+"""Largest number of 2- and 4-bit grey, which Pillow stretches to 0..255."""
 _LOSSY_FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "HEIF": "HEIF"}
 _TIFF_COMPRESSION = 259
 _JPEG_IN_TIFF = (6, 7, 34892)
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """A decoded mask as codes, and what each of the K codes that occur stands for.
+class MaskCodes:
+    """A decoded mask as codes, and the number and colour of each of the K codes that occur.
 
     Attributes:
         codes: Integers 0..num_codes-1, (H, W); packed RGB is `red | green << 8 | blue << 16`.
-        num_codes: One more than the largest code this kind of file may have.
-        used: The codes that occur, ascending, int64 (K,).
-        numbers: Each as a number, int64 (K,); -1 for what is a colour only.
-        colors: Each as a colour, int64 (K, 3), the nearest if there is none.
-        is_color: Whether that colour is exact, bool (K,); no 8-bit grey is exactly 16-bit 1000.
+        num_codes: One more than the largest code of this kind of file.
+        used: The codes that occur, ascending, (K,).
+        numbers: The number of each, (K,); -1 for what is only a colour.
+        colors: The colour of each, (K, 3), the nearest if there is none.
+        is_color: Whether that colour is exact, (K,): 16-bit grey 1000 is no 8-bit colour.
         kind: Whether the file has colours, grey values, or numbers that point into a table of colours.
-        lossy: Name of the compression where it changes pixels, such as "JPEG"; "" where it keeps them.
-        is_transparent: Where alpha is 0, bool (H, W); None if the file has no transparency.
+        lossy: Same as in `MaskReading`.
+        is_transparent: Pixels with alpha 0, bool (H, W); None if the file has no transparency.
     """
 
     codes: NDArray[Any]
     num_codes: int
-    used: NDArray[np.int64]
-    numbers: NDArray[np.int64]
-    colors: NDArray[np.int64]
+    used: Ints
+    numbers: Ints
+    colors: Ints
     is_color: NDArray[np.bool_]
     kind: Literal["color", "grey", "table"]
     lossy: str = ""
@@ -50,27 +51,53 @@ class Pixels:
 
     @property
     def is_number(self) -> NDArray[np.bool_]:
-        """Whether each value can be an id, bool (K,)."""
+        """Whether each value can be an id, (K,)."""
         return (self.numbers >= 0) | (self.kind != "color")
 
 
-def decode(data: bytes) -> Pixels:
+def decode_codes(data: bytes) -> MaskCodes:
     """Decode a whole PNG, TIFF, GIF, BMP or JPEG file (or another that Pillow opens); alpha is dropped.
 
-    Raises `DataError` if it is no picture, is truncated or damaged, holds several pictures or fractions.
+    Raises `DataError` if it is no image, is cut short or damaged, or holds several images or fractions.
     """
     image, rawmode = _load(data)
-    return replace(_pixels(image, rawmode), lossy=_lossy(image, data), is_transparent=_transparent(image))
-
-
-def _pixels(image: ImageFile.ImageFile, rawmode: str) -> Pixels:
     if image.mode in ("1", "L", "LA"):
-        return _grey(image, white=1 if image.mode == "1" else _WHITE_OF_RAWMODE.get(rawmode, 255))
-    if image.mode in ("P", "PA"):
-        return _table(image)
-    if image.mode[0] in "IF":
-        return _deep_grey(image)
-    return _rgb(image if image.mode == "RGB" else image.convert("RGB"))
+        decoded = _from_grey(image, white=1 if image.mode == "1" else _WHITE_OF_RAWMODE.get(rawmode, 255))
+    elif image.mode in ("P", "PA"):
+        decoded = _from_table(image)
+    elif image.mode[0] in "IF":
+        return replace(_from_deep_grey(image), lossy=_lossy(image, data))
+    else:
+        decoded = _from_rgb(image if image.mode == "RGB" else image.convert("RGB"))
+    is_transparent = None
+    if image.has_transparency_data:
+        has_alpha = image.mode in ("LA", "PA", "RGBA")
+        alpha = (image if has_alpha else image.convert("RGBA")).getchannel("A")
+        is_transparent = np.asarray(alpha, np.uint8) == 0
+    return replace(decoded, lossy=_lossy(image, data), is_transparent=is_transparent)
+
+
+def _load(data: bytes) -> tuple[ImageFile.ImageFile, str]:
+    """The loaded image, and its raw mode: how the file packs its pixels."""
+    check_header(data, parse_header(data), "mask")
+    try:
+        # Warnings of Pillow and libtiff add nothing: whatever matters is raised as well.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = open_with_pillow(data)
+            if image.format == "PNG" and PNG_END not in data:
+                # Pillow does not notice a file that was cut between two chunks.
+                raise OSError("the end is missing")
+            num_images = getattr(image, "n_frames", 1)
+            packing = image.tile[0][3] if image.tile else ""
+            image.load()
+            if image.mode in ("P", "PA") and not image.getpalette("RGB"):
+                raise OSError("its table of colours is empty")
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
+        raise DataError(f"the mask is damaged or no image ({reason_of(error)}); export it again") from None
+    if num_images > 1:
+        raise DataError(f"the mask file holds {num_images} images; save each as a file of its own")
+    return image, str(packing[0] if isinstance(packing, tuple) else packing)
 
 
 def _lossy(image: ImageFile.ImageFile, data: bytes) -> str:
@@ -81,53 +108,24 @@ def _lossy(image: ImageFile.ImageFile, data: bytes) -> str:
         case "TIFF":
             tags: Any = getattr(image, "tag_v2", {})
             return "JPEG in TIFF" if tags.get(_TIFF_COMPRESSION) in _JPEG_IN_TIFF else ""
-        case "JPEG2000":  # the last byte of its coding style: whether its wavelets can be undone exactly
+        case "JPEG2000":
+            # The last byte of its coding style says whether its wavelets can be undone exactly.
             at = data.find(b"\xff\x52")
             return "" if data[at + 13 : at + 14] == b"\1" else "JPEG 2000"
     return _LOSSY_FORMATS.get(str(image.format), "")
 
 
-def _transparent(image: ImageFile.ImageFile) -> NDArray[np.bool_] | None:
-    if image.mode[0] in "IF" or not image.has_transparency_data:
-        return None
-    has_alpha = image.mode in ("LA", "PA", "RGBA")
-    alpha = (image if has_alpha else image.convert("RGBA")).getchannel("A")
-    is_transparent: NDArray[np.bool_] = np.asarray(alpha, np.uint8) == 0
-    return is_transparent
-
-
-def _load(data: bytes) -> tuple[ImageFile.ImageFile, str]:
-    """The loaded picture, and its raw mode: how the file packs its pixels."""
-    check_header(data, parse_header(data), "mask")
-    try:
-        with warnings.catch_warnings():  # Pillow's and libtiff's: what matters is raised as well
-            warnings.simplefilter("ignore")
-            image = open_with_pil(data)
-            if image.format == "PNG" and _PNG_END not in data:  # PIL overlooks a file cut between two chunks
-                raise OSError("the end is missing")
-            num_pictures = getattr(image, "n_frames", 1)
-            packing = image.tile[0][3] if image.tile else ""
-            image.load()
-            if image.mode in ("P", "PA") and not image.getpalette("RGB"):
-                raise OSError("its table of colours is empty")
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
-        raise DataError(f"the mask is damaged or no picture ({reason_of(error)}); export it again") from None
-    if num_pictures > 1:
-        raise DataError(f"the mask file holds {num_pictures} pictures; save each as a file of its own")
-    return image, str(packing[0] if isinstance(packing, tuple) else packing)
-
-
-def _grey(image: Image.Image, white: int) -> Pixels:
+def _from_grey(image: Image.Image, white: int) -> MaskCodes:
     """Grey of up to 8 bits; `white` is the largest number of the file's bit depth."""
     codes = np.asarray(image.getchannel(0)).astype(np.uint8)
     if 1 < white < 255:
         codes //= 255 // white
     used = _occurring(codes, white + 1)
     grey = np.repeat(used[:, None] * (255 // white), 3, axis=1)
-    return Pixels(codes, white + 1, used, used, grey, np.ones(len(used), bool), kind="grey")
+    return MaskCodes(codes, white + 1, used, used, grey, np.ones(len(used), bool), kind="grey")
 
 
-def _deep_grey(image: Image.Image) -> Pixels:
+def _from_deep_grey(image: Image.Image) -> MaskCodes:
     """Grey of 16 or 32 bits, and floats that are whole numbers; 65535 is white."""
     values = np.asarray(image)
     if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values)):
@@ -142,38 +140,39 @@ def _deep_grey(image: Image.Image) -> Pixels:
     grey = np.where(numbers <= 255, numbers, numbers // 257)
     is_color = (numbers >= 0) & (numbers <= 65535) & ((numbers <= 255) | (numbers % 257 == 0))
     colors = np.repeat(np.clip(grey, 0, 255)[:, None], 3, axis=1)
-    return Pixels(codes, num_codes, used, numbers, colors, is_color, kind="grey")
+    return MaskCodes(codes, num_codes, used, numbers, colors, is_color, kind="grey")
 
 
-def _table(image: Image.Image) -> Pixels:
-    """Numbers that point into the file's own table of colours, 8 bits."""
+def _from_table(image: Image.Image) -> MaskCodes:
+    """8-bit numbers that point into the file's own table of colours."""
     codes = np.asarray(image.getchannel(0))
     used = _occurring(codes, 256)
     table = np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3)
     is_color = used < len(table)
     colors = table[np.minimum(used, len(table) - 1)]
+    # Writers of GIF renumber the greys that occur to 0, 1, 2 ..., so these numbers may not be the ids.
     is_renumbered = image.format == "GIF" and _is_grey(colors).all() and (colors[:, 0] != used).any()
-    if is_renumbered:  # writers pack the greys that occur to 0, 1, 2 ...: the ids may be either
-        return Pixels(codes, 256, used, np.full(len(used), -1), colors, is_color, kind="color")
-    return Pixels(codes, 256, used, used, colors, is_color, kind="table")
+    if is_renumbered:
+        return MaskCodes(codes, 256, used, np.full(len(used), -1), colors, is_color, kind="color")
+    return MaskCodes(codes, 256, used, used, colors, is_color, kind="table")
 
 
-def _rgb(image: Image.Image) -> Pixels:
+def _from_rgb(image: Image.Image) -> MaskCodes:
     """Packed colours; those with r = g = b are numbers too."""
     packed = np.frombuffer(image.tobytes("raw", "RGBX"), "<u4") & 0xFFFFFF
-    used = _occurring(packed, 1 << 24)
+    used = _occurring(packed, NUM_COLORS)
     colors = np.stack([used & 255, used >> 8 & 255, used >> 16], axis=1)
     numbers = np.where(_is_grey(colors), colors[:, 0], -1)
     codes = packed.reshape(image.height, image.width)
-    return Pixels(codes, 1 << 24, used, numbers, colors, np.ones(len(used), bool), kind="color")
+    return MaskCodes(codes, NUM_COLORS, used, numbers, colors, np.ones(len(used), bool), kind="color")
 
 
-def _is_grey(colors: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _is_grey(colors: Ints) -> NDArray[np.bool_]:
     return np.asarray((colors == colors[:, :1]).all(axis=1))
 
 
-def _occurring(codes: NDArray[Any], num_codes: int) -> NDArray[np.int64]:
-    """The codes that occur, ascending: a flag for each code is faster than sorting the pixels."""
+def _occurring(codes: NDArray[Any], num_codes: int) -> Ints:
+    """The codes that occur, ascending; a flag per code is faster than sorting the pixels."""
     flags = np.zeros(num_codes, bool)
     flags[codes] = True
     return np.flatnonzero(flags)

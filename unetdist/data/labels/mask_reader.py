@@ -1,8 +1,8 @@
-"""Masks of foreign tars -> class indices, for every sample of a training: as `read_mask`, by tables it has filled.
+"""Reads the masks of other people's tars in training: same result as `read_mask`, at the speed of a table lookup.
 
-What a value stands for depends on the kind of file alone (with a table of colours: on the values that occur, too).
-So each kind of PNG has a table, which learns a value that it meets for the first time from `read_mask` itself, given
-a picture of one row with the new values: the same by construction, and little slower than decoding the file.
+The meaning of a value depends only on the kind of file (and, with a table of colours, on the values that occur). So
+each kind of PNG has a table. It learns each new value from `read_mask` itself, called with an image of one row that
+holds the new values: the same by construction, and hardly slower than decoding the file.
 """
 
 import struct
@@ -15,8 +15,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from unetdist.data.decode import check_header
-from unetdist.data.labels.census import UnknownColor
-from unetdist.data.labels.masks import MaskFormat, UnknownColors, read_mask
+from unetdist.data.labels.masks import MaskFormat, MaskReading, UnknownColors, read_mask
 from unetdist.data.labels.palette import Palette
 from unetdist.errors import DataError
 
@@ -25,32 +24,32 @@ Codes = NDArray[np.uint8] | NDArray[np.uint32]
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _GREY, _RGB, _TABLE, _RGBA = 0, 2, 3, 6
-"""PNG colour types; grey with alpha is left to `read_mask`."""
+"""PNG colour types; `read_mask` reads grey with alpha."""
 
 _UNSEEN = 254
-"""No class where there are 254 or fewer. Tables hold `class ^ _UNSEEN`, so that a fresh one is all zeros: the system
-gives memory only to the pages of its 16 MiB that are used."""
+"""No class if there are 254 or fewer. Tables hold `class ^ _UNSEEN`, so that a new one is all zeros and the system
+gives memory only to those pages of its 16 MiB that are used."""
 
 _MAX_TABLES = 4096
 
 
 @dataclass(frozen=True)
 class _Png:
-    """What decides the pixels of a whole, undamaged PNG."""
+    """Everything in a whole, undamaged PNG that determines its pixels."""
 
     width: int
     height: int
     depth: int
-    """Bits of a value."""
+    """Bits per value."""
     kind: int
     """Colour type."""
     colors: bytes
-    """Its table of colours, empty if it has none."""
+    """Table of colours, empty if there is none."""
     content: bytes
-    """Its IDAT chunks."""
+    """IDAT chunks."""
 
     def encoded(self, kind: int) -> bytes:
-        """As a file with these contents, told to be of another kind."""
+        """A file with these contents that claims the colour type `kind`."""
         header = struct.pack(">IIBBBBB", self.width, self.height, self.depth, kind, 0, 0, 0)
         table = _chunk(b"PLTE", self.colors) if kind == _TABLE else b""
         return b"".join((_SIGNATURE, _chunk(b"IHDR", header), table, self.content, _END))
@@ -61,11 +60,11 @@ class MaskReader:
 
     Args:
         palette: Colours and ids that are listed.
-        mask_format: What the pixels are.
-        unknown_colors: What unlisted ones become; `error` raises.
+        mask_format: Meaning of the pixels.
+        unknown_colors: Treatment of unlisted colours; `error` raises.
 
     Raises:
-        DataError: When called: the mask is damaged, or holds what is not listed and may not.
+        DataError: When called, if the mask is damaged or holds an unlisted colour that is an error.
     """
 
     def __init__(self, palette: Palette, mask_format: MaskFormat, unknown_colors: UnknownColors) -> None:
@@ -103,31 +102,31 @@ class MaskReader:
         return self._tables[key]
 
     def _learn(self, table: NDArray[np.uint8], png: _Png, codes: Codes) -> bool:
-        """Fill in the classes of these codes; False where one of them is not listed and may not be."""
-        classes, unknown = self._read_mask(_row_of(png, codes))
-        if unknown and self._unknown_colors == "error":
+        """Fill in the classes of these codes; False if one of them is not listed and must be."""
+        reading = self._read_mask(_row_of(png, codes))
+        if reading.unknowns and self._unknown_colors == "error":
             return False
-        table[codes] = classes[0] ^ _UNSEEN
+        table[codes] = reading.mask[0] ^ _UNSEEN
         return True
 
     def _read(self, data: bytes) -> NDArray[np.uint8]:
-        mask, unknown = self._read_mask(data)
-        if unknown and self._unknown_colors == "error":
-            what, (x, y) = unknown[0].color, unknown[0].first_pixel
+        reading = self._read_mask(data)
+        if reading.unknowns and self._unknown_colors == "error":
+            what, (x, y) = reading.unknowns[0].color, reading.unknowns[0].first_pixel
             raise DataError(
-                f"mask holds {what} at x {x}, y {y}, which the labels do not list; it was listed, or not there, "
-                "when the tar was indexed: index it again."
+                f"mask holds {what} at x {x}, y {y}, which the labels do not list; the tar or the labels have changed "
+                "since the tar was indexed: index it again."
             )
-        return mask
+        return reading.mask
 
-    def _read_mask(self, data: bytes) -> tuple[NDArray[np.uint8], list[UnknownColor]]:
+    def _read_mask(self, data: bytes) -> MaskReading:
         return read_mask(
             data, self._palette, mask_format=self._mask_format, unknown_colors=self._unknown_colors
         )
 
 
 def _parse(data: bytes) -> _Png | None:
-    """None where it is not a PNG of at most 8 bits that is whole and undamaged, or not a single picture."""
+    """None unless it is a whole, undamaged PNG of at most 8 bits with a single image."""
     if data[:8] != _SIGNATURE:
         return None
     view, at = memoryview(data), 8
@@ -161,9 +160,9 @@ def _png(header: bytes, colors: bytes, content: bytes) -> _Png | None:
 
 
 def _decode(png: _Png) -> Codes | None:
-    """Values as they are stored, uint8 (H, W), or packed as `red | green << 8 | blue << 16`, uint32 (H, W)."""
+    """Stored values, uint8 (H, W), or colours packed as `red | green << 8 | blue << 16`, uint32 (H, W)."""
     is_wide = png.kind in (_RGB, _RGBA)
-    # A table's numbers are taken for grey values, for OpenCV would look them up.
+    # A table's numbers are read as grey values, because OpenCV would replace them with its colours.
     data = np.frombuffer(png.encoded(png.kind if is_wide else _GREY), np.uint8)
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB if is_wide else cv2.IMREAD_UNCHANGED)
@@ -185,7 +184,7 @@ def _look_up(table: NDArray[np.uint8], codes: Codes) -> NDArray[np.uint8]:
 
 
 def _row_of(png: _Png, codes: Codes) -> bytes:
-    """A picture of one row that holds each of these codes once, of the same kind."""
+    """An image of the same kind with one row that holds each of these codes once."""
     if codes.dtype == np.uint32:
         row = codes.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
         png = _Png(len(codes), 1, 8, _RGB, b"", b"")

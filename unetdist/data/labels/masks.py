@@ -1,4 +1,4 @@
-"""Masks -> class indices, and an account of each colour that Labels.txt does not list."""
+"""Mask files of any kind -> class indices, and an account of every colour that Labels.txt does not list."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,25 +6,44 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist.data.ignore_index import IGNORE_INDEX
-from unetdist.data.labels.census import UnknownColor, places
-from unetdist.data.labels.mask_file import Pixels, decode
-from unetdist.data.labels.palette import Palette
+from unetdist.data.labels.mask_file import Ints, MaskCodes, decode_codes
+from unetdist.data.labels.palette import IGNORE_INDEX, Palette
 from unetdist.errors import DataError
 
 MaskFormat = Literal["auto", "color", "ids"]
-"""What the pixels of a mask are; `auto` goes by the kind of file, as `read_mask` says."""
+"""Meaning of a mask's pixels; `auto` decides by the kind of file, as `read_mask` describes."""
 
 UnknownColors = Literal["error", "ignore", "nearest"]
-"""What becomes of unlisted colours; `error` differs from `ignore` in what the caller does with the census."""
+"""Treatment of unlisted colours; `error` reads like `ignore`, and the caller raises."""
 
 MAX_LISTED = 256
 """Unlisted colours of one mask that are listed one by one; a JPEG mask may hold tens of thousands."""
 
-MAX_OTHERS = 4096
-"""Further ones that are only remembered, so that the same colour in two masks is counted once."""
-
 _UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class UnknownColor:
+    """A colour or value of one mask that Labels.txt does not list.
+
+    Attributes:
+        color: Red, green, blue; a number if the mask holds ids or a 16-bit grey that is no 8-bit colour; None for
+            the rarest colours of a mask taken together.
+        count: Pixels.
+        first_pixel: x and y of the topmost, then leftmost pixel.
+        nearest: Name of the label with the nearest colour (or number, for ids).
+        distance: Distance to it: Euclidean in RGB, 0..442 (or the difference of the numbers, for ids).
+        fits: The `--mask-format` with which the whole mask would be listed, if any.
+        num_colors: Colours taken together.
+    """
+
+    color: tuple[int, int, int] | int | None
+    count: int
+    first_pixel: tuple[int, int]
+    nearest: str
+    distance: float
+    fits: Literal["color", "ids"] | None = None
+    num_colors: int = 1
 
 
 @dataclass(frozen=True)
@@ -32,14 +51,14 @@ class MaskReading:
     """A mask, with notes on how it was read.
 
     Attributes:
-        mask: uint8 (H, W), of class indices and `IGNORE_INDEX`.
-        unknowns: What Labels.txt does not list, most pixels first.
+        mask: Class indices and `IGNORE_INDEX`, uint8 (H, W).
+        unknowns: Colours that Labels.txt does not list, most pixels first.
         is_color: Whether pixels were taken as colours, not as ids.
-        is_scale: Whether they are numbers, or greys, of which one may lie between two others.
+        is_scale: Whether they are numbers or greys, so that one can be between two others.
         classes: Indices of the classes that occur, without those that only `nearest` gives.
-        has_255: Whether it holds the id 255, which no label lists.
-        lossy: Name of the compression where it changes pixels; "" where it keeps them.
-        is_transparent: Where it is transparent and yet has a class, bool (H, W); None where it has no transparency.
+        has_255: Whether the mask holds the id 255, and no label lists it.
+        lossy: Name of the compression if it changes pixels; "" if it keeps them.
+        is_transparent: Transparent pixels that have a class, bool (H, W); None if the file has no transparency.
     """
 
     mask: NDArray[np.uint8]
@@ -58,105 +77,86 @@ def read_mask(
     *,
     mask_format: MaskFormat = "auto",
     unknown_colors: UnknownColors = "error",
-) -> tuple[NDArray[np.uint8], list[UnknownColor]]:
-    """Decode a PNG, TIFF, GIF, BMP or JPEG mask into class indices.
+) -> MaskReading:
+    """Decode a PNG, TIFF, GIF, BMP or JPEG mask to class indices.
 
-    Alpha is dropped. `auto` takes RGB as colours; grey, 1-bit and 16-bit values as colours if all colours of
-    the palette are grey (1-bit: 0 and 255; 16-bit: v / 257, or v itself up to 255), else as ids; and files
-    with a table of colours as colours if all that occur are listed or the table contradicts the ids, else as
-    ids. The id 255 is always `IGNORE_INDEX`.
+    Alpha is dropped. `auto` takes RGB as colours. It takes grey, 1-bit and 16-bit values as colours if all colours of
+    the palette are grey (1-bit: 0 and 255; 16-bit: v / 257, or v itself up to 255), and otherwise as ids. It takes
+    files with a table of colours as colours if all that occur are listed or the table contradicts the ids, and
+    otherwise as ids. The id 255 is always `IGNORE_INDEX`.
 
     Args:
         data: The whole file.
-        palette: Colours and ids that are listed.
-        mask_format: What the pixels are.
-        unknown_colors: `nearest` gives unlisted colours the label nearest in colour (ids have no nearness and
-            stay ignored); otherwise they become `IGNORE_INDEX`.
-
-    Returns:
-        The mask, uint8 (H, W), of indices and `IGNORE_INDEX`; and what was not listed, most pixels first.
+        palette: Listed colours and ids.
+        mask_format: Meaning of the pixels.
+        unknown_colors: `nearest` gives unlisted colours the label with the nearest colour; otherwise, and for ids,
+            they become `IGNORE_INDEX`.
 
     Raises:
-        DataError: The file is no picture, is truncated, holds several pictures, or has colours or fractions
-            where ids are asked for. The message does not name the file: the caller knows it.
+        DataError: The file is no image, is cut short, holds several images, or has colours or fractions where ids
+            are asked for. The message does not name the file, which the caller knows.
     """
-    reading = examine_mask(data, palette, mask_format=mask_format, unknown_colors=unknown_colors)
-    return reading.mask, reading.unknowns
-
-
-def examine_mask(
-    data: bytes,
-    palette: Palette,
-    *,
-    mask_format: MaskFormat = "auto",
-    unknown_colors: UnknownColors = "error",
-) -> MaskReading:
-    """`read_mask`, with an account of how it was read."""
-    pixels = decode(data)
-    if mask_format == "ids" and not pixels.is_number.all():
+    decoded = decode_codes(data)
+    if mask_format == "ids" and not decoded.is_number.all():
         remedy = (
             "use --mask-format color" if palette.has_colors else "write 'R G B name' lines to the label file"
         )
         raise DataError(f"the mask has colours, not ids; {remedy}, or save ids as grey PNG")
-    classes_of_labels = np.array([IGNORE_INDEX if x.index is None else x.index for x in palette.labels])
-    colors_of_labels = np.array([label.color for label in palette.labels])
-    ids_of_labels = np.array([label.id for label in palette.labels])
-    by_color = _look_up(_packed(pixels.colors), _packed(colors_of_labels), classes_of_labels)
-    by_color[~pixels.is_color] = _UNKNOWN
-    by_id = _look_up(pixels.numbers, ids_of_labels, classes_of_labels)
-    by_id[pixels.numbers == IGNORE_INDEX] = IGNORE_INDEX
-    by_id[~pixels.is_number] = _UNKNOWN
-    is_unlisted_255 = (pixels.numbers == IGNORE_INDEX) & ~(ids_of_labels == IGNORE_INDEX).any()
+    by_color, by_id = _classes_of(decoded, palette)
     is_color = mask_format == "color" or (
-        mask_format == "auto" and _holds_colors(pixels, by_color, by_id, palette)
+        mask_format == "auto" and _holds_colors(decoded, by_color, by_id, palette)
     )
     classes, other = (by_color, by_id) if is_color else (by_id, by_color)
-    is_class = (classes != _UNKNOWN) & (classes != IGNORE_INDEX)
-    listed = tuple(np.unique(classes[is_class]).tolist())
-    # Black and white is no sign of ids: 255 would then mean pixels to ignore, and nothing would be left but black.
-    is_black_and_white = bool((is_unlisted_255 | (pixels.numbers == 0)).all())
-    fits_other = not (other == _UNKNOWN).any() and not (
-        is_color and is_unlisted_255.any() and is_black_and_white
+    listed = tuple(np.unique(classes[(classes != _UNKNOWN) & (classes != IGNORE_INDEX)]).tolist())
+    has_255 = bool((decoded.numbers == IGNORE_INDEX).any()) and all(
+        x.id != IGNORE_INDEX for x in palette.labels
     )
-
-    unknown = np.flatnonzero(classes == _UNKNOWN)
     unknowns: list[UnknownColor] = []
-    if len(unknown):
-        points = pixels.colors if is_color else pixels.numbers[:, None]
-        known = colors_of_labels if is_color else ids_of_labels[:, None]
-        nearest, distance = _nearest(points[unknown], known)
-        unknowns = _list_unknown(
-            pixels,
-            unknown,
-            names=[palette.labels[label].name for label in nearest],
-            distance=distance,
-            is_color=is_color,
-            fits=None if not fits_other else "ids" if is_color else "color",
+    if (classes == _UNKNOWN).any():
+        fits_other = not (other == _UNKNOWN).any()
+        # Black and white is no sign of ids: 255 would then mean pixels to ignore, and only black would be left.
+        if is_color and has_255 and np.isin(decoded.numbers, (0, IGNORE_INDEX)).all():
+            fits_other = False
+        fits: Literal["color", "ids"] | None = ("ids" if is_color else "color") if fits_other else None
+        takes_nearest = is_color and unknown_colors == "nearest"
+        unknowns = _resolve(
+            decoded, classes, palette, is_color=is_color, fits=fits, takes_nearest=takes_nearest
         )
-        is_nearest = is_color and unknown_colors == "nearest"
-        classes[unknown] = classes_of_labels[nearest] if is_nearest else IGNORE_INDEX
-    table = np.empty(pixels.num_codes, np.uint8)
-    table[pixels.used] = classes
-    mask = np.take(table, pixels.codes)
+    table = np.empty(decoded.num_codes, np.uint8)
+    table[decoded.used] = classes
+    mask = np.take(table, decoded.codes)
+    transparent = decoded.is_transparent
     return MaskReading(
         mask,
         unknowns,
         is_color=is_color,
-        is_scale=not is_color or pixels.kind == "grey",
+        is_scale=not is_color or decoded.kind == "grey",
         classes=listed,
-        has_255=not is_color and bool(is_unlisted_255.any()),
-        lossy=pixels.lossy,
-        is_transparent=None
-        if pixels.is_transparent is None
-        else pixels.is_transparent & (mask != IGNORE_INDEX),
+        has_255=not is_color and has_255,
+        lossy=decoded.lossy,
+        is_transparent=None if transparent is None else transparent & (mask != IGNORE_INDEX),
     )
 
 
-def _holds_colors(
-    pixels: Pixels, by_color: NDArray[np.int64], by_id: NDArray[np.int64], palette: Palette
-) -> bool:
+def _classes_of(decoded: MaskCodes, palette: Palette) -> tuple[Ints, Ints]:
+    """The class of each used code by its colour and by its number, or `_UNKNOWN`."""
+    classes = _classes(palette)
+    colors = np.array([label.color for label in palette.labels])
+    by_color = _look_up(_packed(decoded.colors), _packed(colors), classes)
+    by_color[~decoded.is_color] = _UNKNOWN
+    by_id = _look_up(decoded.numbers, np.array([label.id for label in palette.labels]), classes)
+    by_id[decoded.numbers == IGNORE_INDEX] = IGNORE_INDEX
+    by_id[~decoded.is_number] = _UNKNOWN
+    return by_color, by_id
+
+
+def _classes(palette: Palette) -> Ints:
+    return np.array([IGNORE_INDEX if label.index is None else label.index for label in palette.labels])
+
+
+def _holds_colors(decoded: MaskCodes, by_color: Ints, by_id: Ints, palette: Palette) -> bool:
     """The rule of `auto`, as `read_mask` states it."""
-    match pixels.kind:
+    match decoded.kind:
         case "color":
             return True
         case "grey":
@@ -167,23 +167,19 @@ def _holds_colors(
             return bool(is_listed.all() or is_contradicted or (by_id == _UNKNOWN).any())
 
 
-def _packed(colors: NDArray[np.int64]) -> NDArray[np.int64]:
+def _packed(colors: Ints) -> Ints:
     return np.asarray(colors @ np.array([1, 1 << 8, 1 << 16]))
 
 
-def _look_up(
-    keys: NDArray[np.int64], known: NDArray[np.int64], classes: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _look_up(keys: Ints, known: Ints, classes: Ints) -> Ints:
     """The class of each key, or `_UNKNOWN`."""
     order = np.argsort(known)
     place = order[np.minimum(np.searchsorted(known[order], keys), len(known) - 1)]
     return np.where(known[place] == keys, classes[place], _UNKNOWN)
 
 
-def _nearest(
-    points: NDArray[np.int64], known: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Row of the known point nearest to each point, the first of equals, and the Euclidean distance."""
+def _nearest(points: Ints, known: Ints) -> tuple[Ints, NDArray[np.float64]]:
+    """Row of the known point nearest to each point (the first of equals), and the Euclidean distance."""
     best = np.full(len(points), np.iinfo(np.int64).max)
     nearest = np.zeros(len(points), np.int64)
     for row, center in enumerate(known):
@@ -193,58 +189,54 @@ def _nearest(
     return nearest, np.sqrt(best)
 
 
-def _list_unknown(
-    pixels: Pixels,
-    unknown: NDArray[np.int64],
+def _resolve(
+    decoded: MaskCodes,
+    classes: Ints,
+    palette: Palette,
     *,
-    names: list[str],
-    distance: NDArray[np.float64],
     is_color: bool,
     fits: Literal["color", "ids"] | None,
+    takes_nearest: bool,
 ) -> list[UnknownColor]:
-    """One entry for each row of `pixels.used` in `unknown`, most pixels first, the rarest as one."""
-    counts, firsts = _count(pixels, pixels.used[unknown])
-    width = pixels.codes.shape[1]
+    """Give unknown `classes` a class, in place, and list them: most pixels first, the rarest as one."""
+    unknown = np.flatnonzero(classes == _UNKNOWN)
+    points = decoded.colors if is_color else decoded.numbers[:, None]
+    known = np.array([label.color if is_color else (label.id,) for label in palette.labels])
+    nearest, distance = _nearest(points[unknown], known)
+    classes[unknown] = _classes(palette)[nearest] if takes_nearest else IGNORE_INDEX
+    counts, firsts = _count(decoded, decoded.used[unknown])
+    width = decoded.codes.shape[1]
     order = np.argsort(-counts, kind="stable")
     found = []
     for row in order[:MAX_LISTED]:
-        red, green, blue = pixels.colors[unknown[row]].tolist()
-        is_number = not (is_color and pixels.is_color[unknown[row]])
-        found.append(
-            UnknownColor(
-                color=int(pixels.numbers[unknown[row]]) if is_number else (red, green, blue),
-                count=int(counts[row]),
-                first_pixel=(int(firsts[row] % width), int(firsts[row] // width)),
-                nearest=names[row],
-                distance=float(distance[row]),
-                fits=fits,
-            )
-        )
+        red, green, blue = decoded.colors[unknown[row]].tolist()
+        is_number = not (is_color and decoded.is_color[unknown[row]])
+        color = int(decoded.numbers[unknown[row]]) if is_number else (red, green, blue)
+        first = (int(firsts[row] % width), int(firsts[row] // width))
+        name = palette.labels[nearest[row]].name
+        found.append(UnknownColor(color, int(counts[row]), first, name, float(distance[row]), fits))
     if len(rest := order[MAX_LISTED:]):
-        first = int(firsts[rest].min())
-        rows = unknown[rest]
-        others = places(pixels.colors[rows], pixels.numbers[rows], pixels.is_color[rows] & is_color)
+        y, x = divmod(int(firsts[rest].min()), width)
         found.append(
             UnknownColor(
                 color=None,
                 count=int(counts[rest].sum()),
-                first_pixel=(first % width, first // width),
+                first_pixel=(x, y),
                 nearest="",
                 distance=float(np.average(distance[rest], weights=counts[rest])),
                 fits=fits,
                 num_colors=len(rest),
-                others=tuple(others.tolist()) if len(rest) <= MAX_OTHERS else (),
             )
         )
     return found
 
 
-def _count(pixels: Pixels, codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _count(decoded: MaskCodes, codes: Ints) -> tuple[Ints, Ints]:
     """How often each of these codes occurs, and its first position in the flattened mask."""
-    is_counted = np.zeros(pixels.num_codes, bool)
+    is_counted = np.zeros(decoded.num_codes, bool)
     is_counted[codes] = True
-    positions = np.flatnonzero(np.take(is_counted, pixels.codes))
+    positions = np.flatnonzero(np.take(is_counted, decoded.codes))
     # Code and position sorted as one number put each code's first pixel first, without an argsort.
-    keys = np.sort(pixels.codes.reshape(-1)[positions].astype(np.int64) << 34 | positions)
+    keys = np.sort(decoded.codes.reshape(-1)[positions].astype(np.int64) << 34 | positions)
     starts = np.flatnonzero(np.diff(keys >> 34, prepend=-1))
     return np.diff(starts, append=len(keys)), keys[starts] & ((1 << 34) - 1)

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetdist.cli import json_records
-from unetdist.data.ignore_index import IGNORE_INDEX
 from unetdist.data.labels import label_file
 from unetdist.data.labels.label_file import Reading, Row
 from unetdist.errors import DataError
+
+IGNORE_INDEX = 255
+"""Pixels with this value, in masks of class indices and of ids alike, train and score nothing."""
 
 Value = Annotated[int, range(256)]
 

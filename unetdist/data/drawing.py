@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unetdist.data.ignore_index import IGNORE_INDEX
+from unetdist.data.labels import IGNORE_INDEX
 
 Array = np.ndarray
 
