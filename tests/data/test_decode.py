@@ -11,6 +11,7 @@ from PIL import Image
 from tests.shared_data import camvid
 from unetdist.data import decode
 from unetdist.data.decode import decode_image, decode_mask
+from unetdist.data.jpeg import parse_header
 from unetdist.data.shards import encode_mask
 from unetdist.errors import DataError
 from unetdist.sharding import convert
@@ -103,7 +104,7 @@ def test_jpeg_as_pil_decodes_it(mode, options, channels):
 def test_both_decoders_agree_on_real_pictures(channels):
     for path in sorted((camvid() / "train/images").iterdir())[::60]:
         data = path.read_bytes()
-        fast = decode._decode_with_opencv(data, channels)
+        fast = decode._decode_with_opencv(data, parse_header(data), channels)
         assert fast is not None
         assert abs(fast.astype(int) - decode._decode_with_pillow(data, channels)).max() <= 1
 
@@ -267,7 +268,7 @@ def claiming(data, frame, width, height):
     ],
 )
 def test_a_header_that_claims_more_than_the_bytes_can_hold_is_refused(read, data):
-    with pytest.raises(DataError, match=r"says that it is \d+x\d+, more than its [\d,]+ bytes can hold"):
+    with pytest.raises(DataError, match=r"claims to be \d+x\d+, more than its [\d,]+ bytes can hold"):
         read(data)
 
 

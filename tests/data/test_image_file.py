@@ -85,7 +85,7 @@ def test_colours_of_more_than_8_bits_are_read_from_the_file_that_pillow_has_not_
     with Image.open(path) as image:
         assert np.array_equal(pixels_of_pillow(image, 3, RANGE), COLORS)
         image.load()
-        with pytest.raises(DataError, match="loaded by Pillow, which keeps 8 bits .* give its path"):
+        with pytest.raises(DataError, match="loaded by Pillow, which keeps 8 bits .* pass its path"):
             pixels_of_pillow(image, 3, RANGE)
 
 
@@ -176,7 +176,7 @@ def test_arrays_of_other_bands_are_refused(shape):
 def test_shards_of_another_range_are_warned_of(caplog):
     warn_of_other_range("shards/val", SIXTEEN_BITS, RANGE)
     assert (
-        "shards/val: its images had black and white at 0 and 65535, those of the training at 0 and 4080"
+        "shards/val: its images have black and white at 0 and 65535, the training images at 0 and 4080"
         in caplog.text
     )
     caplog.clear()
@@ -186,7 +186,7 @@ def test_shards_of_another_range_are_warned_of(caplog):
 
 
 def test_bytes_of_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         read_file(tmp_path / "gone.png")
     with pytest.raises(DataError, match="is a folder"):
         read_file(tmp_path)

@@ -58,7 +58,7 @@ def test_grey_with_alpha_is_grey():
 def test_bands_one_behind_the_other(photometric):
     pixels = ramp(3)
     assert np.array_equal(open_image(tiff(pixels, photometric=RGB, planar=True)).values(), pixels)
-    with pytest.raises(DataError, match="16 bits and its bands one behind the other; .*INTERLEAVE=PIXEL"):
+    with pytest.raises(DataError, match="16 bits and planar bands; .*INTERLEAVE=PIXEL"):
         open_image(tiff(ramp(3, "uint16"), photometric=photometric, planar=True))
 
 

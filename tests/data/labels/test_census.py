@@ -1,14 +1,9 @@
-import io
-
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from unetdist.data.labels import Label, Palette
 from unetdist.data.labels import census as census_module
 from unetdist.data.labels.census import Census
-from unetdist.data.labels.masks import UnknownColor, read_mask
+from unetdist.data.labels.masks import UnknownColor
 
 PINK = UnknownColor((255, 0, 255), 1200, (3, 4), "sky", 81.4)
 GREEN = UnknownColor((0, 255, 0), 5, (7, 0), "tree", 127.0)
@@ -32,7 +27,7 @@ def test_the_report_is_a_table_with_the_first_place_and_a_remedy():
         "  colour     pixels  files  nearest label  distance  first pixel\n"
         "  255 0 255   2,400      2  sky                  81  x 3, y 4 in a.png\n"
         "  0 255 0         5      1  tree                127  x 7, y 0 in b.png\n"
-        "Add a line for each class that is missing to Labels.txt, such as '255 0 255 NAME'; "
+        "Add a line for each missing class to Labels.txt, such as '255 0 255 NAME'; "
         "use --unknown-colors ignore to leave the pixels out, or nearest if they are only noise."
     )
 
@@ -49,32 +44,6 @@ def test_only_the_commonest_are_rows():
     assert lines[-2] == "  and at least 40 rarer ones: 2,827 pixels"
 
 
-def test_a_colour_that_was_forgotten_is_counted_once(monkeypatch):
-    monkeypatch.setattr(census_module, "_MAX_COLORS", 10)
-    census = Census()
-    for turn in range(3):
-        for i in range(30):
-            census.add(f"{turn}{i:02d}.png", [UnknownColor((i, 0, 0), 100 - i, (0, 0), "sky", 99.0)])
-            census.add(f"{turn}{i:02d}b.png", [UnknownColor(1000 + i, 5, (0, 0), "sky", 99.0)])
-    assert (census.num_colors, census.is_exact) == (60, True)
-
-
-def test_the_rare_colours_of_two_masks_are_counted_once():
-    """Two masks with more colours than are listed one by one, and many in common."""
-    palette = Palette((Label(0, "sky", (255, 255, 255), 0),))
-    census, colors = Census(), set()
-    for seed in range(3):
-        pixels = np.random.default_rng(seed).integers(0, 16, (40, 60, 3), dtype=np.uint8)
-        colors |= set(map(tuple, pixels.reshape(-1, 3).tolist()))
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        unknowns = read_mask(file.getvalue(), palette).unknowns
-        assert unknowns[-1].color is None
-        census.add(f"{seed}.png", unknowns)
-    assert (census.num_colors, census.is_exact) == (len(colors), True)
-    assert census.report().startswith(f"Labels.txt does not list {len(colors):,} colours")
-
-
 def test_a_mask_of_another_format_gets_that_remedy():
     census = Census()
     census.add("a.png", [UnknownColor((1, 1, 1), 10, (0, 0), "cell", 1.7, fits="ids")])
@@ -84,9 +53,9 @@ def test_a_mask_of_another_format_gets_that_remedy():
     assert census.report().endswith("Read as color, these values are listed: use --mask-format color.")
     census.add("b.png", [UnknownColor(12, 10, (0, 0), "cell", 1.0)])
     assert "  value 12      10" in census.report()
-    assert "Add a line for each class that is missing to Labels.txt, with this id" in census.report()
+    assert "Add a line for each missing class to Labels.txt, with this id" in census.report()
     census.add("c.png", [UnknownColor(300, 100, (0, 0), "cell", 1.0)])  # a line with this id would be refused
-    assert "Labels.txt has room for the ids 0 to 254, and not for 300" in census.report()
+    assert "Labels.txt has room for the ids 0 to 254, but not for 300" in census.report()
     assert "Add a line" not in census.report()
 
 
@@ -95,8 +64,8 @@ def test_many_colours_near_listed_ones_are_compression_or_smoothing():
     census = Census()
     census.add("a.JPG", noise)
     assert census.report().endswith(
-        "JPEG changes colours like these: export the masks as PNG, not smoothed, or use --unknown-colors nearest, "
-        "though 21 pixels may so get a class that nobody drew."
+        "JPEG changes colours like these: export masks as PNG without smoothing, or use --unknown-colors nearest "
+        "(21 pixels may then get a wrong class)."
     )
     census = Census()
     census.add("a.png", noise)
@@ -135,6 +104,8 @@ def test_memory_is_bounded_and_no_pixel_is_lost(monkeypatch):
     for i in range(30):
         census.add(f"{i:02d}.png", [UnknownColor((i, 0, 0), 100 - i, (0, 0), "sky", 99.0)])
     assert len(census._entries) <= 10
+    assert not census.is_exact
     first, *_, rest, _ = census.report(max_rows=2).splitlines()
-    assert first == "Labels.txt does not list 30 colours of the masks: 2,565 pixels in 30 files."
-    assert rest == "  and 28 rarer ones: 2,366 pixels"
+    assert "at least" in first
+    assert "2,565 pixels in 30 files" in first
+    assert rest.endswith(" 2,366 pixels")
