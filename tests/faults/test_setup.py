@@ -5,8 +5,9 @@ from importlib.metadata import version
 
 import pytest
 
-from tests.apps.doctor.cases import case_of, findings_of, only
-from unetdist.apps.doctor import software
+from unetdist.apps.doctor.examination import Examination
+from unetdist.apps.doctor.machine import check_software
+from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
 from unetdist.model.timm_encoder import TimmEncoder
 
@@ -42,8 +43,14 @@ def check_words(text: str) -> None:
     assert "pip install" not in text
 
 
-def test_the_doctor_names_it(tmp_path):
-    found = only(findings_of(case_of(tmp_path), *software.CHECKS), "timm")
+def doctor_on_timm():
+    exam = Examination(config=None, world=World(), scratch=None)
+    check_software(exam)
+    return [finding for finding in exam.findings if finding.what == "timm"]
+
+
+def test_the_doctor_names_it():
+    (found,) = doctor_on_timm()
     assert found.level == "problem"
     check_words(found.fact)
 
@@ -54,6 +61,6 @@ def test_a_network_of_timm_names_it():
     check_words(str(caught.value))
 
 
-def test_a_sound_environment_has_nothing_to_tell(tmp_path, monkeypatch):
+def test_a_sound_environment_has_nothing_to_tell(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", sys)
-    assert all(found.what != "timm" for found in findings_of(case_of(tmp_path), *software.CHECKS))
+    assert doctor_on_timm() == []

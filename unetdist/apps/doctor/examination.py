@@ -1,167 +1,278 @@
-"""Makes checks one after the other on all processes; what goes wrong in one is a finding, and the next is made."""
+"""The findings that all checks share, and a way to ask every rank the same question."""
 
+import json
 import logging
+import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from rich.console import Console
+from rich.text import Text
 
-from unetdist.apps.doctor.case import Case
-from unetdist.apps.doctor.findings import Finding, by_rank, problem, warning
-from unetdist.cli.logs import BACKENDS, logger
-from unetdist.errors import UnetdistError
+from unetdist.cli.logs import BACKENDS, PlainConsole, logger
+from unetdist.data.manifest import Manifest
+from unetdist.distributed.collectives import World
+from unetdist.distributed.rendezvous import Store
+from unetdist.errors import LaunchError, UnetdistError, one_line
+from unetdist.storage.folders import Folder
+from unetdist.train.config import Config
 
-GO = None
-"""What a check's `why_not` says where it is to be made."""
+Level = Literal["ok", "warning", "problem"]
 
+STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+LEVEL_WIDTH, WHAT_WIDTH = 7, 17
 
-def always(_: Case) -> str | None:
-    """For checks that can always be made."""
-    return GO
+MAX_LISTED = 3
+"""Problems of one kind that are listed; the others are counted."""
+
+POLL_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing to look at."""
+class Finding:
+    """One line of the report."""
 
-    group: str
-    """Heading of its findings."""
+    group: str = ""
+    """Heading that it stands under."""
+    level: Level = "ok"
+    """`warning`: the run would work, but worse or slower than it could. `problem`: it would fail or be useless."""
     what: str
-    """Its name, for where it fails itself."""
-    measure: Callable[[Case], Any]
-    """On every rank, at the same time: what it finds, as JSON types. It may raise."""
-    judge: Callable[[Case, list[Any]], Iterable[Finding]]
-    """On rank 0, from what was measured, by rank; not called where any rank failed."""
-    why_not: Callable[[Case], str | None] = always
-    """On rank 0: None: make it. A text: why it is left out. An empty one: it is left out silently."""
-    is_collective: bool = False
-    """Ranks wait for each other in it: where one fails, the others may not meet any more."""
+    """Subject, in a word or two."""
+    fact: str
+    remedy: str = ""
 
 
 @dataclass
 class Examination:
-    """All checks of a case, in order."""
+    """The checks of one process. Findings are equal on all ranks: each judges the answers of all."""
 
-    case: Case
-    tell: Callable[[Finding], object] = lambda _: None
-    """Called on rank 0 with each finding as it is made."""
-    at: Callable[[str], object] = lambda _: None
-    """Called on rank 0 with the name of the check that begins."""
+    config: Config | None
+    """Settings of the run; None if they were refused."""
+    world: World
+    scratch: Path
+    """Temporary folder of this process."""
+    store: Store | None = None
+    """Shared by the ranks; None with one process."""
+    full: bool = False
+    """Whether to read all shards instead of some."""
+    budget_s: float = 8.0
+    """Rough limit on the seconds of each measurement."""
+    show: Callable[[Finding], object] = lambda _: None
+    """Called with each finding."""
     findings: list[Finding] = field(default_factory=list)
-    """On rank 0."""
+    data: dict[str, tuple[Folder, Manifest]] = field(default_factory=dict)
+    """Data sets ("train", "val") that every rank could open."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Measurements and the predictions from them, as far as the checks came."""
+    group: str = ""
+    """Heading of the findings to come."""
+    _round: int = 0
 
-    def make(self, checks: Iterable[Check]) -> bool:
-        """Make all checks, on every rank in the same order; whether there is no problem, on every rank.
+    @property
+    def settings(self) -> Config:
+        """The settings, for checks that need them."""
+        assert self.config is not None
+        return self.config
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.settings.runs_dir) / self.settings.name
+
+    def note(self, level: Level, what: str, fact: str, remedy: str = "") -> None:
+        """Add a finding and show it."""
+        finding = Finding(group=self.group, level=level, what=what, fact=fact, remedy=remedy)
+        self.findings.append(finding)
+        self.show(finding)
+
+    def ok(self, what: str, fact: str) -> None:
+        """Note that something is fine."""
+        self.note("ok", what, fact)
+
+    def warn(self, what: str, fact: str, remedy: str = "") -> None:
+        """Note that the run would work, but worse or slower than it could."""
+        self.note("warning", what, fact, remedy)
+
+    def problem(self, what: str, fact: str, remedy: str = "") -> None:
+        """Note that the run would fail or be useless."""
+        self.note("problem", what, fact, remedy)
+
+    def count(self, level: Level, group: str | None = None) -> int:
+        """Number of findings of a level, of all groups or of one."""
+        return sum(each.level == level and group in (None, each.group) for each in self.findings)
+
+    def ask(self, what: str, measure: Callable[[], Any], *, is_collective: bool = False) -> list[Any] | None:
+        """Collective. Call `measure` on every rank and return the values (JSON types) of all, by rank.
+
+        Warnings that it logs become findings. If it raises on any rank, that is a problem and the result is None.
+        """
+        answer: dict[str, Any] = {"value": None, "error": "", "is_lost": False}
+        with overheard() as warnings:
+            try:
+                answer["value"] = measure()
+            except Exception as error:
+                answer |= {"error": describe(error), "is_lost": _is_lost_connection(error)}
+        if answer["error"] and is_collective and not self.world.is_main:
+            # The other ranks may wait for this one until the time limit ends them without another word from here.
+            print(f"[rank {self.world.rank}] {what}: {answer['error']}", file=sys.stderr, flush=True)
+        answers = self.gather({**answer, "warnings": warnings})
+        for text in dict.fromkeys(text for each in answers for text in each["warnings"]):
+            self.warn(what, by_rank([text if text in each["warnings"] else None for each in answers]))
+        errors = [each["error"] or None for each in answers]
+        if not any(errors):
+            return [each["value"] for each in answers]
+        # A rank that merely lost its connection to another one does not know the cause.
+        causes = [None if each["is_lost"] else each["error"] or None for each in answers]
+        self.problem(what, by_rank(causes if any(causes) else errors))
+        return None
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collective. The values (JSON types) of all ranks, by rank, on every rank.
 
         Raises:
-            LaunchError: another process does not answer any more.
+            LaunchError: a rank does not answer.
         """
-        lost = ""
-        for check in checks:
-            if self.case.world.is_main:
-                self.at(check.what)
-            lost = self._make(check, lost)
-        is_well = not any(finding.level == "problem" for finding in self.findings)
-        told: bool = self.case.board.tell(is_well)
-        self.case.board.gather(None)  # rank 0 may hold what the others read it from
-        return told
+        text = json.dumps(value)
+        if self.store is None:
+            return [json.loads(text)]
+        # Not a collective of torch: after one that failed on some rank the next would hang or mix up the data.
+        self._round += 1
+        self.store.set(f"{self._round}/{self.world.rank}", text)
+        return [
+            json.loads(self._read(f"{self._round}/{rank}", rank)) for rank in range(self.world.world_size)
+        ]
 
-    def note(self, finding: Finding, group: str) -> None:
-        """Add a finding; on rank 0."""
-        finding = replace(finding, group=group)
-        self.findings.append(finding)
-        self.case.levels[group, finding.level] += 1
-        self.tell(finding)
-
-    def _make(self, check: Check, lost: str) -> str:
-        """One check; why no further collective one can be made, if so."""
-        case, board = self.case, self.case.board
-        why_not = check.why_not(case) if case.world.is_main else GO
-        if why_not is GO and lost and check.is_collective:
-            why_not = lost
-        why_not = board.tell(why_not)
-        if why_not is not GO:
-            if why_not and case.world.is_main:
-                self.note(warning(check.what, f"not tried: {why_not}"), check.group)
-            return lost
-        with ExitStack() as case.undo:
-            answers = board.gather(_answer(check, case))
-            if not case.world.is_main:
-                board.tell(None)
-                return lost
-            try:
-                for finding in self._judged(check, answers):
-                    self.note(finding, check.group)
-            finally:
-                board.tell(None)
-        failed = any(answer["error"] for answer in answers)
-        is_lost = failed and check.is_collective and case.world.world_size > 1
-        return f"the processes parted in {check.what}" if is_lost else lost
-
-    def _judged(self, check: Check, answers: list[dict[str, Any]]) -> Iterator[Finding]:
-        """The findings from all ranks' answers; a failure to judge is one too."""
-        for text in dict.fromkeys(text for answer in answers for text in answer["said"]):
-            yield warning(
-                check.what, by_rank([text if text in answer["said"] else None for answer in answers])
-            )
-        if any(answer["error"] for answer in answers):
-            # Who only waited for another has nothing to say of the cause.
-            causes = [answer["error"] if not answer["lost"] else None for answer in answers]
-            texts = causes if any(causes) else [answer["error"] for answer in answers]
-            yield problem(check.what, by_rank([text or None for text in texts]))
+    def leave(self) -> None:
+        """Collective. End the exchange; rank 0, whose process may hold the store, leaves last."""
+        if self.store is None:
             return
-        try:
-            yield from check.judge(self.case, [answer["value"] for answer in answers])
-        except Exception as error:
-            yield problem(check.what, describe(error))
+        if not self.world.is_main:
+            self.store.set(f"left/{self.world.rank}", "")
+            return
+        for rank in range(1, self.world.world_size):
+            self._read(f"left/{rank}", rank)
+
+    def _read(self, key: str, rank: int) -> bytes:
+        assert self.store is not None
+        wait_s = 86_400.0 if self.full else 1_800.0  # rank 0 reads all shards while the others wait
+        deadline = time.monotonic() + wait_s
+        while not self.store.check([key]):
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"rank {rank} has not answered for {wait_s:.0f} s: it hangs or has ended; read the log of its "
+                    "machine."
+                )
+            time.sleep(POLL_S)
+        return self.store.get(key)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Everything as JSON types."""
+        return {
+            "run": None if self.config is None else self.config.name,
+            "processes": self.world.world_size,
+            "verdict": self.verdict(),
+            "problems": self.count("problem"),
+            "warnings": self.count("warning"),
+            "findings": [asdict(finding) for finding in self.findings],
+            "measured": self.measured,
+        }
+
+    def verdict(self) -> str:
+        """`2 problems, 1 warning, 31 ok: ...`."""
+        bad = [(self.count("problem"), "problem"), (self.count("warning"), "warning")]
+        words = [f"{number} {level}{'s' if number > 1 else ''}, " for number, level in bad if number]
+        advice = "fix the problems first" if bad[0][0] else "the run can start"
+        return f"{''.join(words)}{self.count('ok')} ok: {advice}"
+
+
+class Screen:
+    """Prints findings below headings, one line each."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or PlainConsole(soft_wrap=True)
+        self._group = ""
+
+    def show(self, finding: Finding) -> None:
+        """Print a finding, and its heading if it opens a group."""
+        if finding.group != self._group:
+            self._group = finding.group
+            self.headline(finding.group)
+        level = (f"  {finding.level:{LEVEL_WIDTH}}  ", STYLES[finding.level])
+        remedy = f" ({finding.remedy})" if finding.remedy else ""
+        line = (f"{finding.what:{WHAT_WIDTH}}  {one_line(finding.fact)}", (one_line(remedy), "italic"))
+        self.console.print(Text.assemble(level, *line))
+
+    def headline(self, text: str) -> None:
+        """Print a line in bold after an empty one."""
+        self.console.print(Text(f"\n{text}", style="bold"))
+
+
+def by_rank(texts: Sequence[str | None]) -> str:
+    """The texts of the ranks as one: a single time if all are equal, else `rank 0, 2: ...; rank 1: ...`.
+
+    Ranks without a text (None) are left out.
+    """
+    ranks: dict[str, list[int]] = {}
+    for rank, text in enumerate(texts):
+        if text is not None:
+            ranks.setdefault(text, []).append(rank)
+    if len(ranks) == 1 and None not in texts:
+        return next(iter(ranks))
+    return "; ".join(f"rank {', '.join(map(str, found))}: {text}" for text, found in ranks.items())
+
+
+def listed(texts: Sequence[str]) -> str | None:
+    """The first problems of a list and the number of the others; None for an empty list."""
+    more = [f"and {len(texts) - MAX_LISTED} more"] if len(texts) > MAX_LISTED else []
+    return "; ".join([*texts[:MAX_LISTED], *more]) or None
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `12 ms`, `3.4 s`, `12.0 min`, `5.2 h`, `3.1 days`."""
+    for unit, factor, least_s in (("days", 86400, 172800), ("h", 3600, 5400), ("min", 60, 90), ("s", 1, 1)):
+        if seconds >= least_s:
+            return f"{seconds / factor:.1f} {unit}"
+    return f"{1e3 * seconds:.3g} ms"
 
 
 def describe(error: BaseException) -> str:
-    """An error on one line: what a user is meant to read as it is, others with the place in the code."""
+    """An error on one line; if it was not written for users, with its place in the code."""
     text = " ".join(str(error).split())
     if isinstance(error, UnetdistError):
         return text
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return f"memory ran out ({text}): use a smaller trainer.micro_batch_size or augment.crop_size"
+        return f"out of memory ({text}): use a smaller trainer.micro_batch_size or augment.crop_size"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-    if is_loss_of_others(error):
-        return f"another process did not come along, or is gone ({text[:200]})"
+    if _is_lost_connection(error):
+        return f"the connection to another process is lost ({text[:200]})"
     frames = traceback.extract_tb(error.__traceback__)
     place = f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"the check itself failed: {type(error).__name__}: {text}{place}"
 
 
-def is_loss_of_others(error: BaseException) -> bool:
-    """Whether a collective failed because of another process."""
+def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(backend in str(error) for backend in BACKENDS)
-
-
-def _answer(check: Check, case: Case) -> dict[str, Any]:
-    answer: dict[str, Any] = {"value": None, "error": "", "lost": False}
-    with overheard() as said:
-        try:
-            answer["value"] = check.measure(case)
-        except Exception as error:
-            answer |= {"error": describe(error) or type(error).__name__, "lost": is_loss_of_others(error)}
-    return {**answer, "said": said}
 
 
 @contextmanager
 def overheard() -> Iterator[list[str]]:
-    """Keep the package's log lines from the screen; yields a list that its warnings are added to."""
-    said: list[str] = []
+    """Keep the package's log off the screen; yields a list that receives its warnings."""
+    warnings: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
         if record.levelno >= logging.WARNING:
-            said.append(record.getMessage())
+            warnings.append(record.getMessage())
         return False
 
     logger.addFilter(keep)
     try:
-        yield said
+        yield warnings
     finally:
         logger.removeFilter(keep)

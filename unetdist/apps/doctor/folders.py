@@ -1,17 +1,11 @@
-"""The folders of a run: written to, seen by every rank, fast and large enough; nothing is left in them."""
+"""The folders of a run: free for this run, writable, and seen by every rank. Nothing is left in them."""
 
-import os
 import secrets
-import shutil
-import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from unetdist.apps.doctor.case import Case
-from unetdist.apps.doctor.examination import GO, Check
-from unetdist.apps.doctor.findings import Finding, duration, ok, problem, size, warning
+from unetdist.apps.doctor.examination import Examination
 from unetdist.cli import settings
 from unetdist.cli.credentials import public
 from unetdist.errors import UnetdistError
@@ -21,214 +15,134 @@ from unetdist.train.config import Config
 from unetdist.train.run_folder import check_run_folder
 from unetdist.train.run_status import read_status
 
-GROUP = "folders"
-PROBE = ".doctor-"
-"""How the names of our files begin, which are removed at once."""
-SPEED_BYTES = 64_000_000
-"""Written to see how fast that is; less where there is little room."""
-ROOM_SHARE = 0.8
-"""Of the free disk that a run may take before a warning."""
+
+def check_folders(exam: Examination) -> None:
+    """Collective. The run's own folder, then that of its checkpoints."""
+    if answers := exam.ask("run folder", lambda: former_run(exam) if exam.world.is_main else None):
+        _judge_former_run(exam, answers[0])
+    if answers := exam.ask("results", lambda: _try_to_write(exam)):
+        if answers[0]:
+            exam.problem("results", answers[0], "give --runs_dir a folder that you may write to")
+        else:
+            exam.ok("results", f"{exam.run_dir} can be written to")
+    _check_checkpoints(exam)
 
 
-def standing(path: Path) -> Path:
-    """The folder itself, or, if it is yet to be made, the one in which that will be done."""
+def existing(path: Path) -> Path:
+    """The folder itself, or its nearest parent that exists."""
     while not (path.exists() or path.is_symlink()) and path != path.parent:
         path = path.parent
     return path
 
 
-def remove(folder: Folder, name: str) -> None:
-    """Remove a file of ours; where it could not be made there is none."""
-    with suppress(OSError, UnetdistError):
-        folder.remove(name)
+def checkpoint_folder(exam: Examination) -> Folder:
+    """Where checkpoints will be written, or the existing folder in which theirs will be made."""
+    folder = exam.settings.checkpoint.folder_of(exam.run_dir)
+    return open_folder(existing(folder.path("").absolute())) if folder.is_local else folder
 
 
-def reason_of(error: Exception) -> str:
-    """Why something could not be written, without the name of a file that nobody knows."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def former_run(case: Case) -> dict[str, Any]:
-    """On rank 0: whether a run lies there already, and may be continued with these settings."""
-    if not case.world.is_main:
-        return {}
-    values = public(settings.to_mapping(case.settings))
+def former_run(exam: Examination) -> dict[str, Any]:
+    """Whether the folder holds a run already, and whether these settings may continue it."""
+    cfg, values = exam.settings.checkpoint, public(settings.to_mapping(exam.settings))
+    refusal = ""
     try:
-        check_run_folder(
-            case.run_dir, values, cfg=case.settings.checkpoint, defaults=settings.defaults(Config)
-        )
-        refused = ""
+        check_run_folder(exam.run_dir, values, cfg=cfg, defaults=settings.defaults(Config))
     except UnetdistError as error:
-        refused = str(error)
-    status = read_status(case.run_dir)
+        refusal = str(error)
+    status = read_status(exam.run_dir)
     return {
-        "refused": refused,
-        "has_run": has_checkpoint(case.settings.checkpoint.folder_of(case.run_dir)),
-        "status": status and f"{status.state} at step {status.step:,}",
+        "refusal": refusal,
+        "has_run": has_checkpoint(cfg.folder_of(exam.run_dir)),
+        "status": f"{status.state} at step {status.step:,}" if status else "of unknown state",
         "is_running": status is not None and status.state == "running",
     }
 
 
-def judge_former_run(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Begin, go on, or refuse."""
-    found = ranks[0]
-    if found["refused"]:
-        yield problem("run folder", found["refused"])
-    elif found["has_run"]:
-        fact = f"{case.run_dir} holds a run ({found['status'] or 'of unknown state'}), which the same command continues"
-        if found["is_running"]:
-            yield warning("run folder", fact, "see that it does not run still: two at once would spoil it")
-        else:
-            yield ok("run folder", fact)
+def _judge_former_run(exam: Examination, found: dict[str, Any]) -> None:
+    fact = f"{exam.run_dir} holds a run ({found['status']}), which the same command continues"
+    if found["refusal"]:
+        exam.problem("run folder", found["refusal"])
+    elif not found["has_run"]:
+        exam.ok("run folder", f"{exam.run_dir}: a new run")
+    elif found["is_running"]:
+        exam.warn("run folder", fact, "make sure that it is not still running: two at once would spoil it")
     else:
-        yield ok("run folder", f"{case.run_dir}: a new run")
+        exam.ok("run folder", fact)
 
 
-def target(case: Case) -> Folder:
-    """Where the checkpoints will be, or the folder in which theirs will be made."""
-    folder = case.settings.checkpoint.folder_of(case.run_dir)
-    return open_folder(standing(folder.path("").absolute())) if folder.is_local else folder
-
-
-def shared(case: Case) -> dict[str, Any]:
-    """A file that rank 0 writes is read by all; removed once all have looked."""
-    token = secrets.token_hex(8)
-    name, where, problem_ = f"{PROBE}{token}", "", ""
-    if case.world.is_main:
-        try:
-            folder = target(case)
-            where = str(folder)
-            case.undo.callback(remove, folder, name)
-            folder.write(name, token.encode())
-        except (OSError, UnetdistError) as error:
-            problem_ = reason_of(error)
-    name, token, where, problem_ = case.board.tell([name, token, where, problem_])
-    if problem_:
-        return {"where": where, "problem": problem_, "is_seen": False}
-    try:
-        is_seen = open_folder(where).read(name) == token.encode()
-    except (OSError, UnetdistError):
-        is_seen = False
-    return {"where": where, "problem": "", "is_seen": is_seen}
-
-
-def judge_shared(_: Case, ranks: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Writable, and one folder for all."""
-    where = ranks[0]["where"]
-    if ranks[0]["problem"]:
-        remedy = "give --checkpoint.folder, or --runs_dir, a folder that you may write to, with room in it"
-        yield problem("checkpoints", f"{where} cannot be written to ({ranks[0]['problem']})", remedy)
-        return
-    blind = [number for number, rank in enumerate(ranks) if not rank["is_seen"]]
-    if blind:
-        fact = f"what rank 0 writes to {where} is not seen by rank {', '.join(map(str, blind))}"
-        remedy = "give --checkpoint.folder, or --runs_dir, a place that all machines share"
-        yield problem("checkpoints", fact, remedy)
-    else:
-        seen = f", and all {len(ranks)} ranks read it" if len(ranks) > 1 else ""
-        yield ok("checkpoints", f"{where} can be written to{seen}")
-
-
-def results(case: Case) -> str | None:
-    """On rank 0: why the folder of the run cannot be written to; empty where it can."""
-    if not case.world.is_main:
-        return None
-    folder = open_folder(standing(case.run_dir.absolute()))
-    name = f"{PROBE}{secrets.token_hex(8)}"
-    case.undo.callback(remove, folder, name)
+def _try_to_write(exam: Examination) -> str:
+    """On rank 0: why the folder of the run cannot be written to; empty if it can."""
+    if not exam.world.is_main:
+        return ""
+    folder, name = open_folder(existing(exam.run_dir.absolute())), _probe_name()
     try:
         folder.write(name, b"probe")
     except OSError as error:
-        return f"{folder} cannot be written to ({reason_of(error)})"
+        return f"{folder} cannot be written to ({_reason(error)})"
+    finally:
+        _remove(folder, name)
     return ""
 
 
-def judge_results(case: Case, ranks: list[str | None]) -> Iterator[Finding]:
-    """Writable."""
-    if ranks[0]:
-        yield problem("results", ranks[0], "give --runs_dir a folder that you may write to")
+def _check_checkpoints(exam: Examination) -> None:
+    """Collective. Rank 0 writes a file, all ranks read it, and rank 0 removes it."""
+    name, written = _probe_name(), {"name": "", "where": "", "error": ""}
+    folder: list[Folder] = []
+
+    def write() -> dict[str, str]:
+        if exam.world.is_main:
+            folder.append(checkpoint_folder(exam))
+            written.update(name=name, where=str(folder[0]))
+            try:
+                folder[0].write(name, name.encode())
+            except (OSError, UnetdistError) as error:
+                written["error"] = _reason(error)
+        return written
+
+    try:
+        if (answers := exam.ask("checkpoints", write)) is None:
+            return
+        name, where, error = (answers[0][key] for key in ("name", "where", "error"))
+        if error:
+            remedy = (
+                "give --checkpoint.folder, or --runs_dir, a folder that you may write to, with free space"
+            )
+            exam.problem("checkpoints", f"{where} cannot be written to ({error})", remedy)
+            return
+        judge_shared(exam, where, exam.ask("checkpoints", lambda: _is_seen(where, name)) or [])
+    finally:
+        for each in folder:
+            _remove(each, name)
+
+
+def _is_seen(where: str, name: str) -> bool:
+    with suppress(OSError, UnetdistError):
+        return open_folder(where).read(name) == name.encode()
+    return False
+
+
+def judge_shared(exam: Examination, where: str, is_seen: list[bool]) -> None:
+    """Note ranks that do not see what rank 0 wrote."""
+    blind = [str(rank) for rank, sees in enumerate(is_seen) if not sees]
+    if blind:
+        remedy = "give --checkpoint.folder, or --runs_dir, a place that all machines share"
+        exam.problem(
+            "checkpoints", f"rank {', '.join(blind)} does not see what rank 0 writes to {where}", remedy
+        )
     else:
-        yield ok("results", f"{case.run_dir} can be written to")
+        together = f", and all {len(is_seen)} ranks read it" if len(is_seen) > 1 else ""
+        exam.ok("checkpoints", f"{where} can be written to{together}")
 
 
-def write_speed(case: Case) -> list[float] | None:
-    """On rank 0: (bytes, seconds) of a file that is put on the disk and removed."""
-    if not case.world.is_main:
-        return None
-    folder, num_bytes = target(case), case.measured.checkpoint_bytes or SPEED_BYTES
-    num_bytes = min(num_bytes, SPEED_BYTES)
-    if folder.is_local:
-        num_bytes = min(num_bytes, shutil.disk_usage(folder.path("")).free // 10)
-    name, data = f"{PROBE}{secrets.token_hex(8)}", os.urandom(max(1, num_bytes))
-    case.undo.callback(remove, folder, name)
-    began = time.perf_counter()
-    folder.write(name, data)
-    return [len(data), time.perf_counter() - began]
+def _probe_name() -> str:
+    return f".doctor-{secrets.token_hex(8)}"
 
 
-def judge_write_speed(case: Case, ranks: list[list[float] | None]) -> Iterator[Finding]:
-    """Fast enough for checkpoints, which are written beside the training."""
-    assert ranks[0] is not None
-    num_bytes, seconds = ranks[0]
-    measured = case.measured
-    measured.write_bytes_s = num_bytes / seconds
-    fact = f"{size(num_bytes / seconds)}/s"
-    if measured.checkpoint_bytes:
-        fact += f"; a checkpoint of {size(measured.checkpoint_bytes)} takes "
-        fact += duration(measured.checkpoint_bytes / measured.write_bytes_s)
-    yield ok("writing", fact)
+def _remove(folder: Folder, name: str) -> None:
+    with suppress(OSError, UnetdistError):  # it may never have been made
+        folder.remove(name)
 
 
-def room(case: Case) -> dict[str, Any] | None:
-    """On rank 0: free bytes where checkpoints and results go, by folder; those on one disk together."""
-    if not case.world.is_main:
-        return None
-    measured, cfg = case.measured, case.settings.checkpoint
-    assert measured.checkpoint_bytes is not None
-    assert measured.weights_bytes is not None
-    # The one being written is there beside those that are kept.
-    needs = [(target(case), (cfg.keep_last + 1) * measured.checkpoint_bytes)]
-    needs.append((open_folder(standing(case.run_dir.absolute())), 2 * measured.weights_bytes))
-    disks: dict[int, list[Any]] = {}
-    for folder, num_bytes in needs:
-        if folder.is_local:
-            path = folder.path("")
-            disk = disks.setdefault(path.stat().st_dev, [str(folder), shutil.disk_usage(path).free, 0])
-            disk[2] += num_bytes
-    return {"disks": list(disks.values()), "needed": sum(num_bytes for _, num_bytes in needs)}
-
-
-def judge_room(case: Case, ranks: list[dict[str, Any] | None]) -> Iterator[Finding]:
-    """Room for all that the run keeps at a time."""
-    assert ranks[0] is not None
-    case.measured.disk_bytes = ranks[0]["needed"]
-    remedy = "make room, give --checkpoint.folder another disk, or lower --checkpoint.keep_last"
-    for where, free, needed in ranks[0]["disks"]:
-        fact = f"{size(needed)} for checkpoints and weights, {size(free)} free in {where}"
-        if needed > free:
-            yield problem("disk", fact, remedy)
-        elif needed > ROOM_SHARE * free:
-            yield warning("disk", fact, remedy)
-        else:
-            yield ok("disk", fact)
-
-
-def _if_settings(case: Case) -> str | None:
-    return GO if case.config is not None else ""
-
-
-def _if_writable(case: Case) -> str | None:
-    return GO if case.config is not None and not case.levels[GROUP, "problem"] else ""
-
-
-def _if_sizes_known(case: Case) -> str | None:
-    return GO if case.measured.checkpoint_bytes is not None and _if_writable(case) is GO else ""
-
-
-CHECKS = (
-    Check(group=GROUP, what="run folder", measure=former_run, judge=judge_former_run, why_not=_if_settings),
-    Check(group=GROUP, what="results", measure=results, judge=judge_results, why_not=_if_settings),
-    Check(group=GROUP, what="checkpoints", measure=shared, judge=judge_shared, why_not=_if_settings),
-    Check(group=GROUP, what="writing", measure=write_speed, judge=judge_write_speed, why_not=_if_writable),
-    Check(group=GROUP, what="disk", measure=room, judge=judge_room, why_not=_if_sizes_known),
-)
+def _reason(error: Exception) -> str:
+    """Why a file cannot be written, without its name, which says nothing to the user."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,93 +1,157 @@
-"""A few real steps: whether they work, how long they take, what memory they need.
+"""A few training steps and a part of a validation, with their time and memory, and the forecast from them.
 
-Everything is wired as for the run itself, but for its folder, which is a temporary one, and its dashboards.
+Everything is wired as for the run itself, except its folder, which is a temporary one, and its dashboards.
 """
 
+import datetime
 import math
+import re
+import shutil
 import time
 from collections.abc import Iterator
-from itertools import chain, islice
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain, islice, pairwise
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from rich.filesize import decimal as size
 
-from unetdist.apps.doctor.case import Case
-from unetdist.apps.doctor.examination import GO, Check
-from unetdist.apps.doctor.findings import Finding, duration, ok, problem, size, warning
-from unetdist.apps.doctor.memory import Peak
+from unetdist.apps.doctor.examination import Examination, duration
+from unetdist.apps.doctor.folders import checkpoint_folder, existing
 from unetdist.cli import settings
+from unetdist.cli.logs import logger
+from unetdist.data.batch import Batch
 from unetdist.distributed.collectives import all_reduce_min
 from unetdist.distributed.malloc import free_bytes
+from unetdist.errors import UnetdistError
+from unetdist.evaluation.evaluate import LeftEarlyError
+from unetdist.evaluation.validation import Validator, shares_windows
+from unetdist.storage.folders import open_folder
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
+from unetdist.train.trainer import Trainer
 
-GROUP = "training"
-MOST_STEPS = 20
+MAX_STEPS = 20
 TIGHT = 0.9
-"""Of memory that may be needed before a warning."""
+"""Fraction of the memory or of the free disk that a run may need before a warning."""
+MAX_WAIT = 0.2
+"""Fraction of a step that may be spent waiting for data before a warning."""
+PROCESS = Path("/proc/self")
 
 
-def rehearsal_of(config: Config, scratch: str) -> Config:
+def check_training(exam: Examination) -> None:
+    """Collective. Wire the run, take some steps, score some images, and predict time and disk."""
+    trainers: list[Trainer] = []
+
+    def build() -> dict[str, Any]:
+        trainers.append(build_trainer(rehearsal_of(exam.settings, exam.scratch)))
+        trainers[0].stop.close()  # Ctrl-C ends the doctor at once
+        return {"parameters": sum(p.numel() for p in trainers[0].model.parameters() if p.requires_grad)}
+
+    try:
+        if (answers := exam.ask("network", build, is_collective=True)) is None:
+            return
+        (trainer,) = trainers
+        exam.measured["parameters"] = answers[0]["parameters"]
+        exam.ok("network", f"{answers[0]['parameters'] / 1e6:.2f} million parameters")
+        steps, batch = trainer.schedule.max_steps, trainer.global_batch_size
+        passes = steps * batch / trainer.num_samples
+        exam.ok("length", f"{steps:,} steps of {batch} samples: {passes:.1f} passes over the data")
+        if not _check_steps(exam, trainer):
+            return
+        if trainer.validator is not None:
+            measure = partial(score, exam, trainer, trainer.validator)
+            if (answers := exam.ask("validation", measure, is_collective=True)) is not None:
+                judge_validation(exam, trainer, trainer.validator.expected.num_samples, answers)
+        exam.group = "forecast"
+        judge_time(exam, trainer)
+        if answers := exam.ask("disk", lambda: needed_space(exam)):
+            judge_space(exam, answers[0])
+    finally:
+        for each in trainers:
+            _leave(each)
+
+
+def rehearsal_of(config: Config, scratch: Path) -> Config:
     """The settings of a run that leaves nothing behind."""
     values = settings.to_mapping(config)
-    values["runs_dir"] = scratch
+    values["runs_dir"] = str(scratch)
     values["checkpoint"]["folder"] = None
     values["tracking"]["tracker"] = "none"
-    values["trainer"]["heartbeat_s"] = 0  # one that hangs is found by the time-out of its collective
+    values["trainer"]["heartbeat_s"] = 0  # the time limit of the collectives ends a rank that hangs
     return settings.from_mapping(Config, values)
 
 
-def build(case: Case) -> dict[str, Any]:
-    """Collective. Wire the run."""
-    trainer = build_trainer(rehearsal_of(case.settings, str(case.scratch)))
-    trainer.stop.close()  # Ctrl-C ends the examination at once
-    case.trainer = trainer
-    return {
-        "parameters": sum(each.numel() for each in trainer.model.parameters() if each.requires_grad),
-        "steps": trainer.schedule.max_steps,
-        "batch": trainer.global_batch_size,
-        "epochs": trainer.schedule.max_steps * trainer.global_batch_size / trainer.num_samples,
-    }
+def _leave(trainer: Trainer) -> None:
+    try:
+        trainer.__exit__()
+    except (RuntimeError, UnetdistError) as error:
+        logger.warning("the trial run did not end cleanly: %s", error)
 
 
-def judge_build(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Finding]:
-    """What will be trained, and for how long."""
-    first = ranks[0]
-    case.measured.parameters = first["parameters"]
-    yield ok("network", f"{first['parameters'] / 1e6:.2f} million parameters")
-    fact = f"{first['steps']:,} steps of {first['batch']} samples: {first['epochs']:.1f} passes over the data"
-    yield ok("length", fact)
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[dict[str, int]]:
+    """Measure the memory of what runs in the context; the numbers (bytes) are there when it ends.
+
+    `device` and `device_total` are of the GPU. `host` is the peak of this process, since its start if the kernel cannot
+    reset it, plus its workers at the end; `free` is left on the machine.
+    """
+    memory = {"device": 0, "device_total": 0}
+    with suppress(OSError):
+        (PROCESS / "clear_refs").write_text("5")  # resets the peak; see proc(5)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    yield memory
+    if device.type == "cuda":
+        memory["device"] = torch.cuda.max_memory_reserved(device)
+        memory["device_total"] = torch.cuda.get_device_properties(device).total_memory
+    process = psutil.Process()
+    memory["host"] = process.memory_info().rss
+    with suppress(OSError):
+        if found := re.search(r"(?m)^VmHWM:\s*(\d+) kB", (PROCESS / "status").read_text()):
+            memory["host"] = 1024 * int(found[1])
+    for child in process.children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            memory["host"] += child.memory_full_info().uss
+    memory["free"] = free_bytes()
 
 
-def first_batch(case: Case) -> float:
-    """Start the loader and take its first step; seconds. Not collective: what is wrong with data shows here."""
-    assert case.trainer is not None
+def _check_steps(exam: Examination, trainer: Trainer) -> bool:
+    """Collective. Whether steps could be taken and timed."""
     began = time.perf_counter()
-    batches = iter(case.trainer.train_batches(0))
-    first = next(batches)
-    case.batches = chain([first], batches)
-    return time.perf_counter() - began
+    started: list[Iterator[list[Batch]]] = []
+
+    def first_batch() -> None:
+        batches = iter(trainer.train_batches(0))
+        started.append(chain([next(batches)], batches))
+
+    # Asked separately, and not as a collective: bad data shows here, while no other rank waits in the middle of a step.
+    if exam.ask("first batch", first_batch) is None:
+        return False
+    measure = partial(take_steps, exam, trainer, started[0], began)
+    if (answers := exam.ask("training step", measure, is_collective=True)) is None:
+        return False
+    judge_steps(exam, trainer, answers)
+    return True
 
 
-def judge_first_batch(case: Case, ranks: list[float]) -> Iterator[Finding]:
-    """Data comes."""
-    case.measured.first_s = max(ranks)
-    yield ok("first batch", f"after {duration(max(ranks))}")
-
-
-def steps(case: Case) -> dict[str, Any]:
-    """Collective. Rehearse, warm up, and time some steps; their number follows from the time of one."""
-    trainer, batches = case.trainer, case.batches
-    assert trainer is not None
-    began = time.perf_counter()
-    with Peak(case.world.device) as peak:
+def take_steps(
+    exam: Examination, trainer: Trainer, batches: Iterator[list[Batch]], began: float
+) -> dict[str, Any]:
+    """Collective. Warm up, then time as many steps as there is time for."""
+    with peak_memory(exam.world.device) as memory:
         first = next(batches)
         trainer.step.rehearse(first[0])
         trainer.step(first, 0)
         first_s = time.perf_counter() - began
-        seconds = _one(case)
-        wanted = int(case.budget_s / max(seconds, 1e-6))
-        number = all_reduce_min(max(1, min(MOST_STEPS, wanted)), case.world.device)
+        before_s = time.perf_counter()
+        trainer.step(next(batches), 0)
+        _synchronize(exam)
+        wanted = int(exam.budget_s / (time.perf_counter() - before_s))
+        number = all_reduce_min(max(1, min(MAX_STEPS, wanted)), exam.world.device)
         trainer.meter.restart()
         for micro_batches in trainer.meter.timed(islice(batches, number)):
             norm = trainer.step(micro_batches, 0)
@@ -95,116 +159,166 @@ def steps(case: Case) -> dict[str, Any]:
             lr=0.0, grad_norm=norm, global_batch_size=trainer.global_batch_size, epoch=0.0, bad_steps=0
         )
     tensors, _ = trainer.run_state.pack()
-    weights = trainer.evaluated_model.state_dict()
     return {
         "number": number,
         "first_s": first_s,
         "step_s": stats.step_s,
         "data_s": stats.data_s,
         "loss": stats.loss if math.isfinite(stats.loss) else None,
-        "bad": trainer.step.guard.report().total,
+        "skipped": trainer.step.guard.report().total,
         "not_compiled": trainer.share.problem,
-        "memory": memory_of(case, peak),
-        "checkpoint": sum(tensor.nbytes for tensor in tensors.values()),
-        "weights": sum(tensor.nbytes for tensor in weights.values()),
+        "memory": memory,
+        "checkpoint_bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        "weights_bytes": sum(tensor.nbytes for tensor in trainer.evaluated_model.state_dict().values()),
     }
 
 
-def _one(case: Case) -> float:
-    """Collective. Seconds of a step."""
-    assert case.trainer is not None
-    began = time.perf_counter()
-    case.trainer.step(next(case.batches), 0)
-    if case.world.device.type == "cuda":
-        torch.cuda.synchronize(case.world.device)
-    return time.perf_counter() - began
+def _synchronize(exam: Examination) -> None:
+    if exam.world.device.type == "cuda":
+        torch.cuda.synchronize(exam.world.device)
 
 
-def memory_of(case: Case, peak: Peak) -> dict[str, int]:
-    """What was needed and what there is, in bytes."""
-    device = case.world.device
-    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
-    return {"device": peak.device_bytes, "device_total": total, "host": peak.host_bytes, "free": free_bytes()}
-
-
-def judge_steps(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Steps that are made, with a finite loss, in memory that is there."""
-    assert case.trainer is not None
-    first, measured = ranks[0], case.measured
-    measured.first_s = (measured.first_s or 0.0) + max(rank["first_s"] for rank in ranks)
-    measured.step_s = max(rank["step_s"] for rank in ranks)
-    measured.data_wait_s = first["data_s"]
-    measured.checkpoint_bytes, measured.weights_bytes = first["checkpoint"], first["weights"]
-    speed = case.trainer.global_batch_size / measured.step_s
-    fact = f"{duration(measured.step_s)}, {speed:.1f} images/s, mean of {first['number']}; the first after "
-    fact += duration(measured.first_s)
-    if first["loss"] is None or first["bad"]:
-        fact = f"{fact}; of them {first['bad']} without a finite loss or gradient"
-        remedy = "lower --optim.lr, set --optim.clip_norm 1 or --trainer.mixed_precision no"
-        yield problem("training step", fact, remedy)
-    else:
-        yield ok("training step", f"{fact}; loss {first['loss']:.3f}")
-    if (reason := first["not_compiled"]) is not None:
-        remedy = "try another torch, or set --performance off, which is what is used now"
-        yield warning("compiler", f"not used, so steps take longer: {reason}", remedy)
-    yield from judge_memory("step memory", [rank["memory"] for rank in ranks], "trainer.micro_batch_size")
-
-
-def judge_memory(what: str, ranks: list[dict[str, int]], setting: str) -> Iterator[Finding]:
-    """What was needed, and what is left."""
-    device, host = (max(rank[name] for rank in ranks) for name in ("device", "host"))
-    on_gpu = (
-        f"{size(device)} of {size(min(rank['device_total'] for rank in ranks))} on the GPU, "
-        if device
-        else ""
+def judge_steps(exam: Examination, trainer: Trainer, answers: list[dict[str, Any]]) -> None:
+    """Note speed, loss, compiler, waiting for data, and memory."""
+    first, measured = answers[0], exam.measured
+    measured["first_s"] = max(rank["first_s"] for rank in answers)
+    measured["step_s"] = max(rank["step_s"] for rank in answers)
+    measured["data_wait_s"] = first["data_s"]
+    measured["checkpoint_bytes"], measured["weights_bytes"] = (
+        first["checkpoint_bytes"],
+        first["weights_bytes"],
     )
-    fact = f"at most {on_gpu}{size(host)} per process; {size(min(rank['free'] for rank in ranks))} free then"
+    speed = trainer.global_batch_size / measured["step_s"]
+    fact = (
+        f"{duration(measured['step_s'])}, {speed:.1f} images/s, mean of {first['number']}; the first after "
+    )
+    fact += duration(measured["first_s"])
+    if first["loss"] is None or first["skipped"]:
+        fact = f"{fact}; {first['skipped']} had no finite loss or gradient and were skipped"
+        remedy = "lower --optim.lr, set --optim.clip_norm 1 or --trainer.mixed_precision no"
+        exam.problem("training step", fact, remedy)
+    else:
+        exam.ok("training step", f"{fact}; loss {first['loss']:.3f}")
+    if (reason := first["not_compiled"]) is not None:
+        remedy = "try another torch; --performance off, which is used now, silences this"
+        exam.warn("compiler", f"not used, so steps take longer: {reason}", remedy)
+    waits = measured["data_wait_s"] / measured["step_s"]
+    workers = exam.settings.data.num_workers
+    fact = f"steps wait {100 * waits:.0f} % of their time for data"
+    if waits > MAX_WAIT:
+        remedy = (
+            f"--data.num_workers {2 * workers or 2} if there are cores for it, or smaller images (--resize)"
+        )
+        exam.warn("loader", fact, remedy)
+    else:
+        exam.ok("loader", fact)
+    judge_memory(exam, "step memory", [rank["memory"] for rank in answers], "trainer.micro_batch_size")
+
+
+def judge_memory(exam: Examination, what: str, answers: list[dict[str, int]], setting: str) -> None:
+    """Note peak memory, and whether little is left."""
+    device, host = (max(rank[name] for rank in answers) for name in ("device", "host"))
+    total, free = (min(rank[name] for rank in answers) for name in ("device_total", "free"))
+    on_gpu = f"{size(device)} of {size(total)} on the GPU, " if device else ""
+    fact = f"at most {on_gpu}{size(host)} per process; {size(free)} left on the machine"
     is_tight = any(
-        rank["device"] > TIGHT * rank["device_total"] or rank["free"] < rank["host"] * (1 - TIGHT)
-        for rank in ranks
+        rank["device"] > TIGHT * rank["device_total"] or rank["free"] < (1 - TIGHT) * rank["host"]
+        for rank in answers
     )
     if is_tight:
-        yield warning(what, fact, f"lower {setting} or data.num_workers, before something else needs some")
+        exam.warn(what, fact, f"lower {setting} or data.num_workers, before the run is out of memory")
     else:
-        yield ok(what, fact)
+        exam.ok(what, fact)
 
 
-def _if_data(case: Case) -> str | None:
-    if case.config is None:
-        return ""
-    if "train" not in case.data:
-        return "mend the data first"
-    if case.launch_refused:
-        return "mend the launch first"
-    if case.world.world_size > 1 and case.levels["data", "problem"]:
-        return "mend the data first: ranks that fail alone hold up the others"
-    return GO
+def score(exam: Examination, trainer: Trainer, validator: Validator) -> dict[str, Any]:
+    """Collective. Seconds that the whole validation set takes this rank, from as much as there is time for."""
+    laps: list[float] = []
+
+    def is_over() -> bool:
+        _synchronize(exam)
+        laps.append(time.perf_counter())
+        return len(laps) > 1 and laps[-1] - laps[0] > exam.budget_s
+
+    is_whole = False
+    began = time.perf_counter()
+    with peak_memory(exam.world.device) as memory, suppress(LeftEarlyError):
+        validator.score(trainer.evaluated_model, is_over=is_over)
+        is_whole = True
+    seconds = time.perf_counter() - began
+    if not is_whole:
+        is_shared = shares_windows(validator.cfg.inference, validator.expected.num_samples, exam.world)
+        mine = validator.expected.num_samples / (1 if is_shared else exam.world.world_size)
+        seconds = laps[0] - began + seconds_of(math.ceil(mine / validator.cfg.batch_size), laps)
+    return {"seconds": seconds, "memory": memory}
 
 
-def _if_built(case: Case) -> str | None:
-    return GO if case.measured.parameters is not None else ""
+def seconds_of(num_batches: int, laps: list[float]) -> float:
+    """Seconds for `num_batches`, from the times at which the first ones began; the first only warms up."""
+    seconds = [after - before for before, after in pairwise(laps)]
+    seconds = seconds[1:] or seconds
+    return num_batches * sum(seconds) / max(1, len(seconds))
 
 
-def _if_fed(case: Case) -> str | None:
-    return GO if case.measured.first_s is not None else ""
+def judge_validation(
+    exam: Examination, trainer: Trainer, num_samples: int, answers: list[dict[str, Any]]
+) -> None:
+    """Note time and memory of a validation."""
+    exam.measured["validation_s"] = seconds = max(rank["seconds"] for rank in answers)
+    fact = f"{duration(seconds)} for {num_samples:,} images, {num_samples / seconds:.1f} images/s"
+    every = trainer.schedule.eval_every
+    if seconds > every * exam.measured["step_s"]:
+        fact += f"; longer than the {every:,} steps between two validations"
+        exam.warn("validation", fact, "use a larger trainer.eval_every or validation.batch_size")
+    else:
+        exam.ok("validation", fact)
+    judge_memory(exam, "validation memory", [rank["memory"] for rank in answers], "validation.batch_size")
 
 
-def if_stepped(case: Case) -> str | None:
-    """Whether steps were timed."""
-    return GO if case.measured.step_s is not None else ""
+def judge_time(exam: Examination, trainer: Trainer) -> None:
+    """Note the hours that the run will take."""
+    measured, schedule = exam.measured, trainer.schedule
+    steps_s = schedule.max_steps * measured["step_s"]
+    parts = [f"{schedule.max_steps:,} steps {duration(steps_s)}"]
+    measured["run_s"] = measured["first_s"] + steps_s
+    if "validation_s" in measured:
+        number = math.ceil(schedule.max_steps / schedule.eval_every)
+        measured["run_s"] += number * measured["validation_s"]
+        parts.append(
+            f"{number:,} validation{'s' if number > 1 else ''} {duration(number * measured['validation_s'])}"
+        )
+    end = datetime.datetime.now() + datetime.timedelta(seconds=measured["run_s"])
+    fact = f"{duration(measured['run_s'])} ({', '.join(parts)}): started now, it ends on {end:%d %B at %H:%M}"
+    if trainer.validator is not None and "validation_s" not in measured:
+        exam.warn("time", f"{fact}, without its validations")
+    else:
+        exam.ok("time", fact)
 
 
-CHECKS = (
-    Check(
-        group=GROUP, what="training", measure=build, judge=judge_build, why_not=_if_data, is_collective=True
-    ),
-    Check(group=GROUP, what="first batch", measure=first_batch, judge=judge_first_batch, why_not=_if_built),
-    Check(
-        group=GROUP,
-        what="training step",
-        measure=steps,
-        judge=judge_steps,
-        why_not=_if_fed,
-        is_collective=True,
-    ),
-)
+def needed_space(exam: Examination) -> list[list[Any]]:
+    """For each disk: a folder on it, its free bytes, and the bytes that the run will keep there."""
+    measured, cfg = exam.measured, exam.settings.checkpoint
+    needs = [
+        # A new checkpoint is complete before the oldest one goes.
+        (checkpoint_folder(exam), (cfg.keep_last + 1) * measured["checkpoint_bytes"]),
+        (open_folder(existing(exam.run_dir.absolute())), 2 * measured["weights_bytes"]),  # best and last
+    ]
+    disks: dict[int, list[Any]] = {}
+    for folder, num_bytes in needs:
+        if folder.is_local:
+            path = folder.path("")
+            disk = disks.setdefault(path.stat().st_dev, [str(folder), shutil.disk_usage(path).free, 0])
+            disk[2] += num_bytes
+    measured["disk_bytes"] = sum(num_bytes for _, num_bytes in needs)
+    return list(disks.values())
+
+
+def judge_space(exam: Examination, disks: list[list[Any]]) -> None:
+    """Note disks that are too small."""
+    for where, free, needed in disks:
+        fact = f"{size(needed)} for checkpoints and weights, {size(free)} free in {where}"
+        if needed <= TIGHT * free:
+            exam.ok("disk", fact)
+        else:
+            remedy = "free some space, give --checkpoint.folder another disk, or lower --checkpoint.keep_last"
+            exam.note("problem" if needed > free else "warning", "disk", fact, remedy)
