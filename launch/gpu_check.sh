@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# What a machine with a GPU must show, in less than 9 minutes and the most important first: the student network, ours
-# (compiled? its first step, with CUDA graphs and without, with all of cuDNN's kernels) next to a careful loop and
-# Accelerate; the classic network; the tests that need a GPU; then, in the time that is left, our commands from shards to
-# a score, validation, every layer, the tests that compile, and small batches. Each step has a share of the time; numbers
-# are printed as they come, so that a check that is cut short has shown them. Without a GPU: says so, exit code 2.
+# What a machine with a GPU must show, in less than 9 minutes, the most important first: training of the student network
+# (ours, with CUDA graphs and without, beside a careful loop and Accelerate) and of the classic one; the tests that need a
+# GPU; then, as time allows, our commands from shards to a score, evaluation and prediction, every convolution, the tests
+# that compile, and small batches. Each step has a part of the time, and numbers are printed as they come, so that a
+# check that is cut short has shown them. Without a GPU it says so and ends with exit code 2.
 #   launch/gpu_check.sh [FOLDER]     # summary, JSON and logs: at most 8 small files (default: a new folder)
-#     PYTHON=...   the python to use; it needs torch and what pyproject.toml lists, but no installation of this package
-#     WHEELS=DIR   wheels of packages that it lacks, such as isal, simplejpeg, jsonargparse, docstring-parser and
-#                  typeshed-client beside a usual image for PyTorch; they are unpacked into a folder of this check
+#     PYTHON=...   python to use; it needs torch and the packages in pyproject.toml, but this package need not be installed
+#     WHEELS=DIR   wheels of packages that it lacks, unpacked for this check only; a usual image for PyTorch lacks isal,
+#                  simplejpeg, jsonargparse, docstring-parser and typeshed-client
 #     LIMIT_S=...  seconds for everything (530)
-#     REHEARSE=1   every step at a tiny size, also without a GPU: shows that the check itself works
-# On a machine that is lent for ten minutes, from this checkout with those wheels in wheels/ (pip download --no-deps -d
-# wheels --only-binary=:all: --python-version 3.12 NAME ...):  WHEELS=wheels bash launch/gpu_check.sh RESULTS
+#     REHEARSE=1   every step at a tiny size, on a CPU too: shows that the check itself works
+# On a machine without network: pip download --no-deps -d wheels --only-binary=:all: --python-version 3.12 NAME ...
+# elsewhere, then WHEELS=wheels bash launch/gpu_check.sh RESULTS
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,9 +21,9 @@ limit_s=${LIMIT_S:-530}
 if [ -n "$rehearse" ]; then
   machine=rehearsal
   student=student:48x32:2 classic=student:32x32:2 small=student:32x48:2 precision=fp32 train_precision=no
-  student_loops=careful,accelerate,ours-off small_loops=careful,ours-off
+  student_loops=careful,accelerate,ours-off small_loops=careful,ours-off workers=(1 1)
   measure=(--samples 8 --rounds 1 --seconds 0.01 --check-steps 3)
-  workers=(1 1) layers=(--widths 4 8 --size 32 32 --batch-size 2) validation=(--case student:32x32:2 --samples 4)
+  limits=(--cases 4,8:32x32 --batch-size 2) evaluation=(--case student:32x32:2 --samples 4 --rounds 1)
   shapes=10 train=(--trainer.max_steps 4 --optim.warmup_steps 0 --model.widths '[4,8]' --data.num_workers 1)
 else
   facts='import torch; print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuda", torch.version.cuda)'
@@ -32,9 +32,10 @@ else
     exit 2
   fi
   student=student:480x352:32 classic=classic:512x512:32 small=student:480x352:2 precision=bf16 train_precision=bf16
-  student_loops=careful,accelerate,ours-no-graphs,ours-graphs,ours-all-kernels small_loops=careful,ours-graphs,ours-no-graphs
-  measure=(--samples 300 --rounds 4 --seconds 0.5)
-  workers=(12 4) layers=() validation=()
+  student_loops=careful,accelerate,ours-no-graphs,ours-graphs small_loops=careful,ours-graphs,ours-no-graphs
+  # Few rounds: each loop compiles again in a fresh process, from the compiler's cache.
+  measure=(--samples 300 --rounds 2 --seconds 2 --check-steps 200) workers=(12 4)
+  limits=() evaluation=(--rounds 2)
   shapes=400 train=()
 fi
 
@@ -53,8 +54,8 @@ failed=0
 # Lines for the terminal and the summary.
 note() { if [ -n "$1" ]; then printf '%s\n' "$1" | tee -a "$out/summary.txt"; fi; }
 
-# Run a command for at most so many hundredths of the time; what it prints is shown at once and kept. What fails or is
-# cut short does not end the check.
+# Run a command for at most a given percentage of the time, and keep what it prints. A step that fails or is cut short
+# does not end the check.
 step() {
   local name=$1 share=$2 began=$SECONDS result=ok code=0
   shift 2
@@ -74,30 +75,30 @@ step() {
   note "$(printf '%-14s %4d s  %s' "$name" $((SECONDS - began)) "$result")"
 }
 
-# First step and images/s of each loop; those of a loop that did not come to its rounds are from its start.
+# First step and images/s of each loop; a loop that did not reach its rounds has the images/s of its check.
 loops='
 import json, sys
 for case in json.load(open(sys.argv[1]))["cases"]:
     for row in case["rows"]:
-        rate, alone = row.get("images_per_s", {}).get("median"), row["alone_images_per_s"]
-        words = ["first step {first_step_s:.1f} s".format(**row)] if row["first_step_s"] else []
+        rate, alone = row.get("images_per_s", {}).get("median"), row.get("alone_images_per_s")
+        words = ["first step {first_step_s:.1f} s".format(**row)] if "first_step_s" in row else []
         if row["void"]:
             words = ["void: " + row["void"]]
         elif rate:
             ratio = row.get("ours_is_faster_by", {}).get("median", 1)
-            words.append("%.4g images/s, ours %.2f x, %.2f of the limit" % (rate, ratio, row["share_of_limit"]))
+            words.append("%.4g images/s, ours %.2f x, %.2f of the limit" % (rate, ratio, rate / row["limit_images_per_s"]))
         elif alone:
             words.append("%.4g images/s, measured alone" % alone)
         print("  %s %-22s" % (case["case"], row["name"]), ", ".join(words) or "not reached")
 '
 train_loops() {
   local name=$1 share=$2 case=$3 workers=$4 against=$5
-  step "$name" "$share" "$python" -m tests.benchmarks train --cases "$case" --precisions "$precision" --workers "$workers" \
+  step "$name" "$share" "$python" -m tests.benchmarks train --cases "$case" --precision "$precision" --workers "$workers" \
     "${measure[@]}" --against "$against" --work "$work/data" --out "$work/$name"
   collect "$name" train
   note "$("$python" -c "$loops" "$out/$name.json" 2>/dev/null || echo "  no numbers of $name")"
   local size=${case#*:}
-  note "$(cd "$work/data/train/${size%:*}/runs" 2>/dev/null && grep -Ho "performance: .*" ours*.log | sed 's/^/  /')"
+  note "$(cd "$work/data/train/${size%:*}/logs" 2>/dev/null && grep -Ho "performance: .*" ours*.log | sed 's/^/  /')"
 }
 
 # Keep the JSON that a benchmark wrote.
@@ -126,10 +127,10 @@ step evaluate 10 "${launch[@]}" launch/evaluate.py --model "$work/run/best" --da
   --mixed-precision "$train_precision" --json "$work/run/scores.json"
 collect run scores
 note "$("$python" -c "$numbers" "$work/run" 2>/dev/null || echo "  no numbers of the run")"
-step validation 20 "$python" -m tests.benchmarks eval --rounds 3 "${validation[@]}" --work "$work/data" --out "$work/validation"
-collect validation eval
-step layers 20 "$python" -m tests.benchmarks layers "${layers[@]}" --out "$work/layers"
-collect layers layers
+step evaluation 20 "$python" -m tests.benchmarks eval "${evaluation[@]}" --work "$work/data" --out "$work/evaluation"
+collect evaluation eval
+step limits 20 "$python" -m tests.benchmarks limits "${limits[@]}" --out "$work/limits"
+collect limits limits
 step compiling 30 "$python" -m pytest -m gpu tests/gpu -k "$compiling" -p no:cacheprovider
 train_loops small_batches 40 "$small" "${workers[0]}" "$small_loops"
 

@@ -1,53 +1,39 @@
-"""Measure this program beside what people would write instead: `python launch/benchmark.py data --against all`.
-
-Each subcommand prints a table; all numbers go to OUT/NAME.json, and a chart to OUT/NAME.png.
-"""
+"""Measure unetdist beside the programs that people would use instead: tables, OUT/NAME.json and a chart."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from tests.benchmarks import (
-    data_command,
-    layers_command,
-    limit_command,
-    predict_command,
-    remote,
-    train_command,
-    validation,
-)
-from tests.benchmarks.machine import machine_facts
-from unetdist.cli.logs import run_script, set_up_logging
+from tests.benchmarks import data, eval, limits, train
+from tests.benchmarks.harness import machine_facts
+from unetdist.cli.logs import logger, run_script, set_up_logging
 
-COMMANDS = {
-    "data": (data_command, "samples/s of the data path on one core"),
-    "eval": (validation, "validation images/s, ours beside plain loops"),
-    "layers": (layers_command, "every convolution of a network, under the roofs of the device"),
-    "limit": (limit_command, "images/s of training at most, by FLOPs and bytes"),
-    "predict": (predict_command, "predicting many images beside scoring them: images/s and memory"),
-    "remote": (remote, "shards of other machines: first batch, and speed once cached"),
-    "train": (train_command, "images/s of training loops, ours beside what people would write"),
-}
-"""Module and help of each subcommand. A module has `add_arguments(parser)` and `run(args, facts)`."""
+# Each module has `add_arguments(parser)` and `run(args, facts)`.
+PROGRAMS = {"data": data, "train": train, "eval": eval, "limits": limits}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, measure, print, write."""
+    """Parse the command line and run one program."""
     words = list(sys.argv[1:] if argv is None else argv)
-    args = make_parser().parse_args(words)
+    parser = argparse.ArgumentParser("python -m tests.benchmarks", description=__doc__)
+    programs = parser.add_subparsers(dest="program", required=True)
+    for name, module in PROGRAMS.items():
+        summary = (module.__doc__ or "").splitlines()[0]
+        sub = programs.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(sub)
+        sub.add_argument(
+            "--out",
+            type=Path,
+            default=Path("runs/benchmark"),
+            metavar="DIR",
+            help="folder for results (%(default)s)",
+        )
+    args = parser.parse_args(words)
     set_up_logging()
-    module, _ = COMMANDS[args.command]
-    module.run(args, machine_facts(["launch/benchmark.py", *words]))
+    PROGRAMS[args.program].run(args, machine_facts(words))
+    logger.info("all numbers are in %s", args.out / f"{args.program}.json")
     return 0
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """All that the command line understands."""
-    parser = argparse.ArgumentParser("launch/benchmark.py", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, (module, summary) in COMMANDS.items():
-        module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))
-    return parser
 
 
 if __name__ == "__main__":

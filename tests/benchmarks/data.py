@@ -1,194 +1,125 @@
-"""The benchmark of the data path: one case (pictures of one size, one crop), everybody, round by round."""
+"""Images/s of the whole data path: JPEG and mask files to uint8 batches with a random crop and flip.
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+Every contender reads the same pictures in the format that its documentation recommends, and first has to load a test
+card correctly. With 0 workers each runs on one core with one thread. A rank from one core and one kind of file is known
+to mislead: decoding of small or re-encoded JPEGs, large camera files, and worker processes each favour other programs.
+Measure what you will run: --workers 0 1 2 4, and --images with files as your camera wrote them.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from tests.benchmarks import ruler
-from tests.benchmarks.contenders import OURS, PEERS, Contender, Process, VoidError
-from tests.benchmarks.peers.protocol import LEAD_BATCHES, Job
-from tests.benchmarks.rounds import Measured, run_rounds
-from tests.benchmarks.source import Case, Pictures, write_pictures
-from unetdist.cli.logs import logger
-from unetdist.data.loader import DataConfig
+from tests.benchmarks.data_contenders import Job
+from tests.benchmarks.harness import (
+    ONE_THREAD,
+    OURS,
+    Contender,
+    Results,
+    add_measuring,
+    add_peers_python,
+    choose,
+    print_table,
+    run_child,
+    write_results,
+)
+from tests.benchmarks.pictures import (
+    Size,
+    add_pictures,
+    palette_of,
+    parse_case,
+    write_pictures,
+    write_test_card,
+)
 from unetdist.errors import ConfigError
 
-CHECKED_BATCHES = 4
-SPLIT_BATCHES = 20
+CONTENDERS = (
+    Contender(OURS, "ours"),
+    Contender("foreign", "ours, tars of others"),
+    Contender("webdataset", 'webdataset .decode("pil")', ("webdataset",)),
+    Contender("streaming", "MosaicML Streaming + PIL", ("mosaicml-streaming", "transformers")),
+    Contender("litdata", "LitData + PIL", ("litdata",)),
+    Contender("datasets", "HF datasets, map-style", ("datasets",)),
+    Contender("datasets-streaming", "HF datasets, streaming", ("datasets",)),
+    Contender("files-pil", "files + PIL", ("pillow",)),
+    Contender("files-opencv", "files + OpenCV", ("opencv-python-headless",)),
+    Contender("dali", "NVIDIA DALI on the CPU", ("nvidia-dali-cuda120",)),
+    Contender("dali-unfiltered", "NVIDIA DALI on the CPU, our masks", ("nvidia-dali-cuda120",)),
+)
+CASES = ("480x360:256", "2048x1024:512")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to measure, and how."""
-
-    work: Path
-    """Folder for pictures and formats, kept for the next run."""
-    peers_python: str
-    core: int
-    against: tuple[Contender, ...] = PEERS
-    batch_size: int = 16
-    num_samples: int | None = None
-    """In an epoch; None: `epoch_length`."""
-    num_rounds: int = 12
-    seconds: float = 1.0
-    """Least length of a round of one contender."""
-    split: bool = False
-    workers: tuple[int, ...] = ()
-    handover: int = 0
-    """Batches whose hand-over is timed."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `data`."""
+    add_peers_python(parser)
+    add_pictures(parser)
+    add = parser.add_argument
+    cases = f"size of the pictures and side of the crop, or original:CROP ({' '.join(CASES)}; --images: original:512)"
+    add("--cases", type=parse_case, nargs="+", metavar="WxH:CROP", help=cases)
+    add(
+        "--workers", type=int, nargs="+", default=[0], metavar="N", help="worker processes, as in 0 1 2 4 (0)"
+    )
+    add("--batch-size", type=int, default=16, metavar="N", help="(%(default)s)")
+    add("--seconds", type=float, default=1.0, metavar="S", help="length of a contender's round (%(default)s)")
+    add("--core", type=int, help="the core used with 0 workers (the last one)")
+    add_measuring(parser, rounds=12, samples=500)
 
 
-@dataclass
-class Result:
-    """What one case gave."""
-
-    case: Case
-    num_samples: int
-    measured: Measured
-    versions: dict[str, dict[str, str]]
-    """Packages by contender."""
-    split: dict[str, float] | None = None
-    workers: Measured | None = None
-    """Rounds of `1 core` (no workers) and of `N workers`."""
-    handover: dict[str, list[float]] | None = None
-    titles: dict[str, str] = field(default_factory=dict)
-
-
-def choose(names: str, everybody: tuple[Contender, ...] = PEERS) -> tuple[Contender, ...]:
-    """The contenders of `--against`: `all`, or names with commas between."""
-    known = {contender.name: contender for contender in everybody}
-    if names == "all":
-        return everybody
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in chosen if name not in known]
-    if unknown or not chosen:
+def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
+    """Measure every case with every number of workers."""
+    cores = sorted(os.sched_getaffinity(0))
+    core = cores[-1] if args.core is None else args.core
+    if core not in cores:
         raise ConfigError(
-            f"--against ({names}) names nobody who is known; use all, or some of {', '.join(known)}."
+            f"--core ({core}) is not among the cores of this process, {cores}; use {cores[-1]}."
         )
-    return tuple(known[name] for name in chosen)
+    against = [CONTENDERS[0], *choose(args.against, CONTENDERS[1:])]
+    cases: list[Results] = []
+    more = {"core": core, "batch_size": args.batch_size, "images": str(args.images)}
+    for size, crop in args.cases or map(parse_case, ["original:512"] if args.images else CASES):
+        for workers in args.workers:
+            results = measure(args, size, crop, workers, against, [core] if workers == 0 else [])
+            cases.append(results)
+            write_results(args.out, "data", facts, cases, **more)
+            print_table(results, {})
 
 
-def epoch_length(case: Case) -> int:
-    """Samples that take some seconds to load, so that the start of an epoch does not count."""
-    return 2000 if case.width * case.height < 1_000_000 else 500
+def measure(
+    args: argparse.Namespace, size: Size, crop: int, workers: int, against: list[Contender], cores: list[int]
+) -> Results:
+    """Write the pictures, check every contender, run the rounds."""
+    folder = args.work.absolute() / "data" / str(size)
+    write_pictures(folder / "pictures", args, size, args.samples)
+    board = folder / f"card{crop}"
+    write_test_card(board / "pictures", size if size.width else Size(2 * crop, 2 * crop))
+    job, card = (
+        asdict(Job(str(place / "pictures"), str(place / "formats"), crop, args.batch_size, workers))
+        for place in (folder, board)
+    )
+    results = Results(f"{size} crop {crop} workers {workers}", against)
 
-
-def run_case(case: Case, pictures: Pictures, plan: Plan) -> Result:
-    """Write, check, measure."""
-    folder = plan.work / f"{case.width}x{case.height}"
-    num_classes = pictures.palette.num_classes
-    num_samples = plan.num_samples or epoch_length(case)
-    write_pictures(folder / "pictures", pictures, case, num_samples=num_samples)
-    board = folder / f"ruler{case.crop}"
-    ruler.write_ruler(board / "pictures", (case.height, case.width))
-    job = Job(str(folder / "pictures"), str(folder / "formats"), case.crop, plan.batch_size)
-    check = Job(str(board / "pictures"), str(board / "formats"), case.crop, plan.batch_size)
-    everybody = (OURS, *plan.against)
-    with ExitStack() as stack:
-        processes: dict[str, Process] = {}
-        void: dict[str, str] = {}
-        versions: dict[str, dict[str, str]] = {}
-        for contender in everybody:
-            process = _start(stack, contender, plan, folder, core=plan.core)
-            try:
-                versions[contender.name] = prepare(process, job, check, num_classes)
-                processes[contender.name] = process
-            except VoidError as error:
-                void[contender.name] = str(error)
-                logger.warning("%s: %s", contender.name, error)
-                process.close()
-        measured = run_rounds(
-            processes, num_rounds=plan.num_rounds, seconds=plan.seconds, label=f"measuring {case}"
-        )
-        result = Result(
-            case,
-            num_samples,
-            Measured(measured.rounds, {**void, **measured.void}),
-            versions,
-            titles={contender.name: contender.title for contender in everybody},
-        )
-        if plan.split and OURS.name in processes:
-            result.split = processes[OURS.name].ask("split", num_batches=SPLIT_BATCHES)
-    if plan.workers:
-        result.workers = measure_workers(job, plan, folder)
-    if plan.handover:
-        with ExitStack() as stack:
-            process = _start(stack, OURS, plan, folder, core=None)
-            process.open(job)
-            result.handover = process.ask("handover", count=plan.handover)
-    return result
-
-
-def prepare(process: Any, job: Job, check: Job, num_classes: int) -> dict[str, str]:
-    """Let a contender write its formats, look at what it loads, and leave it ready; its packages' versions.
-
-    `VoidError` where it cannot be imported, fails, or loads something else than it should.
-    """
-    saved = Path(process.log).with_suffix(".npz")
-    for what, is_ruler in ((check, True), (job, False)):
-        process.open(what)
-        process.ask("save", path=str(saved), count=CHECKED_BATCHES)
-        with np.load(saved) as arrays:
-            images, masks = arrays["images"], arrays["masks"]
-        saved.unlink()
-        problem = ruler.shape_problem(
-            images,
-            masks,
-            batch_size=what.batch_size,
-            crop=what.crop,
-            num_classes=num_classes if not is_ruler else 2,
-        )
-        if problem is None and is_ruler:
-            problem = ruler.pairing_problem(images, masks)
-        if problem is not None:
-            raise VoidError(problem)
-    versions: dict[str, str] = process.ask("versions")
-    return versions
-
-
-def measure_workers(job: Job, plan: Plan, folder: Path) -> Measured:
-    """Rounds of our path on one core, and with workers on all cores."""
-    ahead = DataConfig(train="").prefetch
-    with ExitStack() as stack:
-        processes = {"1 core": _start(stack, OURS, plan, folder, core=plan.core)}
-        processes["1 core"].open(job)
-        for count in plan.workers:
-            name = f"{count} workers"
-            processes[name] = _start(stack, OURS, plan, folder, core=None, log=f"workers{count}")
-            lead = LEAD_BATCHES + (ahead + 1) * count
-            processes[name].open(
-                Job(job.pictures, job.work, job.crop, job.batch_size, num_workers=count, lead_batches=lead)
-            )
-        return run_rounds(
-            processes, num_rounds=plan.num_rounds, seconds=plan.seconds, label="measuring workers"
+    def child(contender: Contender, what: str, **arguments: Any) -> dict[str, Any]:
+        return run_child(
+            f"tests.benchmarks.data_contenders:{what}",
+            {"name": contender.name, "job": job, **arguments},
+            python=args.peers_python if contender.packages else sys.executable,
+            log=folder / "logs" / f"{contender.name}.log",
+            cores=cores,
+            variables=ONE_THREAD,
         )
 
-
-def _start(
-    stack: ExitStack,
-    contender: Contender,
-    plan: Plan,
-    folder: Path,
-    *,
-    core: int | None,
-    log: str | None = None,
-) -> Process:
-    try:
-        process = Process(
+    classes = palette_of(args).num_classes
+    results.check(
+        lambda contender: child(
             contender,
-            python=plan.peers_python,
-            core=core,
-            log=folder / "logs" / f"{log or contender.name}.log",
+            "check",
+            card=card,
+            num_classes=classes,
+            packages=["torch", "pillow", *contender.packages],
         )
-    except OSError as error:
-        raise ConfigError(
-            f"--peers-python ({plan.peers_python}) does not run ({error.strerror}); give the python of the "
-            "environment that holds the others' packages."
-        ) from None
-    closed: Callable[[], None] = process.close
-    stack.callback(closed)
-    return process
+    )
+    results.measure(lambda contender: child(contender, "measure", seconds=args.seconds), args.rounds)
+    return results

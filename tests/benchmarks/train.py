@@ -1,44 +1,65 @@
-"""The subcommand `train`: images/s of training loops, ours beside what people would write instead.
+"""Images/s of training: our loop beside the loops that people write, around the same network and pictures.
 
-Each loop trains the same network on the same pictures in a process of its own, and they take turns. A row whose loss
-after some steps is not that of the others is void.
+Each loop runs in a fresh process in every round. A loop whose loss after --check-steps steps differs from the others'
+is void. Beside the rates: the first step, peak memory, and the fraction of the device's limit (see `limits`).
 """
 
+import argparse
 import math
-import shutil
+import os
+import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
 
-from tests.benchmarks.contenders import Contender, Process, VoidError
-from tests.benchmarks.loops.everybody import OURS, SELVES
-from tests.benchmarks.loops.protocol import TrainJob
-from tests.benchmarks.ours import own_shards
-from tests.benchmarks.peers.protocol import Job
-from tests.benchmarks.rounds import Measured, run_rounds
-from tests.benchmarks.source import Case, Pictures, write_pictures
-from unetdist.cli.logs import logger
-from unetdist.data import shapes
-from unetdist.data.labels import Label, Palette
-from unetdist.errors import ConfigError
+import torch
+
+from tests.benchmarks.data_contenders import Job, write_our_shards
+from tests.benchmarks.harness import (
+    OURS,
+    Contender,
+    Results,
+    add_measuring,
+    add_peers_python,
+    choose,
+    positive,
+    print_table,
+    run_child,
+    write_results,
+)
+from tests.benchmarks.limits import measure_peaks
+from tests.benchmarks.pictures import Size, add_pictures, palette_of, write_pictures
+from tests.benchmarks.train_contenders import DTYPES, TrainJob
 from unetdist.model.config import PRESETS, Preset
+from unetdist.model.limit import Peaks, flops_of, layers_of, seconds_of
+from unetdist.model.unet import UNetConfig
 
+CONTENDERS = (
+    Contender(OURS, "ours"),
+    Contender("ours-off", "ours, performance: off"),
+    Contender("accelerate", "Accelerate, its defaults"),
+    Contender("lightning", "Lightning, best flags", ("lightning",)),
+    Contender("milesial", "as milesial/Pytorch-UNet"),
+    Contender("careful", "the best a careful user would write"),
+)
+# Ours with a part of the fast path added or removed, whatever the facts of the run say.
+ON_GPU = (
+    Contender("ours-graphs", "ours, with CUDA graphs"),
+    Contender("ours-no-graphs", "ours, without CUDA graphs"),
+)
+
+# Pictures are larger than the crop by so much, so that the crop is random.
 MARGIN_PX = 8
-"""Pictures are wider and higher than the crop by so much, so that the crop is random."""
 
+# A loss is off if it is more than this many times the median of all, or less than that part of it, and this much.
 LOSS_FACTOR, LOSS_SLACK = 1.25, 0.05
-"""A loss is off that is more than so many times the median of all, or less than that part of it, and by so much."""
-
-NUM_CLASSES = 12
-"""Of the built-in shapes, whose other classes do not occur: as many as CamVid's."""
 
 
 @dataclass(frozen=True)
 class TrainCase:
-    """Network, size of the random crop, batch."""
+    """Network, size of the crop, batch."""
 
     preset: Preset
     width: int
@@ -49,211 +70,137 @@ class TrainCase:
         return f"{self.preset}:{self.width}x{self.height}:{self.batch_size}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainPlan:
-    """What to measure, and how."""
-
-    work: Path
-    """Folder for pictures, shards and logs, kept for the next run."""
-    peers_python: str
-    against: tuple[Contender, ...]
-    precisions: tuple[str, ...]
-    """Of the others; ours has the first."""
-    num_workers: int
-    num_samples: int
-    num_rounds: int
-    seconds: float
-    """Least length of a round of one loop."""
-    check_steps: int = 50
-    split_steps: int = 10
-    on_device: bool = False
-    is_cold: bool = False
-    """Nobody finds what it compiled before."""
-
-
-@dataclass
-class Row:
-    """What is known of a loop beside its rounds."""
-
-    name: str
-    """With its precision."""
-    title: str
-    precision: str
-    first_step_s: float = math.nan
-    """From the start of its process to the end of its first step."""
-    alone_images_per_s: float = math.nan
-    """In a round of its own at its start: the number that a benchmark which is cut short still has."""
-    loss: float = math.nan
-    """Mean over the last fifth of the steps of the check."""
-    split_ms: dict[str, float] = field(default_factory=dict)
-    syncs: float | None = None
-    """Times per step that the host waits for the GPU; None: there is none."""
-    peak_gb: float = math.nan
-    versions: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class TrainResult:
-    """What one case gave."""
-
-    case: TrainCase
-    num_classes: int
-    rows: dict[str, Row]
-    measured: Measured
-    ours: str
-    """Name of our row."""
-
-
-def run_case(
-    case: TrainCase,
-    pictures: Pictures,
-    plan: TrainPlan,
-    tell: Callable[[TrainResult], object] = lambda _: None,
-) -> TrainResult:
-    """Write pictures and shards, start everybody, check the losses, measure in turns.
-
-    `tell` is called with what is known so far, after each start and after each round.
-    """
-    folder = plan.work / f"{case.width}x{case.height}"
-    job = prepare(case, pictures, plan, folder)
-    contenders = list(rows_of(plan))
-    rows = {name: Row(name, contender.title, precision) for name, contender, precision in contenders}
-    void: dict[str, str] = {}
-    result = TrainResult(case, job.num_classes, rows, Measured([], void), contenders[0][0])
-
-    def add(measured: Measured) -> None:
-        result.measured = Measured(measured.rounds, {**void, **measured.void})
-        tell(result)
-
-    with ExitStack() as stack:
-        processes: dict[str, Process] = {}
-        for name, contender, precision in contenders:
-            work = folder / "runs" / name.replace(" ", "_")
-            its_job = replace(job, precision=precision, work=str(work))
-            try:
-                processes[name] = start(stack, contender, its_job, rows[name], plan, work.with_suffix(".log"))
-            except VoidError as error:
-                void[name] = str(error)
-                logger.warning("%s: %s", name, error)
-            tell(result)
-        for name, problem in loss_problems(rows, processes).items():
-            void[name] = problem
-            logger.warning("%s: %s", name, problem)
-            processes.pop(name).close()
-        measured = run_rounds(
-            processes,
-            num_rounds=plan.num_rounds,
-            seconds=plan.seconds,
-            label=f"measuring {case}",
-            after_round=add,
+def parse_train_case(text: str) -> TrainCase:
+    """PRESET:WxH:BATCH."""
+    found = re.fullmatch(r"(\w+):([1-9]\d*)x([1-9]\d*):([1-9]\d*)", text)
+    if found is None or found[1] not in get_args(Preset):
+        presets = ", ".join(PRESETS)
+        raise argparse.ArgumentTypeError(
+            f"invalid PRESET:WxH:BATCH value: {text!r}; use student:480x352:32 (presets: {presets})"
         )
-        add(measured)
-        for name, process in processes.items():
-            if name not in result.measured.void:
-                try:
-                    look_inside(process, rows[name], plan)
-                except VoidError as error:
-                    logger.warning("%s: not split: %s", name, error)
-    return result
+    return TrainCase(found[1], *map(int, found.groups()[1:]))  # type: ignore[arg-type]
 
 
-def rows_of(plan: TrainPlan) -> list[tuple[str, Contender, str]]:
-    """Name, loop and precision of each row: ours in the first precision, the others in each."""
-    return [
-        (f"{contender.name} {precision}", contender, precision)
-        for contender in (OURS, *plan.against)
-        for precision in (plan.precisions[:1] if contender in (OURS, *SELVES) else plan.precisions)
-    ]
+def default_workers() -> int:
+    """One process per core but the loop's own, 12 at most."""
+    return max(1, min(12, len(os.sched_getaffinity(0)) - 1))
 
 
-def prepare(case: TrainCase, pictures: Pictures, plan: TrainPlan, folder: Path) -> TrainJob:
-    """Write the pictures and our shards of them, unless a former run did; the job of everybody."""
-    if pictures.source is None:
-        pictures.palette = with_spare_classes(shapes.PALETTE, NUM_CLASSES)
-    size = Case(case.width + MARGIN_PX, case.height + MARGIN_PX, min(case.width, case.height))
-    write_pictures(folder / "pictures", pictures, size, num_samples=plan.num_samples)
-    formats = Job(str(folder / "pictures"), str(folder / "formats"), size.crop, case.batch_size)
-    return TrainJob(
-        pictures=formats.pictures,
-        shards=formats.format_once("shards", lambda place: own_shards(formats, place)),
-        work=str(folder),
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `train`."""
+    has_gpu = torch.cuda.is_available()
+    cases = (
+        ("classic:512x512:32", "student:480x352:32", "student:480x352:2")
+        if has_gpu
+        else ("student:128x96:4",)
+    )
+    add_peers_python(parser)
+    add_pictures(parser)
+    add = parser.add_argument
+    add(
+        "--cases",
+        type=parse_train_case,
+        nargs="+",
+        default=list(map(parse_train_case, cases)),
+        metavar="PRESET:WxH:BATCH",
+        help=f"network, crop, batch ({' '.join(cases)})",
+    )
+    add("--precision", choices=DTYPES, default="bf16" if has_gpu else "fp32", help="(%(default)s)")
+    add("--workers", type=int, default=default_workers(), metavar="N", help="worker processes (%(default)s)")
+    add("--seconds", type=float, default=5.0, metavar="S", help="length of a loop's round (%(default)s)")
+    add("--check-steps", type=positive, default=50, metavar="N", help="steps of the loss check (%(default)s)")
+    add_measuring(parser, rounds=6, samples=400)
+
+
+def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
+    """Check and measure every case; the JSON is kept up to date, so that a run that is cut short leaves numbers."""
+    has_gpu = torch.cuda.is_available()
+    chosen = choose(args.against, CONTENDERS[1:] + (ON_GPU if has_gpu else ()))
+    peaks = measure_peaks(torch.device("cuda" if has_gpu else "cpu"), args.precision)
+    torch.cuda.empty_cache()  # The loops need the memory.
+    cases: list[Results] = []
+    more = {"device": torch.cuda.get_device_name() if has_gpu else facts["cpu"], "torch": torch.__version__}
+    more |= {"workers": args.workers, "precision": args.precision, "peaks": asdict(peaks)}
+    columns = {
+        "of limit": lambda row: f"{row['images_per_s']['median'] / row['limit_images_per_s']:.2f}",
+        "first step": lambda row: f"{row['first_step_s']:.1f} s",
+        "MiB": lambda row: f"{row['peak_mib']:.0f}",
+    }
+
+    def keep() -> None:
+        write_results(args.out, "train", facts, cases, **more)
+
+    for case in args.cases:
+        cases.append(Results(f"{case} {args.precision}", [CONTENDERS[0], *chosen]))
+        limit = limit_of(case, args.precision, peaks)
+        measure(args, case, cases[-1], limit, keep)
+        print_table(cases[-1], columns)
+
+
+def measure(
+    args: argparse.Namespace,
+    case: TrainCase,
+    results: Results,
+    limit: Mapping[str, float],
+    keep: Callable[[], object],
+) -> None:
+    """Write pictures and shards, check the losses, run the rounds."""
+    folder = args.work.absolute() / "train" / f"{case.width}x{case.height}"
+    size = Size(case.width + MARGIN_PX, case.height + MARGIN_PX)
+    write_pictures(folder / "pictures", args, size, args.samples)
+    pictures = Job(
+        str(folder / "pictures"), str(folder / "formats"), min(case.width, case.height), case.batch_size
+    )
+    job = TrainJob(
+        pictures=pictures.pictures,
+        shards=write_our_shards(pictures),
         height=case.height,
         width=case.width,
         batch_size=case.batch_size,
-        num_classes=pictures.palette.num_classes,
+        num_classes=palette_of(args).num_classes,
         widths=list(PRESETS[case.preset]),
-        precision=plan.precisions[0],
-        num_workers=plan.num_workers,
-        lr=1e-3,
-        on_device=plan.on_device,
+        precision=args.precision,
+        num_workers=args.workers,
     )
 
-
-def with_spare_classes(palette: Palette, num_classes: int) -> Palette:
-    """The palette, filled up with classes that do not occur."""
-    spare = range(palette.num_classes, num_classes)
-    return Palette(
-        (*palette.labels, *(Label(number, f"spare{number}", (number, 0, 0), number) for number in spare))
-    )
-
-
-def start(
-    stack: ExitStack, contender: Contender, job: TrainJob, row: Row, plan: TrainPlan, log: Path
-) -> Process:
-    """A loop after its first step and its check; `VoidError` where it cannot."""
-    try:
-        process = Process(
-            contender, python=plan.peers_python, core=None, log=log, variables=variables_of(plan, log)
+    def child(contender: Contender, what: str, **arguments: Any) -> dict[str, Any]:
+        return run_child(
+            f"tests.benchmarks.train_contenders:{what}",
+            {"name": contender.name, "job": asdict(job), **arguments},
+            python=args.peers_python if contender.packages else sys.executable,
+            log=folder / "logs" / f"{contender.name}.log",
         )
-    except OSError as error:
-        raise ConfigError(
-            f"--peers-python ({plan.peers_python}) does not run ({error.strerror}); give the python of the "
-            "environment that holds the others' packages."
-        ) from None
-    closed: Callable[[], None] = process.close
-    stack.callback(closed)
-    try:
-        row.first_step_s = process.open(job)["first_step_s"]
-        row.loss = process.ask("check", steps=plan.check_steps)["loss"]
-        alone = process.ask("time", seconds=plan.seconds)
-        row.alone_images_per_s = alone["samples"] / alone["seconds"]
-    except VoidError:
-        process.close()
-        raise
-    logger.info(
-        "%s: first step after %.1f s, loss %.3f, alone %.4g images/s",
-        row.name,
-        row.first_step_s,
-        row.loss,
-        row.alone_images_per_s,
-    )
-    return process
+
+    def check(contender: Contender) -> dict[str, Any]:
+        found = child(
+            contender, "check", steps=args.check_steps, packages=["torch", "accelerate", *contender.packages]
+        )
+        results.facts[contender.name] = {**found, **limit}
+        keep()
+        return results.facts[contender.name]
+
+    results.check(check)
+    for name, problem in loss_problems(
+        {name: found["loss"] for name, found in results.facts.items()}
+    ).items():
+        results.reject(name, problem)
+    results.measure(lambda contender: child(contender, "measure", seconds=args.seconds), args.rounds, keep)
 
 
-def variables_of(plan: TrainPlan, log: Path) -> dict[str, str]:
-    """Of a loop's environment: empty folders for what it compiles, where the first step is to be a cold one."""
-    if not plan.is_cold:
-        return {}
-    folder = log.with_suffix(".compiled")
-    shutil.rmtree(folder, ignore_errors=True)
-    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
-
-
-def loss_problems(rows: Mapping[str, Row], names: Sequence[str] | Mapping[str, Process]) -> dict[str, str]:
-    """Why the loss of each of `names` that is off is off."""
-    finite = [rows[name].loss for name in names if math.isfinite(rows[name].loss)]
-    usual = statistics.median(finite) if finite else math.nan
+def loss_problems(losses: Mapping[str, float]) -> dict[str, str]:
+    """Why the loss of a contender is off, by name."""
+    usual = statistics.median([loss for loss in losses.values() if math.isfinite(loss)] or [math.nan])
     low, high = usual / LOSS_FACTOR - LOSS_SLACK, usual * LOSS_FACTOR + LOSS_SLACK
     return {
-        name: f"its loss after the steps of the check is {rows[name].loss:.3f}, that of all in the middle {usual:.3f}"
-        for name in names
-        if not low <= rows[name].loss <= high
+        name: f"its loss after --check-steps is {loss:.3f}; the median of all is {usual:.3f}"
+        for name, loss in losses.items()
+        if not low <= loss <= high
     }
 
 
-def look_inside(process: Any, row: Row, plan: TrainPlan) -> None:
-    """Where the time of a step goes, how often the host waits, memory."""
-    facts = process.ask("facts")
-    row.peak_gb, row.versions = facts["peak_gb"], facts["versions"]
-    row.syncs = process.ask("syncs", steps=plan.split_steps)["syncs"]
-    row.split_ms = process.ask("split", steps=plan.split_steps)
+def limit_of(case: TrainCase, precision: str, peaks: Peaks) -> dict[str, float]:
+    """Images/s that the device allows, and the FLOPs of an image."""
+    layers = layers_of(UNetConfig(preset=case.preset), 12, (case.height, case.width))
+    value_bytes = DTYPES[precision].itemsize
+    seconds = seconds_of(layers, "ideal", batch_size=case.batch_size, peaks=peaks, value_bytes=value_bytes)
+    return {"limit_images_per_s": case.batch_size / seconds, "gflop_per_image": flops_of(layers) / 1e9}

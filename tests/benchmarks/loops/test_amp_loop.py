@@ -1,9 +1,0 @@
-import pytest
-
-from tests.benchmarks.loops.amp_loop import train
-from tests.benchmarks.loops.looped import check_learning
-
-
-@pytest.mark.parametrize("word", ["default", "best"])
-def test_it_learns(tmp_path, word):
-    check_learning(train, tmp_path, word)
