@@ -203,9 +203,8 @@ def shard_dataset(*words: Any) -> None:
 
 
 def _train_loader(job: Job, folder: str) -> Batches:
-    from unetdist.data.access import DataConfig
-    from unetdist.data.augment_config import AugmentConfig
-    from unetdist.data.loader import train_loader
+    from unetdist.data.augment import AugmentConfig
+    from unetdist.data.loader import DataConfig, train_loader
     from unetdist.data.manifest import Manifest
     from unetdist.distributed.malloc import keep_all_freed
 

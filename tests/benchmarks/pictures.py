@@ -112,7 +112,7 @@ def _pairs(args: Namespace, palette: Palette, size: Size) -> Iterator[tuple[byte
         source = from_folders(args.images, args.masks)
         for sample in source.samples:
             data, mask_data = source.reader.read(sample)
-            yield _fitted(data, read_mask(mask_data, palette)[0], size)
+            yield _fitted(data, read_mask(mask_data, palette).mask, size)
     else:
         for number, path in enumerate(sorted(args.images.rglob("*"))):
             if path.suffix.lower() not in (".jpg", ".jpeg"):
