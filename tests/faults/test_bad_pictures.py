@@ -29,7 +29,7 @@ from unetdist.errors import CheckpointError, DataError
 from unetdist.model.saved_model import load_model, save_model
 from unetdist.model.unet import UNet, UNetConfig
 from unetdist.predict import volume
-from unetdist.sharding.pictures import store_image
+from unetdist.sharding.stored_image import store_image
 from unetdist.storage import remote
 
 PALETTE = Palette.from_records(

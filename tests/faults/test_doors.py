@@ -16,7 +16,7 @@ from unetdist.data.loader import DataConfig, open_data
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.predict.sources import open_source
-from unetdist.sharding import inspect_command as command
+from unetdist.sharding import command
 from unetdist.sharding.dataset_source import from_dataset
 from unetdist.storage import remote, retries
 from unetdist.train.config import Config
@@ -107,10 +107,8 @@ def test_a_manifest_names_files_of_its_folder_or_known_protocols(tmp_path, name)
     for location in (tmp_path / "val", f"file://{tmp_path}/val"):
         with pytest.raises(DataError, match=r"manifest\.json: its shard "):
             open_data(DataConfig(train=str(location)), str(location))
-    parser = command.argparse.ArgumentParser()
-    command.add_arguments(parser, "verify")
     with pytest.raises(DataError, match=r"manifest\.json: its shard "):
-        command.run("verify", parser.parse_args([str(tmp_path / "val"), "--workers", "1"]))
+        command.verify(command.parse(["verify", str(tmp_path / "val"), "--workers", "1"]))
     with pytest.raises(DataError, match=r"manifest\.json: its shard "):
         open_source(str(tmp_path / "val"), tmp_path / "out")
 

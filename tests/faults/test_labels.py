@@ -212,7 +212,7 @@ def test_exchanged_folders_are_told_at_once(shard, tmp_path):
 
 def test_photographs_in_place_of_masks_are_told_at_once(shard, tmp_path):
     masks = [photograph(50 + number) for number in range(COUNT)]
-    assert "as a photograph" in refused(shard, STREET, masks)
+    assert "like a photograph" in refused(shard, STREET, masks)
     assert not (tmp_path / "out").exists()
 
 
@@ -221,7 +221,7 @@ def test_the_label_file_of_other_masks_is_told_at_once_by_its_name(shard, tmp_pa
     masks = [palette_of(STREET).colorize(mask) for mask in IDS]
     text = refused(shard, f"{common}1 2 3 a\n200 100 7 b\n9 9 250 c\n", masks)
     assert text.startswith(f"{tmp_path / 'Labels.txt'}: ")
-    assert "looked at.\nLabels.txt does not list" in text
+    assert "checked.\nLabels.txt does not list" in text
     assert "8 masks" in text
     assert "128 64 128" in text  # a colour of the masks, in the table
     assert "nearest if" not in text

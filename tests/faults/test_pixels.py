@@ -29,7 +29,7 @@ from unetdist.model import unet
 from unetdist.model.saved_model import SavedModel
 from unetdist.predict import predict_files
 from unetdist.predict.export.pictures import find_pictures
-from unetdist.sharding.pictures import store_image
+from unetdist.sharding.stored_image import store_image
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 PALETTE = Palette((Label(0, "dark", (0, 0, 0), 0), Label(1, "bright", (255, 255, 255), 1)))

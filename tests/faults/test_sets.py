@@ -111,7 +111,7 @@ def test_copies_are_told_and_never_parted(tmp_path, capfd):
     assert all((f"copy{key}" in val) == (key in val) for key in map("{:02d}".format, range(12)))
     (tmp_path / "val.txt").write_text("00\ncopy01\n")
     shard(tmp_path, "--val-list", tmp_path / "val.txt", out="list")
-    assert "2 of 2 validation images are in the training set too" in capfd.readouterr().err
+    assert "2 of 2 validation images are also in the training set" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_masks_of_ids_need_no_colours(tmp_path, text, capfd):
 def test_masks_of_colours_need_them(tmp_path):
     write_plain(tmp_path)
     (tmp_path / "Labels.txt").write_text("0 background\n1 thing\n")
-    with pytest.raises(ConfigError, match="lists none; write 'R G B name' lines"):
+    with pytest.raises(ConfigError, match="has none; write 'R G B name' lines"):
         shard(tmp_path, "--mask-format", "color")
     for path in (tmp_path / "masks").iterdir():
         ids = np.asarray(Image.open(path))

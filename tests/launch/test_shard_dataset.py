@@ -13,7 +13,7 @@ from tests.sharding.picture_folders import write_folders
 from tests.sharding.test_foreign import pack
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
-from unetdist.sharding.report import next_command
+from unetdist.sharding.describe import next_command
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "shard_dataset.py"
 
@@ -222,7 +222,7 @@ def test_index_takes_templates_and_refuses_two_ways_to_name_masks(tmp_path):
     pack(tmp_path / "tars" / "a.tar", ["a", "b"])
     arguments = ["index", tmp_path / "tars", "--labels", tmp_path / "Labels.txt", "--workers", 1]
     with pytest.raises(
-        ConfigError, match="--mask-ext does not go with --mask-name: either of them alone tells"
+        ConfigError, match="--mask-ext does not go with --mask-name: each of them alone tells"
     ):
         run(*arguments, "--mask-ext", "seg.png", "--mask-name", "{stem}.seg.png")
     out = ["--out", tmp_path / "out"]

@@ -8,16 +8,16 @@ from pathlib import Path
 from tests.sharding.picture_folders import palette
 from unetdist.data.manifest import Manifest
 from unetdist.sharding.convert import ConvertOptions
-from unetdist.sharding.layout import LayoutOptions
-from unetdist.sharding.sources import Source, from_folders
+from unetdist.sharding.sources import SampleSource, from_folders
+from unetdist.sharding.split import LayoutOptions
 from unetdist.sharding.writer import RunOptions, write_dataset
 
 FIVE = LayoutOptions(samples_per_shard=5)
 
 
-def write(root: Path, out: Path | str, source: Source | None = None, **options) -> str | None:
+def write(root: Path, out: Path | str, source: SampleSource | None = None, **options) -> str | None:
     layout = options.pop("layout", FIVE)
-    run = {name: options.pop(name) for name in ("workers", "overwrite", "share") if name in options}
+    run = {name: options.pop(name) for name in ("workers", "overwrite", "partition") if name in options}
     source = source or from_folders(root / "images", root / "masks")
     return write_dataset(
         source,

@@ -6,9 +6,9 @@ import pytest
 
 from unetdist.cli.logs import logger
 from unetdist.errors import ConfigError
-from unetdist.sharding import command_line
+from unetdist.sharding import command
 from unetdist.sharding.convert import ConvertOptions
-from unetdist.sharding.share import ALONE, Share
+from unetdist.sharding.plan import WorkPartition
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +24,12 @@ def no_launcher(monkeypatch):
 
 
 def written(*arguments):
-    return command_line.write_parser().parse_args(["--out", "out", *arguments])
+    return command.parse(["--out", "out", *arguments])
 
 
 def test_defaults_are_those_of_the_options():
-    assert command_line.convert_options(written()) == ConvertOptions()
-    assert command_line.convert_options(command_line.index_parser().parse_args(["x"])) == ConvertOptions()
+    assert command.convert_options(written()) == ConvertOptions()
+    assert command.convert_options(command.parse(["index", "x"])) == ConvertOptions()
 
 
 def test_options_reach_the_conversion():
@@ -48,7 +48,7 @@ def test_options_reach_the_conversion():
         ],
         *["--unknown-colors", "nearest", "--skip-bad", "--max-pixels", "7"],
     )
-    assert command_line.convert_options(args) == ConvertOptions(
+    assert command.convert_options(args) == ConvertOptions(
         resize=(8, 6),
         image_format="jpg",
         image_range=(0, 9),
@@ -61,24 +61,28 @@ def test_options_reach_the_conversion():
 
 
 def test_the_processes_of_a_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(command_line, "available_cores", lambda: 8)
-    assert command_line.run_options(written()).workers == 8
-    assert command_line.run_options(written()).share == ALONE
-    assert command_line.run_options(written("--workers", "3")).workers == 3
-    assert command_line.run_options(written("--rank", "1", "--world-size", "2")).share == Share(1, 2)
+    monkeypatch.setattr(command, "available_cores", lambda: 8)
+    assert command.run_options(written()).workers == 8
+    assert command.run_options(written()).partition == WorkPartition()
+    assert command.run_options(written("--workers", "3")).workers == 3
+    assert command.run_options(written("--rank", "1", "--world-size", "2")).partition == WorkPartition(1, 2)
     for name, value in {"RANK": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
-    options = command_line.run_options(written("--overwrite"))
-    assert (options.workers, options.overwrite, options.share) == (2, True, Share(1, 6, is_launched=True))
+    options = command.run_options(written("--overwrite"))
+    assert (options.workers, options.overwrite, options.partition) == (
+        2,
+        True,
+        WorkPartition(1, 6, is_launched=True),
+    )
 
 
 def test_a_launcher_that_started_one_process_of_several_is_told(monkeypatch, caplog):
     monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(command_line, "_asked_processes", lambda: 2)
-    command_line.run_options(written())
+    monkeypatch.setattr("unetdist.distributed.launch_check.asked_processes", lambda: 2)
+    command.run_options(written())
     assert not caplog.text
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert command_line.run_options(written()).share == ALONE
+    assert command.run_options(written()).partition == WorkPartition()
     assert "--config_file configs/accelerate/cpu.yaml" in caplog.text
 
 
@@ -93,7 +97,7 @@ def test_a_launcher_that_started_one_process_of_several_is_told(monkeypatch, cap
         ("--shapes 0 --list x", "--shapes does not go with --list: "),
         ("--dataset x --images x --masks y", "leave out --dataset or --images and --masks."),
         ("--dataset x --list y", "--dataset does not go with --list: samples come from one source"),
-        ("--shapes 3 --mask-name {stem}.png", "--shapes does not go with --mask-name: shapes are no files"),
+        ("--shapes 3 --mask-name {stem}.png", "--shapes does not go with --mask-name: shapes are not files"),
         (
             "--dataset x --image-name {stem}.png",
             "--dataset does not go with --image-name: a dataset has columns",
@@ -107,9 +111,9 @@ def test_a_launcher_that_started_one_process_of_several_is_told(monkeypatch, cap
             "--labels: the shapes have their own classes; leave out --shapes or --labels.",
         ),
         ("--shapes 3 --ignore x", "--shapes does not go with --ignore: "),
-        ("--shapes 3 --val-list x --val-fraction 0", "--val-list does not go with --val-fraction: either"),
+        ("--shapes 3 --val-list x --val-fraction 0", "--val-list does not go with --val-fraction: each"),
     ],
 )
 def test_an_option_that_would_go_unheeded_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        command_line.refuse_conflicts(written(*arguments.split()))
+        written(*arguments.split())

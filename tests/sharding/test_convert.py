@@ -35,7 +35,7 @@ def test_a_data_set_holds_the_images_bytes_and_the_masks_indices(root, tmp_path)
         names = {"image": f"{key}.jpg", "mask": f"{key}.png"}
         assert record == {"key": key, "height": 12, "width": 16, **names}
     assert f"{tmp_path / 'out'}: 20 samples in 4 shards" in account
-    assert "16x12, RGB; as they came" in account
+    assert "16x12, RGB; original encoding" in account
 
 
 def test_masks_and_images_are_resized_together(root, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from tests.sharding.picture_folders import color_mask, encoded, image_array, mask_array
 from unetdist.errors import DataError
 from unetdist.sharding.dataset_source import from_dataset
-from unetdist.sharding.sources import Sample
+from unetdist.sharding.sources import RawSample
 
 datasets = pytest.importorskip("datasets")
 
@@ -75,7 +75,7 @@ def test_columns_that_do_not_fit_are_refused(tmp_path):
     ):
         from_dataset(path, mask_column="label")
     with pytest.raises(
-        DataError, match=r"column 'name' holds no pictures but .*choose another with --mask-column"
+        DataError, match=r"column 'name' holds .* instead of images; choose another with --mask-column"
     ):
         from_dataset(path, mask_column="name")
     with pytest.raises(DataError, match=r"cannot be loaded: .*check the name, --split \(nothing\)"):
@@ -88,7 +88,7 @@ def test_an_empty_cell_is_refused_when_it_is_read():
 
     reader = DatasetReader([{"image": None, "mask": rows[0]["mask"]}], "image", "mask")
     with pytest.raises(DataError, match=r"empty cell; .*--skip-bad"):
-        reader.read(Sample(key="a", image="", mask=""))
+        reader.read(RawSample(key="a", image="", mask=""))
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch):

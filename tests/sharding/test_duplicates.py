@@ -2,9 +2,9 @@ import hashlib
 import os
 
 from tests.sharding.test_sources import touch
-from unetdist.sharding import duplicates
-from unetdist.sharding.duplicates import find_copies, tell_copies, tell_leaks
-from unetdist.sharding.sources import Source, from_folders
+from unetdist.sharding import split as duplicates
+from unetdist.sharding.sources import SampleSource, from_folders
+from unetdist.sharding.split import find_copies, log_copies, log_leaks
 
 
 def source_of(root, images):
@@ -34,16 +34,16 @@ def test_all_copies_of_an_image_are_known_by_its_bytes(tmp_path, monkeypatch):
 
 
 def test_sources_without_files_are_not_compared(tmp_path):
-    assert find_copies(Source(source_of(tmp_path, {"a": b"1"}).samples, (), reader=None)) == {}
+    assert find_copies(SampleSource(source_of(tmp_path, {"a": b"1"}).samples, (), reader=None)) == {}
 
 
 def test_copies_and_leaks_are_told(tmp_path, caplog):
     samples = source_of(tmp_path, {name: bytes([number]) for number, name in enumerate("abcdef")}).samples
-    tell_copies({})
-    tell_leaks(samples[:3], samples[3:], {})
+    log_copies({})
+    log_leaks(samples[:3], samples[3:], {})
     assert not caplog.records
     copies = {"d": "1", "a": "1", "e": "2", "b": "2", "f": "3", "c": "3"}
-    tell_copies(copies)
-    tell_leaks(samples[:2], samples[2:], copies)
+    log_copies(copies)
+    log_leaks(samples[:2], samples[2:], copies)
     assert "3 images have the same bytes as others (d is a, e is b, f is c)" in caplog.messages[0]
-    assert "2 of 4 validation images are in the training set too, byte by byte (d, e)" in caplog.messages[1]
+    assert "2 of 4 validation images are also in the training set, byte by byte (d, e)" in caplog.messages[1]

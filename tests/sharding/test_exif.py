@@ -6,7 +6,7 @@ from PIL import Image, ImageOps
 
 from unetdist.data.image_file import ORIENTATION_TAG
 from unetdist.sharding.convert import ConvertOptions
-from unetdist.sharding.exif import decide_exif, find_turned, tell_raw
+from unetdist.sharding.first_look import decide_exif, find_turned, warn_of_raw_masks
 from unetdist.sharding.sources import from_folders
 
 
@@ -72,6 +72,6 @@ def test_masks_on_stored_pixels_are_told_to_differ_from_what_prediction_sees(tmp
     assert decided(tmp_path) is None
     by_size = list(caplog.messages)
     caplog.clear()
-    tell_raw(drawn)
+    warn_of_raw_masks(drawn)
     assert caplog.messages == by_size
     assert ["predict.py turns such images upright" in told for told in by_size] == [True] * (drawn == "raw")

@@ -7,7 +7,7 @@ from tests.sharding.picture_folders import COLORS, color_mask, encoded, mask_arr
 from unetdist.errors import DataError
 from unetdist.sharding.convert import ConvertOptions
 from unetdist.sharding.first_look import NUM_SAMPLES, look
-from unetdist.sharding.sources import Sample
+from unetdist.sharding.sources import RawSample
 
 PHOTOGRAPH, LARGE = (
     encoded(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8), "JPEG")
@@ -25,7 +25,7 @@ class Reader:
 
 
 def look_at(reader, labels, count=100, **options):
-    samples = [Sample(key=f"{n}", image=f"{n}.jpg", mask=f"{n}.png", row=n) for n in range(count)]
+    samples = [RawSample(key=f"{n}", image=f"{n}.jpg", mask=f"{n}.png", row=n) for n in range(count)]
     look(reader, samples, labels, ConvertOptions(**options))
 
 
@@ -50,7 +50,7 @@ def test_one_good_mask_or_one_that_cannot_be_read_leaves_it_to_the_pass_over_all
 
 @pytest.mark.parametrize("policy", ["error", "ignore", "nearest"])
 def test_photographs_and_exchanged_folders_are_refused(labels, policy):
-    with pytest.raises(DataError, match="as a photograph"):
+    with pytest.raises(DataError, match="like a photograph"):
         look_at(Reader(lambda row: LARGE), labels, unknown_colors=policy)
     with pytest.raises(DataError, match="are exchanged"):
         look_at(Reader(lambda row: PHOTOGRAPH, color_mask(mask_array(1))), labels, unknown_colors=policy)

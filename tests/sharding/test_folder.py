@@ -19,9 +19,10 @@ from unetdist.data import shards
 from unetdist.data.decode import decode_mask
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError
-from unetdist.sharding import folder, records
-from unetdist.sharding.layout import LayoutOptions
+from unetdist.sharding import folder
+from unetdist.sharding import shard_job as records
 from unetdist.sharding.sources import from_list
+from unetdist.sharding.split import LayoutOptions
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.sharding import ingested
 from unetdist.sharding import shard_job
-make, wait = shard_job.ShardJob.make, int(sys.argv[3])
+make, wait = shard_job.WriteJob.make, int(sys.argv[3])
 def kill_at(job):
     if job.number == wait:
         with shard_job.open_shard(job.folder.path(job.name)) as writer:  # in the middle of a shard
@@ -71,7 +72,7 @@ def kill_at(job):
             writer._file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
     return make(job)
-shard_job.ShardJob.make = kill_at
+shard_job.WriteJob.make = kill_at
 ingested.write(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -118,7 +119,7 @@ def test_an_interruption_says_what_stays_and_how_to_go_on(root, tmp_path, monkey
             errno.ENOSPC,
             r"the disk is full: 2 of 4 shards are complete; free some space and run the same command again",
         ),
-        (errno.EACCES, r"cannot be written \(.*denied.*\): 2 of 4 shards are complete; mend that and run"),
+        (errno.EACCES, r"cannot be written \(.*denied.*\): 2 of 4 shards are complete; fix that and run"),
     ],
 )
 def test_a_disk_that_does_not_take_more_keeps_what_is_complete(root, tmp_path, monkeypatch, number, message):

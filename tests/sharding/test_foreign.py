@@ -1,4 +1,4 @@
-"""Tars that others wrote become a data set; the tars stay as they are."""
+"""ForeignTars that others wrote become a data set; the tars stay as they are."""
 
 import errno
 import io
@@ -18,12 +18,11 @@ from unetdist.data.reader import ShardReader
 from unetdist.data.shards import load_index
 from unetdist.data.tar_index import MemberNames
 from unetdist.errors import DataError
-from unetdist.sharding import report
+from unetdist.sharding import describe as report
 from unetdist.sharding.convert import ConvertOptions
-from unetdist.sharding.foreign import TarJob
-from unetdist.sharding.share import ALONE
+from unetdist.sharding.foreign_tars import IndexJob, find_tars
+from unetdist.sharding.plan import WorkPartition
 from unetdist.sharding.sources import Problem
-from unetdist.sharding.tar_source import find_tars
 from unetdist.sharding.writer import RunOptions, index_tars
 from unetdist.storage.folders import open_folder
 
@@ -43,10 +42,10 @@ def pack(path: Path, keys, mask=MASK, mask_ext="seg.png", image=IMAGE) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
-def index(location, palette=PALETTE, names=SEG, out=None, workers=1, share=ALONE, **options) -> str | None:
+def index(location, palette=PALETTE, names=SEG, out=None, workers=1, **options) -> str | None:
+    run = RunOptions(workers=workers, partition=options.pop("partition", WorkPartition()))
     tars = find_tars(str(location), out and str(out))
     convert = ConvertOptions(**options)
-    run = RunOptions(workers=workers, share=share)
     return index_tars(tars, names, palette, convert=convert, options=run)
 
 
@@ -111,8 +110,8 @@ def test_a_finished_tar_is_not_indexed_again_unless_it_changed(tmp_path, monkeyp
     with pytest.raises(DataError, match="1 problem in 2 tars"):
         index(tmp_path)
     made = []
-    make = TarJob.make
-    monkeypatch.setattr(TarJob, "make", lambda job: made.append(job.name) or make(job))
+    make = IndexJob.make
+    monkeypatch.setattr(IndexJob, "make", lambda job: made.append(job.name) or make(job))
     pack(tmp_path / "b.tar", ["b"])
     assert "1 of them kept from before" in index(tmp_path)
     assert made == ["b.tar"]
@@ -133,7 +132,7 @@ def test_no_manifest_stands_over_indexes_of_another_choice(tmp_path, monkeypatch
     plan = json.loads((tmp_path / ".ingest" / "plan.json").read_text())
     assert (plan["mask_format"], plan["names"]["mask"], len(plan["labels"])) == ("auto", "{stem}.seg.png", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(TarJob, "make", lambda job: pytest.fail("stopped"))
+        patch.setattr(IndexJob, "make", lambda job: pytest.fail("stopped"))
         with pytest.raises(pytest.fail.Exception, match="stopped"):
             index(tmp_path, mask_format="ids")
     assert not (tmp_path / MANIFEST_NAME).exists()
@@ -157,7 +156,7 @@ def test_bad_samples_and_tars_are_told_together(tmp_path):
     assert (
         f"not in the label file: 2 at x 2, y 0 in {tmp_path}/a.tar, key a" in text or "a.tar, key a" in text
     )
-    assert "b.tar, key b: image is 3x2, mask is 3x1 (width x height); pack the sample anew" in text
+    assert "b.tar, key b: image is 3x2, mask is 3x1 (width x height); pack the sample again" in text
     assert f"bad tar (1)\n  {tmp_path}/c.tar: key c has no mask c.seg.png" in text
 
 
@@ -168,7 +167,9 @@ def test_folders_that_cannot_be_right_are_refused(tmp_path):
     with pytest.raises(DataError, match="the tars hold no samples"):
         index(tmp_path)
     (tmp_path / ".ingest" / "plan.json").write_text("{}")
-    with pytest.raises(DataError, match="holds index and manifest of shards that this program wrote; give"):
+    with pytest.raises(
+        DataError, match="contains index and manifest of shards that this program wrote; give"
+    ):
         index(tmp_path)
 
 
@@ -180,7 +181,7 @@ def test_folders_that_cannot_be_right_are_refused(tmp_path):
             errno.ENOSPC,
             "the disk is full: . of 1 shards are complete; free some space and run the same command",
         ),
-        (errno.EROFS, r"cannot be written \(.*Read-only.*\): . of 1 .*mend that, or give --out DIR, and run"),
+        (errno.EROFS, r"cannot be written \(.*Read-only.*\): . of 1 .*fix that, or give --out DIR, and run"),
     ],
 )
 def test_a_folder_that_takes_no_files_is_told(tmp_path, monkeypatch, place, number, message):
@@ -222,6 +223,6 @@ def test_a_picture_that_unfolds_to_too_much_is_refused_by_its_header(tmp_path, r
 def test_many_problems_are_told_where_their_list_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     problems = [Problem("bad tar", f"{number}.tar", "x") for number in range(30)]
-    text = report.describe_problems(problems, (), open_folder(tmp_path / "file"))
+    text = report.describe_problems(problems, open_folder(tmp_path / "file"))
     assert "... and 10 more" in text
     assert f"The whole list cannot be written to {tmp_path / 'file' / report.PROBLEMS_NAME} (" in text

@@ -1,4 +1,3 @@
-import argparse
 import json
 import os
 import subprocess
@@ -10,7 +9,7 @@ import pytest
 
 from tests.synthetic import write_shards
 from unetdist.errors import ConfigError, DataError
-from unetdist.sharding import inspect_command as command
+from unetdist.sharding import command
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,9 +21,8 @@ def folder(tmp_path):
 
 
 def run(name, *words):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser, name)
-    return command.run(name, parser.parse_args([str(word) for word in words]))
+    args = command.parse([name, *map(str, words)])
+    return {"verify": command.verify, "stats": command.print_stats, "show": command.show}[name](args)
 
 
 def test_verify_ends_with_1_where_something_is_wrong(folder, capsys):
@@ -61,15 +59,15 @@ def test_show_draws_the_same_sheet_again(folder, tmp_path, capsys):
         (["show", "DATA"], r"--out is missing; give the file of the sheet, such as --out samples\.png"),
         (
             ["show", "DATA", "--out", "TAKEN/a.png"],
-            r"--out \(.+a.png\) cannot be written \(.+\); give another",
+            r"--out \(.+a.png\) is not writable \(.+\); give another",
         ),
         (
             ["stats", "DATA", "--png", "TAKEN/a.png"],
-            r"--png \(.+a.png\) cannot be written \(.+\); give another",
+            r"--png \(.+a.png\) is not writable \(.+\); give another",
         ),
         (
             ["stats", "DATA", "--json", "TAKEN/a.json"],
-            r"--json \(.+\) cannot be written \(.+\); give another",
+            r"--json \(.+\) is not writable \(.+\); give another",
         ),
         (["verify", "DATA", "--workers", "0"], r"--workers \(0\) must be 1 or more; use \d+"),
         (["verify", "pipe:cat /x/{name}"], r"commands are no longer run"),
@@ -82,7 +80,7 @@ def test_a_command_that_cannot_work_is_told(folder, tmp_path, words, message):
         run(*replaced)
 
 
-@pytest.mark.parametrize("name", command.DESCRIPTIONS)
+@pytest.mark.parametrize("name", ["verify", "stats", "show"])
 def test_a_folder_without_manifest(name, tmp_path):
     with pytest.raises(DataError, match=r"no manifest\.json here, so this is no \(finished\) data set"):
         run(name, tmp_path, *(["--out", tmp_path / "x.png"] if name == "show" else []))
@@ -90,7 +88,7 @@ def test_a_folder_without_manifest(name, tmp_path):
 
 def test_the_parser_is_there_without_torch():
     """Which takes seconds to load, and writing shards does not need it."""
-    code = "import sys, unetdist.sharding.inspect_command; print('torch' in sys.modules)"
+    code = "import sys, unetdist.sharding.command; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120
     )

@@ -3,8 +3,8 @@
 import pytest
 
 from unetdist.errors import ConfigError
-from unetdist.sharding.layout import LayoutOptions
-from unetdist.sharding.sources import Sample
+from unetdist.sharding.sources import RawSample
+from unetdist.sharding.split import LayoutOptions
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from unetdist.sharding.sources import Sample
     ],
 )
 def test_shards_are_of_one_size_and_several_even_if_samples_are_few(count, num_bytes, options, expected):
-    samples = [Sample(key=str(number), image="", mask="", num_bytes=num_bytes) for number in range(count)]
+    samples = [RawSample(key=str(number), image="", mask="", num_bytes=num_bytes) for number in range(count)]
     sizes = [len(part) for part in LayoutOptions(**options).divide(samples)]
     assert sum(sizes) == count
     assert max(sizes) - min(sizes) <= 1

@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from unetdist.sharding.listing import files_below, is_readme, spelled
+from unetdist.sharding.sources import files_below, spelled
 
 
 def names(root):
@@ -51,12 +51,3 @@ def test_a_name_is_found_in_any_spelling(tmp_path, name):
     (tmp_path / there).touch()
     assert spelled(tmp_path, name) == there
     assert spelled(tmp_path, "absent.png") is None
-
-
-def test_readmes():
-    assert [is_readme(name) for name in ("README.png", "docs/Readme.JPG", "readme_1.png", "a.png")] == [
-        True,
-        True,
-        False,
-        False,
-    ]

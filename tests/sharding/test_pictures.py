@@ -11,8 +11,8 @@ from tests.sharding.picture_folders import encoded, image_array
 from unetdist.data.decode import decode_image
 from unetdist.data.jpeg import parse_header
 from unetdist.errors import DataError
-from unetdist.sharding import pictures
-from unetdist.sharding.pictures import encode, store_image
+from unetdist.sharding import stored_image as pictures
+from unetdist.sharding.stored_image import encode, store_image
 
 SIZE = (6, 9)
 RGB = image_array(1, SIZE)

@@ -15,8 +15,8 @@ from tests.sharding.picture_folders import (
 )
 from unetdist.errors import DataError
 from unetdist.sharding import plan
-from unetdist.sharding.layout import LayoutOptions
-from unetdist.sharding.share import ALONE, Share
+from unetdist.sharding.plan import WorkPartition
+from unetdist.sharding.split import LayoutOptions
 from unetdist.storage.folders import open_folder
 
 
@@ -35,7 +35,7 @@ def root(tmp_path) -> Path:
 )
 def test_other_options_are_refused_unless_overwriting(root, tmp_path, options, message):
     write(root, tmp_path / "out")
-    with pytest.raises(DataError, match=message + ".*--overwrite to write it anew, another --out"):
+    with pytest.raises(DataError, match=message + ".*--overwrite to replace it, another --out"):
         write(root, tmp_path / "out", **options)
     write(root, tmp_path / "out", overwrite=True, **options)
     write(root, tmp_path / "fresh", **options)
@@ -72,7 +72,7 @@ def test_a_folder_with_shards_of_others_is_refused(root, tmp_path):
     (out / "train-0.tar").write_bytes(b"precious")
     for overwrite in (False, True):
         with pytest.raises(
-            DataError, match=r"out: holds train-0\.tar, which this command did not write; choose"
+            DataError, match=r"out: contains train-0\.tar, which this command did not write; choose"
         ):
             write(root, out, overwrite=overwrite)
     assert (out / "train-0.tar").read_bytes() == b"precious"
@@ -80,28 +80,33 @@ def test_a_folder_with_shards_of_others_is_refused(root, tmp_path):
 
 def test_two_runs_cannot_write_to_one_folder(root, tmp_path):
     with (
-        plan.hold(open_folder(tmp_path / "out"), ALONE, kind=plan.WRITE),
+        plan.hold(open_folder(tmp_path / "out"), WorkPartition(), kind=plan.WRITE),
         pytest.raises(DataError, match="another process is writing to this folder; wait"),
     ):
         write(root, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("first", "second"), [(Share(0, 2), Share(2, 3)), (Share(2, 3), Share(0, 2))])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(WorkPartition(0, 2), WorkPartition(2, 3)), (WorkPartition(2, 3), WorkPartition(0, 2))],
+)
 def test_runs_of_different_sizes_cannot_write_to_one_folder_at_once(root, tmp_path, first, second):
     out = open_folder(tmp_path / "out")
     message = (
         rf"out: a run of {first.world_size} processes is writing to this folder \(its process {first.rank} is at "
-        rf"work\), and this one is of {second.world_size}; wait for it, or stop it.*need one --world-size"
+        rf"work\), and this one has {second.world_size}; wait for it, or stop it.*need the same --world-size"
     )
     with plan.hold(out, first, kind=plan.WRITE):
         for _ in range(2):
             with pytest.raises(DataError, match=message):
-                write(root, tmp_path / "out", share=second)
-        with plan.hold(out, Share(1, first.world_size), kind=plan.WRITE):
+                write(root, tmp_path / "out", partition=second)
+        with plan.hold(out, WorkPartition(1, first.world_size), kind=plan.WRITE):
             pass
-    assert write(root, tmp_path / "out", share=second) is None  # the lock files of the first are still there
+    assert (
+        write(root, tmp_path / "out", partition=second) is None
+    )  # the lock files of the first are still there
     with plan.hold(out, second, kind=plan.WRITE), pytest.raises(DataError, match="wait for it, or stop it"):
-        write(root, tmp_path / "out", share=first)
+        write(root, tmp_path / "out", partition=first)
 
 
 def test_a_place_is_held_where_only_writers_may_lock_alone(tmp_path, monkeypatch):
@@ -115,9 +120,9 @@ def test_a_place_is_held_where_only_writers_may_lock_alone(tmp_path, monkeypatch
 
     monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
     out = open_folder(tmp_path / "out")
-    for other in (Share(1, 2), Share(0, 3)):
+    for other in (WorkPartition(1, 2), WorkPartition(0, 3)):
         with (
-            plan.hold(out, Share(1, 2), kind=plan.WRITE),
+            plan.hold(out, WorkPartition(1, 2), kind=plan.WRITE),
             pytest.raises(DataError, match="wait for it, or stop it"),
             plan.hold(out, other, kind=plan.WRITE),
         ):

@@ -14,21 +14,26 @@ from tests.sharding.picture_folders import (
     write_folders,
 )
 from unetdist.errors import DataError
-from unetdist.sharding import records
 from unetdist.sharding.convert import ConvertOptions
-from unetdist.sharding.records import finish, load, record_name
-from unetdist.sharding.shard_job import ShardJob
+from unetdist.sharding.shard_job import WriteJob, finish, load_record, record_name
 from unetdist.sharding.sources import from_folders
 from unetdist.storage.folders import open_folder
 
 
 @pytest.fixture(params=["path", "url"])
-def job(request, tmp_path) -> ShardJob:
+def job(request, tmp_path) -> WriteJob:
     root = write_folders(tmp_path / "data", 4)
     source = from_folders(root / "images", root / "masks")
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" if request.param == "path" else f"file://{tmp_path}/out"
-    return ShardJob(open_folder(out), 3, source.samples, source.reader, palette(root), ConvertOptions())
+    return WriteJob(
+        folder=open_folder(out),
+        number=3,
+        palette=palette(root),
+        options=ConvertOptions(),
+        samples=source.samples,
+        reader=source.reader,
+    )
 
 
 def test_a_finished_shard_is_kept_and_told_as_before(job):
@@ -38,8 +43,9 @@ def test_a_finished_shard_is_kept_and_told_as_before(job):
     assert job.folder.size("000003.tar") == first.shard.num_bytes
     again = finish(job)
     assert again.is_kept
-    assert replace(again, is_kept=False, statistics=None) == replace(first, statistics=None)
-    assert again.statistics.to_record() == first.statistics.to_record()
+    assert replace(again, is_kept=False, account=None) == replace(first, account=None)
+    assert again.account.statistics.to_record() == first.account.statistics.to_record()
+    assert again.account.notes == first.account.notes
 
 
 @pytest.mark.parametrize("name", ["000003.tar", "000003.tar.idx", ".ingest/000003.json"])
@@ -61,11 +67,12 @@ def test_a_bad_shard_is_recorded_by_another_name_and_never_kept(job, tmp_path):
     for _ in range(2):
         finished = finish(job)
         assert finished.shard is None
-        assert len(finished.problems) == 2
+        assert len(finished.account.problems) == 2
         assert not finished.is_kept
-        assert load(job, record_name(3)) is None
-        told = load(job, record_name(3, is_bad=True))
-        assert (told.problems, told.found) == (finished.problems, finished.found)
+        assert load_record(job, record_name(3)) is None
+        told = load_record(job, record_name(3, is_bad=True))
+        assert told.account.problems == finished.account.problems
+        assert told.account.found == finished.account.found
         assert job.folder.names(".tar") == []
     (tmp_path / "data/images/day0/00.jpg").write_bytes(encoded(image_array(0), "JPEG"))
     (tmp_path / "data/masks/day1/01.png").write_bytes(color_mask(mask_array(1)))
@@ -78,12 +85,12 @@ def test_records_of_another_job_or_without_sense_are_not_believed(job):
     finish(job)
     name = record_name(3)
     other = replace(job, options=ConvertOptions(resize=(8, 8)))
-    assert load(other, name) is None
-    assert load(replace(job, options=ConvertOptions(max_pixels=7)), name) is not None
+    assert load_record(other, name) is None
+    assert load_record(replace(job, options=ConvertOptions(max_pixels=7)), name) is not None
     record = json.loads(job.folder.read(name))
     for damaged in (b"", b"[]", b"{}", b'{"fingerprint": 1', json.dumps(record | {"shard": 5}).encode()):
         job.folder.write(name, damaged)
-        assert load(job, name) is None
+        assert load_record(job, name) is None
 
 
 def test_a_server_that_fails_is_no_missing_record(job, monkeypatch):
@@ -92,4 +99,4 @@ def test_a_server_that_fails_is_no_missing_record(job, monkeypatch):
 
     monkeypatch.setattr(type(job.folder), "read", fail)
     with pytest.raises(DataError, match="cannot be reached"):
-        records.load(job, record_name(3))
+        load_record(job, record_name(3))

@@ -17,7 +17,7 @@ from tests.sharding.picture_folders import (
 from unetdist.data.decode import decode_mask
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError
-from unetdist.sharding.report import describe_problems, next_command
+from unetdist.sharding.describe import describe_problems, next_command
 from unetdist.sharding.sources import Problem
 from unetdist.storage.folders import open_folder
 
@@ -43,7 +43,7 @@ def test_a_long_list_of_problems_is_cut_and_whole_in_a_file(root, tmp_path):
 
 def test_advice_of_several_lines_is_indented_below_the_file_name(tmp_path):
     problems = [Problem("k", "a\nb", "do:\n  1 2 3\x1b")]
-    text = describe_problems(problems, "", open_folder(str(tmp_path)))
+    text = describe_problems(problems, open_folder(str(tmp_path)))
     assert text == "k (1)\n  a\\nb: do:\n      1 2 3\\x1b"
 
 
@@ -86,4 +86,4 @@ def test_grey_images_make_a_grey_data_set(root, tmp_path):
         path.write_bytes(encoded(pixels, "JPEG"))
     account = write(root, tmp_path / "out")
     assert Manifest.load(tmp_path / "out").channels == 1
-    assert "16x12, grey; as they came" in account
+    assert "16x12, grey; original encoding" in account

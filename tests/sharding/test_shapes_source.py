@@ -9,7 +9,7 @@ from PIL import Image
 from unetdist.data.labels.masks import read_mask
 from unetdist.data.shapes import PALETTE, draw
 from unetdist.errors import ConfigError
-from unetdist.sharding.shapes_source import from_shapes
+from unetdist.sharding.sources import from_shapes
 
 
 def test_pictures_are_those_that_are_drawn():

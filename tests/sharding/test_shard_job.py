@@ -21,7 +21,7 @@ def root(tmp_path) -> Path:
 def test_a_second_run_keeps_every_shard(root, tmp_path, monkeypatch):
     write(root, tmp_path / "out")
     before = contents(tmp_path / "out")
-    monkeypatch.setattr(shard_job.ShardJob, "make", lambda job: pytest.fail("written again"))
+    monkeypatch.setattr(shard_job.WriteJob, "make", lambda job: pytest.fail("written again"))
     assert "4 shards, 4 of them kept from before" in write(root, tmp_path / "out")
     assert contents(tmp_path / "out") == before
 
@@ -43,7 +43,14 @@ def test_what_was_damaged_is_written_again(root, tmp_path, harm):
 
 def test_a_record_of_a_job_changes_with_all_that_decides_its_bytes(root, tmp_path):
     samples = from_folders(root / "images", root / "masks").samples
-    job = shard_job.ShardJob(open_folder(tmp_path), 0, samples, None, palette(root), ConvertOptions())
+    job = shard_job.WriteJob(
+        folder=open_folder(tmp_path),
+        number=0,
+        palette=palette(root),
+        options=ConvertOptions(),
+        samples=samples,
+        reader=None,
+    )
     others = [
         replace(job, samples=samples[1:]),
         replace(job, samples=(replace(samples[0], stamp="x"), *samples[1:])),

@@ -15,7 +15,7 @@ from tests.sharding.picture_folders import write_folders
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.sharding import folder, plan
-from unetdist.sharding.share import ALONE, Share, find_share
+from unetdist.sharding.plan import WorkPartition, find_partition
 from unetdist.storage.folders import open_folder
 
 
@@ -34,19 +34,19 @@ def whole(root, tmp_path) -> dict[str, str]:
 def test_tasks_in_any_order_give_the_bytes_of_one_process(root, tmp_path, whole, world_size):
     out = tmp_path / "out"
     for rank in (1, *range(2, world_size)):
-        assert write(root, out, share=Share(rank, world_size)) is None
+        assert write(root, out, partition=WorkPartition(rank, world_size)) is None
         with pytest.raises(DataError, match=r"no manifest\.json here"):
             Manifest.load(out)
-    assert "20 samples in 4 shards" in write(root, out, share=Share(0, world_size))
+    assert "20 samples in 4 shards" in write(root, out, partition=WorkPartition(0, world_size))
     assert contents(out) == whole
-    assert "20 samples in 4 shards" in write(root, out, share=Share(1, world_size))
+    assert "20 samples in 4 shards" in write(root, out, partition=WorkPartition(1, world_size))
     assert contents(out) == whole
 
 
 def test_a_task_that_is_not_last_says_so(root, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(folder.logger, "propagate", True)
     caplog.set_level("INFO")
-    write(root, tmp_path / "out", share=Share(1, 3))
+    write(root, tmp_path / "out", partition=WorkPartition(1, 3))
     assert (
         "the shards of task 1 are done, 1 of 4 are complete; the task that finishes last writes"
         in caplog.text
@@ -58,22 +58,22 @@ def test_all_problems_of_all_tasks_are_told_by_the_last(root, tmp_path, whole):
     (root / "images/day1/01.jpg").write_bytes(b"none either")
     (root / "masks/day0/02.png").write_bytes(b"no mask")
     for rank in (0, 2):
-        assert write(root, tmp_path / "out", share=Share(rank, 3)) is None
+        assert write(root, tmp_path / "out", partition=WorkPartition(rank, 3)) is None
     with pytest.raises(DataError, match="3 problems in 20 samples") as caught:
-        write(root, tmp_path / "out", share=Share(1, 3))
+        write(root, tmp_path / "out", partition=WorkPartition(1, 3))
     assert all(f"{name}.jpg" in str(caught.value) for name in ("day0/00", "day1/01", "day0/02"))
     write_folders(root)
     for rank in (0, 1, 2):
-        account = write(root, tmp_path / "out", share=Share(rank, 3))
+        account = write(root, tmp_path / "out", partition=WorkPartition(rank, 3))
     assert "20 samples" in account
     assert contents(tmp_path / "out").keys() == whole.keys()
 
 
 def test_problems_of_the_source_are_told_by_rank_0_and_nothing_is_written(root, tmp_path):
     (root / "masks/day0/04.png").unlink()
-    assert write(root, tmp_path / "out", share=Share(1, 2)) is None
+    assert write(root, tmp_path / "out", partition=WorkPartition(1, 2)) is None
     with pytest.raises(DataError, match="1 problem in 19 samples"):
-        write(root, tmp_path / "out", share=Share(0, 2))
+        write(root, tmp_path / "out", partition=WorkPartition(0, 2))
     assert not (tmp_path / "out").exists()
 
 
@@ -81,12 +81,12 @@ def test_rank_0_of_a_launch_waits_and_tells(root, tmp_path, whole, monkeypatch):
     monkeypatch.setattr(folder, "POLL_S", 0.01)
     out, told = tmp_path / "out", []
     first = threading.Thread(
-        target=lambda: told.append(write(root, out, share=Share(0, 2, is_launched=True)))
+        target=lambda: told.append(write(root, out, partition=WorkPartition(0, 2, is_launched=True)))
     )
     first.start()
     while not (out / ".ingest" / "000002.json").is_file():
         first.join(0.01)
-    assert write(root, out, share=Share(1, 2, is_launched=True)) is None
+    assert write(root, out, partition=WorkPartition(1, 2, is_launched=True)) is None
     first.join(60)
     assert "20 samples in 4 shards" in told[0]
     assert contents(out) == whole
@@ -98,8 +98,8 @@ def test_rank_0_does_not_wait_for_ever(root, tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"2 of 4 shards are complete, and none was added .* died or hangs.*again"
     ):
-        write(root, tmp_path / "out", share=Share(0, 2, is_launched=True))
-    assert write(root, tmp_path / "out", share=Share(1, 2)) is not None
+        write(root, tmp_path / "out", partition=WorkPartition(0, 2, is_launched=True))
+    assert write(root, tmp_path / "out", partition=WorkPartition(1, 2)) is not None
 
 
 @pytest.mark.parametrize("name", ["000001.tar", "000001.tar.idx"])
@@ -110,10 +110,10 @@ def test_a_record_of_what_was_lost_or_cut_is_not_added_up(root, tmp_path, monkey
     out = tmp_path / "out"
     write(root, out)
     (out / name).unlink() if is_lost else (out / name).write_bytes((out / name).read_bytes()[:-100])
-    assert write(root, out, share=Share(0, 2)) is None
+    assert write(root, out, partition=WorkPartition(0, 2)) is None
     with pytest.raises(DataError, match="3 of 4 shards are complete"):
-        write(root, out, share=Share(0, 2, is_launched=True))
-    assert "20 samples" in write(root, out, share=Share(1, 2))
+        write(root, out, partition=WorkPartition(0, 2, is_launched=True))
+    assert "20 samples" in write(root, out, partition=WorkPartition(1, 2))
     assert contents(out) == whole
 
 
@@ -124,15 +124,15 @@ def test_what_is_made_anew_while_rank_0_waits_is_read_again(root, tmp_path, monk
 
     def first():
         (out / ".ingest" / "000001.json").unlink()  # as rank 1 does, which finds its shard damaged
-        write(root, out, share=Share(2, 3, is_launched=True))
+        write(root, out, partition=WorkPartition(2, 3, is_launched=True))
 
     def second():
-        write(root, out, share=Share(1, 3, is_launched=True))
+        write(root, out, partition=WorkPartition(1, 3, is_launched=True))
 
     steps = [first, second]
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: steps.pop(0)())
     monkeypatch.setattr(folder, "time", clock)
-    assert "20 samples" in write(root, out, share=Share(0, 3, is_launched=True))
+    assert "20 samples" in write(root, out, partition=WorkPartition(0, 3, is_launched=True))
     assert not steps
     assert contents(out) == whole
 
@@ -142,24 +142,24 @@ def test_a_launch_has_a_manifest_although_a_shard_was_made_anew_after_rank_0_end
     write(root, out)
     damaged = (out / "000001.tar").read_bytes()
     (out / "000001.tar").write_bytes(bytes([damaged[0] ^ 1]) + damaged[1:])
-    assert "20 samples" in write(root, out, share=Share(0, 2, is_launched=True))
-    assert "20 samples" in write(root, out, share=Share(1, 2, is_launched=True))
+    assert "20 samples" in write(root, out, partition=WorkPartition(0, 2, is_launched=True))
+    assert "20 samples" in write(root, out, partition=WorkPartition(1, 2, is_launched=True))
     assert contents(out) == whole
 
 
 def test_who_may_write_beside_whom(root, tmp_path):
     out = open_folder(tmp_path / "out")
     message = "another process is writing to this folder; wait.*--rank R --world-size N"
-    with plan.hold(out, Share(0, 2), kind=plan.WRITE):
-        with plan.hold(out, Share(1, 2), kind=plan.WRITE):
+    with plan.hold(out, WorkPartition(0, 2), kind=plan.WRITE):
+        with plan.hold(out, WorkPartition(1, 2), kind=plan.WRITE):
             pass
-        for other in (Share(0, 2), ALONE):
+        for other in (WorkPartition(0, 2), WorkPartition()):
             with pytest.raises(DataError, match=message), plan.hold(out, other, kind=plan.WRITE):
                 pass
     with (
-        plan.hold(out, ALONE, kind=plan.WRITE),
+        plan.hold(out, WorkPartition(), kind=plan.WRITE),
         pytest.raises(DataError, match=message),
-        plan.hold(out, Share(1, 2), kind=plan.WRITE),
+        plan.hold(out, WorkPartition(1, 2), kind=plan.WRITE),
     ):
         pass
 
@@ -168,9 +168,9 @@ def test_other_options_replace_shards_one_by_one(root, tmp_path):
     out = tmp_path / "out"
     write(root, out)
     write(root, tmp_path / "fresh", resize=(8, 6))
-    assert write(root, out, share=Share(0, 2), resize=(8, 6), overwrite=True) is None
+    assert write(root, out, partition=WorkPartition(0, 2), resize=(8, 6), overwrite=True) is None
     assert not (out / "manifest.json").exists()
-    assert write(root, out, share=Share(1, 2), resize=(8, 6), overwrite=True)
+    assert write(root, out, partition=WorkPartition(1, 2), resize=(8, 6), overwrite=True)
     assert contents(out) == contents(tmp_path / "fresh")
 
 
@@ -179,7 +179,7 @@ def test_partial_files_of_other_tasks_stay(root, tmp_path):
     out.mkdir()
     for number in (0, 1):
         (out / f".00000{number}.tar.99.partial").touch()
-    write(root, out, share=Share(0, 2))
+    write(root, out, partition=WorkPartition(0, 2))
     assert [path.name for path in out.glob(".*.partial")] == [".000001.tar.99.partial"]
 
 
@@ -213,38 +213,40 @@ ARRAY = {"SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRA
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
-        ({}, ALONE),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, ALONE),
-        ({"RANK": "2", "WORLD_SIZE": "3"}, Share(2, 3, is_launched=True)),
-        (ARRAY | {"SLURM_ARRAY_TASK_ID": "8"}, Share(2, 3)),
-        ({"SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_ID": "8"}, ALONE),
-        (ARRAY | {"SLURM_ARRAY_TASK_ID": "6", "RANK": "1", "WORLD_SIZE": "2"}, Share(3, 6)),
+        ({}, WorkPartition()),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, WorkPartition()),
+        ({"RANK": "2", "WORLD_SIZE": "3"}, WorkPartition(2, 3, is_launched=True)),
+        (ARRAY | {"SLURM_ARRAY_TASK_ID": "8"}, WorkPartition(2, 3)),
+        ({"SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_ID": "8"}, WorkPartition()),
+        (ARRAY | {"SLURM_ARRAY_TASK_ID": "6", "RANK": "1", "WORLD_SIZE": "2"}, WorkPartition(3, 6)),
     ],
 )
 def test_the_place_is_found_in_the_environment(env, expected):
-    assert find_share(env) == expected
-    assert find_share(env, rank=1, world_size=4) == Share(1, 4)
+    assert find_partition(env) == expected
+    assert find_partition(env, rank=1, world_size=4) == WorkPartition(1, 4)
 
 
 def test_places_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="--rank and --world-size go together; give both, or neither"):
-        find_share({}, rank=1)
+        find_partition({}, rank=1)
     with pytest.raises(ConfigError, match=r"rank \(3\) must be from 0 to world_size - 1 \(2\); give each"):
-        find_share({}, rank=3, world_size=3)
+        find_partition({}, rank=3, world_size=3)
     for task in ("5", "10", "2"):
         with pytest.raises(
-            ConfigError, match="array of 3 tasks has gaps: .* begin at 4 and this one is .*0-N"
+            ConfigError, match="array of 3 tasks has gaps: .* start at 4 and this one is .*0-N"
         ):
-            find_share(ARRAY | {"SLURM_ARRAY_TASK_ID": task})
+            find_partition(ARRAY | {"SLURM_ARRAY_TASK_ID": task})
 
 
 def test_two_tasks_that_finish_at_once_write_the_same(root, tmp_path, whole):
     for rank in (0, 1):
-        write(root, tmp_path / "out", share=Share(rank, 2))
+        write(root, tmp_path / "out", partition=WorkPartition(rank, 2))
     accounts = []
     tasks = [
         threading.Thread(
-            target=lambda rank: accounts.append(write(root, tmp_path / "out", share=Share(rank, 2))),
+            target=lambda rank: accounts.append(
+                write(root, tmp_path / "out", partition=WorkPartition(rank, 2))
+            ),
             args=[rank],
         )
         for rank in (0, 1)

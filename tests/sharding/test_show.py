@@ -94,7 +94,7 @@ def contains(sheet, picture):
 def test_large_pictures_of_any_shape_and_channels_fit():
     wide = np.zeros((10, 5000, 1), np.uint8), np.full((10, 5000), 255, np.uint8)
     tall = np.zeros((3000, 7, 4), np.uint8), np.zeros((3000, 7), np.uint8)
-    sheet = show.draw([show.Shown(*wide, "wide"), show.Shown(*tall, "a" * 300)], PALETTE)
+    sheet = show.draw([show.SheetSample(*wide, "wide"), show.SheetSample(*tall, "a" * 300)], PALETTE)
     assert sheet.shape[1] <= show.SHEET_PX
 
 

@@ -202,7 +202,7 @@ def test_two_images_whose_names_look_equal_are_a_problem(tmp_path):
 def test_names_that_differ_in_case_are_told_together(tmp_path):
     touch(tmp_path, "i/a.jpg", "i/IMG_1.jpg", "m/a.png", "m/img_1.png")
     problems = from_folders(tmp_path / "i", tmp_path / "m").problems
-    assert "img_1.png differs in upper and lower case" in problems[0].detail
+    assert "img_1.png differs only in upper and lower case" in problems[0].detail
     assert "IMG_1.jpg differs in upper and lower case" in problems[1].detail
 
 
@@ -210,13 +210,13 @@ def test_a_readme_is_no_sample(tmp_path, caplog):
     touch(tmp_path, "i/README.png", "i/x/a.jpg", "m/readme.PNG", "m/x/a.png")
     source = from_folders(tmp_path / "i", tmp_path / "m")
     assert (keys(source), source.problems) == (["x/a"], ())
-    assert "README.png is taken for a part of the README" in caplog.text
+    assert "README.png is skipped: it belongs to a README" in caplog.text
 
 
 def test_one_picture_beside_the_folders_of_the_others_is_told(tmp_path, caplog):
     touch(tmp_path, *(f"{part}/{name}.png" for part in "im" for name in ("x/a", "x/b", "y/a", "legend")))
     assert len(from_folders(tmp_path / "i", tmp_path / "m").samples) == 4
-    assert "legend.png is not in the folders of the other samples" in caplog.text
+    assert "legend.png is not in a folder with the other samples" in caplog.text
 
 
 def test_names_that_never_meet_are_told_with_both_templates(tmp_path):

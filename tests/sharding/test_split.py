@@ -5,10 +5,10 @@ from types import MappingProxyType
 import pytest
 
 from unetdist.errors import ConfigError, DataError
-from unetdist.sharding.sources import Sample
+from unetdist.sharding.sources import RawSample
 from unetdist.sharding.split import hash_key, split_by_hash, split_by_list
 
-SAMPLES = [Sample(key=f"day/{number}.x", image=f"day/{number}.x.jpg", mask="") for number in range(500)]
+SAMPLES = [RawSample(key=f"day/{number}.x", image=f"day/{number}.x.jpg", mask="") for number in range(500)]
 
 
 def test_a_fraction_goes_to_val_and_every_sample_to_one_side():
@@ -34,9 +34,7 @@ def test_a_fraction_outside_0_to_1_is_refused(fraction):
 
 @pytest.mark.parametrize(("fraction", "side"), [(1e-9, "validation"), (1 - 1e-9, "training")])
 def test_a_side_without_samples_is_refused(fraction, side):
-    with pytest.raises(
-        DataError, match=rf"none of 9 samples falls to {side} with --val-fraction.*--val-list"
-    ):
+    with pytest.raises(DataError, match=rf"none of 9 samples goes to {side} with --val-fraction.*--val-list"):
         split_by_hash(SAMPLES[:9], fraction)
 
 
@@ -52,10 +50,10 @@ def test_a_list_names_val_by_key_or_file(tmp_path):
     [
         (
             "day/3.x\nnight/1\n",
-            r"val\.txt: 1 of 2 lines name no sample, the first is 'night/1'; .*such as day/0\.x",
+            r"val\.txt: 1 of 2 lines match no sample, the first is 'night/1'; .*such as day/0\.x",
         ),
-        ("# none\n", "names 0 of 2 samples, which leaves none for validation"),
-        ("day/3.x\nday/4.x\n", "names 2 of 2 samples, which leaves none for training"),
+        ("# none\n", "lists 0 of 2 samples, which leaves none for validation"),
+        ("day/3.x\nday/4.x\n", "lists 2 of 2 samples, which leaves none for training"),
     ],
 )
 def test_a_list_that_cannot_be_right_is_refused(tmp_path, text, message):
@@ -88,10 +86,10 @@ def test_a_split_that_copies_pull_from_its_fraction_is_told_with_both_counts(cap
     assert (
         f"--val-fraction 0.2 puts {len(train)} samples into training and {len(val)} into validation" in told
     )
-    assert "60 samples share theirs with others" in told
+    assert "60 samples are copies" in told
 
 
 def sides(keys, fraction, copies=MappingProxyType({})) -> tuple[set[str], set[str]]:
-    samples = [Sample(key=key, image="", mask="") for key in keys]
+    samples = [RawSample(key=key, image="", mask="") for key in keys]
     train, val = split_by_hash(samples, fraction, copies)
     return {sample.key for sample in train}, {sample.key for sample in val}

@@ -7,7 +7,7 @@ import pytest
 
 from tests.sharding.picture_folders import image_array
 from unetdist.data.manifest import Shard
-from unetdist.sharding.statistics import Statistics
+from unetdist.sharding.account import Statistics
 
 SIZES = [(4, 5), (4, 5), (7, 3), (2, 9)]
 IMAGES = [image_array(number, size) for number, size in enumerate(SIZES)]

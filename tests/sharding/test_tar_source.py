@@ -1,4 +1,4 @@
-"""Tars of others are found where they are, and which members are masks is guessed or asked."""
+"""ForeignTars of others are found where they are, and which members are masks is guessed or asked."""
 
 import io
 import tarfile
@@ -13,9 +13,9 @@ from tests.sharding.test_foreign import SEG, index, pack
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.errors import ConfigError, DataError
-from unetdist.sharding import tar_source
-from unetdist.sharding.share import Share
-from unetdist.sharding.tar_source import find_tars, guess_names
+from unetdist.sharding import foreign_tars as tar_source
+from unetdist.sharding.foreign_tars import find_tars, guess_names
+from unetdist.sharding.plan import WorkPartition
 from unetdist.storage import retries
 
 
@@ -44,7 +44,7 @@ def test_masks_are_guessed(tmp_path, extensions, expected, caplog, monkeypatch):
     caplog.set_level("INFO")
     tar_of(tmp_path / "a.tar", [f"d/{key}.{extension}" for key in "abc" for extension in extensions])
     assert guess_names(find_tars(str(tmp_path))).mask == expected
-    assert f"masks are taken to be the members {expected.removeprefix('{stem}')} (as in" in caplog.text
+    assert f"masks are the members {expected.removeprefix('{stem}')} (as in" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_masks_are_guessed(tmp_path, extensions, expected, caplog, monkeypatch):
         ),
         (["jpg", "seg.png", "mask.png"], r"--mask-ext jpg, --mask-ext mask\.png, --mask-ext seg\.png"),
         (["jpg", "webp"], "--mask-ext jpg, --mask-ext webp"),
-        (["jpg"], r'no two pictures have a common key .* a\.jpg, b\.jpg; .*--mask-name "\{stem\}_mask\.png"'),
+        (["jpg"], r'no two pictures have the same key .* a\.jpg, b\.jpg; .*--mask-name "\{stem\}_mask\.png"'),
         (["txt"], "it begins with no pictures; say how masks are named"),
     ],
 )
@@ -67,9 +67,7 @@ def test_an_ambiguous_guess_is_refused_with_the_candidates(tmp_path, extensions,
 
 
 def test_a_first_tar_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(
-        DataError, match=r"/b\.tar: cannot be read \(.*No such file.*name the masks with --mask-ext"
-    ):
+    with pytest.raises(DataError, match=r"/b\.tar: cannot be read \(.*No such file.*masks with --mask-ext"):
         guess_names(find_tars(str(tmp_path / "b.tar")))
 
 
@@ -82,7 +80,7 @@ def test_one_tar_a_brace_notation_and_a_list(tmp_path):
     assert two.names == ("0.tar", "1.tar")
     (tmp_path / "list.txt").write_text("y/0.tar\nx/0.tar\n")
     with pytest.raises(
-        ConfigError, match="the tars lie in 2 folders; say where index and manifest go with --out"
+        ConfigError, match="the tars are in 2 folders; say where index and manifest go with --out"
     ):
         find_tars(str(tmp_path / "list.txt"))
     tars = find_tars(str(tmp_path / "list.txt"), str(tmp_path / "out"))
@@ -119,7 +117,7 @@ def test_a_manifest_gets_no_passwords_and_no_tokens(tmp_path, caplog):
         ";sig=secret",
         "#token=secret",
     ):
-        with pytest.raises(ConfigError, match="a manifest must not hold") as caught:
+        with pytest.raises(ConfigError, match="a manifest must not contain") as caught:
             find_tars(f"https://host.invalid/x/{{0..1}}.tar{query}", str(tmp_path))
         assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="give the whole URL again"):
@@ -162,7 +160,9 @@ def test_a_tar_of_equal_size_that_replaced_another_on_a_server_is_indexed_anew(t
         pack(www / "1.tar", ["new"])
         assert (www / "1.tar").stat().st_size == size
         for rank in range(world_size):
-            account = index(location, out=out, share=Share(rank, world_size, is_launched=world_size > 1))
+            account = index(
+                location, out=out, partition=WorkPartition(rank, world_size, is_launched=world_size > 1)
+            )
         assert account
         reader = ShardReader(out, Manifest.load(out))
         assert [reader.key(number) for number in (0, 1)] == ["old", "new"]

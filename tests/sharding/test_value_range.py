@@ -6,8 +6,8 @@ import pytest
 from tests.sharding.picture_folders import encoded, image_array
 from unetdist.errors import DataError
 from unetdist.sharding.convert import ConvertOptions
-from unetdist.sharding.sources import Sample, Source
-from unetdist.sharding.value_range import little_used, measured, refuse_little_used, suitable_range
+from unetdist.sharding.first_look import little_used, refuse_little_used, suitable_range, with_measured_range
+from unetdist.sharding.sources import RawSample, SampleSource
 
 
 class Pictures:
@@ -18,9 +18,9 @@ class Pictures:
         return self.images[sample.row], b""
 
 
-def source(*images: bytes) -> Source:
-    samples = tuple(Sample(key=str(row), image="", mask="", row=row) for row in range(len(images)))
-    return Source(samples, (), Pictures(*images))
+def source(*images: bytes) -> SampleSource:
+    samples = tuple(RawSample(key=str(row), image="", mask="", row=row) for row in range(len(images)))
+    return SampleSource(samples, (), Pictures(*images))
 
 
 def deep(highest, low=0, dtype=np.uint16):
@@ -49,11 +49,13 @@ def test_the_bits_that_are_used_or_the_extremes(low, high, is_integer, expected)
 
 
 def test_auto_is_the_range_of_all_images():
-    options = measured(ConvertOptions(), source(deep(300), PLAIN, b"damaged", deep(3600)), workers=1)
+    options = with_measured_range(
+        ConvertOptions(), source(deep(300), PLAIN, b"damaged", deep(3600)), workers=1
+    )
     assert options.image_range == (0, 4095)
     floats = source(deep(0.5, dtype=np.float32), deep(1.5, -0.5, dtype=np.float32))
-    assert measured(ConvertOptions(), floats, workers=1).image_range == (-0.5, 1.5)
-    assert measured(ConvertOptions(), source(PLAIN), workers=1).image_range is None
+    assert with_measured_range(ConvertOptions(), floats, workers=1).image_range == (-0.5, 1.5)
+    assert with_measured_range(ConvertOptions(), source(PLAIN), workers=1).image_range is None
 
 
 def test_little_of_16_bits_is_told_before_anything_is_written():

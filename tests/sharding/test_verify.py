@@ -100,7 +100,7 @@ def test_an_index_that_belongs_to_another_tar(folder):
         (BAD_SAMPLE, f"{folder}/000000.tar, key pictures/001"),
         (BAD_INDEX, f"{folder}/000000.tar, sample 1"),
     ]
-    assert problems[1][2] == "points at no member of the tar"
+    assert problems[1][2] == "does not point to a member of the tar"
 
 
 def write_one(folder, mask, **changes):
@@ -145,7 +145,7 @@ def test_many_problems_are_cut_and_whole_in_a_file(tmp_path):
     assert re.search(r"\.\.\. and \d+ more", said)
     assert f"All of them are listed in {tmp_path}/problems.txt" in said
     assert len((tmp_path / "problems.txt").read_text().splitlines()) > len(problems)
-    assert said.endswith("run the command that wrote them: it keeps what is good.")
+    assert said.endswith("run the command that wrote them: it keeps good shards.")
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -188,6 +188,6 @@ def test_no_room_for_a_shard_of_a_server(url, monkeypatch):
 
     manifest = Manifest.load(url)
     monkeypatch.setattr(verify_module, "open", full, raising=False)
-    message = r"no room here for 0 MB, a shard to be verified; make room, name another folder in the variable TMPDIR"
+    message = r"no space for a shard of 0 MB; free some, set TMPDIR to another folder"
     with pytest.raises(DataError, match=message):
         verify(url, manifest)

@@ -282,20 +282,25 @@ def _refuse_what_pillow_dropped(image: ImageFile.ImageFile) -> None:
         )
 
 
-def eight_bit(values: Values, image_range: ImageRange | None, *, remedy: str) -> Pixels:
+def eight_bit(
+    values: Values, image_range: ImageRange | None, *, remedy: str
+) -> tuple[Pixels, tuple[float, float] | None]:
     """Scale values to uint8 by the range; 8-bit values are returned unchanged.
+
+    Returns:
+        The pixels, and the lowest and highest value of an image of more than 8 bits.
 
     Raises:
         DataError: No range is given (the message ends with `remedy`), or some values are not finite.
     """
     if values.dtype == np.uint8:
-        return values
+        return values, None
     low, high = extremes(values)
     if image_range is None:
         raise DataError(f"image has {values.dtype} pixels of {low:g} to {high:g}; {remedy}")
     black, white = image_range
     scaled = (values.astype(np.float64) - black) * (255.0 / (white - black))
-    return np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8)
+    return np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8), (low, high)
 
 
 def eight_bit_of_model(values: Values, image_range: ImageRange | None) -> Pixels:
@@ -305,9 +310,9 @@ def eight_bit_of_model(values: Values, image_range: ImageRange | None) -> Pixels
         "an older version): give --image-range LOW HIGH (in Python: model.image_range = (LOW, HIGH)), or save the "
         "image with 8 bits."
     )
-    pixels = eight_bit(values, image_range, remedy=remedy)
-    if values.dtype.kind == "f" and image_range is not None and image_range[1] - image_range[0] > 255:
-        low, high = extremes(values)
+    pixels, found = eight_bit(values, image_range, remedy=remedy)
+    if values.dtype.kind == "f" and found and image_range and image_range[1] - image_range[0] > 255:
+        low, high = found
         if 0 <= low < high <= 1:
             # Not an error, because a flat part of a large image may look like this.
             logger.warning(

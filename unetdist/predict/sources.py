@@ -21,7 +21,7 @@ from unetdist.data.reader import ShardReader
 from unetdist.errors import ConfigError, DataError
 from unetdist.predict.image import Item, Picture, Wanted, read_picture
 from unetdist.predict.video import VIDEO_SUFFIXES, Video
-from unetdist.sharding.listing import spelled
+from unetdist.sharding.sources import spelled
 from unetdist.storage.folders import open_folder
 from unetdist.storage.remote import is_url, refusal
 

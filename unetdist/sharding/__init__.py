@@ -1,5 +1,9 @@
 """From images and masks, wherever they are, to a folder of shards.
 
-In: folders, a Hugging Face data set, or tars that others wrote, with a Labels.txt. Out: tars, an index next to each,
-and a manifest; all problems of the input in one list. `verify`, `stats` and `show` read finished shards.
+In: folders, a list, a Hugging Face data set, or tars that others wrote, with a Labels.txt. Out: tars, an index next to
+each, and a manifest; or one report of all problems of the input.
+
+`command` reads the options, `sources` lists the samples, `split` distributes them, `first_look` stops early, `writer`
+runs it all: `plan` and `folder` organise the jobs, `shard_job` makes a shard, `convert` one sample. `verify`, `stats`
+and `show` examine finished shards.
 """

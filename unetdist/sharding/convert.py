@@ -1,4 +1,4 @@
-"""Samples -> pictures and class indices, with an account of what was counted and what is wrong."""
+"""Converts samples to stored images and class indices, and keeps an account of what is counted and what is wrong."""
 
 import io
 import warnings
@@ -14,13 +14,12 @@ from PIL import Image
 
 from unetdist.data.image_file import Drawn
 from unetdist.data.labels import Palette
-from unetdist.data.labels.mask_report import MaskNotes, fault_of
+from unetdist.data.labels.mask_report import fault_of
 from unetdist.data.labels.masks import MaskFormat, MaskReading, UnknownColors, read_mask
 from unetdist.errors import ConfigError, DataError
-from unetdist.sharding.pictures import ImageFormat, Picture, store_image
-from unetdist.sharding.records import Found
-from unetdist.sharding.sources import Problem, Reader, Sample
-from unetdist.sharding.statistics import Statistics
+from unetdist.sharding.account import Account, UnlistedColor
+from unetdist.sharding.sources import Problem, RawSample, Reader
+from unetdist.sharding.stored_image import ImageFormat, StoredImage, store_image
 
 BAD_SAMPLE = "bad sample"
 UNKNOWN_COLORS = "mask with unknown colours"
@@ -28,19 +27,22 @@ UNKNOWN_COLORS = "mask with unknown colours"
 
 MAX_PIXELS = 2**28
 
+POLICY = ("unknown_colors", "skip_bad", "max_pixels")
+"""Options that matter to a shard only if a sample is bad."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """What decides the bytes of a shard, besides the samples and the palette."""
+    """The settings that decide the bytes of a shard, besides the samples and the palette."""
 
     resize: tuple[int, int] | None = None
-    """(width, height) of every image (by area) and mask (nearest); None: as they come."""
+    """(width, height) of every image (by area) and mask (nearest); None: original sizes."""
     image_format: ImageFormat | None = None
-    """Re-encode images of other formats; None: only those that not everyone can decode (to PNG)."""
+    """Re-encode images of other formats; None: only those that not every decoder reads (to PNG)."""
     image_range: tuple[float, float] | None = None
     """Values of images of more than 8 bits that become 0 and 255; None: 0 and 65535."""
     exif: Drawn | None = None
-    """Whether masks were drawn on raw or upright images where EXIF keeps the size; None: refuse such images."""
+    """Whether masks were drawn on raw or upright images if EXIF keeps the size; None: refuse such images."""
     seekable: bool = True
     """Give JPEGs restart markers, without loss, so that crops of them decode fast."""
     mask_format: MaskFormat = "auto"
@@ -48,88 +50,106 @@ class ConvertOptions:
     skip_bad: bool = False
     """Leave bad samples out instead of refusing the data set."""
     max_pixels: int = MAX_PIXELS
-    """A larger picture is a bad sample, by its header: a small file may unfold to more than memory holds."""
+    """Limit for images and masks, checked in the header: a small file may decode to more than memory holds."""
 
     def __post_init__(self) -> None:
         if self.resize and min(self.resize) < 1:
             width, height = self.resize
             raise ConfigError(f"resize ({width}x{height}) must be at least 1x1; use for example 480x360.")
-        if self.image_range and self.image_range[0] >= self.image_range[1]:
+        if self.image_range:
             low, high = self.image_range
-            raise ConfigError(f"image_range ({low:g} {high:g}) must ascend; use for example 0 4095.")
-        if self.image_range and not np.isfinite(self.image_range).all():
-            low, high = self.image_range
-            raise ConfigError(f"image_range ({low:g} {high:g}) must be two numbers; use for example 0 4095.")
+            if not np.isfinite(self.image_range).all():
+                raise ConfigError(f"image_range ({low:g} {high:g}) must be two numbers, for example 0 4095.")
+            if low >= high:
+                raise ConfigError(f"image_range ({low:g} {high:g}) must ascend; use for example 0 4095.")
         if self.max_pixels < 1:
             raise ConfigError(f"max_pixels ({self.max_pixels}) must be 1 or more; use {MAX_PIXELS}.")
 
     def deciding(self) -> dict[str, Any]:
-        """The options that decide the bytes of good samples; a default `exif` is left out, as in older records."""
+        """The options that decide the bytes of good samples; a default `exif` is omitted, as in older records."""
         return {
             name: value
             for name, value in asdict(self).items()
             if name not in POLICY and (name, value) != ("exif", None)
         }
 
-
-POLICY = ("unknown_colors", "skip_bad", "max_pixels")
-"""Options that matter to a shard only if something in it is bad."""
+    def store(self, image: bytes, mask_size: tuple[int, int]) -> StoredImage:
+        """The image as shards of our own hold it; `mask_size` is (height, width)."""
+        return store_image(
+            image,
+            mask_size,
+            resize=self.resize,
+            image_format=self.image_format,
+            image_range=self.image_range,
+            seekable=self.seekable,
+            exif=self.exif,
+        )
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConvertedSample:
     """A good sample."""
 
-    picture: Picture
+    image: StoredImage
     mask: npt.NDArray[np.uint8]
     """Class indices, (H, W)."""
     mask_file: bytes
-    """As it came."""
+    """The original file."""
 
 
 @dataclass
 class Converter:
-    """Reads samples one by one, and keeps account of them."""
+    """Converts samples one by one and keeps an account of them."""
 
     reader: Reader
     palette: Palette
     options: ConvertOptions
-    picture_of: Callable[[bytes, tuple[int, int]], Picture]
-    """From an encoded image and the (height, width) of its mask."""
-    statistics: Statistics = field(default_factory=Statistics)
-    problems: list[Problem] = field(default_factory=list)
-    found: list[Found] = field(default_factory=list)
-    notes: MaskNotes = field(default_factory=MaskNotes)
+    to_stored: Callable[[bytes, tuple[int, int]], StoredImage]
+    """Function of an encoded image and the (height, width) of its mask."""
+    account: Account = field(default_factory=Account)
 
-    def convert(self, sample: Sample) -> Converted | None:
-        """The sample, counted; None where it is bad, which is noted."""
-        options = self.options
+    def convert(self, sample: RawSample) -> ConvertedSample | None:
+        """The sample, counted; None if it is bad, which the account notes."""
+        options, account = self.options, self.account
         try:
-            image, mask_file = read_sample(self.reader, sample, options.max_pixels)
+            image_file, mask_file = read_sample(self.reader, sample, options.max_pixels)
             with _without_pillows_limit():
-                reading = examine(mask_file, self.palette, options)
-                mask, unknowns = reading.mask, reading.unknowns
-                self.notes.add(sample.mask, reading, self.palette)
-                picture = self.picture_of(image, (mask.shape[0], mask.shape[1]))
+                reading = self._examine(mask_file)
+                mask = reading.mask
+                account.notes.add(sample.mask, reading, self.palette)
+                image = self.to_stored(image_file, (mask.shape[0], mask.shape[1]))
         except DataError as error:
             where = sample.image if sample.mask == sample.image else f"{sample.image}, {sample.mask}"
-            self.problems.append(Problem(BAD_SAMPLE, where, str(error)))
+            account.problems.append(Problem(BAD_SAMPLE, where, str(error)))
             return None
-        self.found += [Found(sample.mask, unknown) for unknown in unknowns]
-        if unknowns and options.unknown_colors == "error":
-            detail = f"{len(unknowns)} not in the label file"
-            self.problems.append(Problem(UNKNOWN_COLORS, sample.mask, detail))
+        account.found += [UnlistedColor(sample.mask, unknown) for unknown in reading.unknowns]
+        if reading.unknowns and options.unknown_colors == "error":
+            detail = f"{len(reading.unknowns)} not in the label file"
+            account.problems.append(Problem(UNKNOWN_COLORS, sample.mask, detail))
             return None
         if options.resize:
-            # The exact one takes pixel centres, as resizing by area does; the other is off by half a pixel.
+            # INTER_NEAREST is off by half a pixel; the exact version uses pixel centres, as resizing by area does.
             resized = cv2.resize(mask, options.resize, interpolation=cv2.INTER_NEAREST_EXACT)
             mask = resized.astype(np.uint8, copy=False)
-        self.statistics.add(picture.pixels, mask, picture.channels, picture.is_kept, picture.extremes)
-        return Converted(picture, mask, mask_file)
+        account.statistics.add(image.pixels, mask, image.channels, image.is_kept, image.extremes)
+        return ConvertedSample(image, mask, mask_file)
+
+    def _examine(self, mask_file: bytes) -> MaskReading:
+        """Class indices of an encoded mask; `DataError` if it cannot be such a mask."""
+        reading = examine(mask_file, self.palette, self.options)
+        fault = fault_of(reading, self.palette, self.options.unknown_colors)
+        if fault is not None:
+            raise DataError(fault)
+        return reading
 
 
-def read_sample(reader: Reader, sample: Sample, max_pixels: int) -> tuple[bytes, bytes]:
-    """Encoded image and mask; `DataError` where they cannot be read, or have more pixels than that."""
+def examine(data: bytes, palette: Palette, options: ConvertOptions) -> MaskReading:
+    """Class indices of an encoded mask, with what is unusual about it."""
+    return read_mask(data, palette, mask_format=options.mask_format, unknown_colors=options.unknown_colors)
+
+
+def read_sample(reader: Reader, sample: RawSample, max_pixels: int) -> tuple[bytes, bytes]:
+    """Encoded image and mask; `DataError` if they cannot be read or have more than `max_pixels`."""
     try:
         image, mask = reader.read(sample)
     except OSError as error:
@@ -139,50 +159,24 @@ def read_sample(reader: Reader, sample: Sample, max_pixels: int) -> tuple[bytes,
         if width * height > max_pixels:
             raise DataError(
                 f"{what} is {width}x{height}, which is more than --max-pixels {max_pixels}; "
-                "raise it if the picture is genuine, and memory holds several of them."
+                "raise it if the picture is genuine and several of them fit into memory."
             )
     return image, mask
 
 
-def examine(mask: bytes, palette: Palette, options: ConvertOptions) -> MaskReading:
-    """An encoded mask as class indices; `DataError` where it cannot hold what it would be read as."""
-    reading = read_mask(mask, palette, mask_format=options.mask_format, unknown_colors=options.unknown_colors)
-    fault = fault_of(reading, palette, options.unknown_colors)
-    if fault is not None:
-        raise DataError(fault)
-    return reading
-
-
-def storing(options: ConvertOptions) -> Callable[[bytes, tuple[int, int]], Picture]:
-    """How images are stored in shards of our own."""
-
-    def picture_of(image: bytes, mask_size: tuple[int, int]) -> Picture:
-        return store_image(
-            image,
-            mask_size,
-            resize=options.resize,
-            image_format=options.image_format,
-            image_range=options.image_range,
-            seekable=options.seekable,
-            exif=options.exif,
-        )
-
-    return picture_of
-
-
 def _size_by_header(data: bytes) -> tuple[int, int]:
-    """(width, height) without decoding anything; (0, 0) where the decoder will say what is wrong."""
+    """(width, height) without decoding; (0, 0) if the decoder will report what is wrong."""
     try:
         with warnings.catch_warnings(), _without_pillows_limit():
             warnings.simplefilter("ignore")
             return Image.open(io.BytesIO(data)).size
-    except Exception:  # PIL's plug-ins raise what they like
+    except Exception:  # PIL's plug-ins raise anything
         return 0, 0
 
 
 @contextmanager
 def _without_pillows_limit() -> Iterator[None]:
-    """Our own limit holds here, and is told as a problem of the sample: Pillow would warn, or refuse less."""
+    # Pillow only warns up to twice its limit; --max-pixels is a strict limit with a message of its own.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield

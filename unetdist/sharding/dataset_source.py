@@ -1,27 +1,27 @@
-"""Samples from a Hugging Face dataset; the package is imported only when one is asked for."""
+"""Samples from a Hugging Face dataset; the package `datasets` is imported only for these."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unetdist.errors import DataError, one_line
-from unetdist.sharding.sources import Problem, Sample, Source
+from unetdist.sharding.sources import DUPLICATE_KEY, Problem, RawSample, SampleSource
 from unetdist.storage.remote import refusal
 
 _KINDS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-"""How `datasets` calls the kinds of files that it can read."""
+"""Names in `datasets` of the kinds of files that it can read."""
 
 
 @dataclass(frozen=True)
 class DatasetReader:
-    """Reads rows of a Hugging Face dataset whose two columns hold encoded pictures."""
+    """Reads rows of a Hugging Face dataset with two columns of encoded images."""
 
     rows: Any
     """A `datasets.Dataset`; pickled by reference to its files."""
     image_column: str
     mask_column: str
 
-    def read(self, sample: Sample) -> tuple[bytes, bytes]:
+    def read(self, sample: RawSample) -> tuple[bytes, bytes]:
         """Encoded image and encoded mask."""
         row = self.rows[sample.row]
         return _encoded(row[self.image_column]), _encoded(row[self.mask_column])
@@ -34,7 +34,7 @@ def from_dataset(
     image_column: str = "image",
     mask_column: str = "mask",
     key_column: str | None = None,
-) -> Source:
+) -> SampleSource:
     """Rows of a Hugging Face dataset: a name on the hub, or a local file or folder (parquet, imagefolder).
 
     Keys are the row numbers, or the text of `key_column`.
@@ -58,13 +58,11 @@ def from_dataset(
     row_of: dict[str, int] = {}
     for row, key in enumerate(keys):
         if key in row_of:
-            where = f"{name}, row {row}"
-            problems.append(
-                Problem("two images with one key", where, one_line(f"row {row_of[key]} is also {key}"))
-            )
+            detail = one_line(f"row {row_of[key]} is also {key}")
+            problems.append(Problem(DUPLICATE_KEY.format("image"), f"{name}, row {row}", detail))
         row_of.setdefault(key, row)
     samples = (
-        Sample(
+        RawSample(
             key=key,
             image=f"{name}:{split}:{row_of[key]}:{image_column}",
             mask=f"{name}:{split}:{row_of[key]}:{mask_column}",
@@ -74,7 +72,7 @@ def from_dataset(
         )
         for key in sorted(row_of)
     )
-    return Source(tuple(samples), tuple(problems), reader)
+    return SampleSource(tuple(samples), tuple(problems), reader)
 
 
 def _load_dataset(name: str, split: str) -> Any:
@@ -90,7 +88,7 @@ def _load_dataset(name: str, split: str) -> Any:
             loaded = datasets.load_from_disk(name)
             return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         if path.is_file():
-            # Any other word would be looked for on the Hub.
+            # `datasets` would search the hub for an unknown kind.
             if (kind := _KINDS.get(path.suffix.lower())) is None:
                 raise ValueError(f"a file must end in one of {', '.join(_KINDS)}")
             return datasets.load_dataset(kind, data_files=name, split=split)
@@ -104,14 +102,14 @@ def _load_dataset(name: str, split: str) -> Any:
 
 
 def _encoded_pictures(rows: Any, name: str, columns: dict[str, str]) -> Any:
-    """`rows` with only `columns` (option -> column), whose cells give the bytes as they are stored."""
+    """`rows` with only `columns` (option -> column), whose cells are the bytes as stored."""
     from datasets import Image
 
     for option, column in columns.items():
         feature = rows.features[column]
         if not isinstance(feature, Image) and getattr(feature, "dtype", "") != "binary":
             raise DataError(
-                f"column {column!r} holds no pictures but {feature}; choose another with {option}.",
+                f"column {column!r} holds {feature} instead of images; choose another with {option}.",
                 source=f"dataset {name}",
             )
         rows = rows.cast_column(column, Image(decode=False))
@@ -119,7 +117,7 @@ def _encoded_pictures(rows: Any, name: str, columns: dict[str, str]) -> Any:
 
 
 def _mean_bytes(reader: DatasetReader) -> int:
-    """Of a sample, guessed from the first rows; empty cells are reported later, with their row."""
+    """Size of a sample, estimated from the first rows; empty cells are reported later, with their row."""
     cells = reader.rows[:32]
     sizes = [len(cell["bytes"]) for column in cells.values() for cell in column if cell and cell["bytes"]]
     return 2 * sum(sizes) // max(1, len(sizes))
@@ -127,7 +125,7 @@ def _mean_bytes(reader: DatasetReader) -> int:
 
 def _encoded(cell: Any) -> bytes:
     if cell is None:
-        raise DataError("empty cell; remove the row, or go on without it: --skip-bad.")
+        raise DataError("empty cell; remove the row, or leave it out with --skip-bad.")
     if cell["bytes"] is not None:
         return bytes(cell["bytes"])
     return Path(cell["path"]).read_bytes()

@@ -1,37 +1,70 @@
-"""The masks of a few samples, before all are read: whether they are masks, and whether the label file is theirs."""
+"""Problems of a data set that a few samples or the headers of all files show, before hours of writing.
 
+Wrong masks or labels, the range of values of images with more than 8 bits, and the meaning of EXIF orientations.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from unetdist.cli.logs import logger, progress
+from unetdist.data.image_file import (
+    Drawn,
+    ImageRange,
+    drawn_by_size,
+    extremes_of_deep,
+    open_image,
+    orientation_of,
+    shown_size,
+)
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import Census
 from unetdist.data.labels.mask_report import CLOSE, MANY, MaskNotes, fault_of, resampled
-from unetdist.data.labels.masks import MaskReading, read_mask
+from unetdist.data.labels.masks import MaskReading
 from unetdist.errors import DataError
-from unetdist.sharding.convert import ConvertOptions, read_sample
-from unetdist.sharding.sources import Reader, Sample
+from unetdist.sharding.account import Extremes, wider
+from unetdist.sharding.convert import ConvertOptions, examine, read_sample
+from unetdist.sharding.pool import run_jobs
+from unetdist.sharding.sources import FileReader, Problem, RawSample, Reader, SampleSource
+from unetdist.sharding.split import READ_THREADS
 
 NUM_SAMPLES = 8
+# A photograph has more unlisted colours than this; where unlisted colours are accepted, a mask may have `MANY`.
 _FEW = 64
-"""Colours that a mask may have in addition to the listed ones; a photograph has more. Where unlisted ones are accepted,
-a mask may have many."""
+# Fraction of all pixels from which a colour is a class of its own, not an edge or an error.
 _COMMON = 0.005
-"""Part of all pixels from which a colour is a class of its own, not an edge or an error."""
 
-_EXCHANGE = "Exchange --images and --masks (or the columns of --list or --dataset), or name the masks with --mask-name."
-_REMEDY = "Give --labels the file of these masks, or list there what is missing."
+# A span below this leaves fewer than 64 of the 256 grey levels.
+LITTLE_OF_SIXTEEN_BITS = 2**14
+_SAMPLES_PER_JOB = 64
+_NUM_MEASURED = 32
+
+# EXIF data is in the first bytes of a JPEG or PNG.
+_HEAD = 2**16
+
+_EXCHANGE = (
+    "Exchange --images and --masks (or the columns of --list or --dataset), or say how masks are named with "
+    "--mask-name."
+)
+_REMEDY = "Give --labels the file of these masks, or add the missing classes to it."
 
 
 @dataclass(frozen=True)
 class _Look:
-    sample: Sample
+    sample: RawSample
     image: bytes
     reading: MaskReading
     fault: str | None
 
     @property
     def is_far(self) -> bool:
-        """Whether most of the mask is listed by no label, not even nearly."""
+        """Whether most of the mask has colours that are far from all listed ones."""
         return _far(self.reading) > 0.5
 
     @property
@@ -39,14 +72,14 @@ class _Look:
         return sum(unknown.num_colors for unknown in self.reading.unknowns)
 
 
-def look(reader: Reader, samples: Sequence[Sample], palette: Palette, options: ConvertOptions) -> None:
-    """Read some samples, spread over all, and refuse at once what no other sample could mend.
+def look(reader: Reader, samples: Sequence[RawSample], palette: Palette, options: ConvertOptions) -> None:
+    """Read a few samples, spread over all, and refuse what no other sample could make right.
 
-    What single samples lack (a file, a size, a colour) is left to the pass over all, which tells it together.
+    Problems of single samples (a file, a size, a colour) are reported later, together with those of all samples.
 
     Raises:
-        DataError: Images and masks are exchanged, the masks are photographs, lossy or resized, or the label file is
-            that of other masks.
+        DataError: Images and masks are exchanged, the masks are photographs, lossy or resized, or the label file
+            belongs to other masks.
     """
     number = min(NUM_SAMPLES, len(samples))
     chosen = [samples[place * len(samples) // number] for place in range(number)]
@@ -69,53 +102,247 @@ def look(reader: Reader, samples: Sequence[Sample], palette: Palette, options: C
         raise DataError(
             f"lists {100 * listed:.0f} % of the pixels of {len(looks)} masks, and {len(notes.classes)} of its "
             f"{palette.num_classes} classes occur there: it is the label file of other masks, or lacks most classes. "
-            f"Nothing else was looked at.\n{census.report(remedy=_REMEDY)}",
+            f"Nothing else was checked.\n{census.report(remedy=_REMEDY)}",
             source=palette.path,
         )
 
 
-def _look_at(reader: Reader, sample: Sample, palette: Palette, options: ConvertOptions) -> _Look | None:
+def _look_at(reader: Reader, sample: RawSample, palette: Palette, options: ConvertOptions) -> _Look | None:
     try:
         image, mask = read_sample(reader, sample, options.max_pixels)
-        reading = _examine(mask, palette, options)
+        reading = examine(mask, palette, options)
     except DataError:
         return None
     return _Look(sample, image, reading, fault_of(reading, palette, options.unknown_colors))
 
 
-def _examine(data: bytes, palette: Palette, options: ConvertOptions) -> MaskReading:
-    return read_mask(data, palette, mask_format=options.mask_format, unknown_colors=options.unknown_colors)
-
-
 def _far(reading: MaskReading) -> float:
-    """The part of the pixels that no label lists, nor has a colour that compression could make of a listed one."""
+    """Fraction of the pixels whose colour no label lists, nor one that compression could have changed into it."""
     far = (x.count for x in reading.unknowns if not reading.is_color or x.distance > CLOSE)
     return sum(far) / reading.mask.size
 
 
 def _refuse_photographs(looks: Sequence[_Look], palette: Palette, options: ConvertOptions) -> None:
-    images = list[MaskReading]()
-    for seen in looks:
-        try:
-            images.append(_examine(seen.image, palette, options))
-        except DataError:
-            break
-    if len(images) == len(looks) and all(_far(image) < 0.01 for image in images):
+    try:
+        are_exchanged = all(_far(examine(seen.image, palette, options)) < 0.01 for seen in looks)
+    except DataError:
+        are_exchanged = False
+    if are_exchanged:
         raise DataError(
-            f"is an image that has the colours of {palette.path}, and its mask {looks[0].sample.mask} has not (nor "
-            f"have {len(looks) - 1} others): images and masks are exchanged. {_EXCHANGE}",
+            f"is an image with the colours of {palette.path}, but its mask {looks[0].sample.mask} does not have them "
+            f"(nor do {len(looks) - 1} others): images and masks are exchanged. {_EXCHANGE}",
             source=looks[0].sample.image,
         )
     most = _FEW if options.unknown_colors == "error" else MANY
     if all(seen.num_colors > most for seen in looks):
         raise DataError(
-            f"has {looks[0].num_colors:,} colours that {palette.path} does not list, as a photograph (so have "
+            f"has {looks[0].num_colors:,} colours that {palette.path} does not list, like a photograph (and so have "
             f"{len(looks) - 1} others): are images and masks exchanged? {_EXCHANGE}",
             source=looks[0].sample.mask,
         )
 
 
 def _are_others(census: Census, notes: MaskNotes) -> bool:
-    """Whether the masks have at least three classes that are not listed, and far fewer that are."""
+    """Whether the masks have at least three unlisted classes, and far fewer listed ones."""
     common = census.colors_over(_COMMON * notes.num_pixels, beyond=CLOSE)
     return common >= 3 and common > 2 * len(notes.classes)
+
+
+@dataclass(frozen=True)
+class _ValueRange:
+    """Values of the images of more than 8 bits among some samples."""
+
+    extremes: Extremes = None
+    is_integer: bool = True
+    num_uint16: int = 0
+    num_samples: int = 0
+
+    def __or__(self, other: "_ValueRange") -> "_ValueRange":
+        return _ValueRange(
+            wider(self.extremes, other.extremes),
+            self.is_integer and other.is_integer,
+            self.num_uint16 + other.num_uint16,
+            self.num_samples + other.num_samples,
+        )
+
+
+def _measure(reader: Reader, samples: Sequence[RawSample]) -> _ValueRange:
+    found = _ValueRange(num_samples=len(samples))
+    for sample in samples:
+        try:
+            opened = open_image(reader.read(sample)[0])
+            if opened.is_plain:
+                continue
+            values = opened.values()
+            if (extremes := extremes_of_deep(values)) is not None:
+                found |= _ValueRange(extremes, values.dtype.kind in "ui", int(values.dtype == np.uint16))
+        except (DataError, OSError):
+            continue  # reported when the sample is written
+    return found
+
+
+def with_measured_range(options: ConvertOptions, source: SampleSource, workers: int) -> ConvertOptions:
+    """Options with the range that suits all images of the source; the same in every process."""
+    jobs = [
+        source.samples[first : first + _SAMPLES_PER_JOB]
+        for first in range(0, len(source.samples), _SAMPLES_PER_JOB)
+    ]
+    found = _ValueRange()
+    with progress("measuring the range of values", len(source.samples)) as bar:
+
+        def done(part: _ValueRange) -> None:
+            nonlocal found
+            found |= part
+            bar.advance(part.num_samples)
+
+        run_jobs(partial(_measure, source.reader), jobs, workers=workers, done=done)
+    if found.extremes is None:
+        logger.info("--image-range auto: all images have 8 bits and need no range.")
+        return options
+    image_range = suitable_range(*found.extremes, is_integer=found.is_integer)
+    logger.info(
+        "--image-range auto: values are %s; %s become black and white.",
+        _numbers(found.extremes, " to "),
+        _numbers(image_range, " and "),
+    )
+    return replace(options, image_range=image_range)
+
+
+def refuse_little_used(options: ConvertOptions, source: SampleSource) -> None:
+    """Stop before hours of writing if a few samples already show that little of 16 bits is used.
+
+    Raises:
+        DataError: All samples that were measured have 16 bits and use few of their values.
+    """
+    if options.image_range is not None or not source.samples:
+        return
+    few = source.samples[:: -(-len(source.samples) // _NUM_MEASURED)]
+    found = _measure(source.reader, few)
+    # Images without a range that are not uint16 are refused one by one.
+    if found.num_uint16 == len(few):
+        problem = little_used(options, found.extremes, f"{len(few)} images that were measured")
+        if problem is not None:
+            raise DataError(f"{problem.where}: {problem.detail}")
+
+
+def little_used(options: ConvertOptions, extremes: Extremes, where: str) -> Problem | None:
+    """A problem if no range was given and the 16-bit images use few of the values 0..65535."""
+    if options.image_range is not None or extremes is None or not _is_little(extremes):
+        return None
+    suitable = _numbers(suitable_range(*extremes), " ")
+    return Problem(
+        "little of 16 bits is used",
+        where,
+        f"{_levels(extremes)}; say which are black and white: --image-range {suitable} (or --image-range auto; or "
+        "--image-range 0 65535, if that is intended).",
+    )
+
+
+def warn_of_little_used(extremes: Extremes) -> None:
+    """Log a warning for images that stay in their tars, of which only the high byte is read."""
+    if extremes is not None and _is_little(extremes):
+        logger.warning(
+            "the images in these tars use little of their 16 bits and lose detail: %s; to keep it, unpack the tars and "
+            "write shards with --images DIR --masks DIR --image-range %s.",
+            _levels(extremes),
+            _numbers(suitable_range(*extremes), " "),
+        )
+
+
+def _is_little(extremes: ImageRange) -> bool:
+    return extremes[1] - extremes[0] < LITTLE_OF_SIXTEEN_BITS
+
+
+def _levels(extremes: ImageRange) -> str:
+    levels = int((extremes[1] - extremes[0]) * 255 / 65535) + 1
+    return f"values are {_numbers(extremes, ' to ')} of 0 to 65535, which would become {levels} of 256 grey levels"
+
+
+def suitable_range(low: float, high: float, *, is_integer: bool = True) -> ImageRange:
+    """The full range of the bits that integers use, if they use most of it; else the extremes."""
+    if is_integer and low >= 0:
+        top = float(2 ** int(high).bit_length() - 1)
+        if 4 * (high - low) >= top > 0:
+            return 0.0, top
+    return (low, high) if high > low else (low, low + 1)
+
+
+def _numbers(values: ImageRange, between: str) -> str:
+    return between.join(f"{value:.10g}" for value in values)
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """A sample whose image has an EXIF orientation to undo."""
+
+    sample: RawSample
+    size: tuple[int, int]
+    """(height, width) as stored."""
+    orientation: int
+
+
+def decide_exif(options: ConvertOptions, source: SampleSource) -> ConvertOptions:
+    """Options that say what masks were drawn on, if the sizes of some samples leave it open and others tell.
+
+    Reads headers only, and decides the same in every process. In sources other than files, an image whose size does
+    not tell is refused when it is converted.
+    """
+    reader = source.reader
+    if options.exif is not None or not isinstance(reader, FileReader):
+        return options
+    turned = find_turned(reader, source.samples)
+    doubtful = [each for each in turned if shown_size(each.size, each.orientation) == each.size]
+    if not doubtful:
+        warn_of_raw_masks(next(filter(None, (_drawn(reader, each) for each in turned)), None))
+        return options
+    # The masks of one data set come from one tool, so images that are turned on their side decide for the others.
+    votes = Counter(drawn for each in turned if (drawn := _drawn(reader, each)) is not None)
+    if len(votes) != 1:
+        return options
+    ((drawn, number),) = votes.items()
+    logger.info(
+        "%d images have an EXIF orientation that does not change their size: their masks are assumed to be drawn on %s, "
+        "like those of %d other images, whose sizes tell (--exif raw or --exif upright overrides this).",
+        len(doubtful),
+        "the pixels as stored" if drawn == "raw" else "the image as viewers show it",
+        number,
+    )
+    return replace(options, exif=drawn)
+
+
+def warn_of_raw_masks(drawn: Drawn | None) -> None:
+    """Log a warning if masks were drawn on stored pixels: models do not record it, and prediction turns images."""
+    if drawn == "raw":
+        logger.warning(
+            "masks were drawn on the stored pixels of images that have an EXIF orientation, and a model learns from "
+            "these pixels; but predict.py turns such images upright and may do worse on them: give it copies without "
+            "the orientation (exiftool -Orientation= FILE removes it), or shards."
+        )
+
+
+def find_turned(reader: FileReader, samples: Sequence[RawSample]) -> list[_Turned]:
+    """The samples whose images have an orientation other than 1."""
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        found = pool.map(lambda sample: _turned(reader.images / sample.image, sample), samples)
+        return [each for each in found if each is not None]
+
+
+def _turned(path: Path, sample: RawSample) -> _Turned | None:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+            if head[:2] == b"\xff\xd8" and b"Exif\0" not in head:
+                return None  # much faster than Pillow's parser, for most files
+            image = Image.open(file)
+            orientation = orientation_of(image)
+            return None if orientation == 1 else _Turned(sample, (image.height, image.width), orientation)
+    except Exception:  # conversion reports unreadable files
+        return None
+
+
+def _drawn(reader: FileReader, turned: _Turned) -> Drawn | None:
+    try:
+        with Image.open(reader.masks / turned.sample.mask) as mask:
+            return drawn_by_size(turned.size, turned.orientation, (mask.height, mask.width))
+    except Exception:  # conversion reports unreadable files
+        return None

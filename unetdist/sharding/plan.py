@@ -1,24 +1,25 @@
-"""What a folder of shards is made from, so that a run goes on only where the same one was stopped."""
+"""Which process makes which shards, and whether a run may continue what an earlier one wrote to the same folder."""
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from unetdist.cli import json_records
 from unetdist.data.manifest import MANIFEST_NAME
-from unetdist.errors import DataError
-from unetdist.sharding.foreign import TarJob
-from unetdist.sharding.records import RECORDS
-from unetdist.sharding.shard_job import ShardJob
-from unetdist.sharding.share import Share
+from unetdist.errors import ConfigError, DataError
+from unetdist.sharding.foreign_tars import IndexJob
+from unetdist.sharding.shard_job import RECORDS, ShardJob, WriteJob
 from unetdist.storage import locks
 from unetdist.storage.files import TEMPORARY_SUFFIX
 from unetdist.storage.folders import Folder, open_folder
+
+T = TypeVar("T")
 
 PLAN_NAME = f"{RECORDS}/plan.json"
 KIND = "kind"
@@ -27,62 +28,116 @@ WRITE, INDEX = "write", "index"
 
 _SAMPLES = "samples"
 _CONTENTS = "contents of the source files"
-_UNTOLD = (_SAMPLES, _CONTENTS, "labels")
+_NOT_SHOWN = (_SAMPLES, _CONTENTS, "labels")
+"""Entries of a plan whose values mean nothing to the user."""
+
+_IS_HELD = (
+    "another process is writing to this folder; wait for it, or stop it. Several processes share the work with "
+    "--rank R --world-size N, each with a different R."
+)
+
+
+@dataclass(frozen=True)
+class WorkPartition:
+    """The place of this process among those that run the same command."""
+
+    rank: int = 0
+    world_size: int = 1
+    is_launched: bool = False
+    """Started together by one launcher: rank 0 waits for the others. Otherwise the last to finish completes the data
+    set."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(
+                f"rank ({self.rank}) must be from 0 to world_size - 1 ({self.world_size - 1}); give each of the "
+                f"{self.world_size} processes another one."
+            )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process does all the work."""
+        return self.world_size == 1
+
+    def select(self, jobs: Sequence[T]) -> Sequence[T]:
+        """The jobs of this process."""
+        return jobs[self.rank :: self.world_size]
+
+
+def find_partition(
+    env: Mapping[str, str] = os.environ, *, rank: int | None = None, world_size: int | None = None
+) -> WorkPartition:
+    """The partition from the arguments, else from `accelerate launch`, torchrun or a SLURM array in `env`.
+
+    Raises:
+        ConfigError: One of rank and world_size without the other, a rank beyond the world, or an array whose
+            numbers have gaps.
+    """
+    if (rank is None) != (world_size is None):
+        raise ConfigError("--rank and --world-size go together; give both, or neither.")
+    if rank is not None and world_size is not None:
+        return WorkPartition(rank, world_size)
+    launched, in_array = int(env.get("WORLD_SIZE", 1)), int(env.get("SLURM_ARRAY_TASK_COUNT", 1))
+    place = int(env.get("RANK", 0)) if launched > 1 else 0
+    if in_array == 1:
+        return WorkPartition(place, launched, is_launched=launched > 1)
+    task, first, step = (
+        int(env.get(f"SLURM_ARRAY_TASK_{name}", default))
+        for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1))
+    )
+    number, rest = divmod(task - first, step)
+    if rest or not 0 <= number < in_array:
+        raise ConfigError(
+            f"the array of {in_array} tasks has gaps: its numbers start at {first} and this one is {task}; use "
+            "--array=0-N without gaps (finished shards are kept, a task without work ends at once)."
+        )
+    return WorkPartition(number * launched + place, in_array * launched)
 
 
 @contextmanager
-def hold(folder: Folder, share: Share, *, kind: str) -> Iterator[None]:
-    """Keep other runs, and a second process with this place, out of `folder`, which is made if need be.
+def hold(folder: Folder, partition: WorkPartition, *, kind: str) -> Iterator[None]:
+    """Lock `folder`, which is made if need be, against other runs and a second process of the same rank.
 
-    Of runs that share the work, only processes of one world size are let in together.
-
-    Only a local folder can be held.
+    Processes that share the work are admitted together only if they have the same world size. A remote folder cannot be
+    locked.
 
     Raises:
-        DataError: It is held, or holds shards that are not ours although `kind` is `WRITE`.
+        DataError: It is locked, or contains shards that are not ours although `kind` is `WRITE`.
     """
-    # Before the records: who writes tars has written a plan before.
+    # Whoever writes tars has written a plan first, so tars without records belong to something else.
     others = [*folder.names(".tar"), *folder.names(MANIFEST_NAME)] if kind == WRITE else []
     if others and not open_folder(folder.where(RECORDS)).names():
         raise DataError(
-            f"holds {others[0]}, which this command did not write; choose another --out, or empty the folder.",
+            f"contains {others[0]}, which this command did not write; choose another --out, or empty the folder.",
             source=folder,
         )
     with ExitStack() as held:
         if folder.is_local:
             records = folder.path(RECORDS)
             records.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_locked(records, folder, is_shared=not share.is_all))
-            if not share.is_all:
-                place = records / f"{share.rank}-of-{share.world_size}.lock"
+            held.enter_context(_locked(records, folder, is_shared=not partition.is_whole))
+            if not partition.is_whole:
+                place = records / f"{partition.rank}-of-{partition.world_size}.lock"
                 place.touch()
                 held.enter_context(_locked(place, folder, is_shared=False))
-                _refuse_other_sizes(records, folder, share)
+                _refuse_other_sizes(records, folder, partition)
         yield
 
 
-def _refuse_other_sizes(records: Path, folder: Folder, share: Share) -> None:
-    """`DataError` where a process of another world size works: the two would make the same shards.
-
-    Asked while this process's own place is held: of two that come at once, at least one sees the other.
-    """
+def _refuse_other_sizes(records: Path, folder: Folder, partition: WorkPartition) -> None:
+    """`DataError` if a process of another world size is at work: the two would make the same shards."""
+    # This process holds its own lock already, so of two that start at once, at least one sees the other.
     for path in sorted(records.glob("*-of-*.lock")):
         rank, _, world_size = path.stem.partition("-of-")
-        if world_size == str(share.world_size):
+        if world_size == str(partition.world_size):
             continue
         message = (
             f"a run of {world_size} processes is writing to this folder (its process {rank} is at work), and this "
-            f"one is of {share.world_size}; wait for it, or stop it. All that share the work need one --world-size."
+            f"one has {partition.world_size}; wait for it, or stop it. All processes need the same --world-size."
         )
-        # Shared: two that ask at once do not take each other for the one at work. Left behind: nobody holds it.
+        # Shared, so that two processes that check at once do not block each other. A leftover file is not locked.
         with _locked(path, folder, is_shared=True, message=message):
             pass
-
-
-_IS_HELD = (
-    "another process is writing to this folder; wait for it, or stop it. Several processes share the work with "
-    "--rank R --world-size N, each with an R of its own."
-)
 
 
 @contextmanager
@@ -95,27 +150,26 @@ def _locked(path: Path, folder: Folder, *, is_shared: bool, message: str = _IS_H
         yield
 
 
-def settle(folder: Folder, plan: dict[str, Any], num_shards: int, share: Share, *, overwrite: bool) -> None:
-    """Compare a plan with that of the run before, then remove what the new one does not know.
-
-    With `overwrite` the shards of another plan stay until their successors replace them: other processes may have
-    begun with the new one.
+def settle(
+    folder: Folder, plan: dict[str, Any], num_shards: int, partition: WorkPartition, *, overwrite: bool
+) -> None:
+    """Compare the plan with that of the last run, then remove shards that the new plan does not contain.
 
     Raises:
-        DataError: The folder is made from another plan, and `overwrite` is false.
+        DataError: The folder was made from another plan, and `overwrite` is false.
     """
     if folder.is_local:
-        _remove_partials(folder, share)
+        _remove_partials(folder, partition)
     old = None
-    with suppress(
-        FileNotFoundError, ValueError
-    ):  # a damaged one is as good as none: the records know their plan
+    # A damaged plan counts as none, because the records of the shards tell what these were made from.
+    with suppress(FileNotFoundError, ValueError):
         old = json_records.build(dict[str, Any], json_records.parse(folder.read(PLAN_NAME)))
     if old == plan:
         return
     if old is not None:
         _compare(old, plan, folder, overwrite=overwrite)
         folder.remove(MANIFEST_NAME)
+    # Other shards stay until new ones replace them: other processes may have started with the new plan.
     for name in _records_in(folder):
         if (number := int(name.partition(".")[0])) >= num_shards:
             tar = f"{number:06d}.tar"
@@ -129,59 +183,49 @@ def settle(folder: Folder, plan: dict[str, Any], num_shards: int, share: Share, 
 
 
 def drop(folder: Folder) -> None:
-    """Let the next run have another plan: the user is to mend the data. Finished shards it may still keep."""
+    """Remove plan, manifest and records of bad shards, so that the next run may use corrected data."""
     folder.remove(MANIFEST_NAME)
     folder.remove(PLAN_NAME)
     for name in _records_in(folder, bad=True):
         folder.remove(f"{RECORDS}/{name}")
     if folder.is_local:
-        with suppress(OSError):  # not empty: something was finished
+        with suppress(OSError):  # not empty, because some shards are finished
             folder.path(RECORDS).rmdir()
             folder.path("").rmdir()
 
 
 def num_finished(folder: Folder) -> int:
-    """Shards that a next run of the same plan would keep."""
+    """Number of shards that a next run of the same plan would keep."""
     return len(_records_in(folder))
 
 
-def plan_of(jobs: Sequence[ShardJob], layout: dict[str, Any]) -> dict[str, Any]:
-    """What shards of our own are made from."""
+def plan_to_write(jobs: Sequence[WriteJob], layout: dict[str, Any]) -> dict[str, Any]:
+    """The plan of shards of our own."""
     samples = [sample for job in jobs for sample in job.samples]
     keys = json.dumps([[sample.key, sample.image, sample.mask] for sample in samples])
-    plan = {
-        KIND: WRITE,
-        **asdict(jobs[0].options),
-        **layout,
-        "labels": _labels(jobs[0]),
+    contents = {
         "num_samples": len(samples),
         _SAMPLES: hashlib.sha256(keys.encode()).hexdigest(),
         _CONTENTS: hashlib.sha256(" ".join(sample.stamp for sample in samples).encode()).hexdigest(),
     }
-    return _normal(plan)
+    return _plan(WRITE, jobs[0], {**layout, **contents})
 
 
-def plan_of_tars(jobs: Sequence[TarJob]) -> dict[str, Any]:
-    """What the index of tars of others is made from."""
-    tars = json.dumps([job.shard_name for job in jobs])  # hashed: signed URLs are nobody's business
-    return _normal(
-        {
-            KIND: INDEX,
-            "num_tars": len(jobs),
-            "tars": hashlib.sha256(tars.encode()).hexdigest(),
-            "names": asdict(jobs[0].names),
-            **asdict(jobs[0].options),
-            "labels": _labels(jobs[0]),
-        }
-    )
+def plan_to_index(jobs: Sequence[IndexJob]) -> dict[str, Any]:
+    """The plan of the indexes of tars of others."""
+    tars = json.dumps([job.shard_name for job in jobs])
+    contents = {
+        "num_tars": len(jobs),
+        "tars": hashlib.sha256(tars.encode()).hexdigest(),  # signed URLs must not be stored
+        "names": asdict(jobs[0].names),
+    }
+    return _plan(INDEX, jobs[0], contents)
 
 
-def _labels(job: ShardJob | TarJob) -> list[str]:
-    return [" ".join(map(str, record.values())) for record in job.palette.to_records()]
-
-
-def _normal(plan: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from the file: tuples become lists."""
+def _plan(kind: str, job: ShardJob, contents: dict[str, Any]) -> dict[str, Any]:
+    labels = [" ".join(map(str, record.values())) for record in job.palette.to_records()]
+    plan = {KIND: kind, **asdict(job.options), "labels": labels, **contents}
+    # Through JSON, so that tuples become lists as in the plan that is read from the file.
     normal: dict[str, Any] = json.loads(json.dumps(plan))
     return normal
 
@@ -189,20 +233,22 @@ def _normal(plan: dict[str, Any]) -> dict[str, Any]:
 def _compare(old: dict[str, Any], new: dict[str, Any], folder: Folder, *, overwrite: bool) -> None:
     if old.get(KIND, WRITE) != new[KIND]:
         what = "shards that this program wrote" if new[KIND] == INDEX else "tars that others wrote"
-        raise DataError(f"holds index and manifest of {what}; give another folder with --out.", source=folder)
+        raise DataError(
+            f"contains index and manifest of {what}; give another folder with --out.", source=folder
+        )
     changed = [name for name in new if old.get(name) != new[name] and name != KIND]
     if overwrite or (changed == [_CONTENTS] and not folder.names(MANIFEST_NAME)):
-        return  # Files were mended; the shards that hold them are not finished, or are written again.
+        return  # The user fixed files; shards that contain them are unfinished, or will be written again.
     if "num_samples" in changed:
         changed.remove(_SAMPLES)
-    told = [
-        f"{name} changed" if name in _UNTOLD else f"{name} was {old.get(name)}, is {new[name]}"
+    differences = [
+        f"{name} changed" if name in _NOT_SHOWN else f"{name} was {old.get(name)}, is {new[name]}"
         for name in changed
     ]
-    if told:
+    if differences:
         raise DataError(
-            f"was made from something else ({'; '.join(told)}); use --overwrite to write it anew, another --out, "
-            "or the former options.",
+            f"was made from something else ({'; '.join(differences)}); use --overwrite to replace it, another --out, "
+            "or the previous options.",
             source=folder,
         )
 
@@ -212,10 +258,10 @@ def _records_in(folder: Folder, *, bad: bool = False) -> list[str]:
     return [name for name in open_folder(folder.where(RECORDS)).names(".json") if pattern.fullmatch(name)]
 
 
-def _remove_partials(folder: Folder, share: Share) -> None:
-    """Of runs that were killed; those of other processes, which may be alive, stay."""
+def _remove_partials(folder: Folder, partition: WorkPartition) -> None:
+    """Remove half-written files of killed runs, but not those of other processes, which may be running."""
     for path in [folder.path(""), folder.path(RECORDS)]:
         for partial in path.glob(f".*{TEMPORARY_SUFFIX}"):
             number = re.match(r"\.(\d{6,})\.", partial.name)
-            if share.is_all or (number and int(number[1]) % share.world_size == share.rank):
+            if partition.is_whole or (number and int(number[1]) % partition.world_size == partition.rank):
                 partial.unlink(missing_ok=True)

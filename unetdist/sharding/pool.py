@@ -1,4 +1,4 @@
-"""Jobs in worker processes that neither outlive their parent nor print its interruptions."""
+"""Runs jobs in worker processes, which end with their parent and leave Ctrl-C to it."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -19,18 +19,18 @@ R = TypeVar("R")
 
 
 def available_cores() -> int:
-    """Cores that this process may use, which in a container or a batch job are fewer than the machine's."""
+    """Cores that this process may use; in a container or batch job, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(work: Callable[[J], R], jobs: Sequence[J], *, workers: int, done: Callable[[R], None]) -> None:
-    """Call `done(work(job))` for each job as they end; `work` runs in `workers` processes.
+    """Call `done(work(job))` for each job as it ends; `work` runs in `workers` processes.
 
-    On an error or an interruption the jobs that run are waited for and the others are dropped.
+    After an error or an interruption, running jobs are finished and the others are dropped.
 
     Raises:
         DataError: A worker was killed.
-        BaseException: What `work` raised, the first of it.
+        BaseException: The first error of `work`.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
@@ -38,7 +38,7 @@ def run_jobs(work: Callable[[J], R], jobs: Sequence[J], *, workers: int, done: C
             done(work(job))
         return
     methods = multiprocessing.get_all_start_methods()
-    # Not fork: the parent may hold threads (progress bar, OpenCV, a test's) whose locks a fork would freeze.
+    # Not fork: the parent may have threads (progress bar, OpenCV, a test's) whose locks a fork would freeze.
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
@@ -46,7 +46,7 @@ def run_jobs(work: Callable[[J], R], jobs: Sequence[J], *, workers: int, done: C
             done(future.result())
     except BrokenProcessPool:
         raise DataError(
-            "a worker process was killed, as the system does when memory runs out; run the same command "
+            "a worker process was killed, usually because memory ran out; run the same command "
             f"again with fewer than {workers} --workers (finished shards are kept)."
         ) from None
     finally:
@@ -56,10 +56,10 @@ def run_jobs(work: Callable[[J], R], jobs: Sequence[J], *, workers: int, done: C
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     cv2.setNumThreads(1)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

@@ -1,129 +1,215 @@
-"""One shard's samples from source to tar: the work of one worker process."""
+"""One shard to be made by a worker, and the record of a finished one, by which an interrupted run continues.
+
+Records are in the folder `.ingest` inside the folder of the shards. With several processes, they also tell rank 0 what
+the others have finished.
+"""
 
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from unetdist.cli import json_records
+from unetdist.data.image_file import SIXTEEN_BITS, ImageRange
 from unetdist.data.labels import Palette
-from unetdist.data.manifest import Shard
-from unetdist.data.shards import encode_mask, index_path, load_index, open_shard, save_index
+from unetdist.data.labels.mask_report import MaskNotes
+from unetdist.data.manifest import MANIFEST_NAME, Shard
+from unetdist.data.shards import (
+    INDEX_COLUMNS,
+    encode_index,
+    encode_mask,
+    index_path,
+    load_index,
+    open_shard,
+    save_index,
+)
 from unetdist.data.tar_index import index_tar
-from unetdist.sharding.convert import POLICY, Converter, ConvertOptions, storing
-from unetdist.sharding.records import Finished, has_index, has_size
-from unetdist.sharding.sources import Reader, Sample
+from unetdist.sharding.account import Account, Statistics, UnlistedColor
+from unetdist.sharding.convert import POLICY, Converter, ConvertOptions
+from unetdist.sharding.sources import Problem, RawSample, Reader
 from unetdist.storage.folders import Folder
+
+RECORDS = ".ingest"
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """One shard to be made."""
+class FinishedShard:
+    """The result of a job; `shard` is None if problems kept it from being finished."""
+
+    number: int
+    num_samples: int
+    """Samples of the job, including bad ones."""
+    shard: Shard | None
+    account: Account = field(default_factory=Account)
+    has_index_masks: bool = True
+    """All masks are grey PNGs of class indices, which need no labels to be read."""
+    is_kept: bool = False
+    """It existed already and is intact."""
+    is_replaced: bool = False
+    """A record of it existed, but the shard was damaged and was made again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob(ABC):
+    """One shard to be made or indexed; goes to a worker process."""
+
+    VERB: ClassVar[str]
+    """What the progress bar says."""
 
     folder: Folder
+    """Folder of index, records and manifest."""
     number: int
-    samples: tuple[Sample, ...]
-    reader: Reader
     palette: Palette
     options: ConvertOptions
-    is_rehearsal: bool = False
-    """Look for problems only, write nothing."""
+
+    @property
+    @abstractmethod
+    def num_samples(self) -> int:
+        """Amount of work in units of the progress bar."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> list[Any]:
+        """What the job reads, as JSON types."""
+
+    @property
+    @abstractmethod
+    def image_range(self) -> ImageRange:
+        """Values of images of more than 8 bits that become 0 and 255."""
+
+    @abstractmethod
+    def has_sizes(self, shard: Shard) -> bool:
+        """Whether the shard exists with the right sizes: a cheap check of what other processes made."""
+
+    @abstractmethod
+    def is_intact(self, shard: Shard) -> bool:
+        """Whether the shard still has its contents, as far as these can be checked."""
+
+    @abstractmethod
+    def make(self) -> FinishedShard:
+        """Do the work; `OSError` if the results cannot be written."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the result if all samples are good (otherwise `policy` matters too)."""
+        text = json.dumps([self.inputs, self.palette.to_records(), self.options.deciding()])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def policy(self) -> list[Any]:
+        """Options that matter only if a sample is bad."""
+        return [getattr(self.options, name) for name in POLICY]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteJob(ShardJob):
+    """A shard of our own, made from samples of a source."""
+
+    VERB = "writing"
+
+    samples: tuple[RawSample, ...]
+    reader: Reader
 
     @property
     def name(self) -> str:
-        """Of the tar."""
+        """File name of the tar."""
         return f"{self.number:06d}.tar"
 
     @property
     def num_samples(self) -> int:
-        """What progress counts."""
+        """Amount of work: samples."""
         return len(self.samples)
 
     @property
-    def fingerprint(self) -> str:
-        """Of all that decides the bytes of a shard whose samples are all good (if not, `policy` matters too)."""
-        samples = [
-            [sample.key, sample.image, sample.mask, sample.row, sample.stamp] for sample in self.samples
-        ]
-        text = json.dumps([samples, self.palette.to_records(), self.options.deciding()])
-        return hashlib.sha256(text.encode()).hexdigest()
+    def inputs(self) -> list[Any]:
+        """Names and stamps of the samples."""
+        return [[sample.key, sample.image, sample.mask, sample.row, sample.stamp] for sample in self.samples]
 
     @property
-    def policy(self) -> Sequence[Any]:
-        """What matters only if something is bad."""
-        return [getattr(self.options, name) for name in POLICY]
+    def image_range(self) -> ImageRange:
+        """The range that was given, or all 16 bits."""
+        return self.options.image_range or SIXTEEN_BITS
 
     def has_sizes(self, shard: Shard) -> bool:
-        """Whether tar and index are there, by their sizes."""
+        """Whether tar and index exist with the right sizes."""
         return has_size(self.folder, shard.name, shard.num_bytes) and has_index(self.folder, shard)
 
-    def is_whole(self, shard: Shard) -> bool:
-        """Whether tar and index are there: a local tar by its hash, another one by its size."""
+    def is_intact(self, shard: Shard) -> bool:
+        """Check a local tar by its hash and repair its index; check a remote one by its size."""
         if not self.folder.is_local:
             return self.has_sizes(shard)
+        path = self.folder.path(self.name)
         try:
-            if _sha256(self.folder.path(self.name)) != shard.sha256:
-                return False
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                    return False
         except OSError:
             return False
-        _mend_index(self.folder.path(self.name))
+        index = index_tar(path)
+        try:
+            is_right = np.array_equal(load_index(path), index)
+        except (OSError, ValueError):
+            is_right = False
+        if not is_right:
+            save_index(path, index)
         return True
 
-    def make(self) -> Finished:
-        """Write the shard, unless one of its samples is bad and none are to be skipped."""
-        converter = Converter(self.reader, self.palette, self.options, storing(self.options))
-        shard = None
-        if self.is_rehearsal:
-            for sample in self.samples:
-                converter.convert(sample)
-        else:
-            shard = self._write(converter)
-        problems, found = tuple(converter.problems), tuple(converter.found)
-        return Finished(
-            self.number,
-            len(self.samples),
-            shard,
-            converter.statistics,
-            problems,
-            found,
-            notes=converter.notes,
-        )
+    def rehearse(self) -> FinishedShard:
+        """Look for problems only; write nothing."""
+        converter = self._converter()
+        for sample in self.samples:
+            converter.convert(sample)
+        return FinishedShard(self.number, self.num_samples, None, converter.account)
+
+    def make(self) -> FinishedShard:
+        """Write the shard, unless a sample is bad and bad ones are not to be skipped."""
+        converter = self._converter()
+        shard = self._write(converter)
+        return FinishedShard(self.number, self.num_samples, shard, converter.account)
+
+    def _converter(self) -> Converter:
+        return Converter(self.reader, self.palette, self.options, self.options.store)
 
     def _write(self, converter: Converter) -> Shard | None:
-        with self._place() as path:
+        with self._local_path() as path:
             try:
                 with open_shard(path) as writer:
                     for sample in self.samples:
                         good = converter.convert(sample)
-                        if good is None or (converter.problems and not self.options.skip_bad):
+                        if good is None or self._is_refused(converter):
                             continue
                         record = {
                             "key": sample.key,
                             "height": good.mask.shape[0],
                             "width": good.mask.shape[1],
+                            "image": sample.image,
+                            "mask": sample.mask,
                         }
-                        names = {"image": sample.image, "mask": sample.mask}
                         mask = encode_mask(good.mask)
-                        writer.add(
-                            sample.key, good.picture.data, good.picture.extension, mask, record | names
-                        )
-                    if converter.problems and not self.options.skip_bad:
+                        writer.add(sample.key, good.image.data, good.image.extension, mask, record)
+                    if self._is_refused(converter):
                         raise _BadShardError
             except _BadShardError:
                 return None
             if not self.folder.is_local:
+                # The index first: a tar that exists is complete.
                 self.folder.upload(index_path(self.name).name, index_path(path))
                 self.folder.upload(self.name, path)
         return writer.shard
 
+    def _is_refused(self, converter: Converter) -> bool:
+        return bool(converter.account.problems) and not self.options.skip_bad
+
     @contextmanager
-    def _place(self) -> Iterator[Path]:
-        """Where the tar is written: in place, or where it is uploaded from."""
+    def _local_path(self) -> Iterator[Path]:
+        """Where the tar is written: its final place, or a temporary one from which it is uploaded."""
         if self.folder.is_local:
             yield self.folder.path(self.name)
         else:
@@ -135,16 +221,77 @@ class _BadShardError(Exception):
     """Leaves `open_shard` so that it discards the tar."""
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def finish(job: ShardJob) -> FinishedShard:
+    """Keep the shard if it exists and is intact, else make it and record it."""
+    old = load_record(job, record_name(job.number))
+    if old is not None and old.shard is not None and job.is_intact(old.shard):
+        return replace(old, is_kept=True)
+    # The manifest goes first: it must never describe shards that it was not written for.
+    for name in (MANIFEST_NAME, record_name(job.number), record_name(job.number, is_bad=True)):
+        job.folder.remove(name)
+    finished = job.make()
+    account = finished.account
+    record = {
+        "number": finished.number,
+        "num_samples": finished.num_samples,
+        "shard": finished.shard and asdict(finished.shard),
+        "statistics": account.statistics.to_record(),
+        "problems": [asdict(problem) for problem in account.problems],
+        "found": [asdict(color) for color in account.found],
+        "has_index_masks": finished.has_index_masks,
+        "notes": asdict(account.notes),
+        "fingerprint": job.fingerprint,
+        "policy": job.policy,
+    }
+    # File names that are not UTF-8 hold surrogates, which JSON can only escape.
+    text = json.dumps(json_records.sealed(record), indent=1, ensure_ascii=False)
+    is_bad = finished.shard is None
+    job.folder.write(record_name(job.number, is_bad=is_bad), text.encode("utf-8", "backslashreplace"))
+    return replace(finished, is_replaced=old is not None)
 
 
-def _mend_index(path: Path) -> None:
-    index = index_tar(path)
+def record_name(number: int, *, is_bad: bool = False) -> str:
+    """File name of a shard's record; the name also tells whether problems kept the shard from being finished."""
+    return f"{RECORDS}/{number:06d}{'.bad' if is_bad else ''}.json"
+
+
+def load_record(job: ShardJob, name: str) -> FinishedShard | None:
+    """The record of this name if it belongs to this job; None if it is absent or damaged."""
     try:
-        is_right = np.array_equal(load_index(path), index)
-    except (OSError, ValueError):
-        is_right = False
-    if not is_right:
-        save_index(path, index)
+        data = job.folder.read(name)
+    except OSError:
+        return None
+    try:
+        record = json_records.unsealed(json_records.parse(data))
+        is_clean = not record["problems"] and not record["found"]
+        if record["fingerprint"] != job.fingerprint or not (is_clean or record["policy"] == job.policy):
+            return None
+        build = json_records.build
+        return FinishedShard(
+            job.number,
+            build(int, record["num_samples"]),
+            None if record["shard"] is None else build(Shard, record["shard"]),
+            Account(
+                Statistics.from_record(record["statistics"]),
+                list(build(tuple[Problem, ...], record["problems"])),
+                list(build(tuple[UnlistedColor, ...], record["found"])),
+                MaskNotes.from_record(record.get("notes", {})),  # older versions kept no notes
+            ),
+            build(bool, record["has_index_masks"]),
+        )
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError):  # damaged
+        return None
+
+
+def has_size(folder: Folder, name: str, num_bytes: int) -> bool:
+    """Whether a file exists with this size (or with one that the server does not tell)."""
+    try:
+        return folder.size(name) in (num_bytes, None)
+    except OSError:
+        return False
+
+
+def has_index(folder: Folder, shard: Shard) -> bool:
+    """Whether the shard's index exists with the right size."""
+    empty = np.zeros((shard.num_samples, len(INDEX_COLUMNS)), np.int64)
+    return has_size(folder, shard.index_name, len(encode_index(empty)))

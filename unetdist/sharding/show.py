@@ -1,4 +1,4 @@
-"""A contact sheet: samples of a data set, each beside its classes, with its key, over one legend."""
+"""Draws a contact sheet: samples of a data set with their classes, their keys, and one legend."""
 
 import math
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from unetdist.errors import ConfigError, DataError
 Pixels = npt.NDArray[np.uint8]
 
 CELL_PX = 256
-"""Longer side of a picture on the sheet."""
+"""Longer side of an image on the sheet."""
 SHEET_PX = 1600
-"""Width of a sheet, about."""
+"""Approximate width of a sheet."""
 
 _GAP_PX, _KEY_PX, _TEXT_PX, _LEGEND_PX = 6, 24, 14, 18
 _PAPER, _INK = 255, (25, 25, 25)
 
 
 @dataclass(frozen=True)
-class Shown:
+class SheetSample:
     """A sample on the sheet: image (H, W, C), mask (H, W) of class indices, and its key."""
 
     image: Pixels
@@ -40,7 +40,7 @@ class Shown:
 
 
 def choose(reader: ShardReader, num: int, *, seed: int) -> list[int]:
-    """Ids of `num` samples (all, if there are fewer): those that a training with this seed sees first."""
+    """Ids of the `num` samples (or all, if there are fewer) that a training with this seed sees first."""
     if num < 1:
         raise ConfigError(f"--num ({num}) must be 1 or more; use 16.")
     order = Order(reader.manifest.shard_sizes, seed=seed)
@@ -49,7 +49,7 @@ def choose(reader: ShardReader, num: int, *, seed: int) -> list[int]:
 
 
 def find(reader: ShardReader, keys: Sequence[str]) -> list[int]:
-    """Ids of the samples of these keys, in their order; reads one header after another until it has all."""
+    """Ids of the samples with these keys, in this order; reads header after header until it has all."""
     wanted, found = set(keys), dict[str, int]()
     with progress("looking for keys", reader.manifest.num_samples) as bar:
         for sample_id in range(reader.manifest.num_samples):
@@ -65,8 +65,10 @@ def find(reader: ShardReader, keys: Sequence[str]) -> list[int]:
     )
 
 
-def load(reader: ShardReader, sample_ids: Sequence[int], augmenter: Augmenter | None = None) -> list[Shown]:
-    """The samples as they are, or as the first epoch of a training shows them."""
+def load(
+    reader: ShardReader, sample_ids: Sequence[int], augmenter: Augmenter | None = None
+) -> list[SheetSample]:
+    """The samples, augmented as in the first epoch of a training if there is an `augmenter`."""
     manifest = reader.manifest
     samples = Samples(reader, channels=manifest.channels, num_classes=manifest.num_classes)
     shown = []
@@ -75,12 +77,12 @@ def load(reader: ShardReader, sample_ids: Sequence[int], augmenter: Augmenter | 
         if augmenter is not None:
             image, mask = augmenter(image, mask, epoch=0, sample_id=sample_id)
         samples.finish(sample_id, image, mask)
-        shown.append(Shown(image, mask, reader.key(sample_id)))
+        shown.append(SheetSample(image, mask, reader.key(sample_id)))
     return shown
 
 
 def read_augmenter(file: Path, reader: ShardReader, *, seed: int) -> Augmenter:
-    """What the section `augment` of a training's YAML file does to each sample by itself: none are mixed."""
+    """The augmentations of single samples in the section `augment` of a training's YAML file."""
     section = read_yaml(file).get("augment")
     if not isinstance(section, dict):
         raise ConfigError(
@@ -91,7 +93,7 @@ def read_augmenter(file: Path, reader: ShardReader, *, seed: int) -> Augmenter:
     return Augmenter(config, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean)
 
 
-def draw(shown: Sequence[Shown], palette: Palette) -> np.ndarray:
+def draw(shown: Sequence[SheetSample], palette: Palette) -> np.ndarray:
     """The sheet, (H, W, 3) uint8."""
     cells = [_cell(item, palette.colors) for item in shown]
     columns = max(1, min(math.ceil(math.sqrt(len(cells))), SHEET_PX // max(cell.shape[1] for cell in cells)))
@@ -103,7 +105,7 @@ def draw(shown: Sequence[Shown], palette: Palette) -> np.ndarray:
     return with_legend(sheet, present, palette.colors, palette.class_names, _font(_LEGEND_PX))
 
 
-def _cell(item: Shown, colors: np.ndarray) -> np.ndarray:
+def _cell(item: SheetSample, colors: np.ndarray) -> np.ndarray:
     """Image, tinted image, and the key below them."""
     image, mask = shrink(CELL_PX, item.image, item.mask)
     factor = max(1, CELL_PX // max(mask.shape))
@@ -121,7 +123,7 @@ def _cell(item: Shown, colors: np.ndarray) -> np.ndarray:
 
 
 def _fitting(key: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The end of a key that is too long: it tells more than the begin."""
+    """The key, or its end if it is too long: the end says more than the start."""
     if font.getlength(key) <= width:
         return key
     start = next(n for n in range(len(key) + 1) if font.getlength("..." + key[n:]) <= width or n == len(key))

@@ -1,24 +1,30 @@
-"""Where samples come from: folders or a list file (`dataset_source.py` and `shapes_source.py` are the others).
+"""Where samples come from: folders, a list file or the built-in shapes (`dataset_source.py` reads Hugging Face data).
 
-A source is listed once, in the main process; its `reader` is small, goes to every worker, and fetches bytes.
+The main process lists a source once. Its `reader` is small, goes to every worker, and fetches bytes.
 """
 
 import os
 import re
 import shlex
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+import numpy as np
+
 from unetdist.cli.logs import logger
 from unetdist.data.decode import PICTURE_SUFFIXES
+from unetdist.data.shapes import PALETTE, draw
 from unetdist.errors import ConfigError, DataError, one_line
-from unetdist.sharding.listing import composed, files_below, is_readme, spelled
+from unetdist.sharding.stored_image import encode
+
+DUPLICATE_KEY = "two {}s with one key"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class RawSample:
     """One image and its mask, not yet read."""
 
     key: str
@@ -27,16 +33,16 @@ class Sample:
     """Name of the image, for people and for the reader."""
     mask: str
     row: int = 0
-    """Place in a dataset; without meaning for files."""
+    """Row in a dataset; unused for files."""
     num_bytes: int = 0
-    """Of image and mask as they are stored, or a guess."""
+    """Size of image and mask as stored, or a guess."""
     stamp: str = ""
     """Changes when the contents change, such as sizes and times of the files."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in the user's data that needs the user."""
+    """Something in the user's data that the user has to fix."""
 
     kind: str
     """Heading under which problems are listed."""
@@ -48,34 +54,74 @@ class Problem:
 class Reader(Protocol):
     """Fetches the bytes of a sample; picklable."""
 
-    def read(self, sample: Sample) -> tuple[bytes, bytes]:
+    def read(self, sample: RawSample) -> tuple[bytes, bytes]:
         """Encoded image and encoded mask."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """Samples sorted by key, what was wrong with the others, and the reader of their bytes."""
+class SampleSource:
+    """Samples sorted by key, the problems of the others, and the reader of their bytes."""
 
-    samples: tuple[Sample, ...]
+    samples: tuple[RawSample, ...]
     problems: tuple[Problem, ...]
     reader: Reader
 
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads files; names that are not absolute are below the two folders."""
+    """Reads files; relative names are below the two folders."""
 
     images: Path
     masks: Path
 
-    def read(self, sample: Sample) -> tuple[bytes, bytes]:
+    def read(self, sample: RawSample) -> tuple[bytes, bytes]:
         """Encoded image and encoded mask."""
         return (self.images / sample.image).read_bytes(), (self.masks / sample.mask).read_bytes()
+
+    def sample(self, key: str, image: str, mask: str) -> RawSample:
+        """The sample of two files; `OSError` if one is missing."""
+        stats = [(self.images / image).stat(), (self.masks / mask).stat()]
+        return RawSample(
+            key=key,
+            image=image,
+            mask=mask,
+            num_bytes=sum(stat.st_size for stat in stats),
+            stamp=" ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats),
+        )
+
+
+@dataclass(frozen=True)
+class ShapesReader:
+    """Draws the image and mask of `row` when they are read."""
+
+    seed: int
+
+    def read(self, sample: RawSample) -> tuple[bytes, bytes]:
+        """Encoded image and encoded colour mask."""
+        image, mask = draw(sample.row, seed=self.seed)
+        return encode(image, "png"), encode(np.ascontiguousarray(PALETTE.colorize(mask)), "png")
+
+
+def from_shapes(count: int, *, seed: int) -> SampleSource:
+    """`count` built-in shapes images, for a trial without any data; their classes are `data.shapes.PALETTE`."""
+    if count < 1:
+        raise ConfigError(f"shapes ({count}) must be 1 or more; use 400.")
+    samples = tuple(
+        RawSample(
+            key=f"{row:05d}",
+            image=f"shapes:{seed}:{row}:image",
+            mask=f"shapes:{seed}:{row}:mask",
+            row=row,
+            num_bytes=20_000,
+        )
+        for row in range(count)
+    )
+    return SampleSource(samples, (), ShapesReader(seed))
 
 
 def from_folders(
     images: str | Path, masks: str | Path, *, image_name: str | None = None, mask_name: str | None = None
-) -> Source:
+) -> SampleSource:
     """Pairs of files below two folders (or one) that have the same folder and stem.
 
     Args:
@@ -86,7 +132,7 @@ def from_folders(
 
     Raises:
         ConfigError: A template without {stem}, or one folder and no template.
-        DataError: A folder that is not there or holds no pictures, or no pair at all.
+        DataError: A folder that is missing or holds no pictures, or no pair at all.
     """
     images, masks = Path(images), Path(masks)
     if images.resolve() == masks.resolve() and mask_name is None:
@@ -100,48 +146,41 @@ def from_folders(
     problems: list[Problem] = []
     image_of = _by_key(image_files, "image", problems)
     mask_of = _by_key(mask_files, "mask", problems)
-    if not image_of.keys() & mask_of.keys():
+    common = sorted(image_of.keys() & mask_of.keys())
+    if not common:
         image, mask = image_files[0][1], mask_files[0][1]
         raise DataError(
             f"none of {len(image_files)} images has a mask: the first image is {image}, the first mask (in {masks}) is "
             f"{mask}; say how their names correspond with --image-name and --mask-name, {_templates(image, mask)}, or "
-            "name the pairs in a file: --list FILE.",
+            "list the pairs in a file: --list FILE.",
             source=images,
         )
-    for kind, root, name_of, other_root, other_of, template in (
-        ("image without mask", images, image_of, masks, mask_of, mask_name),
-        ("mask without image", masks, mask_of, images, image_of, image_name),
-    ):
-        alike = {key.casefold(): name for key, name in other_of.items() if key not in name_of}
-        for key in sorted(name_of.keys() - other_of.keys()):
-            detail = one_line(f"no {_expected(key, template)} in {other_root}")
-            if key.casefold() in alike:
-                detail += f"; {alike[key.casefold()]} differs in upper and lower case, rename one of the two"
-            problems.append(Problem(kind, str(root / name_of[key]), detail))
+    problems += _unpaired("image without mask", images, image_of, masks, mask_of, mask_name)
+    problems += _unpaired("mask without image", masks, mask_of, images, image_of, image_name)
     reader = FileReader(images, masks)
-    samples = list[Sample]()
+    samples = list[RawSample]()
     key_of = {name: key for key, name in image_files}
-    for key in sorted(image_of.keys() & mask_of.keys()):
+    for key in common:
         try:
-            samples.append(_file_sample(reader, key_of[image_of[key]], image_of[key], mask_of[key]))
-        except OSError as error:  # such as a link that leads nowhere
+            samples.append(reader.sample(key_of[image_of[key]], image_of[key], mask_of[key]))
+        except OSError as error:  # such as a dangling link
             problems.append(Problem("cannot be read", str(error.filename), str(error.strerror)))
-    beside = [sample.image for sample in samples if "/" not in sample.key]
-    if len(beside) == 1 and len(samples) > 2:
+    outside = [sample.image for sample in samples if "/" not in sample.key]
+    if len(outside) == 1 and len(samples) > 2:
         logger.warning(
-            "%s is not in the folders of the other samples; remove it if it is not a sample.",
-            images / beside[0],
+            "%s is not in a folder with the other samples; remove it if it is not a sample.",
+            images / outside[0],
         )
-    return Source(tuple(samples), tuple(problems), reader)
+    return SampleSource(tuple(samples), tuple(problems), reader)
 
 
 def from_list(
     path: str | Path, *, images: str | Path | None = None, masks: str | Path | None = None
-) -> Source:
-    """Pairs from a text file: `image mask` a line, parted by a tab or blanks (quote names that hold blanks).
+) -> SampleSource:
+    """Pairs from a text file with one `image mask` per line, separated by a tab or spaces.
 
-    Names are relative to `images` and `masks`, by default the list's own folder. A key is the image's name as
-    it is written there, without suffix. Blank lines and lines that start with # are left out.
+    Names with spaces need quotes. They are relative to `images` and `masks`, by default the list's own folder. A key is
+    the image's name as written there, without suffix. Blank lines and lines that start with # are skipped.
     """
     path = Path(path)
     reader = FileReader(Path(images or path.parent), Path(masks or path.parent))
@@ -151,28 +190,27 @@ def from_list(
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"{path}, line {number}"
-        fields = _fields(line.strip(), reader, where)
-        key = re.sub(r"^(\.{0,2}/)+", "", Path(fields[0]).with_suffix("").as_posix())
+        image, mask = _fields(line.strip(), reader, where)
+        key = re.sub(r"^(\.{0,2}/)+", "", Path(image).with_suffix("").as_posix())
         if key in pairs:
-            problems.append(
-                Problem("two images with one key", fields[0], one_line(f"{pairs[key][0]} is also {key}"))
-            )
+            detail = one_line(f"{pairs[key][0]} is also {key}")
+            problems.append(Problem(DUPLICATE_KEY.format("image"), image, detail))
             continue
-        pairs[key] = fields
-        for kind, root, name in (("image", reader.images, fields[0]), ("mask", reader.masks, fields[1])):
-            if not (root / name).is_file():
-                problems.append(Problem(f"{kind} not found", str(root / name), f"listed in {where}"))
+        pairs[key] = image, mask
+        for kind, file in (("image", reader.images / image), ("mask", reader.masks / mask)):
+            if not file.is_file():
+                problems.append(Problem(f"{kind} not found", str(file), f"listed in {where}"))
                 pairs.pop(key, None)
     if not pairs and not problems:
-        raise DataError("lists no samples; a line reads `image mask`.", source=path)
-    samples = (_file_sample(reader, key, *pairs[key]) for key in sorted(pairs))
-    return Source(tuple(samples), tuple(problems), reader)
+        raise DataError("lists no samples; write one `image mask` per line.", source=path)
+    samples = (reader.sample(key, *pairs[key]) for key in sorted(pairs))
+    return SampleSource(tuple(samples), tuple(problems), reader)
 
 
 def _find(
     root: Path, kind: str, template: str | None, without: Collection[Path] = ()
 ) -> Iterator[tuple[str, str]]:
-    """(key, name) of every picture below `root` that fits the template, in the order of names."""
+    """(key, name) of every picture below `root` that fits the template, sorted by name."""
     if template is not None and "{stem}" not in template:
         raise ConfigError(
             f'--{kind}-name ({template}) must hold {{stem}}; use for example "{{stem}}_{kind}.png".'
@@ -188,8 +226,8 @@ def _find(
             stem = PurePosixPath(name).with_suffix("").as_posix()
             if PurePosixPath(name).suffix.lower() not in PICTURE_SUFFIXES:
                 continue
-            if is_readme(name):
-                logger.warning("%s is taken for a part of the README, not for %s.", root / name, kind)
+            if PurePosixPath(name).stem.casefold() == "readme":
+                logger.warning("%s is skipped: it belongs to a README, not to the %ss.", root / name, kind)
                 continue
         match = pattern.fullmatch(stem)
         if match is None or (without and (root / name).resolve() in without):
@@ -202,16 +240,34 @@ def _find(
 
 
 def _by_key(files: Sequence[tuple[str, str]], kind: str, problems: list[Problem]) -> dict[str, str]:
-    """Name of each key, whose letters are composed: one name in two Unicode forms is one key."""
+    """Name by key; a name in two Unicode forms is one key."""
     name_of: dict[str, str] = {}
     for key, name in files:
         key = composed(key)
         if key in name_of:
-            problems.append(
-                Problem(f"two {kind}s with one key", name, one_line(f"{name_of[key]} is also {key}"))
-            )
+            detail = one_line(f"{name_of[key]} is also {key}")
+            problems.append(Problem(DUPLICATE_KEY.format(kind), name, detail))
         name_of.setdefault(key, name)
     return name_of
+
+
+def _unpaired(
+    kind: str,
+    root: Path,
+    name_of: dict[str, str],
+    other: Path,
+    other_of: dict[str, str],
+    template: str | None,
+) -> Iterator[Problem]:
+    """A problem for every file below `root` that has no partner below `other`."""
+    alike = {key.casefold(): name for key, name in other_of.items() if key not in name_of}
+    for key in sorted(name_of.keys() - other_of.keys()):
+        folder, _, stem = key.rpartition("/")
+        partner = f"{stem}.*" if template is None else template.replace("{stem}", stem)
+        detail = one_line(f"no {folder}/{partner} in {other}" if folder else f"no {partner} in {other}")
+        if key.casefold() in alike:
+            detail += f"; {alike[key.casefold()]} differs only in upper and lower case, rename one of the two"
+        yield Problem(kind, str(root / name_of[key]), detail)
 
 
 def _templates(image: str, mask: str) -> str:
@@ -224,25 +280,8 @@ def _templates(image: str, mask: str) -> str:
     return 'for example --image-name "{stem}_image.jpg" --mask-name "{stem}_mask.png"'
 
 
-def _expected(key: str, template: str | None) -> str:
-    folder, _, stem = key.rpartition("/")
-    name = f"{stem}.*" if template is None else template.replace("{stem}", stem)
-    return f"{folder}/{name}" if folder else name
-
-
-def _file_sample(reader: FileReader, key: str, image: str, mask: str) -> Sample:
-    stats = [(reader.images / image).stat(), (reader.masks / mask).stat()]
-    return Sample(
-        key=key,
-        image=image,
-        mask=mask,
-        num_bytes=sum(stat.st_size for stat in stats),
-        stamp=" ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats),
-    )
-
-
 def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file (with or without BOM) that the user named."""
+    """Lines of a UTF-8 text file (with or without BOM) that the user gave."""
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -252,25 +291,67 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _fields(line: str, reader: FileReader, where: str) -> tuple[str, str]:
-    """The image and mask of a line, spelled like the files on disk; names that match no file are unchanged."""
-    readings = [line.split("\t")] if "\t" in line else [_blanks(line), _blanks(line.replace("\\", "/"))]
+    """The image and mask of a line, spelled like the files on disk; names without a file are unchanged."""
+    readings = [line.split("\t")] if "\t" in line else [_words(line), _words(line.replace("\\", "/"))]
     pairs = [(fields[0].strip(), fields[1].strip()) for fields in readings if len(fields) == 2]
+    if not pairs:
+        raise DataError(
+            f"expected `image mask`, found {len(readings[0])} fields in {line!r}; put names with spaces in "
+            "quotes, or separate the two by a tab.",
+            source=where,
+        )
     for image, mask in pairs:
         found = spelled(reader.images, image), spelled(reader.masks, mask)
         if found[0] is not None and found[1] is not None:
             return found[0], found[1]
-    if not pairs:
-        raise DataError(
-            f"expected `image mask`, found {len(readings[0])} fields in {line!r}; put names that hold blanks in "
-            "quotes, or part the two by a tab.",
-            source=where,
-        )
     image, mask = pairs[-1]
     return spelled(reader.images, image) or image, spelled(reader.masks, mask) or mask
 
 
-def _blanks(line: str) -> list[str]:
+def _words(line: str) -> list[str]:
     try:
         return shlex.split(line)
-    except ValueError:  # an apostrophe in a name is no quote that is left open
+    except ValueError:  # an apostrophe in a name is not an open quote
         return line.split()
+
+
+def files_below(root: Path) -> Iterator[str]:
+    """Relative names with "/" of all files below `root`, in any order, without hidden ones such as macOS's ._x.png.
+
+    A folder that several links point to is searched once, under its own name if it has one below `root`.
+    """
+    seen: set[Path] = set()
+    links = [root]
+    while links:
+        start = links.pop(0)
+        real = start.resolve()
+        # A link back to `root` or to a folder above it would add everything there to the data.
+        if start != root and (real in seen or root.resolve().is_relative_to(real)):
+            logger.warning("%s links to %s, which is searched once; the link is ignored.", start, real)
+            continue
+        for folder, folders, names in os.walk(start):
+            if (here := Path(folder).resolve()) in seen:
+                folders.clear()
+                continue
+            seen.add(here)
+            visible = sorted(name for name in folders if not name.startswith("."))
+            links += [path for name in visible if (path := Path(folder, name)).is_symlink()]
+            folders[:] = [name for name in visible if not Path(folder, name).is_symlink()]
+            below = Path(folder).relative_to(root)
+            yield from ((below / name).as_posix() for name in names if not name.startswith("."))
+
+
+def composed(name: str) -> str:
+    """The name in Unicode form NFC: macOS stores an umlaut as two characters (NFD) that look like one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def spellings(name: str) -> Iterator[str]:
+    """A name as written, and as the disk may have it: other Unicode forms, and "/" for Windows' backslash."""
+    for slashed in dict.fromkeys((name, name.replace("\\", "/"))):
+        yield from dict.fromkeys((slashed, composed(slashed), unicodedata.normalize("NFD", slashed)))
+
+
+def spelled(root: Path, name: str) -> str | None:
+    """The spelling of `name` that is a file below `root` (or an absolute path); None if there is none."""
+    return next((each for each in spellings(name) if (root / each).is_file()), None)

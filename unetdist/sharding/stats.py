@@ -1,4 +1,4 @@
-"""What a data set holds, from its manifest alone: classes, sizes and shards, as numbers, tables and a picture."""
+"""Classes, sizes and shards of a data set, from its manifest: as numbers, tables and a drawing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,7 @@ from rich.table import Table
 from unetdist.data.drawing import paint
 from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.data.manifest import Manifest
-
-CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
+from unetdist.sharding.describe import CHANNEL_NAMES
 
 _PAPER, _INK, _FAINT, _FRAME, _BAR = (
     (255, 255, 255),
@@ -26,7 +25,7 @@ _FONT_PX, _LINE_PX, _BAR_PX, _LONGEST_NAME = 15, 26, 420, 32
 
 
 def summarize(manifest: Manifest) -> dict[str, Any]:
-    """The numbers as JSON types; shares are 0..1, sizes (height, width) in pixels."""
+    """The numbers as JSON types; shares are fractions 0..1, sizes are (height, width) in pixels."""
     shard_bytes = [shard.num_bytes for shard in manifest.shards]
     return {
         "num_samples": manifest.num_samples,
@@ -69,7 +68,9 @@ def tables(manifest: Manifest, title: str) -> Group:
             style=None if row["images"] else "dim",
         )
     classes.add_row("", "", "ignored", f"{100 * numbers['ignored_share']:.2f}", style="dim")
-    classes.caption = "% of them: pixels of the class, of the valid pixels of the images that hold it"
+    classes.caption = (
+        "% of them: pixels of the class, relative to the valid pixels of the images that contain it"
+    )
     classes.caption_justify = "left"
     sizes = Table("size", title_justify="left")
     for heading in ("images", "images %"):
@@ -112,11 +113,11 @@ def draw(manifest: Manifest, title: str) -> np.ndarray:
 
 
 _Bar = tuple[str, float, str, tuple[int, int, int] | None]
-"""Name, share 0..1, what is said of it, colour (None: that of ignored pixels)."""
+"""Name, fraction 0..1, remark, colour (None: that of ignored pixels)."""
 
 
 def _chart(title: str, bars: Sequence[_Bar]) -> Image.Image:
-    """Bars from left to right, the longest of which is as long as there is room."""
+    """Horizontal bars, relative to the longest one."""
     font, large = ImageFont.load_default(_FONT_PX), ImageFont.load_default(_FONT_PX + 3)
     left = 32 + max(round(font.getlength(name)) for name, *_ in bars)
     remark = max(round(font.getlength(text)) for *_, text, _ in bars)
@@ -167,7 +168,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _sizes(manifest: Manifest) -> list[tuple[str, int]]:
-    """The commonest sizes as text, and how many images have them."""
+    """The most common sizes as text, and the number of their images."""
     named = [(f"{width}x{height}", images) for height, width, images in manifest.sizes]
     others = manifest.num_samples - sum(images for _, images in named)
     return [*named, ("other sizes", others)] if others else named

@@ -1,4 +1,4 @@
-"""Whether shards are what their manifest says: sizes, hashes, indexes, and every sample decoded and counted."""
+"""Compares shards with their manifest: sizes, hashes, indexes, and every sample decoded and counted."""
 
 import errno
 import hashlib
@@ -6,10 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from unetdist.cli.credentials import mask
 from unetdist.cli.logs import progress
@@ -20,40 +18,35 @@ from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples
 from unetdist.data.tar_index import read_members
 from unetdist.errors import DataError
+from unetdist.sharding.account import Counts, per_value
+from unetdist.sharding.describe import count, describe_problems
 from unetdist.sharding.pool import run_jobs
-from unetdist.sharding.report import describe_problems
 from unetdist.sharding.sources import Problem
 from unetdist.storage import remote
 from unetdist.storage.files import open_file
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.storage.retries import UnreachableError
 
-Counts = npt.NDArray[np.int64]
-
 LOST, CHANGED, BAD_INDEX = "lost shard", "shard that is not the manifest's", "bad index"
 BAD_SAMPLE, MISCOUNTED = "bad sample", "count that is not the manifest's"
 
 
-def _per_value() -> Counts:
-    return np.zeros(256, np.int64)
-
-
 @dataclass
 class Findings:
-    """What was found in a shard, or in several; class counts are by value of the mask, 255 being ignored."""
+    """The result for one or several shards; class counts are by mask value 0..255, where 255 is ignored."""
 
     num_listed: int = 0
-    """Samples that there should be."""
+    """Samples that the manifest lists."""
     num_good: int = 0
     """Samples that can be trained on."""
     problems: list[Problem] = field(default_factory=list)
-    pixels: Counts = field(default_factory=_per_value)
+    pixels: Counts = field(default_factory=per_value)
     """Pixels of each value in the good samples."""
-    images: Counts = field(default_factory=_per_value)
-    """Good samples in which the value occurs."""
+    images: Counts = field(default_factory=per_value)
+    """Good samples that contain the value."""
 
     def merge(self, other: "Findings") -> None:
-        """Add what was found elsewhere."""
+        """Add the findings of another shard."""
         self.num_listed += other.num_listed
         self.num_good += other.num_good
         self.problems += other.problems
@@ -61,32 +54,22 @@ class Findings:
         self.images += other.images
 
     def note(self, kind: str, where: str, error: str | Exception) -> None:
-        """Note a problem; its place and its remedy, which errors name, are said once for all."""
+        """Add a problem without the place and remedy of the error, which the report states once."""
         detail = str(error).removeprefix(f"{getattr(error, 'source', '')}: ").removesuffix(f"; {REMEDY}")
         self.problems.append(Problem(kind, where, detail))
 
 
-@dataclass(frozen=True)
-class _Job:
-    folder: Folder
-    manifest: Manifest
-    """Of one shard."""
-
-
 def verify(folder: str | Path | Folder, manifest: Manifest, *, workers: int = 1) -> Findings:
-    """Read all of a data set, in `workers` processes, and compare it with its manifest.
+    """Read a whole data set in `workers` processes and compare it with its manifest.
 
-    A shard of another machine is fetched into a temporary folder, and removed when it is verified.
+    A remote shard is downloaded into a temporary folder and removed after it was verified.
 
     Raises:
-        DataError: A server cannot be reached, the temporary folder is full, or a worker was killed; what is
-            wrong with the data set itself is among the findings.
+        DataError: A server cannot be reached, the temporary folder is full, or a worker was killed; problems
+            of the data set itself are among the findings.
     """
     folder = open_folder(folder)
-    jobs = [
-        _Job(folder, replace(manifest, shards=(shard,), num_samples=shard.num_samples))
-        for shard in manifest.shards
-    ]
+    jobs = [replace(manifest, shards=(shard,), num_samples=shard.num_samples) for shard in manifest.shards]
     total = Findings()
     with progress(f"verifying {folder}", manifest.num_samples) as bar:
 
@@ -94,7 +77,7 @@ def verify(folder: str | Path | Folder, manifest: Manifest, *, workers: int = 1)
             total.merge(findings)
             bar.advance(findings.num_listed)
 
-        run_jobs(_verify_shard, jobs, workers=workers, done=done)
+        run_jobs(partial(_verify_shard, folder), jobs, workers=workers, done=done)
     total.problems.sort(key=lambda problem: problem.where)
     if not total.problems:
         _compare_counts(total, manifest)
@@ -102,44 +85,43 @@ def verify(folder: str | Path | Folder, manifest: Manifest, *, workers: int = 1)
 
 
 def describe(findings: Findings, folder: Folder, manifest: Manifest) -> str:
-    """The verdict, and below it all that is wrong; long lists are cut, and whole in a file."""
+    """The result, and all problems; long lists are cut, and complete in a file."""
     good = f"{findings.num_good:,} of {manifest.num_samples:,} samples"
     if not findings.problems:
         megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
         return f"{folder}: good. Verified {good}, {len(manifest.shards):,} shards, {megabytes:.1f} MB."
-    beside = folder if folder.is_local else open_folder(Path())
-    num_problems = len(findings.problems)
+    list_folder = folder if folder.is_local else open_folder(Path())
     return (
-        f"{folder}: {num_problems:,} problem{'' if num_problems == 1 else 's'}; {good} are good.\n"
-        f"{describe_problems(findings.problems, '', beside)}\n"
-        "Copy these shards again, or run the command that wrote them: it keeps what is good."
+        f"{folder}: {count(len(findings.problems), 'problem')}; {good} are good.\n"
+        f"{describe_problems(findings.problems, list_folder)}\n"
+        "Copy these shards again, or run the command that wrote them: it keeps good shards."
     )
 
 
-def _verify_shard(job: _Job) -> Findings:
-    (shard,) = job.manifest.shards
+def _verify_shard(folder: Folder, manifest: Manifest) -> Findings:
+    (shard,) = manifest.shards
     findings = Findings(num_listed=shard.num_samples)
-    where = mask(job.folder.where(shard.name))
+    where = mask(folder.where(shard.name))
     try:
-        with _at_hand(job.folder, shard) as (folder, here, sha256):
+        with _local_copy(folder, shard) as (local, here, sha256):
             if here.num_bytes != shard.num_bytes:
                 findings.note(
                     CHANGED, where, f"has {here.num_bytes} bytes, the manifest says {shard.num_bytes}"
                 )
             elif sha256 != shard.sha256:
                 findings.note(CHANGED, where, f"has sha256 {sha256}, the manifest says {shard.sha256}")
-            if _compare_index(folder, here, where, findings):
-                _decode(ShardReader(folder, replace(job.manifest, shards=(here,))), where, findings)
+            if _compare_index(local, here, where, findings):
+                _decode(ShardReader(local, replace(manifest, shards=(here,))), where, findings)
     except UnreachableError:
         raise
     except OSError as error:
-        findings.note(LOST, where, f"cannot be read ({error.strerror or 'it is not there'})")
+        findings.note(LOST, where, f"cannot be read ({error.strerror or 'it is missing'})")
     return findings
 
 
 @contextmanager
-def _at_hand(folder: Folder, shard: Shard) -> Iterator[tuple[Folder, Shard, str]]:
-    """A local folder with the shard and its index, the shard as it lies there, and its SHA-256."""
+def _local_copy(folder: Folder, shard: Shard) -> Iterator[tuple[Folder, Shard, str]]:
+    """A local folder with the shard and its index, the shard as it is there, and its SHA-256."""
     if folder.is_local and not remote.is_url(shard.name):
         path = folder.path(shard.name)
         with open_file(path) as file:
@@ -153,21 +135,21 @@ def _at_hand(folder: Folder, shard: Shard) -> Iterator[tuple[Folder, Shard, str]
         try:
             with open(path, "wb") as file:
                 folder.download(shard.name, file, on_bytes=digest.update)
-            with suppress(FileNotFoundError):  # told of where the index is read
+            with suppress(FileNotFoundError):  # reported where the index is read
                 here.write(copy.index_name, folder.read(shard.index_name))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             raise DataError(
-                f"no room here for {shard.num_bytes / 1e6:.0f} MB, a shard to be verified; make room, name another "
-                "folder in the variable TMPDIR, or use fewer --workers.",
+                f"no space for a shard of {shard.num_bytes / 1e6:.0f} MB; free some, set TMPDIR to another folder, "
+                "or use fewer --workers.",
                 source=Path(name).parent,
             ) from None
         yield here, replace(copy, num_bytes=path.stat().st_size), digest.hexdigest()
 
 
 def _compare_index(folder: Folder, shard: Shard, where: str, findings: Findings) -> bool:
-    """Whether the index can be used: what it says of each sample is a member of the tar."""
+    """Whether the index is usable; notes every sample that is not a member of the tar."""
     path = folder.path(shard.name)
     try:
         with open_file(path) as file:
@@ -185,7 +167,7 @@ def _compare_index(folder: Folder, shard: Shard, where: str, findings: Findings)
     for row, (header, *image, mask_offset, mask_size, _) in enumerate(rows.tolist()):
         is_sample = header in headers and {tuple(image), (mask_offset, mask_size)} <= contents
         if members and not is_sample:
-            findings.note(BAD_INDEX, f"{where}, sample {row}", "points at no member of the tar")
+            findings.note(BAD_INDEX, f"{where}, sample {row}", "does not point to a member of the tar")
     return True
 
 

@@ -1,218 +1,210 @@
-"""A whole data set, of one or two folders of shards: all problems are reported together, and only then refused."""
+"""Writes a whole data set of one or two folders of shards; reports all problems together before it refuses any."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from operator import methodcaller
+from dataclasses import asdict, dataclass, field
 
 from unetdist.cli.logs import logger
-from unetdist.data.image_file import HIGH_BYTE, SIXTEEN_BITS
 from unetdist.data.labels import Palette
-from unetdist.data.labels.mask_report import MaskNotes, black_and_white, resampled
+from unetdist.data.labels.mask_report import black_and_white, resampled
 from unetdist.data.tar_index import MemberNames
 from unetdist.errors import DataError
+from unetdist.sharding.account import Account
 from unetdist.sharding.convert import UNKNOWN_COLORS, ConvertOptions
-from unetdist.sharding.first_look import look
-from unetdist.sharding.folder import FolderRun, Outcome, gather, run
-from unetdist.sharding.foreign import TarJob
-from unetdist.sharding.layout import LayoutOptions
-from unetdist.sharding.plan import plan_of, plan_of_tars
-from unetdist.sharding.report import PROBLEMS_NAME, count, describe, describe_problems, describe_unlisted
-from unetdist.sharding.shard_job import ShardJob
-from unetdist.sharding.share import ALONE, Share
-from unetdist.sharding.sources import Problem, Sample, Source
-from unetdist.sharding.statistics import wider
-from unetdist.sharding.tar_source import Tars
-from unetdist.sharding.value_range import little_used, refuse_little_used, warn_of_little_used
-from unetdist.storage.folders import Folder, open_folder
+from unetdist.sharding.describe import PROBLEMS_NAME, count, describe_folder, describe_problems
+from unetdist.sharding.first_look import little_used, look, refuse_little_used, warn_of_little_used
+from unetdist.sharding.folder import FolderRun
+from unetdist.sharding.foreign_tars import ForeignTars, IndexJob
+from unetdist.sharding.plan import WorkPartition, plan_to_index, plan_to_write
+from unetdist.sharding.shard_job import WriteJob
+from unetdist.sharding.sources import Problem, RawSample, SampleSource
+from unetdist.sharding.split import LayoutOptions
+from unetdist.storage.folders import open_folder
+
+_SKIP = ", or leave bad samples out with --skip-bad"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a data set is written, which changes none of its bytes."""
+    """How a data set is written, without influence on its bytes."""
 
     workers: int = 1
-    """Processes."""
+    """Processes that convert samples."""
     overwrite: bool = False
-    """Replace what a former run of another plan wrote."""
-    share: Share = ALONE
-    """This process's part, where several write one data set."""
+    """Replace what a run of another plan wrote."""
+    partition: WorkPartition = field(default_factory=WorkPartition)
 
 
 def write_dataset(
-    source: Source,
-    parts: Mapping[str, Sequence[Sample]],
+    source: SampleSource,
+    parts: Mapping[str, Sequence[RawSample]],
     palette: Palette,
     *,
     convert: ConvertOptions,
     layout: LayoutOptions,
     options: RunOptions = RunOptions(),
 ) -> str | None:
-    """Write each part (location of a folder -> samples) of the source and return an account of it, to be printed.
-
-    Where samples are missing or doubled nothing is written, for the list of samples is yet to change, but every
-    sample is looked at, so that the user mends all in one go.
+    """Write each part (location of a folder -> samples) of the source.
 
     Returns:
-        None where it is for other processes to finish the data set.
+        A report for the user; None if other processes will finish the data set.
 
     Raises:
-        DataError: All that is wrong, unless bad samples are to be skipped.
+        DataError: All problems, unless bad samples are to be skipped.
     """
     look(source.reader, source.samples, palette, convert)
-    is_refused = bool(source.problems) and not convert.skip_bad
     runs = []
     for location, samples in parts.items():
         folder = open_folder(location)
         jobs = [
-            ShardJob(folder, number, part, source.reader, palette, convert, is_refused)
+            WriteJob(
+                folder=folder,
+                number=number,
+                palette=palette,
+                options=convert,
+                samples=part,
+                reader=source.reader,
+            )
             for number, part in enumerate(layout.divide(samples))
         ]
-        runs.append(FolderRun(folder, jobs, plan_of(jobs, asdict(layout)), options.share))
-    unfit: list[Problem] = []
-    if is_refused:
-        if options.share.rank:
-            logger.warning("the source has problems, of which rank 0 tells; nothing is written.")
+        runs.append(FolderRun(folder, jobs, plan_to_write(jobs, asdict(layout)), options.partition))
+    if source.problems and not convert.skip_bad:
+        return _rehearse(source, runs, options)
+    refuse_little_used(convert, source)
+    return _write(source, runs, options)
+
+
+def _rehearse(source: SampleSource, runs: Sequence[FolderRun], options: RunOptions) -> str | None:
+    """Report all problems at once without writing anything, because the list of samples will change."""
+    if options.partition.rank:
+        logger.warning("found problems in the input (listed by rank 0); nothing was written.")
+        return None
+    for run in runs:
+        run.rehearse(options.workers)
+    raise _refusal(source, [], runs, _SKIP)
+
+
+def _write(source: SampleSource, runs: Sequence[FolderRun], options: RunOptions) -> str | None:
+    convert, palette = runs[0].jobs[0].options, runs[0].jobs[0].palette
+    with ExitStack() as held:
+        for run in runs:
+            held.enter_context(run.open(overwrite=options.overwrite))
+        if not _make(runs, options):
             return None
-        outcomes = [_look_at(one, options.workers) for one in runs]
-    else:
-        refuse_little_used(convert, source)
-        with ExitStack() as held:
-            for one in runs:
-                held.enter_context(one.open(overwrite=options.overwrite))
-            if not _make(runs, options):
-                return None
-            little = little_used(convert, _extremes(runs), "all images of more than 8 bits")
-            unfit = [*([] if little is None else [little]), *_unfit_masks(convert, runs, palette)]
-            outcomes = [
-                one.merge(
-                    palette,
-                    skip_bad=convert.skip_bad,
-                    is_refused=bool(unfit),
-                    resize=convert.resize,
-                    image_range=convert.image_range or SIXTEEN_BITS,
-                )
-                for one in runs
-            ]
-    account = describe_all([*source.problems, *unfit], outcomes, palette)
-    problems = len(source.problems) + len(unfit) + sum(len(outcome.problems) for outcome in outcomes)
+        total = Account.sum(run.account for run in runs)
+        little = little_used(convert, total.statistics.extremes, "all images of more than 8 bits")
+        unfit = [*([] if little is None else [little]), *_unfit_masks(convert, total, palette)]
+        for run in runs:
+            run.finish(is_refused=bool(unfit))
+    problems = [*source.problems, *total.problems]
     if unfit or (problems and not convert.skip_bad):
-        kept = "" if is_refused else " (finished shards are kept)"
-        skip = "" if unfit else ", or leave bad samples out with --skip-bad"
-        raise DataError(
-            f"{count(problems, 'problem')} in {len(source.samples)} samples, the data set is not finished.\n"
-            f"{account}\nMend these and run the same command again{kept}{skip}."
-        )
-    left_out = (
-        f"left out, because of --skip-bad:\n{account}\n" if problems else f"{account}\n" if account else ""
-    )
-    return left_out + "\n".join(describe(outcome, palette) for outcome in outcomes)
+        raise _refusal(source, unfit, runs, f" (finished shards are kept){'' if unfit else _SKIP}")
+    heading = ["left out, because of --skip-bad:"] if problems else []
+    return "\n".join([*heading, *_describe_problems(source.problems, runs), *map(describe_folder, runs)])
 
 
 def index_tars(
-    tars: Tars,
+    tars: ForeignTars,
     names: MemberNames,
     palette: Palette,
     *,
     convert: ConvertOptions,
     options: RunOptions = RunOptions(),
 ) -> str | None:
-    """Index tars of others and write the manifest; as `write_dataset`, but nothing can be left out.
+    """Index tars of others and write the manifest; like `write_dataset`, but no sample can be left out.
 
     Raises:
-        DataError: All that is wrong, or a folder that takes no files.
+        DataError: All problems, or a folder that is not writable.
     """
     jobs = [
-        TarJob(tars.out, number, tars.source, name, shard_name, names, palette, convert)
+        IndexJob(
+            folder=tars.out,
+            number=number,
+            palette=palette,
+            options=convert,
+            source=tars.source,
+            name=name,
+            shard_name=shard_name,
+            names=names,
+        )
         for number, (name, shard_name) in enumerate(zip(tars.names, tars.shard_names, strict=True))
     ]
     jobs[0].look()
-    # Any other plan is overwritten: the tars stay, and an index is soon made anew.
-    one = FolderRun(tars.out, jobs, plan_of_tars(jobs), options.share, verb="indexing")
-    with one.open(overwrite=True):
-        if not _make([one], options):
+    run = FolderRun(tars.out, jobs, plan_to_index(jobs), options.partition)
+    # Any other plan is overwritten, because the tars stay and an index is quickly made.
+    with run.open(overwrite=True):
+        if not _make([run], options):
             return None
-        warn_of_little_used(_extremes([one]))
-        unfit = _unfit_masks(convert, [one], palette)
-        outcome = one.merge(
-            palette,
-            is_refused=bool(unfit),
-            image_range=HIGH_BYTE,
-            masks=(convert.mask_format, convert.unknown_colors),
-        )
-    account = describe_all(unfit, [outcome], palette)
-    if unfit or outcome.problems:
-        problems = count(len(unfit) + len(outcome.problems), "problem")
-        raise DataError(f"{problems} in {count(len(jobs), 'tar')}, no manifest is written.\n{account}")
-    return (f"{account}\n" if account else "") + describe(outcome, palette)
-
-
-def _look_at(one: FolderRun, workers: int) -> Outcome:
-    finished = run(methodcaller("make"), one.jobs, workers, f"looking at {one.folder}")
-    return gather(one.folder, sorted(finished, key=lambda item: item.number))
+        total = run.account
+        warn_of_little_used(total.statistics.extremes)
+        unfit = _unfit_masks(convert, total, palette)
+        run.finish(is_refused=bool(unfit))
+    lines = _describe_problems(unfit, [run])
+    if unfit or total.problems:
+        problems = count(len(unfit) + len(total.problems), "problem")
+        text = "\n".join(lines)
+        raise DataError(f"{problems} in {count(len(jobs), 'tar')}, no manifest is written.\n{text}")
+    return "\n".join([*lines, describe_folder(run)])
 
 
 def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
-    """Make this process's share; whether it is for this process to add up all of them."""
-    for one in runs:
-        one.make(options.workers)
-    share = options.share
-    if share.is_all:
+    """Make the shards of this process; whether this process is to finish the data set."""
+    for run in runs:
+        run.make(options.workers)
+    partition = options.partition
+    if partition.is_whole:
         return True
-    if share.is_launched and share.rank == 0:
-        for one in runs:
-            one.wait()
+    if partition.is_launched and partition.rank == 0:
+        for run in runs:
+            run.wait()
         return True
-    if share.is_launched:
-        # Rank 0 may have added up former records before this process found that their shards are not whole.
-        return any(one.has_replaced for one in runs) and all(one.look() == len(one.jobs) for one in runs)
-    for one in runs:
-        done = one.look()
-        if done < len(one.jobs):
+    if partition.is_launched:
+        # Rank 0 may have read old records before this process found that their shards were damaged.
+        return any(run.has_replaced for run in runs) and all(
+            run.num_recorded() == len(run.jobs) for run in runs
+        )
+    for run in runs:
+        done = run.num_recorded()
+        if done < len(run.jobs):
             logger.info(
                 "%s: the shards of task %d are done, %d of %d are complete; the task that finishes last writes the "
                 "manifest (if none did, run one of them again; to work alone: --rank 0 --world-size 1).",
-                one.folder,
-                share.rank,
+                run.folder,
+                partition.rank,
                 done,
-                len(one.jobs),
+                len(run.jobs),
             )
             return False
     return True
 
 
-def _extremes(runs: Sequence[FolderRun]) -> tuple[float, float] | None:
-    """The lowest and the highest value of all images of more than 8 bits."""
-    extremes = None
-    for one in runs:
-        extremes = wider(extremes, one.outcome.statistics.extremes)
-    return extremes
-
-
-def _unfit_masks(convert: ConvertOptions, runs: Sequence[FolderRun], palette: Palette) -> list[Problem]:
+def _unfit_masks(convert: ConvertOptions, account: Account, palette: Palette) -> list[Problem]:
     """Problems of masks that only all samples together show."""
-    outcomes = [one.outcome for one in runs]
-    notes = MaskNotes.sum(outcome.notes for outcome in outcomes)
-    faults = [resampled(notes, convert.mask_format)]
-    if not any(problem.kind == UNKNOWN_COLORS for outcome in outcomes for problem in outcome.problems):
-        faults.append(black_and_white(palette, notes))
-    return [
-        Problem("masks that cannot mean this", palette.path, fault) for fault in faults if fault is not None
-    ]
+    faults = [resampled(account.notes, convert.mask_format)]
+    if not any(problem.kind == UNKNOWN_COLORS for problem in account.problems):
+        faults.append(black_and_white(palette, account.notes))
+    return [Problem("masks that cannot mean this", palette.path, fault) for fault in faults if fault]
 
 
-def describe_all(problems: Sequence[Problem], outcomes: Sequence[Outcome], palette: Palette) -> str:
-    """All that is wrong, in the source and in the folders; the list of a former run is removed where nothing is."""
-    problems = [*problems, *(problem for outcome in outcomes for problem in outcome.problems)]
-    found = [item for outcome in outcomes for item in outcome.found]
-    notes = MaskNotes.sum(outcome.notes for outcome in outcomes)
-    if not problems:
-        for folder in {str(outcome.folder): outcome.folder for outcome in outcomes}.values():
-            _forget_problems(folder)
-    account = describe_problems(problems, describe_unlisted(found, palette, notes), outcomes[0].folder)
-    return "\n".join([account] * bool(account) + notes.describe(palette))
+def _refusal(
+    source: SampleSource, unfit: Sequence[Problem], runs: Sequence[FolderRun], remedy: str
+) -> DataError:
+    problems = [*source.problems, *unfit]
+    number = len(problems) + sum(len(run.account.problems) for run in runs)
+    text = "\n".join(_describe_problems(problems, runs))
+    return DataError(
+        f"{count(number, 'problem')} in {len(source.samples)} samples, the data set is not finished.\n"
+        f"{text}\nFix these and run the same command again{remedy}."
+    )
 
 
-def _forget_problems(folder: Folder) -> None:
-    if PROBLEMS_NAME in folder.names(PROBLEMS_NAME):
-        folder.remove(PROBLEMS_NAME)
+def _describe_problems(problems: Sequence[Problem], runs: Sequence[FolderRun]) -> list[str]:
+    """All problems of the source and of the samples; removes the list of an earlier run if there are none."""
+    account, palette = Account.sum(run.account for run in runs), runs[0].jobs[0].palette
+    account.problems[:0] = problems
+    if not account.problems:
+        for folder in {str(run.folder): run.folder for run in runs}.values():
+            if PROBLEMS_NAME in folder.names(PROBLEMS_NAME):
+                folder.remove(PROBLEMS_NAME)
+    text = describe_problems(account.problems, runs[0].folder, account.found, palette, account.notes)
+    return [*([text] if text else []), *account.notes.describe(palette)]

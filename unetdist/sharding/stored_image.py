@@ -1,4 +1,4 @@
-"""The image of a sample as a shard holds it: the source's own where anyone decodes it, else an 8-bit PNG."""
+"""The image of a sample as a shard holds it: the original file if every decoder reads it alike, else an 8-bit PNG."""
 
 import io
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from PIL import Image
 
 from unetdist.data.decode import Pixels, decode_image
 from unetdist.data.image_file import (
+    HIGH_BYTE,
     SIXTEEN_BITS,
     Drawn,
     ImageRange,
     OpenedImage,
     eight_bit,
-    extremes_of_deep,
     is_to_be_turned,
     open_image,
     upright,
@@ -28,13 +28,17 @@ ImageFormat = Literal["png", "jpg"]
 JPEG_QUALITY = 95
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
 
-RANGE_REMEDY = (
+_RANGE_REMEDY = (
     "say which values are black and white with --image-range LOW HIGH (or auto, which measures all images)."
+)
+_UNFIT = (
+    "an indexed tar gives 8-bit grey, RGB and RGBA, and the high byte of 16 bits: unpack it, and write "
+    "shards of its images and masks (shard_dataset.py --images DIR --masks DIR)."
 )
 
 
 @dataclass(frozen=True)
-class Picture:
+class StoredImage:
     """An image ready for a shard."""
 
     data: bytes
@@ -45,7 +49,7 @@ class Picture:
     channels: int
     """1 grey, 3 RGB, 4 RGBA."""
     is_kept: bool
-    """Bytes or, where restart markers were added, the coefficients are the source's own, and so are the pixels."""
+    """The pixels are those of the source: its bytes were kept, or only restart markers were added."""
     extremes: tuple[float, float] | None = None
     """Lowest and highest value of an image of more than 8 bits."""
 
@@ -59,22 +63,22 @@ def store_image(
     image_range: ImageRange | None = None,
     seekable: bool = True,
     exif: Drawn | None = None,
-) -> Picture:
-    """The image of a mask of `mask_size` (height, width).
+) -> StoredImage:
+    """The image that belongs to a mask of `mask_size` (height, width).
 
     Args:
         data: An encoded image of any kind that `open_image` reads.
-        mask_size: Decides whether an EXIF orientation is to be obeyed: where the mask fits the image as it is
-            shown, the image is stored upright, for decoders disagree about EXIF.
+        mask_size: Decides whether to apply an EXIF orientation: if the mask fits the upright image, the image is
+            stored upright, because decoders disagree about EXIF.
         resize: (width, height), by area.
-        image_format: Re-encode what is of another format; None: only what has to be.
+        image_format: Re-encode other formats; None: only if necessary.
         image_range: Values of more than 8 bits that become 0 and 255; None: 0 and 65535 for 16-bit integers.
-        seekable: Give JPEGs restart markers, without loss, so that a crop is decoded from its own part of the data.
-        exif: What masks were drawn on where the sizes cannot tell; None: such an image is refused.
+        seekable: Give JPEGs restart markers, without loss, so that a crop is decoded from a part of the data.
+        exif: What masks were drawn on if the sizes cannot tell; None: such an image is refused.
 
     Raises:
         DataError: The image is unreadable or cut short, holds several frames or bands that cannot be kept,
-            has float or 32-bit pixels and no `image_range` is given, or is not of the mask's size.
+            has float or 32-bit pixels and no `image_range` is given, or does not have the mask's size.
     """
     opened = open_image(data)
     if opened.image is not None and _is_kept(opened, image_format) and not resize:
@@ -82,47 +86,74 @@ def store_image(
         if mask_size == raw and not is_to_be_turned(raw, opened.orientation, mask_size, exif):
             pixels = decode_image(data, 3)
             kept = _with_restart_markers(data, pixels) if seekable else data
-            return Picture(kept, EXTENSIONS[str(opened.image.format)], pixels, opened.channels, True)
+            return StoredImage(kept, EXTENSIONS[str(opened.image.format)], pixels, opened.channels, True)
     values = opened.values()
     default = SIXTEEN_BITS if values.dtype == np.uint16 else None
-    stored = eight_bit(values, image_range or default, remedy=RANGE_REMEDY)
+    stored, extremes = eight_bit(values, image_range or default, remedy=_RANGE_REMEDY)
     if is_to_be_turned((stored.shape[0], stored.shape[1]), opened.orientation, mask_size, exif):
         stored = upright(stored, opened.orientation)
-    if stored.shape[:2] != mask_size:
-        raise DataError(
-            f"image is {stored.shape[1]}x{stored.shape[0]}, mask is {mask_size[1]}x{mask_size[0]} "
-            "(width x height); export both at one size."
-        )
+    _check_size(stored, mask_size, "export both at one size")
     if resize:
         stored = cv2.resize(stored, resize, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         stored = stored.reshape(resize[1], resize[0], -1)
     extension = image_format or "png"
     encoded = encode(stored, extension, seekable=seekable)
-    pixels = decode_image(encoded, 3)
-    return Picture(encoded, extension, pixels, stored.shape[2], False, extremes_of_deep(values))
+    return StoredImage(encoded, extension, decode_image(encoded, 3), stored.shape[2], False, extremes)
+
+
+def keep_image(image: bytes, mask_size: tuple[int, int], exif: Drawn | None = None) -> StoredImage:
+    """An image that stays in a tar that others wrote.
+
+    Raises:
+        DataError: The loader would not read from the tar what our own shards would hold.
+    """
+    opened = open_image(image)
+    pixels = decode_image(image, 3)
+    _check_size(pixels, mask_size, "pack the sample again")
+    if is_to_be_turned(mask_size, opened.orientation, mask_size, exif):
+        raise DataError(
+            "image must be turned upright, but tars are never changed; unpack the tars and write shards "
+            "of the files with --exif upright."
+        )
+    extremes = None
+    if not opened.is_plain:
+        values = opened.values()
+        # OpenCV and Pillow decode 16 bits to the high byte, which is what training will read.
+        scaled, extremes = eight_bit(values, HIGH_BYTE if values.dtype == np.uint16 else None, remedy=_UNFIT)
+        if not np.array_equal(decode_image(image, scaled.shape[2]), scaled):
+            raise DataError(f"image has {values.shape[2]} bands of {values.dtype}; {_UNFIT}")
+    return StoredImage(image, "", pixels, opened.channels, True, extremes)
+
+
+def _check_size(pixels: Pixels, mask_size: tuple[int, int], remedy: str) -> None:
+    if pixels.shape[:2] != mask_size:
+        raise DataError(
+            f"image is {pixels.shape[1]}x{pixels.shape[0]}, mask is {mask_size[1]}x{mask_size[0]} "
+            f"(width x height); {remedy}."
+        )
 
 
 def _is_kept(opened: OpenedImage, wanted: ImageFormat | None) -> bool:
     image = opened.image
     if image is None or not opened.is_plain or (wanted and EXTENSIONS[str(image.format)] != wanted):
         return False
-    # A progressive JPEG decodes 2.7 times slower: who asks for jpg gets a baseline one.
+    # A progressive JPEG decodes 2.7 times slower, so --image-format jpg re-encodes it as baseline.
     return not (wanted and image.info.get("progressive"))
 
 
 def _with_restart_markers(data: bytes, pixels: Pixels) -> bytes:
-    """The data as they are where nothing can be added, and should the `pixels` not stay the same."""
+    """The data with restart markers if these can be added and leave the `pixels` unchanged."""
     marked = add_restart_markers(data)
     return marked if marked and np.array_equal(decode_image(marked, 3), pixels) else data
 
 
 def encode(pixels: Pixels, image_format: ImageFormat, *, seekable: bool = True) -> bytes:
-    """Pixels (H, W, 1|3|4) as PNG, or as JPEG without alpha, with restart markers where it is to be `seekable`."""
+    """Pixels (H, W, 1|3|4) as PNG, or as JPEG without alpha, with restart markers if `seekable`."""
     file = io.BytesIO()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if image_format == "jpg":
         image = image.convert("RGB") if image.mode == "RGBA" else image
-        # 4:4:4, for halved colour would blur what the mask separates.
+        # 4:4:4, because half the colour resolution would blur the edges that the mask draws.
         interval = best_interval(-(-image.width // 8), 8) if seekable else 0
         image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, restart_marker_blocks=interval)
     else:

@@ -1,4 +1,4 @@
-"""What a person reads at the end of an ingest: all that is wrong in one look, or what was written."""
+"""What the user reads at the end: all problems, or what was written, and the next command."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -9,46 +9,48 @@ from unetdist.data.labels.census import Census
 from unetdist.data.labels.mask_report import MaskNotes, remedy
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.errors import DataError, one_line, printable
+from unetdist.sharding.account import UnlistedColor
 from unetdist.sharding.convert import UNKNOWN_COLORS
-from unetdist.sharding.folder import Outcome
-from unetdist.sharding.records import Found
+from unetdist.sharding.folder import FolderRun
 from unetdist.sharding.sources import Problem
 from unetdist.storage.folders import Folder, open_folder
 
 MAX_LISTED = 20
-"""Problems of one kind that are printed; all of them are in a file."""
+"""Problems of one kind that are printed; a file lists all of them."""
 PROBLEMS_NAME = "problems.txt"
+CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
-def census_of(found: Sequence[Found]) -> Census:
-    """Every mask's unlisted colours, together."""
-    census = Census()
-    for file, items in groupby(found, key=lambda item: item.file):
-        census.add(file, [item.unknown for item in items])
-    return census
+def describe_problems(
+    problems: Sequence[Problem],
+    folder: Folder,
+    found: Sequence[UnlistedColor] = (),
+    palette: Palette | None = None,
+    notes: MaskNotes | None = None,
+) -> str:
+    """All problems under headings, with the unlisted colours of all masks; "" if there are none.
 
-
-def describe_unlisted(found: Sequence[Found], palette: Palette, notes: MaskNotes) -> str:
-    """The colours of masks that no label lists, and what to do; "" if there are none."""
-    census = census_of(found)
-    return census.report(remedy=remedy(census, palette, notes)) if census else ""
-
-
-def describe_problems(problems: Sequence[Problem], unlisted: str, folder: Folder) -> str:
-    """All problems under headings, and what is not listed; long lists are cut, and whole in `folder/problems.txt`."""
+    Long lists are cut, and complete in `folder/problems.txt`.
+    """
     ordered = sorted(problems, key=lambda problem: problem.kind)
     whole, short = list[str](), list[str]()
+    is_cut = False
     for kind, items in groupby(ordered, key=lambda problem: problem.kind):
         lines = [f"  {one_line(problem.where)}: {_indented(problem.detail)}" for problem in items]
         heading = f"{kind} ({len(lines)})"
         whole += [heading, *lines]
         if kind == UNKNOWN_COLORS:
-            continue  # the census tells more in fewer lines
-        more = [f"  ... and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
-        short += [heading, *lines[:MAX_LISTED], *more]
-    if unlisted:
-        short.append(unlisted)
-    if any(line.startswith("  ... and ") for line in short):
+            continue  # the census below says more in fewer lines
+        short += [heading, *lines[:MAX_LISTED]]
+        if len(lines) > MAX_LISTED:
+            short.append(f"  ... and {len(lines) - MAX_LISTED} more")
+            is_cut = True
+    if found and palette and notes:
+        census = Census()
+        for file, colors in groupby(found, key=lambda color: color.file):
+            census.add(file, [color.unknown for color in colors])
+        short.append(census.report(remedy=remedy(census, palette, notes)))
+    if is_cut:
         try:
             text = "\n".join(whole) + "\n"
             folder.write(PROBLEMS_NAME, text.encode("utf-8", "backslashreplace"))
@@ -62,36 +64,38 @@ def _indented(detail: str) -> str:
     return printable(detail).replace("\n", "\n    ")
 
 
-def describe(outcome: Outcome, palette: Palette) -> str:
-    """What was written to one folder: counts, and the classes as a table."""
-    manifest = outcome.manifest
+def describe_folder(run: FolderRun) -> str:
+    """What was written to one folder: numbers, and the classes as a table."""
+    manifest, palette = run.manifest, run.jobs[0].palette
     assert manifest is not None
-    megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
-    kept = f", {outcome.num_kept} of them kept from before" if outcome.num_kept else ""
-    encoding = _encoding(outcome.statistics.num_kept, manifest.num_samples)
+    num_kept = sum(item.is_kept for item in run.finished)
+    kept = f", {num_kept} of them kept from before" if num_kept else ""
     lines = [
-        f"{outcome.folder}: {count(manifest.num_samples, 'sample')} in "
-        f"{count(len(manifest.shards), 'shard')}{kept}, {megabytes:.1f} MB",
-        f"  images  {_sizes(manifest)}, {_channels(manifest)}; {encoding}",
+        f"{run.folder}: {count(manifest.num_samples, 'sample')} in {count(len(manifest.shards), 'shard')}{kept}, "
+        f"{sum(shard.num_bytes for shard in manifest.shards) / 1e6:.1f} MB",
+        f"  images  {_sizes(manifest)}, {CHANNEL_NAMES[manifest.channels]}; "
+        f"{_encoding(run.account.statistics.num_kept, manifest.num_samples)}",
     ]
     width = max(map(len, ("ignored", *palette.class_names)))
     lines.append(f"  index  {'class':{width}}   pixels  images")
     for index, name in enumerate(palette.class_names):
-        share = 100 * manifest.class_pixels[index] / manifest.num_pixels
+        percent = 100 * manifest.class_pixels[index] / manifest.num_pixels
         remark = "" if manifest.class_pixels[index] else "  does not occur"
-        lines.append(f"  {index:5}  {name:{width}}  {share:5.2f} %  {manifest.class_images[index]:6}{remark}")
-    share = 100 * manifest.ignored_pixels / manifest.num_pixels
-    lines.append(f"         {'ignored':{width}}  {share:5.2f} %")
+        lines.append(
+            f"  {index:5}  {name:{width}}  {percent:5.2f} %  {manifest.class_images[index]:6}{remark}"
+        )
+    percent = 100 * manifest.ignored_pixels / manifest.num_pixels
+    lines.append(f"         {'ignored':{width}}  {percent:5.2f} %")
     return "\n".join(lines)
 
 
 def next_command(locations: Sequence[str]) -> str:
-    """What to type next, once these are written: training and validation shards, or one of the two."""
+    """The command to type after these were written: training and validation shards, or one of the two."""
     locations = [location.rstrip("/") for location in locations]
     first = locations[0]
     above, _, name = first.rpartition("/")
-    beside = f"{above}/" if above else ""
-    train, val = locations if len(locations) == 2 else (f"{beside}train", f"{beside}val")
+    parent = f"{above}/" if above else ""
+    train, val = locations if len(locations) == 2 else (f"{parent}train", f"{parent}val")
     is_complete = {train, val} >= set(locations) and all(
         MANIFEST_NAME in open_folder(part).names(MANIFEST_NAME) for part in (train, val)
     )
@@ -115,11 +119,7 @@ def _sizes(manifest: Manifest) -> str:
     return f"{low_width}x{low_height} to {high_width}x{high_height}"
 
 
-def _channels(manifest: Manifest) -> str:
-    return {1: "grey", 3: "RGB", 4: "RGBA"}[manifest.channels]
-
-
 def _encoding(kept: int, total: int) -> str:
     if kept == total:
-        return "as they came"
+        return "original encoding"
     return "re-encoded" if kept == 0 else f"{total - kept} re-encoded"

@@ -1,8 +1,8 @@
-"""What is counted while shards are written: sums of integers, so that any order of adding gives the same."""
+"""What is counted and what is wrong while shards are written: sums that are equal in any order of adding."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,22 @@ import numpy.typing as npt
 from unetdist.cli import json_records
 from unetdist.cli.json_records import Count
 from unetdist.data.image_file import ImageRange
+from unetdist.data.labels.mask_report import MaskNotes
+from unetdist.data.labels.masks import UnknownColor
 from unetdist.data.manifest import Manifest, Shard
+from unetdist.sharding.sources import Problem
 
 Counts = npt.NDArray[np.int64]
+Extremes = tuple[float, float] | None
+"""Lowest and highest value of images of more than 8 bits; None if there are none."""
 
 NUM_COMMON_SIZES = 16
 _ARRAYS = ("pixels", "images", "presence", "sums", "squares")
 _VALUES = np.arange(256, dtype=np.int64)
 
 
-def _per_value() -> Counts:
+def per_value() -> Counts:
+    """A zero for each value of a mask."""
     return np.zeros(256, np.int64)
 
 
@@ -31,26 +37,25 @@ def _per_channel() -> Counts:
 
 @dataclass(kw_only=True)
 class Statistics:
-    """Sums over samples; class counts are by value 0..255 of the mask, 255 being ignored."""
+    """Sums over samples; class counts are by mask value 0..255, where 255 is ignored."""
 
-    pixels: Counts = field(default_factory=_per_value)
+    pixels: Counts = field(default_factory=per_value)
     """Pixels of each value."""
-    images: Counts = field(default_factory=_per_value)
-    """Images in which the value occurs."""
-    presence: Counts = field(default_factory=_per_value)
-    """Valid pixels of the images in which the value occurs."""
+    images: Counts = field(default_factory=per_value)
+    """Images that contain the value."""
+    presence: Counts = field(default_factory=per_value)
+    """Valid pixels of the images that contain the value."""
     sums: Counts = field(default_factory=_per_channel)
-    """Of red, green, blue."""
+    """Sums of red, green, blue."""
     squares: Counts = field(default_factory=_per_channel)
-    """Of red, green, blue."""
+    """Sums of squares of red, green, blue."""
     channels: Counter[int] = field(default_factory=Counter)
     """Images with 1, 3, 4 channels."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Images of each (height, width)."""
     num_kept: int = 0
-    """Images whose bytes are the source's own."""
-    extremes: tuple[float, float] | None = None
-    """Lowest and highest value of all images of more than 8 bits; None: there are none."""
+    """Images that are stored with the source's own pixels."""
+    extremes: Extremes = None
 
     def add(
         self,
@@ -58,7 +63,7 @@ class Statistics:
         mask: npt.NDArray[np.uint8],
         channels: int,
         is_kept: bool,
-        extremes: tuple[float, float] | None = None,
+        extremes: Extremes = None,
     ) -> None:
         """Count one sample: (H, W, 3) RGB as it will be decoded, and (H, W) class indices."""
         counts = np.bincount(mask.ravel(), minlength=256)
@@ -75,19 +80,16 @@ class Statistics:
         self.extremes = wider(self.extremes, extremes)
 
     def merge(self, other: "Statistics") -> None:
-        """Add what another one has counted."""
-        for name in _ARRAYS:
+        """Add the counts of another part."""
+        for name in (*_ARRAYS, "channels", "sizes"):
             getattr(self, name).__iadd__(getattr(other, name))
-        self.channels += other.channels
-        self.sizes += other.sizes
         self.num_kept += other.num_kept
         self.extremes = wider(self.extremes, other.extremes)
 
     def to_record(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
+        """The counts as JSON types."""
         return {
-            **arrays,
+            **{name: getattr(self, name).tolist() for name in _ARRAYS},
             "channels": sorted(self.channels.items()),
             "sizes": sorted([*size, count] for size, count in self.sizes.items()),
             "num_kept": self.num_kept,
@@ -103,8 +105,6 @@ class Statistics:
         }
         if any(array.shape != getattr(empty, name).shape for name, array in arrays.items()):
             raise ValueError("a list of counts is too long or too short")
-        if record["extremes"] is not None:
-            json_records.build(tuple[float, float], record["extremes"])
         channels = json_records.build(tuple[tuple[Count, Count], ...], record["channels"])
         sizes = json_records.build(tuple[tuple[Count, Count, Count], ...], record["sizes"])
         return cls(
@@ -112,7 +112,7 @@ class Statistics:
             channels=Counter(dict(channels)),
             sizes=Counter({(height, width): count for height, width, count in sizes}),
             num_kept=json_records.build(int, record["num_kept"]),
-            extremes=None if record["extremes"] is None else tuple(record["extremes"]),
+            extremes=json_records.build(tuple[float, float] | None, record["extremes"]),  # type: ignore[arg-type]
         )
 
     def to_manifest(
@@ -123,14 +123,14 @@ class Statistics:
         resize: tuple[int, int] | None,
         image_range: ImageRange,
     ) -> Manifest:
-        """The manifest of `shards`, whose samples are what was counted (at least one).
+        """The manifest of `shards` with the samples that were counted (at least one).
 
-        `image_range`: how images of more than 8 bits, if there are any, became 0..255.
+        `image_range`: how images of more than 8 bits, if there are any, were scaled to 0..255.
         """
         num_pixels = int(self.pixels.sum())
         totals = [(int(total), int(square)) for total, square in zip(self.sums, self.squares, strict=True)]
         mean = tuple(total / num_pixels for total, _ in totals)
-        # In integers up to the division: the difference of two large floats would lose what is left.
+        # Integers up to the division, because the difference of two large floats loses digits.
         std = tuple(math.sqrt(square * num_pixels - total**2) / num_pixels for total, square in totals)
         heights, widths = zip(*self.sizes, strict=True)
         common = sorted(self.sizes.items(), key=lambda item: (-item[1], item[0]))[:NUM_COMMON_SIZES]
@@ -154,7 +154,36 @@ class Statistics:
         )
 
 
-def wider(one: tuple[float, float] | None, other: tuple[float, float] | None) -> tuple[float, float] | None:
+@dataclass(frozen=True)
+class UnlistedColor:
+    """A colour or id in a sample's mask that the label file does not list."""
+
+    file: str
+    unknown: UnknownColor
+
+
+@dataclass
+class Account:
+    """Everything known about some samples: counts, problems, unlisted colours and notes on the masks."""
+
+    statistics: Statistics = field(default_factory=Statistics)
+    problems: list[Problem] = field(default_factory=list)
+    found: list[UnlistedColor] = field(default_factory=list)
+    notes: MaskNotes = field(default_factory=MaskNotes)
+
+    @classmethod
+    def sum(cls, parts: Iterable["Account"]) -> "Account":
+        """The accounts of several parts as one, in their order."""
+        total = cls()
+        for part in parts:
+            total.statistics.merge(part.statistics)
+            total.problems += part.problems
+            total.found += part.found
+            total.notes.merge(part.notes)
+        return total
+
+
+def wider(one: Extremes, other: Extremes) -> Extremes:
     """The lowest and the highest of two pairs of extremes."""
     if one is None or other is None:
         return one or other

@@ -1,0 +1,349 @@
+"""The command line of launch/shard_dataset.py: its options, and the commands `verify`, `stats` and `show`."""
+
+import argparse
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from unetdist.cli.logs import PlainConsole, logger, set_up_logging
+from unetdist.data.cache import ShardCache
+from unetdist.data.labels import Palette
+from unetdist.data.manifest import Manifest
+from unetdist.data.reader import ShardReader
+from unetdist.errors import ConfigError, one_line, printable
+from unetdist.sharding import stats
+from unetdist.sharding.convert import MAX_PIXELS, ConvertOptions
+from unetdist.sharding.plan import find_partition
+from unetdist.sharding.pool import available_cores
+from unetdist.sharding.writer import RunOptions
+from unetdist.storage.files import write_atomic, write_json
+from unetdist.storage.folders import open_folder
+
+DESCRIPTIONS = {
+    "write": "Write images and masks as shards: WebDataset tars, an index next to each, and manifest.json. Images keep "
+    "their pixels if every decoder reads them alike; masks become class indices by the colours (or ids) in the label "
+    "file. All problems of the data are reported together at the end. An interrupted run continues when the same "
+    "command is given again. Other commands: index (for tars that others wrote), verify, stats, show; see for example "
+    "`shard_dataset.py index --help`.",
+    "index": "Write index and manifest for WebDataset tars that others wrote. The tars do not change; their masks are "
+    "read through the labels whenever a sample is read.",
+    "verify": "Read all shards: compare sizes and hashes with the manifest and indexes with their tars, decode and "
+    "count every sample, and list all problems. Exit code 1 if there are any.",
+    "stats": "Show classes, sizes and shards of a data set, from its manifest alone.",
+    "show": "Draw samples and their classes on one sheet; the same options draw the same sheet.",
+}
+
+SEVERAL = """Several processes share the work if they run the same command: under `accelerate launch` or torchrun,
+as tasks of a SLURM array, or each with its own --rank R and the same --world-size N (--rank 0 --world-size 1 works
+alone, even in an array). The last to finish writes the manifest. A second run into a folder that is being written is
+refused, but only in a local folder, because URLs cannot be locked. Data from or for URLs pass through the folder for
+temporary files (TMPDIR), one shard for each worker."""
+
+CONFLICTS = (
+    ("--shapes", "--images --masks --list --dataset", "samples come from one source"),
+    ("--dataset", "--images --masks --list", "samples come from one source"),
+    ("--shapes", "--image-name --mask-name", "shapes are not files"),
+    ("--dataset", "--image-name --mask-name", "a dataset has columns, not file names"),
+    ("--list", "--image-name --mask-name", "the list itself names the files"),
+    ("--shapes", "--labels --ignore", "the shapes have their own classes"),
+    ("--val-list", "--val-fraction", "each of them alone decides what goes to OUT/val"),
+    ("--mask-ext", "--mask-name", "each of them alone tells which members are masks"),
+)
+"""An option, others that it would make useless, and why."""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments of a command; `write` is the default command."""
+    parser = argparse.ArgumentParser("launch/shard_dataset.py")
+    commands = parser.add_subparsers(dest="command")
+    adders = {"write": _add_write, "index": _add_index, "verify": _add_verify, "stats": _add_stats}
+    for name, text in DESCRIPTIONS.items():
+        several = SEVERAL if name in ("write", "index") else None
+        adders.get(name, _add_show)(commands.add_parser(name, description=text, epilog=several))
+    args = parser.parse_args(argv if argv[:1] and argv[0] in DESCRIPTIONS else ["write", *argv])
+    _refuse_conflicts(args)
+    return args
+
+
+def _refuse_conflicts(args: argparse.Namespace) -> None:
+    """`ConfigError` if one option makes another one useless."""
+    given = {"--" + name.replace("_", "-") for name, value in vars(args).items() if value not in (None, [])}
+    for option, others, why in CONFLICTS:
+        clash = [other for other in others.split() if {option, other} <= given]
+        if clash:
+            names = " and ".join(clash)
+            raise ConfigError(f"{option} does not go with {names}: {why}; leave out {option} or {names}.")
+
+
+def _add_write(parser: argparse.ArgumentParser) -> None:
+    _add_sources(parser)
+    _add_classes(parser)
+    add = parser.add_argument_group("images").add_argument
+    add("--resize", type=size, metavar="WxH", help="images by area, masks by the nearest pixel")
+    add("--image-format", choices=("png", "jpg"), help="re-encode others (jpg: quality 95); default: keep")
+    add(
+        "--image-range",
+        nargs="+",
+        metavar=("LOW", "HIGH"),
+        help="values that become 0 and 255 in images of more than 8 bits (0 65535); auto: measured over all images",
+    )
+    _add_exif(parser)
+    add(
+        "--keep-bytes",
+        action="store_true",
+        help="keep JPEG files unchanged, without the restart markers that make decoding of crops fast",
+    )
+    add = parser.add_argument_group("shards").add_argument
+    add("--out", required=True, metavar="DIR", help="folder of the shards, or its URL (s3://...)")
+    add("--val-list", type=Path, metavar="FILE", help="keys for OUT/val, the others go to OUT/train")
+    add(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="fraction for OUT/val, 0..1, chosen by a hash of the key (of the file, for copies of an image); the "
+        "others go to OUT/train",
+    )
+    add("--samples-per-shard", type=int, metavar="N", help="maximum; default: by size")
+    add("--shard-size-mb", type=float, default=256.0, metavar="MB", help="approximate (%(default)g)")
+    add("--keep-order", action="store_true", help="sort by key; default: shuffle, by a hash of the key")
+    add = _add_run(parser).add_argument
+    add("--skip-bad", action="store_true", help="leave out bad samples, and list them")
+    add("--overwrite", action="store_true", help="replace what other options or sources made in OUT")
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("where the samples are (one of four)").add_argument
+    add("--images", type=Path, metavar="DIR", help="images; a pair has the same folder and stem")
+    add("--masks", type=Path, metavar="DIR", help="masks; may be the folder of the images")
+    add("--image-name", metavar="TEMPLATE", help='such as "{stem}_leftImg8bit.png"')
+    add("--mask-name", metavar="TEMPLATE", help='such as "{stem}_L.png"')
+    in_list = "one `image mask` per line, below --images and --masks or the list's folder"
+    add("--list", type=Path, metavar="FILE", help=in_list)
+    add("--dataset", metavar="NAME", help="Hugging Face dataset: on the hub, or a local file or folder")
+    add("--split", default="train", help="split of the dataset (%(default)s)")
+    add("--image-column", default="image", metavar="NAME", help="column of the dataset (%(default)s)")
+    add("--mask-column", default="mask", metavar="NAME", help="column of the dataset (%(default)s)")
+    add("--key-column", metavar="NAME", help="column of the dataset; default: the row's number")
+    add("--shapes", type=int, metavar="N", help="N images of circles, squares and triangles")
+    add("--seed", type=int, default=0, help="seed of the shapes (%(default)s)")
+
+
+def _add_classes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("classes").add_argument
+    add("--labels", type=Path, metavar="FILE", help="colours and names of the classes: Labels.txt")
+    ignored = "a label whose pixels do not count; may be repeated"
+    add("--ignore", action="append", default=[], metavar="NAME", help=ignored)
+    formats = ("auto", "color", "ids")
+    add("--mask-format", choices=formats, default="auto", help="meaning of mask pixels (%(default)s)")
+    add(
+        "--unknown-colors",
+        choices=("error", "ignore", "nearest"),
+        default="error",
+        help="what to do with colours that are not listed; they are always reported (%(default)s)",
+    )
+
+
+def _add_exif(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exif",
+        choices=("raw", "upright"),
+        help="for images whose EXIF orientation does not change their size: whether masks were drawn on the pixels as "
+        "stored (raw; but predict.py turns such images upright) or as viewers show them (upright); default: as in the "
+        "other images of the data set",
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("the run")
+    add = group.add_argument
+    limit = "a larger image or mask is a bad sample, before it is decoded (%(default)s)"
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=limit)
+    add("--workers", type=int, help="worker processes; default: this machine's cores")
+    add("--rank", type=int, metavar="R", help="rank of this process, 0..N-1; default: the launcher's")
+    add("--world-size", type=int, metavar="N", help="number of processes that share the work")
+    return group
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    places = "folder of the tars or its URL; or a tar, https://host/{000..099}.tar, or a text file with one per line"
+    add("location", help=places)
+    add("--out", metavar="DIR", help="folder of index and manifest; default: next to the tars")
+    add("--mask-ext", metavar="EXT", help="extension of the masks, such as seg.png; default: a guess")
+    add("--mask-name", metavar="TEMPLATE", help='names of the masks, such as "{stem}_mask.png"')
+    add("--image-name", metavar="TEMPLATE", help="names of the images; default: the key's other picture")
+    _add_classes(parser)
+    _add_exif(parser)
+    _add_run(parser)
+
+
+def _add_location(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("location", help="folder or URL of the shards")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    _add_location(parser)
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes (%(default)s)")
+
+
+def _add_stats(parser: argparse.ArgumentParser) -> None:
+    _add_location(parser)
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the classes and sizes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    _add_location(parser)
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FILE.png", help="the sheet")
+    add("--num", type=int, default=16, metavar="N", help="number of samples (%(default)s)")
+    add("--seed", type=int, default=0, help="seed for the choice of samples (%(default)s)")
+    add("--keys", nargs="+", metavar="KEY", help="keys of the samples; default: a choice by --seed")
+    seen = (
+        "show samples as the first epoch of a training with these settings sees them, before they are mixed"
+    )
+    add("--augment", type=Path, metavar="CONFIG.yaml", help=seen)
+
+
+def size(text: str) -> tuple[int, int]:
+    """WxH, as in 480x360."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"invalid WxH value: {text!r}; use 480x360 (width x height)")
+    return int(match[1]), int(match[2])
+
+
+def run_options(args: argparse.Namespace) -> RunOptions:
+    """How the work is distributed; sets up the log of this process."""
+    partition = find_partition(rank=args.rank, world_size=args.world_size)
+    if partition.is_launched:
+        set_up_logging(rank=partition.rank, world_size=partition.world_size)
+    elif partition.is_whole and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        from unetdist.distributed.launch_check import asked_processes  # loads Accelerate, which takes seconds
+
+        if (asked_processes() or 1) > 1:
+            logger.warning(
+                "accelerate launch started one process only, which does all the work; without GPUs it starts several "
+                "with --config_file configs/accelerate/cpu.yaml."
+            )
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if partition.is_launched else 1
+    return RunOptions(
+        workers=args.workers or max(1, available_cores() // local_world),
+        overwrite=getattr(args, "overwrite", False),
+        partition=partition,
+    )
+
+
+def convert_options(args: argparse.Namespace) -> ConvertOptions:
+    """How samples are converted; `index` has no options that change images."""
+    given = vars(args)
+    return ConvertOptions(
+        resize=given.get("resize"),
+        image_format=given.get("image_format"),
+        image_range=_image_range(given.get("image_range")),
+        exif=args.exif,
+        seekable=not given.get("keep_bytes", False),
+        mask_format=args.mask_format,
+        unknown_colors=args.unknown_colors,
+        skip_bad=given.get("skip_bad", False),
+        max_pixels=args.max_pixels,
+    )
+
+
+def _image_range(words: list[str] | None) -> tuple[float, float] | None:
+    if words in (None, ["auto"]):
+        return None
+    try:
+        low, high = map(float, words or [])
+    except ValueError:
+        raise ConfigError(
+            f"--image-range ({' '.join(words or [])}) must be LOW HIGH, such as 0 4095, or auto."
+        ) from None
+    return low, high
+
+
+def read_labels(args: argparse.Namespace) -> Palette:
+    """The classes; masks are read as ids if the label file has no colours."""
+    if args.labels is None:
+        raise ConfigError(
+            "--labels is missing; give the file that lists the classes, such as --labels Labels.txt."
+        )
+    palette = Palette.read(args.labels, ignore=args.ignore)
+    if palette.has_colors:
+        return palette
+    if args.mask_format == "color":
+        raise ConfigError(
+            f"--mask-format (color) needs colours, but {args.labels} has none; write 'R G B name' lines."
+        )
+    args.mask_format = "ids"
+    first, last = palette.labels[0], palette.labels[-1]
+    logger.info(
+        "%s has no colours: masks are read as ids, %d is %s, ..., %d is %s; predictions get colours of their own.",
+        *(args.labels, first.id, first.name, last.id, last.name),
+    )
+    return palette
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Verify a data set; the exit code."""
+    if args.workers < 1:
+        raise ConfigError(f"--workers ({args.workers}) must be 1 or more; use {available_cores()}.")
+    from unetdist.sharding import verify  # loads torch, which takes seconds
+
+    folder = open_folder(args.location)
+    manifest = Manifest.load(folder)
+    findings = verify.verify(folder, manifest, workers=args.workers)
+    print(printable(verify.describe(findings, folder, manifest)))
+    return 1 if findings.problems else 0
+
+
+def print_stats(args: argparse.Namespace) -> int:
+    """Print what a data set contains."""
+    folder = open_folder(args.location)
+    manifest = Manifest.load(folder)
+    PlainConsole(soft_wrap=True).print(stats.tables(manifest, str(folder)))
+    if args.json:
+        _save("--json", args.json, lambda path: write_json(path, stats.summarize(manifest)))
+    if args.png:
+        _save("--png", args.png, lambda path: _save_png(stats.draw(manifest, str(folder)), path))
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """Draw a sheet of samples."""
+    if args.out is None:
+        raise ConfigError("--out is missing; give the file of the sheet, such as --out samples.png.")
+    from unetdist.sharding import show  # loads torch, which takes seconds
+
+    folder = open_folder(args.location)
+    manifest = Manifest.load(folder)
+    # A server without range requests gives only whole shards, which need a place.
+    with tempfile.TemporaryDirectory(prefix="unetdist-show-") as temporary:
+        cache = ShardCache(Path(temporary), 4 * max(shard.num_bytes for shard in manifest.shards))
+        reader = ShardReader(folder, manifest, cache=cache)
+        augmenter = show.read_augmenter(args.augment, reader, seed=args.seed) if args.augment else None
+        ids = show.find(reader, args.keys) if args.keys else show.choose(reader, args.num, seed=args.seed)
+        samples = show.load(reader, ids, augmenter)
+    sheet = show.draw(samples, Palette.from_records(manifest.palette_records))
+    _save("--out", args.out, lambda path: _save_png(sheet, path))
+    print(one_line(f"{args.out}: {len(ids)} samples of {folder}"))
+    return 0
+
+
+def _save_png(image: np.ndarray, path: Path) -> None:
+    with write_atomic(path) as file:
+        Image.fromarray(image).save(file, "PNG")
+
+
+def _save(option: str, path: Path, write: Callable[[Path], None]) -> None:
+    try:
+        write(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{option} ({path}) is not writable ({error.strerror}); give another file."
+        ) from None

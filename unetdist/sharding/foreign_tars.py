@@ -1,0 +1,363 @@
+"""WebDataset tars that others wrote: where they are, which members are masks, and their index. The tars never change."""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+import numpy.typing as npt
+
+from unetdist.cli.credentials import mask as mask_credentials
+from unetdist.cli.logs import logger
+from unetdist.data.decode import PICTURE_SUFFIXES, decode_mask
+from unetdist.data.image_file import HIGH_BYTE
+from unetdist.data.manifest import Shard
+from unetdist.data.shards import encode_index, sha256_of
+from unetdist.data.tar_index import MemberNames, index_tar, read_key, read_members
+from unetdist.errors import ConfigError, DataError
+from unetdist.sharding.account import Account
+from unetdist.sharding.convert import ConvertedSample, Converter
+from unetdist.sharding.first_look import NUM_SAMPLES, look
+from unetdist.sharding.shard_job import FinishedShard, ShardJob, has_index, has_size
+from unetdist.sharding.sources import Problem, RawSample, read_lines
+from unetdist.sharding.stored_image import StoredImage, keep_image
+from unetdist.storage.files import open_file
+from unetdist.storage.folders import Folder, open_folder
+from unetdist.storage.remote import RangesUnsupportedError, is_url
+
+BAD_TAR = "bad tar"
+"""Kind of `Problem`."""
+
+# Masks are guessed from the first samples of the first tar.
+_START = 16 * 2**20
+_ENOUGH = 100
+_MASK_WORDS = re.compile("mask|seg|label|annot|target|gt|cls|class")
+_LOSSY = (".jpg", ".jpeg", ".webp")
+_SECRET = re.compile("[?&;#][^=&;/]*(token|sig|key|secret|passw|pwd|auth|cred|policy|hdn)[^=&;/]*=", re.I)
+
+_PNG_SIGNATURE, _GREY_8_BIT = b"\x89PNG\r\n\x1a\n", b"\x08\x00"
+
+
+@dataclass(frozen=True)
+class ForeignTars:
+    """Tars of others, and where index and manifest go."""
+
+    source: Folder
+    names: tuple[str, ...]
+    """Names in `source`, or URLs and absolute paths."""
+    out: Folder
+    shard_names: tuple[str, ...]
+    """Names in the manifest, as seen from `out`."""
+
+
+def find_tars(location: str, out: str | None = None) -> ForeignTars:
+    """The tars at a location.
+
+    Args:
+        location: A folder or its URL; a tar; `https://host/train-{000000..000099}.tar`; or a text file that lists
+            tars, one per line, relative to the file's own folder.
+        out: Where index and manifest go; None: next to the tars.
+
+    Raises:
+        DataError: There are none.
+        ConfigError: `out` is needed because the tars are in several folders.
+    """
+    source, names = _list(location)
+    if not names:
+        raise DataError(
+            "no .tar files here; give the folder that holds the shards. A web server that does not list its files "
+            "needs their names: https://host/train-{000000..000099}.tar, or a text file with one URL per line.",
+            source=mask_credentials(location),
+        )
+    folders = {_without_query(source.where(name)).rpartition("/")[0] for name in names}
+    if out is not None and {_place(out)} != set(map(_place, folders)):
+        return _with_separate_out(source, names, out)
+    if len(folders) > 1:
+        raise ConfigError(
+            f"the tars are in {len(folders)} folders; say where index and manifest go with --out DIR."
+        )
+    if any("/" in name for name in names):
+        names = [_without_query(name).rpartition("/")[2] for name in names]
+        source = open_folder(folders.pop())
+    return ForeignTars(source, tuple(names), source, tuple(names))
+
+
+def _with_separate_out(source: Folder, names: list[str], out: str) -> ForeignTars:
+    locations = [source.where(name) for name in names]
+    shard_names = tuple(_kept(name) if is_url(name) else str(Path(name).resolve()) for name in locations)
+    target = open_folder(out)
+    if not target.is_local and not all(map(is_url, shard_names)):
+        raise ConfigError(
+            f"--out ({mask_credentials(out)}) is on another machine, which cannot see the tars in {source}; "
+            "give a local --out, or upload the tars and index them there."
+        )
+    if any("@" in urlsplit(name).netloc for name in locations if is_url(name)):
+        logger.warning(
+            "the manifest does not contain the user and password of the tars; write them into ~/.netrc, which is read "
+            "for every access."
+        )
+    return ForeignTars(source, tuple(names), target, shard_names)
+
+
+def _kept(url: str) -> str:
+    """The URL of a tar as a manifest may contain it: without user and password."""
+    if _SECRET.search(url):
+        raise ConfigError(
+            f"{mask_credentials(url)} has a token or signature, which a manifest must not contain; index a copy of the "
+            "tars, or protect them by user and password (~/.netrc) instead."
+        )
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url
+
+
+def _place(folder: str) -> str:
+    return _without_query(folder).rstrip("/") if is_url(folder) else str(Path(folder).resolve())
+
+
+def _without_query(location: str) -> str:
+    return location.partition("?")[0] if is_url(location) else location
+
+
+def _list(location: str) -> tuple[Folder, list[str]]:
+    if "{" in location:
+        import braceexpand
+
+        return open_folder("."), list(braceexpand.braceexpand(location))
+    if _without_query(location).endswith(".tar") and not Path(location).is_dir():
+        return open_folder("."), [location]
+    if not is_url(location) and Path(location).is_file():
+        lines = (line.strip() for line in read_lines(Path(location)))
+        return open_folder(Path(location).parent), [line for line in lines if line and line[0] != "#"]
+    folder = open_folder(location)
+    if folder.is_local:  # names() would hide dangling links, which are to be reported
+        return folder, sorted(path.name for path in folder.path("").glob("*.tar"))
+    return folder, folder.names(".tar")
+
+
+def guess_names(tars: ForeignTars, *, image: str | None = None) -> MemberNames:
+    """Guess which members are masks from the beginning of the first tar.
+
+    Raises:
+        DataError: There are several candidates or none; the message lists them.
+    """
+    where = mask_credentials(tars.source.where(tars.names[0]))
+    try:
+        keys = _extensions_by_key(tars)
+    except OSError as error:
+        raise DataError(
+            f"cannot be read ({error}); fix that, or say which members are masks with --mask-ext.",
+            source=where,
+        ) from None
+    common = set.intersection(*map(set, keys.values())) if keys else set()
+    named = [extension for extension in common if _MASK_WORDS.search(extension.lower())]
+    exact = [extension for extension in common if not extension.lower().endswith(_LOSSY)]
+    if len(named) == 1 and len(common) > 1:
+        choice = named[0]
+    elif len(common) == 2 and len(exact) == 1:
+        choice = exact[0]
+    elif len(common) > 1:
+        options = ", ".join(f"--mask-ext {extension[1:]}" for extension in sorted(common))
+        raise DataError(f"which pictures are the masks? Choose one of {options}.", source=where)
+    else:
+        found = ", ".join(f"{key}{extension}" for key in list(keys)[:4] for extension in keys[key])
+        raise DataError(
+            f"no two pictures have the same key (up to the first dot): it begins with {found or 'no pictures'}; "
+            'say how masks are named, for example --mask-name "{stem}_mask.png".',
+            source=where,
+        )
+    logger.info("masks are the members .%s (as in %s); change this with --mask-ext.", choice[1:], where)
+    return MemberNames("{stem}" + choice, image)
+
+
+def _extensions_by_key(tars: ForeignTars) -> dict[str, list[str]]:
+    """Extensions of the pictures of each complete sample at the beginning of the first tar."""
+    source, name = tars.source, tars.names[0]
+    if _is_local(source, name):
+        return _scan(source.path(name))
+    with tempfile.NamedTemporaryFile(prefix="unetdist-") as file:
+        with suppress(RangesUnsupportedError):
+            file.write(source.read_range(name, 0, _START))
+            file.flush()
+        keys = _scan(Path(file.name))
+        if len(keys) < 2:
+            source.download(name, file, start=file.tell())
+            file.flush()
+            keys = _scan(Path(file.name))
+    return keys
+
+
+def _scan(path: Path) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    with open_file(path) as file, suppress(DataError):  # a downloaded part has no end
+        for member in read_members(file, path):
+            stem, _, extension = PurePosixPath(member.name).name.partition(".")
+            if f".{extension}".lower().endswith(PICTURE_SUFFIXES):
+                keys.setdefault(f"{PurePosixPath(member.name).parent / stem}", []).append(f".{extension}")
+            if len(keys) > _ENOUGH:
+                break
+    if len(keys) > 1:
+        keys.popitem()  # may be incomplete
+    return keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexJob(ShardJob):
+    """A tar of others to be indexed after all its samples were examined."""
+
+    VERB = "indexing"
+
+    source: Folder
+    """Folder of the tar."""
+    name: str
+    """Name of the tar in `source`."""
+    shard_name: str
+    """Name in the manifest, as seen from `folder`."""
+    names: MemberNames
+
+    @property
+    def num_samples(self) -> int:
+        """Amount of work: one tar."""
+        return 1
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The tar, for a local one with its size and time, and how its masks are named."""
+        stamp = ""
+        if _is_local(self.source, self.name):
+            try:
+                stat = self.source.path(self.name).stat()
+                stamp = f"{stat.st_size}:{stat.st_mtime_ns}"
+            except OSError:
+                stamp = "cannot be read"
+        return [self.shard_name, stamp, asdict(self.names)]
+
+    @property
+    def image_range(self) -> tuple[float, float]:
+        """The range of the high byte, which is what the loader reads of 16 bits."""
+        return HIGH_BYTE
+
+    @property
+    def where(self) -> str:
+        """The tar for messages, without credentials."""
+        return mask_credentials(self.source.where(self.name))
+
+    def has_sizes(self, shard: Shard) -> bool:
+        """Whether tar and index exist with the right sizes."""
+        return has_size(self.source, self.name, shard.num_bytes) and has_index(self.folder, shard)
+
+    def is_intact(self, shard: Shard) -> bool:
+        """Check a local tar by its size (its time is in the fingerprint), a remote one by its hash."""
+        if not self.has_sizes(shard):
+            return False
+        if _is_local(self.source, self.name):
+            return True
+        try:
+            with self._tar() as path, open_file(path) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+        except _BadTarError:
+            return False
+
+    def make(self) -> FinishedShard:
+        """Index the tar, unless one of its samples is bad."""
+        try:
+            with self._tar() as path:
+                return self._index(path)
+        except _BadTarError as error:
+            account = Account(problems=[Problem(BAD_TAR, self.where, str(error))])
+            return FinishedShard(self.number, 0, None, account, has_index_masks=False)
+
+    def look(self) -> None:
+        """Look at a few samples of a local tar before all are read; see `first_look.look`."""
+        if not _is_local(self.source, self.name):
+            return
+        path = self.source.path(self.name)
+        try:
+            index = index_tar(path, self.names)
+        except (DataError, OSError):
+            return  # reported when the tar is indexed
+        rows = range(0, len(index), max(1, len(index) // NUM_SAMPLES))
+        samples = [_sample(path, path, row, int(index[row, 0])) for row in rows]
+        look(_TarReader(path, index), samples, self.palette, self.options)
+
+    @contextmanager
+    def _tar(self) -> Iterator[Path]:
+        """The tar as a local file."""
+        if _is_local(self.source, self.name):
+            yield self.source.path(self.name)
+            return
+        with tempfile.TemporaryDirectory(prefix="unetdist-") as folder:
+            path = Path(folder) / "tar"
+            with open(path, "wb") as file:
+                try:
+                    self.source.download(self.name, file)
+                except FileNotFoundError:
+                    raise _BadTarError("no such file") from None
+            yield path
+
+    def _index(self, path: Path) -> FinishedShard:
+        try:
+            index = index_tar(path, self.names, source=self.where)
+            with open_file(path) as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                num_bytes = file.tell()
+        except DataError as error:
+            raise _BadTarError(str(error).removeprefix(f"{error.source}: ")) from None
+        except OSError as error:
+            raise _BadTarError(f"cannot be read: {error.strerror or error}") from None
+        converter = Converter(_TarReader(path, index), self.palette, self.options, self._keep)
+        has_index_masks = True
+        for row, header_offset in enumerate(index[:, 0].tolist()):
+            good = converter.convert(_sample(path, self.where, row, header_offset))
+            has_index_masks &= good is not None and _has_index_mask(good)
+        shard = None
+        if not converter.account.problems:
+            shard = Shard(self.shard_name, len(index), num_bytes, sha256, sha256_of(index))
+            self.folder.write(shard.index_name, encode_index(index))
+        return FinishedShard(self.number, len(index), shard, converter.account, has_index_masks)
+
+    def _keep(self, image: bytes, mask_size: tuple[int, int]) -> StoredImage:
+        return keep_image(image, mask_size, self.options.exif)
+
+
+class _BadTarError(Exception):
+    """The tar itself cannot be used."""
+
+
+@dataclass(frozen=True)
+class _TarReader:
+    """Reads samples by their rows in the index."""
+
+    path: Path
+    index: npt.NDArray[np.int64]
+
+    def read(self, sample: RawSample) -> tuple[bytes, bytes]:
+        """Encoded image and encoded mask."""
+        _, image_offset, image_size, mask_offset, mask_size, _ = self.index[sample.row].tolist()
+        with open(self.path, "rb") as file:
+            file.seek(image_offset)
+            image = file.read(image_size)
+            file.seek(mask_offset)
+            return image, file.read(mask_size)
+
+
+def _sample(path: Path, shown: object, row: int, header_offset: int) -> RawSample:
+    """Sample `row` of the tar at `path`, which messages call `shown`."""
+    name = f"{shown}, key {read_key(path, header_offset)}"
+    return RawSample(key=name, image=name, mask=name, row=row)
+
+
+def _has_index_mask(sample: ConvertedSample) -> bool:
+    """Whether the mask file holds class indices already, in the form that is read fastest."""
+    data = sample.mask_file
+    is_grey = data[:8] == _PNG_SIGNATURE and data[24:26] == _GREY_8_BIT
+    return is_grey and np.array_equal(decode_mask(data), sample.mask)
+
+
+def _is_local(source: Folder, name: str) -> bool:
+    return source.is_local and not is_url(name)
