@@ -301,7 +301,7 @@ def decide_exif(options: ConvertOptions, source: SampleSource) -> ConvertOptions
         return options
     ((drawn, number),) = votes.items()
     logger.info(
-        "%d images have an EXIF orientation that does not change their size: their masks are assumed to be drawn on %s, "
+        "%d images have an EXIF orientation that does not change their size: their masks are taken as drawn on %s, "
         "like those of %d other images, whose sizes tell (--exif raw or --exif upright overrides this).",
         len(doubtful),
         "the pixels as stored" if drawn == "raw" else "the image as viewers show it",

@@ -1,4 +1,4 @@
-"""WebDataset tars that others wrote: where they are, which members are masks, and their index. The tars never change."""
+"""WebDataset tars that others wrote: where they are, which members are masks, and their index. They never change."""
 
 import hashlib
 import re
