@@ -9,7 +9,7 @@ from unetdist.errors import printable
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
 from unetdist.train.run_status import STOPPED_EARLY
-from unetdist.train.schedule import TrainState
+from unetdist.train.trainer import TrainState
 
 DESCRIPTION = """Train a U-Net on shards that launch/shard_dataset.py wrote. Settings come from the YAML file of
 --config; any of them can be changed on the command line as --section.field value, or --field value where one section

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.synthetic import settings_of, write_shards
-from tests.train.test_guard import leftovers_in_new_memory
+from tests.train.test_nonfinite import leftovers_in_new_memory
 from unetdist.cli import settings
 from unetdist.train import build as wiring
 from unetdist.train.build import build_trainer
@@ -30,20 +30,18 @@ def run(tmp_path):
 
 
 def spoil_first_step(trainer):
-    """The loss of the first step is not finite; the rehearsal is not spoilt."""
-    make_step = trainer.step
+    """The loss of the first step is not finite; the rehearsal is not affected."""
+    train_step, network = trainer.train_step, trainer.step.model_with_loss
 
-    def spoilt(micro_batches, number):
-        factor = float("inf") if number == 0 else 1.0
-        handle = trainer.share.register_forward_hook(lambda module, given, loss: loss * factor)
+    def step(micro_batches):
+        factor = float("inf") if trainer.state.step == 0 else 1.0
+        handle = network.register_forward_hook(lambda module, given, loss: loss * factor)
         try:
-            return make_step(micro_batches, number)
+            return train_step(micro_batches)
         finally:
             handle.remove()
 
-    spoilt.rehearse, spoilt.guard = make_step.rehearse, make_step.guard
-    spoilt.average_statistics = make_step.average_statistics
-    trainer.step = spoilt
+    trainer.train_step = step
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
@@ -73,7 +71,7 @@ def test_a_run_that_cannot_be_compiled_says_so_where_one_looks_and_trains_on(run
 
     _, expected = run("plain", performance="off")
     folder, weights = run("fast", change=lambda _: FastPath(compiler=broken))
-    assert "WARNING trains without the compiler, and slower: " in capsys.readouterr().err
+    assert "WARNING training without the compiler, and slower: " in capsys.readouterr().err
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["performance"].partition(": ")[0]) == ("finished", "not compiled")
     assert "no kernel for this" in status["performance"]

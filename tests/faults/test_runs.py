@@ -141,12 +141,12 @@ def test_lines_that_a_full_disk_has_no_room_for_are_written_once_there_is(tmp_pa
 
 def test_a_status_that_cannot_be_written_is_told_in_the_terminal(tmp_path, caplog, monkeypatch):
     from unetdist.storage import files as storage
-    from unetdist.train.run_status import Attempt
+    from unetdist.train.run_status import RunStatus
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    attempt = Attempt(tmp_path, is_main=True)
+    attempt = RunStatus(tmp_path, is_main=True)
     attempt.begin(0)
     monkeypatch.setattr(storage, "write_json", full)
     attempt.fail("first")

@@ -73,10 +73,10 @@ def test_no_step_of_the_fast_path_waits_for_the_device(building, waiting_is_an_e
             trainer.train_step(next(batches))
             trainer.state.advance(trainer.global_batch_size)
         waiting_is_an_error(False)
-        assert trainer.share.is_compiled == (PATHS[name].compiler is not None)
+        assert trainer.step.model_with_loss.is_compiled == (PATHS[name].compiler is not None)
 
 
 def test_a_short_run_is_chosen_for_by_its_facts(building):
     with building("cuda") as trainer:
-        assert not trainer.share.is_compiled
+        assert not trainer.step.model_with_loss.is_compiled
     assert torch.backends.cudnn.benchmark

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from unetdist.train.snapshot import HostCopy
+from unetdist.train.checkpoint import Snapshot
 
 pytestmark = pytest.mark.gpu
 
@@ -13,7 +13,7 @@ def test_the_copy_of_a_gpu_is_pinned_and_complete():
         "strided": torch.randn(8, 64, 32, 32, device="cuda").to(memory_format=torch.channels_last),
         "step": torch.ones(()),
     }
-    copy = HostCopy()
+    copy = Snapshot()
     found = load(bytes(copy.take(tensors)))
     assert copy._memory.is_pinned()
     assert all(found[name].equal(value.cpu()) for name, value in tensors.items())

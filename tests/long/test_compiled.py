@@ -31,7 +31,7 @@ def test_inductor_gives_the_losses_of_the_plain_path(tmp_path, monkeypatch):
         values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs", **sections, name=name)
         with build_trainer(settings.from_mapping(Config, values)) as trainer:
             assert trainer.fit()
-            assert trainer.share.is_compiled == (path is not PLAIN)
+            assert trainer.step.model_with_loss.is_compiled == (path is not PLAIN)
         records = map(json.loads, (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines())
         losses[name] = torch.tensor([each["train/loss"] for each in records if "train/loss" in each])
     assert len(losses["plain"]) == 8

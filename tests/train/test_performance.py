@@ -5,12 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.synthetic import write_shards
 from unetdist.distributed.collectives import World
 from unetdist.model.unet import UNetConfig
 from unetdist.train import performance
 from unetdist.train.performance import LAUNCH_BOUND_S, PLAIN, Facts, FastPath, choose, gather, prepare
-from unetdist.train.schedule import Schedule
 
 GPU = Facts(
     device_type="cuda",
@@ -42,8 +40,8 @@ def test_a_long_run_on_a_gpu_is_compiled():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"run_s": 120.0}, "training takes but about 120 s"),
-        ({"has_compiler": False}, "Triton or a GPU that it supports is missing"),
+        ({"run_s": 120.0}, "training takes only about 120 s"),
+        ({"has_compiler": False}, "needs Triton and a GPU"),
         ({"is_one_graph": False}, "sync_batch norm communicates"),
     ],
 )
@@ -75,16 +73,15 @@ def test_a_faster_number_format_is_told_of():
     assert "mixed_precision" not in str(choose("auto", GPU))
 
 
-def test_facts_are_gathered_from_the_run(tmp_path):
-    manifest = write_shards(tmp_path, 8)
+def test_facts_are_gathered_from_the_run():
     made = gather(
         World(world_size=2, local_world_size=2),
         model_config=UNetConfig(preset="student", norm="sync_batch"),
         num_classes=12,
-        manifest=manifest,
-        crop_size=(480, 352),
-        schedule=Schedule(max_steps=1000, eval_every=10, save_every=10, log_every=10),
-        batch_sizes=(64, 16),
+        image_size=(480, 352),
+        max_steps=1000,
+        global_batch_size=64,
+        micro_batch_size=16,
         mixed_precision="bf16",
     )
     assert (made.device_type, made.has_compiler, made.is_one_graph) == ("cpu", False, False)

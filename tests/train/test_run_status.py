@@ -4,24 +4,24 @@ import json
 
 import pytest
 
-from unetdist.train.run_status import STATUS_FILE, Attempt, Status, read_status
+from unetdist.train.run_status import STATUS_FILE, RunStatus, Status, read_status
 
 
 def begun(run_dir, step=0):
-    attempt = Attempt(run_dir, is_main=True)
-    attempt.begin(step)
-    return attempt
+    status = RunStatus(run_dir, is_main=True)
+    status.begin(step)
+    return status
 
 
 def test_the_status_follows_a_run_to_its_end(tmp_path):
-    attempt = Attempt(tmp_path, is_main=True, machine="2 cores", performance="compiled")
-    attempt.begin(0)
+    status = RunStatus(tmp_path, is_main=True, machine="2 cores", performance="compiled")
+    status.begin(0)
     status = read_status(tmp_path)
     assert (status.machine, status.performance) == ("2 cores", "compiled")
-    attempt.fell_back("not compiled: no kernel")
+    status.fell_back("not compiled: no kernel")
     assert read_status(tmp_path).performance == "not compiled: no kernel"
     assert read_status(tmp_path) == Status(state="running", step=0, attempts=1)
-    attempt.end("finished", 1)
+    status.end("finished", 1)
     assert read_status(tmp_path) == Status(state="finished", step=1, attempts=1)
 
 
@@ -36,22 +36,22 @@ def test_attempts_are_counted_over_stops_kills_and_failures(tmp_path):
 
 def test_a_failure_before_the_first_step_keeps_what_was_reached(tmp_path):
     begun(tmp_path, 40)
-    Attempt(tmp_path, is_main=True).fail("data.train is not there", is_final=True)
+    RunStatus(tmp_path, is_main=True).fail("data.train is not there", is_final=True)
     assert read_status(tmp_path) == Status(
         state="failed", step=40, reason="data.train is not there", is_final=True, attempts=1
     )
 
 
 def test_a_failure_creates_no_folder(tmp_path):
-    Attempt(tmp_path / "mistyped", is_main=True).fail("no such setting")
+    RunStatus(tmp_path / "mistyped", is_main=True).fail("no such setting")
     assert not (tmp_path / "mistyped").exists()
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    attempt = Attempt(tmp_path, is_main=False)
-    attempt.begin(0)
-    attempt.fail("gone")
-    attempt.end("finished", 1)
+    status = RunStatus(tmp_path, is_main=False)
+    status.begin(0)
+    status.fail("gone")
+    status.end("finished", 1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -66,10 +66,10 @@ def test_an_unreadable_status_is_none_and_is_replaced(tmp_path, text):
 
 
 def test_a_status_that_cannot_be_written_does_not_hide_the_error(tmp_path):
-    attempt = begun(tmp_path)
+    status = begun(tmp_path)
     (tmp_path / STATUS_FILE).unlink()
     (tmp_path / STATUS_FILE).mkdir()
-    attempt.fail("anything")
+    status.fail("anything")
 
 
 def test_the_reason_contains_no_password(tmp_path):

@@ -1,7 +1,9 @@
-"""From settings to a wired run: the only place that knows all parts."""
+"""From settings to a wired run: the only module that knows all parts."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +35,44 @@ from unetdist.distributed.watchdog import Watchdog
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation.evaluate import Report
 from unetdist.evaluation.scoring import build_validator
+from unetdist.evaluation.validation import Validator
 from unetdist.model.config import check_norm
-from unetdist.model.losses import build_loss
+from unetdist.model.losses import Loss, build_loss
 from unetdist.model.saved_model import save_model
 from unetdist.model.unet import UNet
 from unetdist.predict.model_card import CARD_FILE, card_of
 from unetdist.storage.files import write_text
+from unetdist.storage.folders import Folder
 from unetdist.tracking import Tracker
-from unetdist.train.checkpoint import Checkpoints
+from unetdist.tracking.meter import Meter
+from unetdist.train.checkpoint import Checkpoints, RunState
 from unetdist.train.config import Config
-from unetdist.train.ema import Ema
-from unetdist.train.optim import build_optimizer, lr_factor
+from unetdist.train.model_with_loss import ModelWithLoss
+from unetdist.train.optim import Ema, build_optimizer, lr_factor
 from unetdist.train.performance import FastPath, choose, gather, prepare
-from unetdist.train.prefetch import feed
 from unetdist.train.run_folder import claim_run_folder
-from unetdist.train.run_status import Attempt
-from unetdist.train.schedule import Schedule, TrainState, first_native_epoch
-from unetdist.train.share import LossShare
-from unetdist.train.trainer import Trainer
+from unetdist.train.run_status import RunStatus
+from unetdist.train.step import TrainStep, prefetch_to_device
+from unetdist.train.trainer import Schedule, Trainer, TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """The training shards, and how this run reads them."""
+
+    folder: Folder
+    manifest: Manifest
+    palette: Palette
+    schedule: Schedule
+    micro_batch_size: int
+    native_from: int | None
+    """Epoch from which images are neither scaled nor mixed; None: never."""
 
 
 def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = lambda path: path) -> Trainer:
-    """Collective. Check and wire a run; everything that can be wrong is found here, before time is spent.
+    """Collective. Check and wire a run. Everything that can be wrong is found here, before time is spent.
 
-    `change` makes another fast path of the one that was chosen, for who measures what each part of it is worth.
+    `change` replaces the fast path that was chosen, to measure what each part of it is worth.
     """
     accelerator = make_accelerator(
         mixed_precision=config.trainer.mixed_precision, timeout_s=config.trainer.timeout_s
@@ -86,6 +102,126 @@ def _wire(
     claim: ExitStack,
     change: Callable[[FastPath], FastPath],
 ) -> Trainer:
+    data = open_training_set(config, world)
+    network, path = _build_network(config, data, world, change)
+    validator = _build_validator(config, data, network.loss, accelerator, world)
+    tracker = Tracker(
+        config.tracking,
+        accelerator,
+        run_dir=run_dir,
+        run_name=config.name,
+        config=values,
+        palette=data.palette,
+    )
+    # From here on nothing in this function fails for a user's reason, so that nothing is left running.
+    stop = StopSignal()
+    machine = hardware.describe(world)
+    status = RunStatus(run_dir, is_main=world.is_main, machine=machine, performance=str(path), claim=claim)
+    limit_s = config.trainer.heartbeat_s
+    watchdog = Watchdog(
+        open_store("watchdog"), world, limit_s=limit_s, folder=run_dir, stop=stop, record=status.fail
+    )
+    step = _build_step(config, data, network, accelerator, world, watchdog)
+    return Trainer(
+        accelerator=accelerator,
+        world=world,
+        model=network.model,
+        ema=step.ema,
+        step=step,
+        run_state=RunState(network.model, step.optimizer, step.ema, accelerator.scaler),
+        schedule=data.schedule,
+        global_batch_size=config.trainer.global_batch_size,
+        num_samples=data.manifest.num_samples,
+        max_bad_steps=config.trainer.max_bad_steps,
+        train_batches=partial(train_batches, config, data, world),
+        validator=validator,
+        save_model=partial(save_weights, config, data, run_dir),
+        checkpoints=Checkpoints(
+            config.checkpoint.folder_of(run_dir), config.checkpoint, data=data.manifest.fingerprint
+        ),
+        tracker=tracker,
+        meter=step.meter,
+        stop=stop,
+        watchdog=watchdog,
+        status=status,
+    )
+
+
+def _build_network(
+    config: Config, data: TrainingSet, world: World, change: Callable[[FastPath], FastPath]
+) -> tuple[ModelWithLoss, FastPath]:
+    """Build network and loss on the device, and choose how they are made fast."""
+    loss = build_loss(
+        config.loss,
+        num_classes=data.palette.num_classes,
+        class_pixels=data.manifest.class_pixels,
+        presence_pixels=data.manifest.presence_pixels,
+    ).to(world.device)
+    check_norm(config.model, device_type=world.device.type, world_size=world.world_size)
+    seed_everything(config.seed)
+    model = build_model(config, data.manifest, data.palette).to(world.device)
+    facts = gather(
+        world,
+        model_config=config.model,
+        num_classes=data.palette.num_classes,
+        image_size=config.augment.crop_size or data.manifest.max_size,
+        max_steps=data.schedule.max_steps,
+        global_batch_size=config.trainer.global_batch_size,
+        micro_batch_size=data.micro_batch_size,
+        mixed_precision=config.trainer.mixed_precision,
+    )
+    path = change(choose(config.performance, facts))
+    logger.info("performance: %s", path)
+    prepare(path)
+    return ModelWithLoss(model, loss, compiler=path.compiler, cuda_graphs=path.cuda_graphs), path
+
+
+def _build_step(
+    config: Config,
+    data: TrainingSet,
+    network: ModelWithLoss,
+    accelerator: Accelerator,
+    world: World,
+    watchdog: Watchdog,
+) -> TrainStep:
+    ema_decay = config.trainer.ema_decay
+    return TrainStep(
+        accelerator=accelerator,
+        world=world,
+        model_with_loss=network,
+        optimizer=build_optimizer(network.model, config.optim),
+        ema=Ema(network.model, ema_decay) if ema_decay else None,
+        optim_cfg=config.optim,
+        max_steps=data.schedule.max_steps,
+        seed=config.seed,
+        meter=Meter(world),
+        watchdog=watchdog,
+        source_of=ShardReader(data.folder, data.manifest).source,
+    )
+
+
+def _build_validator(
+    config: Config, data: TrainingSet, loss: Loss, accelerator: Accelerator, world: World
+) -> Validator | None:
+    if config.data.val is None:
+        return None
+    return build_validator(
+        config.data.val,
+        model_config=config.model,
+        palette=data.palette,
+        resize=data.manifest.resize,
+        image_range=data.manifest.image_range,
+        loss=loss,
+        cfg=config.validation,
+        data_cfg=config.data,
+        num_pictures=config.tracking.num_pictures,
+        world=world,
+        autocast=accelerator.autocast,
+    )
+
+
+def open_training_set(config: Config, world: World) -> TrainingSet:
+    """Open the training shards, and check that the settings fit them and this launch."""
     folder, manifest = open_data(config.data, config.data.train)
     if not any(manifest.class_pixels):
         raise DataError(
@@ -99,156 +235,40 @@ def _wire(
             "model.in_channels 4 uses it.",
             manifest.channels,
         )
-    schedule = Schedule.of(
-        config.trainer, num_samples=manifest.num_samples, save_every=config.checkpoint.save_every
-    )
+    cfg = config.trainer
+    schedule = Schedule.of(cfg, num_samples=manifest.num_samples, save_every=config.checkpoint.save_every)
     lr_factor(0, schedule.max_steps, config.optim)  # refuses a warm-up that is longer than the run
-    native_from = first_native_epoch(
-        config.augment.native_epochs,
-        schedule,
-        global_batch_size=config.trainer.global_batch_size,
-        num_samples=manifest.num_samples,
-    )
-    micro_batch_size = config.trainer.micro_batch_size or max(
-        1, config.trainer.global_batch_size // world.world_size
-    )
-    check_batch_sizes(config.trainer.global_batch_size, micro_batch_size, world.world_size)
-    palette = Palette.from_records(manifest.palette_records)
-    loss = build_loss(
-        config.loss,
-        num_classes=palette.num_classes,
-        class_pixels=manifest.class_pixels,
-        presence_pixels=manifest.presence_pixels,
-    ).to(world.device)
-    check_norm(config.model, device_type=world.device.type, world_size=world.world_size)
-    seed_everything(config.seed)
-    model = build_model(config, manifest, palette).to(world.device)
-    path = choose(
-        config.performance,
-        gather(
-            world,
-            model_config=config.model,
-            num_classes=palette.num_classes,
-            manifest=manifest,
-            crop_size=config.augment.crop_size,
-            schedule=schedule,
-            batch_sizes=(config.trainer.global_batch_size, micro_batch_size),
-            mixed_precision=config.trainer.mixed_precision,
-        ),
-    )
-    path = change(path)
-    logger.info("performance: %s", path)
-    prepare(path)
-    optimizer = build_optimizer(model, config.optim)
-    ema = Ema(model, config.trainer.ema_decay) if config.trainer.ema_decay else None
-    validator = None
-    if config.data.val is not None:
-        validator = build_validator(
-            config.data.val,
-            model_config=config.model,
-            palette=palette,
-            resize=manifest.resize,
-            image_range=manifest.image_range,
-            loss=loss,
-            cfg=config.validation,
-            data_cfg=config.data,
-            num_pictures=config.tracking.num_pictures,
-            world=world,
-            autocast=accelerator.autocast,
-        )
-    tracker = Tracker(
-        config.tracking,
-        accelerator,
-        run_dir=run_dir,
-        run_name=config.name,
-        config=values,
-        palette=palette,
-    )
-
-    def train_batches(from_sample: int) -> Iterator[list[Batch]]:
-        batches = train_loader(
-            config.data,
-            config.augment,
-            manifest,
-            folder,
-            seed=config.seed,
-            channels=config.model.in_channels,
-            num_classes=palette.num_classes,
-            global_batch_size=config.trainer.global_batch_size,
-            micro_batch_size=micro_batch_size,
-            rank=world.rank,
-            world_size=world.world_size,
-            local_world_size=world.local_world_size,
-            from_sample=from_sample,
-            native_from=native_from,
-            pin_memory=world.device.type == "cuda",
-        )
-        return feed(batches, world.device)
-
-    def save(model: nn.Module, state: TrainState, name: str, report: Report | None) -> None:
-        facts = {
-            "step": state.step,
-            "samples_seen": state.samples_seen,
-            "run": config.name,
-            "metric": {"name": "val/miou", "value": None if report is None else report.scores.miou},
-            "report": None if report is None else report.to_mapping(),
-        }
-        save_model(
-            run_dir / name,
-            model.state_dict(),
-            model=config.model,
-            palette=palette,
-            resize=manifest.resize,
-            image_range=manifest.image_range,
-            facts=facts,
-        )
-        write_text(run_dir / name / CARD_FILE, card_of(run_dir / name))
-
-    stop = StopSignal()
-    attempt = Attempt(
-        run_dir,
-        is_main=world.is_main,
-        machine=hardware.describe(world),
-        performance=str(path),
-        claim=claim,
-    )
-    watchdog = Watchdog(
-        open_store("watchdog"),
-        world,
-        limit_s=config.trainer.heartbeat_s,
-        folder=run_dir,
-        stop=stop,
-        record=attempt.fail,
-    )
-    return Trainer(
-        accelerator=accelerator,
-        world=world,
-        model=model,
-        optimizer=optimizer,
-        ema=ema,
-        share=LossShare(model, loss, compiler=path.compiler, cuda_graphs=path.cuda_graphs),
-        optim_cfg=config.optim,
+    micro_batch_size = cfg.micro_batch_size or max(1, cfg.global_batch_size // world.world_size)
+    check_batch_sizes(cfg.global_batch_size, micro_batch_size, world.world_size)
+    epochs = round(schedule.max_steps * cfg.global_batch_size / manifest.num_samples)
+    return TrainingSet(
+        folder=folder,
+        manifest=manifest,
+        palette=Palette.from_records(manifest.palette_records),
         schedule=schedule,
-        global_batch_size=config.trainer.global_batch_size,
-        num_samples=manifest.num_samples,
-        seed=config.seed,
-        max_bad_steps=config.trainer.max_bad_steps,
-        source_of=ShardReader(folder, manifest).source,
-        train_batches=train_batches,
-        validator=validator,
-        save_model=save,
-        checkpoints=Checkpoints(
-            config.checkpoint.folder_of(run_dir), config.checkpoint, data=manifest.fingerprint
-        ),
-        tracker=tracker,
-        stop=stop,
-        watchdog=watchdog,
-        attempt=attempt,
+        micro_batch_size=micro_batch_size,
+        native_from=first_native_epoch(config.augment.native_epochs, epochs),
     )
+
+
+def first_native_epoch(native_epochs: int, epochs: int) -> int | None:
+    """The epoch that starts `native_epochs` before the end of a run of `epochs`; None for 0.
+
+    Raises:
+        ConfigError: the run has fewer epochs.
+    """
+    if native_epochs == 0:
+        return None
+    if native_epochs > epochs:
+        raise ConfigError(
+            f"augment.native_epochs ({native_epochs}) must be at most the {epochs} epochs of the run; use "
+            f"{epochs // 10}."
+        )
+    return epochs - native_epochs
 
 
 def build_model(config: Config, manifest: Manifest, palette: Palette) -> UNet:
-    """The network, with the channel statistics of the training set inside."""
+    """Build the network, which holds the channel statistics of the training set."""
     mean, std = channel_statistics(manifest, config.model.in_channels)
     return UNet(config.model, num_classes=palette.num_classes, mean=mean, std=std)
 
@@ -259,9 +279,60 @@ def channel_statistics(manifest: Manifest, channels: int) -> tuple[list[float], 
         raise ConfigError(f"model.in_channels ({channels}) must be 1 (grey), 3 (RGB) or 4 (RGBA); use 3.")
     if channels == 3:
         return list(manifest.mean), list(manifest.std)
-    luma = torch.tensor(LUMA, dtype=torch.float64)  # as the decoder's grey
+    luma = torch.tensor(LUMA, dtype=torch.float64)  # the decoder's weights for grey
     mean, std = torch.tensor(manifest.mean), torch.tensor(manifest.std)
     if channels == 1:
-        # The spread is exact for grey images; of colours it is the upper bound that their channels allow.
+        # The spread is exact for grey images; for colours it is the upper bound that their channels allow.
         return [float(luma @ mean.double())], [float(luma @ std.double())]
     return [*mean.tolist(), 0.0], [*std.tolist(), 255.0]
+
+
+def train_batches(config: Config, data: TrainingSet, world: World, from_sample: int) -> Iterator[list[Batch]]:
+    """Endless steps of this rank on its device, from a sample number on."""
+    batches = train_loader(
+        config.data,
+        config.augment,
+        data.manifest,
+        data.folder,
+        seed=config.seed,
+        channels=config.model.in_channels,
+        num_classes=data.palette.num_classes,
+        global_batch_size=config.trainer.global_batch_size,
+        micro_batch_size=data.micro_batch_size,
+        rank=world.rank,
+        world_size=world.world_size,
+        local_world_size=world.local_world_size,
+        from_sample=from_sample,
+        native_from=data.native_from,
+        pin_memory=world.device.type == "cuda",
+    )
+    return prefetch_to_device(batches, world.device)
+
+
+def save_weights(
+    config: Config,
+    data: TrainingSet,
+    run_dir: Path,
+    model: nn.Module,
+    state: TrainState,
+    name: str,
+    report: Report | None,
+) -> None:
+    """Write weights for prediction to the folder `name` of the run, with the scores that they were given."""
+    facts = {
+        "step": state.step,
+        "samples_seen": state.samples_seen,
+        "run": config.name,
+        "metric": {"name": "val/miou", "value": None if report is None else report.scores.miou},
+        "report": None if report is None else report.to_mapping(),
+    }
+    save_model(
+        run_dir / name,
+        model.state_dict(),
+        model=config.model,
+        palette=data.palette,
+        resize=data.manifest.resize,
+        image_range=data.manifest.image_range,
+        facts=facts,
+    )
+    write_text(run_dir / name / CARD_FILE, card_of(run_dir / name))

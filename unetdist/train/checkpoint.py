@@ -1,6 +1,8 @@
-"""The state of a run, saved beside the training and continued by all processes; tensors and JSON, no pickle."""
+"""The state of a run, saved while training continues and loaded by all processes; tensors and JSON, no pickle."""
 
 import json
+import struct
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import load as tensors_from_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from unetdist.cli.credentials import mask
 from unetdist.cli.logs import logger
@@ -19,35 +21,49 @@ from unetdist.errors import CheckpointError, ConfigError, TrainingError, Unetdis
 from unetdist.storage import remote
 from unetdist.storage.checkpoint_files import CheckpointFolder, Commit
 from unetdist.storage.folders import Folder, open_folder
-from unetdist.train.snapshot import HostCopy
+from unetdist.train.optim import Ema
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
 PATIENCE_S = 60.0
-"""How long a step waits at most for the checkpoint before: a disk or a server that hangs is no reason not to train."""
+"""Longest wait of a step for the previous checkpoint: training can go on while a disk or a server hangs."""
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Safetensors' names for the types that a model, an optimizer or a loss scaler keeps."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the state of a run is saved, where, and whether it is continued."""
+    """When and where the state of a run is saved, and whether it is continued."""
 
     save_every: int | None = None
-    """Steps between checkpoints; None: at each validation. The end of a run and a signal to stop always save one."""
+    """Steps between checkpoints; None: one at each validation. The end of a run and a signal to stop also save one."""
 
     keep_last: int = 2
-    """How many checkpoints to keep."""
+    """Number of checkpoints to keep."""
 
     folder: str | None = None
-    """Path or URL (s3://, gs://, ...) under which the checkpoints lie in a folder of the run's name; all nodes must see
-    it. None: RUNS_DIR/NAME/checkpoints."""
+    """Path or URL (s3://, gs://, ...) that all nodes see; the checkpoints go into its subfolder of the run's name.
+    None: RUNS_DIR/NAME/checkpoints."""
 
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues the run of this name if it has a checkpoint; `never` refuses to touch it."""
 
     allow_changes: tuple[str, ...] = ()
-    """Settings (optim.lr, ...) that may differ from those the run was begun with, though they change its result."""
+    """Settings (optim.lr, ...) that may differ from those at the start of the run although they change its result."""
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
@@ -60,7 +76,7 @@ class CheckpointConfig:
             )
 
     def folder_of(self, run_dir: Path) -> Folder:
-        """Where the run in `run_dir` has its checkpoints."""
+        """Folder of the checkpoints of the run in `run_dir`."""
         if self.folder is None:
             return open_folder(run_dir / CHECKPOINTS_FOLDER)
         is_url = remote.is_url(self.folder)
@@ -69,16 +85,119 @@ class CheckpointConfig:
         )
 
 
+class RunState:
+    """The parts of a run whose state is saved: packs them into named tensors and JSON facts, and back."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: Ema | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        """Hold the unwrapped model, its optimizer, the averaged copy and the fp16 loss scaler, if any."""
+        self.model, self.optimizer, self.ema, self.scaler = model, optimizer, ema, scaler
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, and everything else as JSON types."""
+        state = self.optimizer.state_dict()
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for index, values in state["state"].items():
+            for name, value in values.items():
+                if value is not None:  # SGD without momentum keeps a None
+                    tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
+        facts = {
+            "param_groups": state["param_groups"],
+            "ema_updates": 0 if self.ema is None else self.ema.num_updates,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+        return tensors, facts
+
+    def unpack(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, source: object) -> None:
+        """Restore what `pack` returned.
+
+        Raises:
+            CheckpointError: it belongs to another model; the message names `source`.
+        """
+        try:
+            self.model.load_state_dict(_with_prefix("model.", tensors))
+            if self.ema is not None:
+                self.ema.module.load_state_dict(_with_prefix("ema.", tensors))
+                self.ema.num_updates = int(facts["ema_updates"])
+            # allow_changes may have changed settings, and another machine may use another implementation: the settings
+            # of the new optimizer count, except for the learning rate of this step.
+            groups = [
+                {**own, "params": saved["params"], "lr": saved["lr"]}
+                for saved, own in zip(facts["param_groups"], self.optimizer.param_groups, strict=True)
+            ]
+            state = self._optimizer_state(tensors)
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            if self.scaler is not None and facts["scaler"] is not None:
+                self.scaler.load_state_dict(facts["scaler"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{source} was made by another model ({textwrap.shorten(str(error), 300)}); "
+                "use that run's settings or another --name."
+            ) from None
+
+    def _optimizer_state(self, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _with_prefix("optimizer.", tensors).items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for position, parameter in enumerate(parameters):
+            for name, value in state.get(position, {}).items():
+                if value.shape == parameter.shape:  # fused optimizers need the strides of the parameter
+                    state[position][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        return state
+
+
+class Snapshot:
+    """Host memory for a copy of tensors in the form of a safetensors file; reused by the next copy.
+
+    The library's own `save` copies each tensor twice more, and holds Python's lock meanwhile: 1.6 s for 500 MB, in
+    which no step is trained. Hashing and writing these bytes does not hold it.
+    """
+
+    def __init__(self) -> None:
+        """Allocate nothing yet."""
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    @torch.no_grad()
+    def take(self, tensors: Mapping[str, Tensor]) -> memoryview:
+        """Copy tensors and return the bytes of their safetensors file; the next call overwrites them."""
+        # The widest types come first, so that each tensor starts at a multiple of its element size.
+        ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+        header = _safetensors_header(ordered)
+        size = len(header) + sum(value.nbytes for value in ordered.values())
+        on_gpu = any(value.is_cuda for value in ordered.values())
+        if self._memory.numel() < size:
+            self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
+        memory = self._memory[:size]
+        memory[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
+        start = len(header)
+        for value in ordered.values():
+            place = memory[start : start + value.nbytes].view(value.dtype).view(value.shape)
+            place.copy_(value, non_blocking=True)
+            start += value.nbytes
+        if on_gpu:
+            torch.cuda.synchronize()
+        return memory.numpy().data
+
+
 class Checkpoints:
-    """The resumable checkpoints of one run; see `unetdist.storage.checkpoint_files` for their files."""
+    """The checkpoints of one run; see `unetdist.storage.checkpoint_files` for their files."""
 
     def __init__(self, folder: str | Path | Folder, cfg: CheckpointConfig, *, data: str = "") -> None:
         """Open the folder of a run that trains on the data set with the fingerprint `data`."""
         self.folder = open_folder(folder)
         self.data = data
         self._may_change_data = "data.train" in cfg.allow_changes
-        self._commits = CheckpointFolder(self.folder, keep_last=cfg.keep_last)
-        self._copy = HostCopy()
+        self._files = CheckpointFolder(self.folder, keep_last=cfg.keep_last)
+        self._snapshot = Snapshot()
         self._writer: threading.Thread | None = None
 
     def save(
@@ -86,42 +205,42 @@ class Checkpoints:
     ) -> None:
         """Save the state after `step`; call on rank 0 only.
 
-        Returns once the checkpoint before is written and the tensors are copied to the host's memory; a thread hashes
-        and writes the copy. Where it cannot, or not in time for the next, the log says so and training goes on: the
-        former checkpoint stays.
+        Returns once the previous checkpoint is written and the tensors are copied to host memory; a thread hashes and
+        writes the copy. If it cannot, or is not done in time for the next, that is logged and training goes on with the
+        previous checkpoint in place.
 
         Args:
-            step: steps done; of one that is saved already only the facts are saved anew.
+            step: steps done. If this step is already saved, only its facts are replaced.
             tensors: on any device.
             facts: JSON types.
-            final: write before returning, for there is no later one.
+            final: write before returning, because no later one follows.
 
         Raises:
-            CheckpointError: the final one cannot be written.
+            CheckpointError: the final checkpoint cannot be written.
         """
-        began = time.monotonic()
+        start = time.monotonic()
         if not self.wait(None if final else PATIENCE_S):
             logger.error(
-                "no checkpoint of step %d: the one before is still being written to %s", step, self.folder
+                "no checkpoint of step %d: the previous one is still being written to %s", step, self.folder
             )
             return
         own_facts = json.loads(json.dumps({"data": self.data, **facts}, allow_nan=False))
-        last = self._commits.last
+        last = self._files.last
         if last is not None and (last.step, last.facts) == (step, own_facts):
             return
-        copied = self._copy.take(tensors)
-        waited_s = time.monotonic() - began
+        copied = self._snapshot.take(tensors)
+        waited_s = time.monotonic() - start
         if final:
             self._write(step, copied, own_facts, waited_s)
             return
-        # No daemon, so that an interpreter that ends waits for it.
+        # Not a daemon, so that an interpreter that exits waits for it.
         self._writer = threading.Thread(
-            target=self._write_or_tell, args=(step, copied, own_facts, waited_s), name="checkpoint"
+            target=self._write_or_log, args=(step, copied, own_facts, waited_s), name="checkpoint"
         )
         self._writer.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Until what was saved is written, or could not be; False where that takes longer than `timeout_s`."""
+        """Wait until the last checkpoint is written or has failed; False if that takes longer than `timeout_s`."""
         if self._writer is not None:
             self._writer.join(timeout_s)
             if self._writer.is_alive():
@@ -130,25 +249,25 @@ class Checkpoints:
         return True
 
     def close(self) -> None:
-        """Wait for the last one, and give back the memory of its copy."""
+        """Wait for the last checkpoint, and free the memory of its copy."""
         self.wait()
-        self._copy = HostCopy()
+        self._snapshot = Snapshot()
 
     def load_latest(self, world: World) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Collective. Tensors (on the device of `world`) and facts of the newest whole one; None if there is none.
+        """Collective. Load tensors (to the device of `world`) and facts of the newest whole checkpoint; None: none.
 
         Raises:
-            CheckpointError: on all ranks, where none is whole, it belongs to other data, or a rank cannot read it.
+            CheckpointError: on all ranks, if none is whole, it belongs to other data, or a rank cannot read it.
         """
-        found, problem = _try(self._choose) if world.is_main else (None, "")
-        told, problem = broadcast([found and asdict(found[0]), problem], world.device)
+        found, problem = _try(self._newest) if world.is_main else (None, "")
+        sent, problem = broadcast([found and asdict(found[0]), problem], world.device)
         if problem:
             raise CheckpointError(problem)
-        if told is None:
+        if sent is None:
             return None
-        commit = Commit(**told)
+        commit = Commit(**sent)
         if found is None:
-            found, problem = _try(lambda: (commit, self._commits.tensors(commit)))
+            found, problem = _try(lambda: (commit, self._files.tensors(commit)))
         failed = torch.zeros(world.world_size, dtype=torch.int64, device=world.device)
         failed[world.rank] = int(found is None)
         if ranks := all_reduce_sum(failed).nonzero().flatten().tolist():
@@ -157,26 +276,26 @@ class Checkpoints:
                 f"in {self.folder}{problem and f' ({problem})'}; give --checkpoint.folder, or --runs_dir, a place that "
                 "all nodes share."
             )
-        assert found is not None  # else this rank were among the failed
+        assert found is not None  # otherwise this rank would be among those that failed
         tensors = tensors_from_bytes(found[1])
         facts = {name: value for name, value in commit.facts.items() if name != "data"}
         return {name: value.to(world.device) for name, value in tensors.items()}, facts
 
     def diverged(self, what: str) -> TrainingError:
-        """The error that ends a run before its checkpoints are spoilt."""
+        """Build the error that ends a run before a checkpoint holds weights that are not finite."""
         self.wait()
         return TrainingError(
-            f"{what}; what {self.folder} holds is kept. Begin again under another --name with a lower --optim.lr, "
-            "with --optim.clip_norm 1, or with --trainer.mixed_precision no."
+            f"{what}; the checkpoints in {self.folder} are kept. Start again under another --name with a lower "
+            "--optim.lr, with --optim.clip_norm 1, or with --trainer.mixed_precision no."
         )
 
     def _write(self, step: int, tensors: memoryview, facts: dict[str, Any], waited_s: float) -> None:
-        began = time.monotonic()
-        former = self._commits.last
+        start = time.monotonic()
+        previous = self._files.last
         try:
-            self._commits.write(step, tensors, facts)
+            self._files.write(step, tensors, facts)
         except (OSError, UnetdistError) as error:
-            kept = "there is none yet" if former is None else f"that of step {former.step} is kept"
+            kept = "there is none yet" if previous is None else f"that of step {previous.step} is kept"
             raise CheckpointError(
                 f"the checkpoint of step {step} cannot be written to {self.folder} ({error}); {kept}. Make room there, "
                 "or give --checkpoint.folder another place."
@@ -186,18 +305,18 @@ class Checkpoints:
             step,
             len(tensors) / 1e6,
             1e3 * waited_s,
-            time.monotonic() - began,
+            time.monotonic() - start,
         )
 
-    def _write_or_tell(self, step: int, *args: Any) -> None:
+    def _write_or_log(self, step: int, *args: Any) -> None:
         try:
             self._write(step, *args)
         except CheckpointError as error:
             logger.error("%s Training goes on.", error)
 
-    def _choose(self) -> tuple[Commit, bytes] | None:
-        """The newest whole one and its tensors, if it may be continued; None if there is none."""
-        found = self._commits.newest()
+    def _newest(self) -> tuple[Commit, bytes] | None:
+        """The newest whole checkpoint with its tensors, if it may be continued; None if there is none."""
+        found = self._files.newest()
         if found and found[0].facts["data"] != self.data and not self._may_change_data:
             raise CheckpointError(
                 f"the checkpoint of step {found[0].step} in {self.folder} was trained on other shards than those of "
@@ -207,11 +326,31 @@ class Checkpoints:
         return found
 
 
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _safetensors_header(tensors: Mapping[str, Tensor]) -> bytes:
+    """Start of a safetensors file: its own length and, as JSON, type, shape and place of each tensor after it."""
+    places: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, value in tensors.items():
+        start, end = end, end + value.nbytes
+        places[name] = {
+            "dtype": DTYPE_NAMES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(places).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
 def _try(read: Callable[[], T]) -> tuple[T | None, str]:
-    """What `read` returns, or what is wrong, in words: the other processes wait for this one, whatever happens."""
+    """Result of `read`, or its error as text: the other processes wait for this one to send either."""
     try:
         return read(), ""
     except UnetdistError as error:
         return None, str(error)
     except OSError as error:
-        return None, f"the checkpoints cannot be read ({error}); mend that, and run the same command again."
+        return None, f"the checkpoints cannot be read ({error}); fix that, and run the same command again."

@@ -1,4 +1,4 @@
-"""The settings of a run: a table of contents. Each section lives above the code that it sets."""
+"""The settings of a run: a table of contents. Each section is defined above the code that it sets."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,27 +13,28 @@ from unetdist.tracking import TrackingConfig
 from unetdist.train.checkpoint import CheckpointConfig
 from unetdist.train.optim import OptimConfig
 from unetdist.train.performance import Performance
-from unetdist.train.schedule import TrainerConfig
+from unetdist.train.trainer import TrainerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that `launch/train.py` can be told."""
+    """All settings of `launch/train.py`."""
 
     data: DataConfig
-    """Where the shards are and how they are read."""
+    """Shards, and how they are read."""
 
     name: str = "run"
-    """Of the run; its results lie in `runs_dir/name`."""
+    """Run name; results go to `runs_dir/name`."""
 
     runs_dir: str = "runs"
     """Folder of all runs."""
 
     seed: int = 0
-    """Fixes weights, order, augmentation and dropout."""
+    """Seed for weights, order, augmentation and dropout."""
 
     performance: Performance = "auto"
-    """`auto`: what makes this run fast on this device, with results equal up to rounding; `"off"`: the plain path."""
+    """`auto`: everything that makes this run fast on this device, with results equal up to rounding; `"off"`: the plain
+    path."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to the training images."""
@@ -42,22 +43,22 @@ class Config:
     """The network."""
 
     loss: LossConfig = field(default_factory=LossConfig)
-    """What is minimised."""
+    """Loss that is minimised."""
 
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """How it is minimised."""
+    """Optimizer and learning rate."""
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """How long and in what portions."""
+    """Length, batch sizes and intervals of the training."""
 
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    """How the validation set is scored."""
+    """Scoring of the validation set."""
 
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """When the state is saved."""
+    """Saving and resuming."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the curves go."""
+    """Dashboards."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):

@@ -1,12 +1,13 @@
-"""The optimizer, its parameter groups, and the learning rate as a function of the step."""
+"""The optimizer, its parameter groups, the learning rate as a function of the step, and averaged weights."""
 
+import copy
 import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unetdist.errors import ConfigError
 
@@ -19,39 +20,39 @@ class OptimConfig:
     """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with momentum."""
 
     lr: float = 1e-3
-    """Highest learning rate, above 0; for sgd rather 0.01 to 0.1."""
+    """Highest learning rate, above 0; for sgd 0.01 to 0.1 is usual."""
 
     weight_decay: float = 0.0
-    """At least 0, not on biases and norms (see `build_optimizer`); adamw keeps it out of the gradient."""
+    """Decay of weights, at least 0; biases and norms do not decay. adamw keeps it out of the gradient."""
 
     layer_decay: float = 1.0
-    """Factor, above 0 to 1, from the rate of each level of the network to that of the level before: with 0.8 the head
-    has `lr`, the last level of the decoder 0.8 lr, the first of the encoder least (see `build_optimizer`)."""
+    """Factor of the learning rate from each level of the network to the level before it, above 0 to 1: with 0.8 the
+    head has `lr`, the last level of the decoder 0.8 lr, and the first level of the encoder the lowest."""
 
     momentum: float = 0.9
-    """For sgd; 0 to below 1."""
+    """Momentum of sgd, 0 to below 1."""
 
     nesterov: bool = False
-    """For sgd: Nesterov's momentum; needs a momentum above 0."""
+    """Nesterov's momentum for sgd; needs a momentum above 0."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """For adam and adamw: decay of the averages of gradient and squared gradient, each 0 to below 1."""
+    """Decay of the averages of gradient and squared gradient in adam and adamw, each 0 to below 1."""
 
     schedule: Literal["constant", "poly", "cosine"] = "cosine"
-    """How the rate falls after the warm-up: not at all; (1 - t)^poly_power; half a cosine wave."""
+    """Fall of the learning rate after the warm-up: none; (1 - t)^poly_power; half a cosine wave."""
 
     warmup_steps: int = 0
-    """Steps over which the rate rises in a line to `lr`."""
+    """Steps over which the learning rate rises linearly to `lr`."""
 
     poly_power: float = 0.9
     """Exponent of `poly`, above 0."""
 
     min_lr_factor: float = 0.0
-    """Fraction of `lr`, 0..1, that poly and cosine fall to. A step after the last would have it, as with torch's
-    CosineAnnealingLR and PolynomialLR: the last of 100 steps has 0.0002 (cosine) or 0.016 (poly) where this is 0."""
+    """Fraction of `lr`, 0..1, that poly and cosine fall to. The step after the last would reach it, as in torch's
+    CosineAnnealingLR and PolynomialLR: with 0, the last of 100 steps has 0.0002 (cosine) or 0.016 (poly)."""
 
     clip_norm: float = 0.0
-    """Gradients are scaled down to this L2 norm over all parameters; 0 is off."""
+    """Largest L2 norm of the gradient over all parameters; longer gradients are scaled down. 0: no clipping."""
 
     def __post_init__(self) -> None:
         for name, holds, demand in (
@@ -71,13 +72,11 @@ class OptimConfig:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of a model, which is already on its device.
+    """Build the optimizer of a model that is already on its device.
 
-    Two groups: weights of two or more dimensions, which decay, and biases and norms, which do not (decay
-    would pull a norm's scale to 0, and the signal with it). With `layer_decay` these two for each level of the network,
-    the head first, whose rate is multiplied by layer_decay ** (levels to the head): Clark et al. 2020, arXiv
-    2003.10555, and Bao et al. 2021, arXiv 2106.08254, for networks that begin with pretrained weights. On CUDA the
-    fused implementation steps without waiting.
+    Weights of two or more dimensions decay; biases and norms form a group that does not. With `layer_decay` each level
+    of the network has these two groups, head first, at the rate lr * layer_decay ** (levels to the head): Clark et al.
+    2020, arXiv 2003.10555, and Bao et al. 2021, arXiv 2106.08254, for networks that start from pretrained weights.
     """
     distances = levels_to_the_head(model) if config.layer_decay < 1 else {}
     parameters = [
@@ -89,12 +88,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         {
             "params": [p for levels, p in parameters if levels == distance and (p.ndim > 1) == decays],
             "lr": config.lr * config.layer_decay**distance,
+            # Decay would pull the scale of a norm to 0, and the signal with it.
             "weight_decay": config.weight_decay if decays else 0.0,
         }
         for distance in sorted({levels for levels, _ in parameters})
         for decays in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
+    # On CUDA the fused implementation steps without waiting for the device.
     fused = all(parameter.is_cuda for _, parameter in parameters) or None
     match config.kind:
         case "adam":
@@ -108,14 +109,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def levels_to_the_head(model: nn.Module) -> dict[str, int]:
-    """Of each parameter, the levels between it and the output along the network's U; heads have 0.
+    """Count the levels between each parameter and the output along the network's U; heads have 0.
 
-    A level is what has a number in encoder or decoder (`encoder.0`), a stage of a network of timm
-    (`backbone.net.layer1`), or else a part of the network (`bottleneck`); they are registered as they are computed.
+    A level is a numbered part of encoder or decoder (`encoder.0`), a stage of a timm network (`backbone.net.layer1`),
+    or any other part of the network (`bottleneck`).
     """
+    # Parts are registered in the order in which they compute.
     levels = {name: _level(name) for name, _ in model.named_parameters()}
-    way = list(dict.fromkeys(levels.values()))
-    return {name: len(way) - 1 - way.index(level) for name, level in levels.items()}
+    order = list(dict.fromkeys(levels.values()))
+    return {name: len(order) - 1 - order.index(level) for name, level in levels.items()}
 
 
 def _level(name: str) -> str:
@@ -124,13 +126,13 @@ def _level(name: str) -> str:
 
 
 def lr_factor(step: int, max_steps: int, config: OptimConfig) -> float:
-    """What `lr` is multiplied by in `step`, the number of optimizer steps done before it: 0..max_steps-1.
+    """Factor of `lr` in the step that follows `step` others, 0..max_steps-1.
 
     Rises as (step + 1) / (warmup_steps + 1), is 1 at step `warmup_steps`, then falls with
     t = (step - warmup_steps) / (max_steps - warmup_steps), which stays below 1.
 
     Raises:
-        ConfigError: If the warm-up leaves no step to train at the full rate.
+        ConfigError: the warm-up leaves no step at the full rate.
     """
     if config.warmup_steps >= max_steps:
         raise ConfigError(
@@ -148,3 +150,47 @@ def lr_factor(step: int, max_steps: int, config: OptimConfig) -> float:
         case "cosine":
             left = 0.5 * (1 + math.cos(math.pi * done))
     return config.min_lr_factor + (1 - config.min_lr_factor) * left
+
+
+class Ema:
+    """Exponential moving average of a model's weights, for validation and as the result of training.
+
+    After each step, average = d * average + (1 - d) * model for weights and floating buffers (the statistics of batch
+    norm belong to the weights that they were taken with); integer buffers are copied. d is `decay`, but at the n-th
+    update from 0 at most (1 + n) / (10 + n), so that the random start is soon forgotten.
+
+    Args:
+        model: model to average, on its device, neither wrapped nor compiled.
+        decay: 0 to below 1; 0.999 averages over about the last 1000 steps.
+
+    Attributes:
+        module: averaged copy, in eval mode, without gradients.
+        num_updates: number of calls of `update`.
+    """
+
+    # torch's AveragedModel counts updates on the device, and so waits for it at each step.
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Average in the state of the (unwrapped) model; call it after each optimizer step."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        averages, values = [], []
+        for average, value in zip(_tensors(self.module), _tensors(model), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)
+        # One kernel for all tensors, as in torch.optim.swa_utils.
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        self.num_updates += 1
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Weights and buffers, in the same order for a copy of the model."""
+    return [*model.parameters(), *model.buffers()]

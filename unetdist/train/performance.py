@@ -1,4 +1,4 @@
-"""How a run is made fast: chosen from facts about device, data and length, so that nobody has to know a flag."""
+"""Chooses how a run is made fast from facts about device, data and length, so that nobody has to know a flag."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -6,53 +6,51 @@ from typing import Literal
 
 import torch
 
-from unetdist.data.manifest import Manifest
 from unetdist.distributed.collectives import MixedPrecision, World
 from unetdist.distributed.malloc import keep_all_freed
 from unetdist.model.limit import layers_of, seconds_of
 from unetdist.model.unet import UNetConfig
-from unetdist.train.schedule import Schedule
 
 Performance = Literal["auto", "off"]
 
 COMPILER = "inductor"
 COMPILES_FROM_S = 300.0
-"""Least seconds of training without the compiler from which its minute or two pay."""
+"""Shortest training, in seconds without the compiler, for which compiling (a minute or two) pays."""
 LAUNCH_BOUND_S = 0.010
-"""A forward and backward pass that is shorter is bound by the host, which launches some 500 kernels at about 10 us
-each, twice over: a guess, to be measured."""
+"""Seconds of a forward and backward pass below which the host is the bottleneck: it launches some 500 kernels at about
+10 us each, twice over. An estimate, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The facts that the choice depends on; the same on every rank."""
+    """Facts that the choice depends on; the same on every rank."""
 
     device_type: str
     has_compiler: bool
-    """Triton is there, and the GPU is one that it compiles for."""
+    """Triton is installed and supports the GPU."""
     is_one_graph: bool
-    """The network has no collective inside."""
+    """The network contains no collective."""
     num_micro_batches: int = 1
-    """Of a step, on each process."""
+    """Micro-batches per step on each process."""
     run_s: float
-    """Least seconds of the whole training without the compiler, on an H200; others take longer."""
+    """Least seconds of the whole training on an H200 without the compiler; other devices take longer."""
     step_s: float
-    """Least seconds that the device computes in a step that is compiled, likewise."""
+    """Least seconds of a compiled step on an H200."""
     mixed_precision: MixedPrecision = "no"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FastPath:
-    """What a run does beside the plain path. Nothing of it changes results beyond rounding."""
+    """What a run does in addition to the plain path. Results stay equal up to rounding."""
 
     keeps_memory: bool = False
-    """The C library keeps freed memory (CPU)."""
+    """The C library keeps freed memory (CPU only)."""
     autotunes: bool = False
-    """cuDNN tries its kernels and takes the fastest."""
+    """cuDNN tries its kernels and uses the fastest."""
     compiler: str | None = None
-    """Backend of torch.compile for the network with its loss."""
+    """Backend of torch.compile for the network with its loss; None: not compiled."""
     cuda_graphs: bool = False
-    """The compiled kernels are replayed as CUDA graphs."""
+    """Compiled kernels are replayed as CUDA graphs."""
     reasons: tuple[str, ...] = ("off",)
 
     def __str__(self) -> str:
@@ -64,7 +62,7 @@ PLAIN = FastPath()
 
 
 def choose(performance: Performance, facts: Facts) -> FastPath:
-    """The fast path for these facts; each choice, for or against, with its reason."""
+    """Choose the fast path for these facts, with a reason for each choice."""
     if performance == "off":
         return PLAIN
     if facts.device_type != "cuda":
@@ -84,11 +82,11 @@ def choose(performance: Performance, facts: Facts) -> FastPath:
 
 def _compiler(facts: Facts) -> tuple[str | None, str]:
     if not facts.has_compiler:
-        return None, "not compiled, for Triton or a GPU that it supports is missing"
+        return None, "not compiled: needs Triton and a GPU that it supports"
     if not facts.is_one_graph:
-        return None, "not compiled, for sync_batch norm communicates inside the network"
+        return None, "not compiled: sync_batch norm communicates inside the network"
     if facts.run_s < COMPILES_FROM_S:
-        return None, f"not compiled, for training takes but about {facts.run_s:.0f} s"
+        return None, f"not compiled: training takes only about {facts.run_s:.0f} s"
     return COMPILER, "compiled"
 
 
@@ -97,7 +95,7 @@ def _cuda_graphs(facts: Facts, compiler: str | None) -> tuple[bool, str]:
     if compiler is None or pass_s >= LAUNCH_BOUND_S:
         return False, ""
     if facts.num_micro_batches > 1:
-        # A replay would overwrite the gradients that the one before left to be added to.
+        # A replay would overwrite the gradients that it should add to.
         return (
             False,
             "no CUDA graphs because gradients are accumulated: trainer.micro_batch_size could be larger",
@@ -110,17 +108,16 @@ def gather(
     *,
     model_config: UNetConfig,
     num_classes: int,
-    manifest: Manifest,
-    crop_size: tuple[int, int] | None,
-    schedule: Schedule,
-    batch_sizes: tuple[int, int],
+    image_size: tuple[int, int],
+    max_steps: int,
+    global_batch_size: int,
+    micro_batch_size: int,
     mixed_precision: MixedPrecision,
 ) -> Facts:
-    """The facts of a run; `batch_sizes`: of the whole step, and of a forward pass."""
-    global_batch_size, micro_batch_size = batch_sizes
+    """Gather the facts of a run on images of (height, width) pixels."""
     num_micro_batches = global_batch_size // (world.world_size * micro_batch_size)
     is_gpu = world.device.type == "cuda"
-    layers = layers_of(model_config, num_classes, crop_size or manifest.max_size)
+    layers = layers_of(model_config, num_classes, image_size)
     plain_s, compiled_s = (
         seconds_of(layers, execution, batch_size=micro_batch_size) for execution in ("eager", "compiled")
     )
@@ -129,19 +126,19 @@ def gather(
         has_compiler=is_gpu and _has_compiler(world.device),
         is_one_graph=model_config.norm != "sync_batch",
         num_micro_batches=num_micro_batches,
-        run_s=max(plain_s, LAUNCH_BOUND_S) * num_micro_batches * schedule.max_steps,
+        run_s=max(plain_s, LAUNCH_BOUND_S) * num_micro_batches * max_steps,
         step_s=compiled_s * num_micro_batches,
         mixed_precision=mixed_precision,
     )
 
 
 def _has_compiler(device: torch.device) -> bool:
-    """Whether Inductor can compile for this GPU: by Triton, which asks for compute capability 7.0."""
+    """Whether Inductor can compile for this GPU with Triton, which needs compute capability 7.0."""
     return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def prepare(path: FastPath) -> None:
-    """Set what holds for the whole process."""
+    """Apply the settings of the path that hold for the whole process."""
     if path.keeps_memory:
         keep_all_freed()
     torch.backends.cudnn.benchmark = path.autotunes

@@ -53,7 +53,7 @@ def read_status(run_dir: str | os.PathLike[str]) -> Status | None:
         return None
 
 
-class Attempt:
+class RunStatus:
     """Keeps `status.json` up to date during one start of the run; ranks other than 0 write nothing."""
 
     def __init__(

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,41 +15,38 @@ from unetdist.data.batch import Batch
 from unetdist.distributed.collectives import World, all_reduce_sum, any_rank
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.tracking.meter import Meter
-from unetdist.train.ema import Ema
-from unetdist.train.nonfinite import StepGuard, finite_or_nan
-from unetdist.train.optim import OptimConfig, lr_factor
-from unetdist.train.share import LossShare
+from unetdist.train.model_with_loss import ModelWithLoss
+from unetdist.train.nonfinite import NonFiniteGuard, SkippedSteps, finite_or_nan
+from unetdist.train.optim import Ema, OptimConfig, lr_factor
 
 
 @dataclass(kw_only=True)
 class TrainStep:
-    """Makes steps; their number is told to it, so that nothing of its own has to be saved."""
+    """Makes optimizer steps. Callers pass the number of the step, so that nothing here has to be saved."""
 
     accelerator: Accelerator
     world: World
-    model: nn.Module
+    model_with_loss: ModelWithLoss
     """Not wrapped."""
 
-    share: LossShare
-    """The model with its loss, not wrapped."""
-
-    wrapped: nn.Module
-    """`share` as Accelerate prepared it."""
-
     optimizer: torch.optim.Optimizer
+    """Optimizer of the model's parameters, not yet prepared by Accelerate."""
+
     ema: Ema | None
     optim_cfg: OptimConfig
     max_steps: int
     seed: int
-    """Of dropout."""
+    """Seed for dropout."""
 
     meter: Meter
     watchdog: Watchdog
     source_of: Callable[[int], str]
-    """Where a sample comes from, by its id."""
+    """From the id of a sample to its place in the shards."""
 
     def __post_init__(self) -> None:
-        self.guard = StepGuard(
+        self.model: nn.Module = self.model_with_loss.model
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model_with_loss, self.optimizer)
+        self.guard = NonFiniteGuard(
             self.model,
             self.optimizer,
             self.world,
@@ -59,82 +56,122 @@ class TrainStep:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
     def __call__(self, micro_batches: list[Batch], step: int) -> Tensor:
-        """Collective. The step after `step` others; returns the norm of its gradient."""
+        """Collective. Make the step that follows `step` others; returns the norm of its gradient."""
         self.watchdog.at(f"step {step + 1}: forward and backward")
         self.wrapped.train()
         self.set_lr(step)
         self.seed_dropout(step)
         self.guard.before_forward()
         batches = [batch.to(self.world.device, non_blocking=True) for batch in micro_batches]
-        units = self.global_units(batches)
-        shares = []
+        denominators = self.global_denominators(batches)
+        losses = []
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
                 with record_function("step: forward"):
-                    share = self.wrapped(batch.image, batch.mask, units)
+                    loss = self.wrapped(batch.image, batch.mask, denominators)
                 with record_function("step: backward"):
-                    # DDP averages; we want the sum.
-                    self.accelerator.backward(share * (self.world.world_size * finite_or_nan(share)))
-            shares.append(share.detach())
+                    # DDP averages gradients over ranks; the losses of the ranks add up.
+                    self.accelerator.backward(loss * (self.world.world_size * finite_or_nan(loss)))
+            losses.append(loss.detach())
         with record_function("step: optimizer"):
             grad_norm = self.clip_gradients()
-            is_bad = self.guard.step(step, grad_norm, shares, [batch.ids for batch in micro_batches])
+            is_skipped = self.guard.step(step, grad_norm, losses, [batch.ids for batch in micro_batches])
             self.optimizer.zero_grad(set_to_none=True)
             if self.ema is not None:
                 self.ema.update(self.model)
-        self.meter.add(shares, is_bad, sum(batch.num_bad for batch in micro_batches))
+        self.meter.add(losses, is_skipped, sum(batch.num_bad for batch in micro_batches))
         self.watchdog.at(f"after step {step + 1}")
         return grad_norm
 
-    def global_units(self, batches: list[Batch]) -> Tensor:
+    def global_denominators(self, batches: list[Batch]) -> Tensor:
         """Collective. The denominators of the loss over the whole global batch."""
         class_pixels = torch.cat([batch.class_pixels for batch in batches])
-        return all_reduce_sum(self.share.loss.denominators(class_pixels))
+        return all_reduce_sum(self.model_with_loss.loss.denominators(class_pixels))
 
     def clip_gradients(self) -> Tensor:
-        """Scale the gradient down to the largest norm allowed; returns its norm before."""
+        """Scale the gradient down to `clip_norm`; returns its norm before."""
         limit = self.optim_cfg.clip_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)
         return torch.as_tensor(norm)
 
     def set_lr(self, step: int) -> None:
-        """The schedule is a function of the step: a prepared scheduler would move `world_size` steps per call."""
+        """Set the learning rate of a step."""
+        # A scheduler that Accelerate prepared would move `world_size` steps per call.
         factor = lr_factor(step, self.max_steps, self.optim_cfg)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
 
+    @property
+    def lr(self) -> float:
+        """Learning rate of the latest step, of the first parameter group (the head)."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def is_compiled(self) -> bool | None:
+        """Whether steps run a compiled graph; None if they were not meant to."""
+        return self.model_with_loss.is_compiled if self.model_with_loss.wants_compiler else None
+
     def seed_dropout(self, step: int) -> None:
-        """Dropout draws from (seed, step, rank), so that no generator state has to be saved."""
+        """Seed dropout by (seed, step, rank), so that no state of a generator has to be saved."""
         torch.manual_seed(((self.seed * 1_000_003 + step) * 65_536 + self.world.rank) % 2**63)
 
-    def rehearse(self, batch: Batch) -> None:
-        """Collective. Try forward and backward, undone: too little memory or a bad label shows now."""
+    def report_skipped(self) -> SkippedSteps:
+        """Collective. Log and count the steps that were skipped since the last call; waits for the device."""
+        return self.guard.report()
+
+    def rehearse(self, batch: Batch) -> str | None:
+        """Collective. Try forward and backward on a batch and undo them: their errors show before training.
+
+        Returns:
+            Why the compiler that was chosen is not used; None if it is used, or was not chosen.
+        """
         before = {name: value.clone() for name, value in self.model.named_buffers()}
         self.wrapped.train()
         batch = batch.to(self.world.device)
-        units = self.global_units([batch])
-        if self.share.is_compiled:
-            self.prove_compiled(batch, units)
-        self.accelerator.backward(self.wrapped(batch.image, batch.mask, units))
+        denominators = self.global_denominators([batch])
+        if self.model_with_loss.is_compiled:
+            self.prove_compiled(batch, denominators)
+        self.accelerator.backward(self.wrapped(batch.image, batch.mask, denominators))
         self.optimizer.zero_grad(set_to_none=True)
         for name, value in self.model.named_buffers():
             value.copy_(before[name])
+        return self.model_with_loss.problem
 
-    def prove_compiled(self, batch: Batch, units: Tensor) -> None:
-        """Collective. Use the compiled graph only if it does on every rank what the plain path does."""
+    def prove_compiled(self, batch: Batch, denominators: Tensor) -> None:
+        """Collective. Return to the plain path on all ranks unless the compiled graph equals it on every rank."""
         self.watchdog.at("rehearsal: compiling")
         scaler = self.accelerator.scaler
         scale = 1.0 if scaler is None else scaler.get_scale()
-        problem = self.share.prove(batch.image, batch.mask, units, scale=scale)
+        problem = self.model_with_loss.prove(batch.image, batch.mask, denominators, scale=scale)
         if problem is not None:
-            logger.warning("trains without the compiler, and slower: %s", problem)
+            logger.warning("training without the compiler, and slower: %s", problem)
         if any_rank(problem is not None, self.world.device):
-            self.share.use_plain(problem or "it failed on another process, which tells why")
+            self.model_with_loss.use_plain(problem or "it failed on another process, whose log says why")
 
     def average_statistics(self) -> None:
-        """Collective. Batch norm's running statistics become the mean over ranks, each of which saw its own part."""
+        """Collective. Average batch norm's running statistics over ranks, each of which saw its own samples."""
         for module in (self.model, *([self.ema.module] if self.ema is not None else [])):
             for name, buffer in module.named_buffers():
                 if "running_" in name:
                     all_reduce_sum(buffer).div_(self.world.world_size)
+
+
+def prefetch_to_device(steps: Iterable[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
+    """Copy the micro-batches of each step to `device`; their ids stay on the host.
+
+    On CUDA the copies have a stream of their own. As the host runs steps ahead of the device, they are done long before
+    the device needs them; for that the batches must be in page-locked memory.
+    """
+    if device.type != "cuda":
+        yield from ([batch.to(device) for batch in step] for step in steps)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for step in steps:
+        with record_function("step: copy"), torch.cuda.stream(stream):
+            copies = [batch.to(device, non_blocking=True) for batch in step]
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(stream)
+        for batch in copies:
+            batch.keep_for(computing)
+        yield copies

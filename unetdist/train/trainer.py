@@ -1,148 +1,234 @@
-"""The training loop: what happens, in order, and who takes part."""
+"""The training loop, its settings, and the state that it moves forward."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Self
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unetdist.cli.logs import logger
 from unetdist.data.batch import Batch
-from unetdist.distributed.collectives import StopSignal, World, barrier
+from unetdist.distributed.collectives import MixedPrecision, StopSignal, World, barrier
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.errors import ConfigError, TrainingError
 from unetdist.evaluation.evaluate import LeftEarlyError, Report
 from unetdist.evaluation.validation import Validator
 from unetdist.tracking import Tracker
 from unetdist.tracking.meter import Meter
-from unetdist.train.checkpoint import Checkpoints
-from unetdist.train.ema import Ema
-from unetdist.train.optim import OptimConfig
-from unetdist.train.run_state import RunState
-from unetdist.train.run_status import Attempt
-from unetdist.train.schedule import Schedule, TrainState
-from unetdist.train.share import LossShare
+from unetdist.train.checkpoint import Checkpoints, RunState
+from unetdist.train.optim import Ema
+from unetdist.train.run_status import RunStatus
 from unetdist.train.step import TrainStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Length of the training, batch sizes, and what happens every few steps."""
+
+    global_batch_size: int = 16
+    """Samples per optimizer step, over all processes."""
+
+    micro_batch_size: int | None = None
+    """Samples per forward pass and process; fewer need less memory. None: all samples of a process at once."""
+
+    max_epochs: float = 50.0
+    """Length of the training in passes over the data."""
+
+    max_steps: int | None = None
+    """Length of the training in optimizer steps; None: `max_epochs` sets it."""
+
+    eval_every: int | None = None
+    """Steps between validations; None: once per epoch."""
+
+    log_every: int = 10
+    """Steps between log lines; only here does the host wait for the device."""
+
+    ema_decay: float = 0.0
+    """Decay per step of the averaged weights that are validated and saved, 0 to below 1; 0: no averaging."""
+
+    mixed_precision: MixedPrecision = "no"
+    """Number format of the forward pass."""
+
+    max_bad_steps: int = 20
+    """Skipped steps in a row (loss or gradient not finite) that are allowed; one more ends the run."""
+
+    heartbeat_s: float = 600.0
+    """Seconds without progress after which a process counts as hung: all processes leave their stacks in RUN/stacks and
+    exit; 0: never. Use more than data.retry_s, the time that a process may wait for a server."""
+
+    timeout_s: int = 1800
+    """Seconds after which a collective that a process does not join fails."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "global_batch_size",
+            "micro_batch_size",
+            "max_epochs",
+            "max_steps",
+            "eval_every",
+            "log_every",
+            "timeout_s",
+        ):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"trainer.{name} ({value}) must be above 0 and finite.")
+        for name, default in (("max_bad_steps", 20), ("heartbeat_s", 600)):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(
+                    f"trainer.{name} ({getattr(self, name)}) must be at least 0 and finite; use {default}."
+                )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(
+                f"trainer.ema_decay ({self.ema_decay}) must be at least 0 and below 1; use 0.999."
+            )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run in optimizer steps."""
+
+    max_steps: int
+    eval_every: int
+    save_every: int
+    log_every: int
+
+    @classmethod
+    def of(cls, cfg: TrainerConfig, *, num_samples: int, save_every: int | None) -> Self:
+        """Convert epochs to steps; the last step of an epoch may hold the first samples of the next.
+
+        Args:
+            cfg: settings.
+            num_samples: size of the training set.
+            save_every: steps between checkpoints; None: one at each validation.
+        """
+        steps_per_epoch = num_samples / cfg.global_batch_size
+        max_steps = cfg.max_steps or max(1, round(cfg.max_epochs * steps_per_epoch))
+        eval_every = cfg.eval_every or max(1, round(steps_per_epoch))
+        return cls(max_steps, eval_every, save_every or eval_every, cfg.log_every)
+
+
+@dataclass
+class TrainState:
+    """Position of a run; with the weights it is all that resuming needs."""
+
+    step: int = 0
+    """Optimizer steps done."""
+
+    samples_seen: int = 0
+
+    best_miou: float = -1.0
+    """Highest validation mIoU; below 0 before the first validation."""
+
+    best_step: int = 0
+
+    validated_step: int = 0
+    """Last step whose weights were scored."""
+
+    bad_steps: int = 0
+    """Skipped steps, whose loss or gradient was not finite."""
+
+    def advance(self, samples: int) -> None:
+        """Count one optimizer step."""
+        self.step += 1
+        self.samples_seen += samples
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Trains what it is handed: parts are built in `unetdist.train.build`, or by a test."""
+    """Trains with the parts that it is given by `unetdist.train.build`, or by a test."""
 
     accelerator: Accelerator
     world: World
     model: nn.Module
-    """On the device, not wrapped."""
-    optimizer: torch.optim.Optimizer
-    """Over the parameters of `model`."""
+    """Network that is scored and saved: on the device, not wrapped."""
     ema: Ema | None
-    """Averaged copy that is validated and saved in place of `model`."""
-    share: LossShare
-    """`model` with its loss, which returns its share of the global loss."""
-    optim_cfg: OptimConfig
-    """Schedule of the learning rate, clipping."""
+    """Averaged copy that is scored and saved in place of `model`."""
+    step: TrainStep
+    run_state: RunState
     schedule: Schedule
     global_batch_size: int
     """Samples per step over all processes."""
     num_samples: int
-    """Of the training set; for the epoch that is logged."""
-    seed: int
-    """Of dropout."""
+    """Size of the training set, for the epoch in the log."""
     max_bad_steps: int
-    """In a row: one more ends the run."""
-    source_of: Callable[[int], str]
-    """Where a sample of the training set comes from, by its id."""
+    """Skipped steps in a row that are allowed."""
     train_batches: Callable[[int], Iterable[list[Batch]]]
-    """From a sample number: endless micro-batches of each step, this rank's part."""
+    """From a sample number: endless steps, each the micro-batches of this rank."""
     validator: Validator | None
     save_model: Callable[[nn.Module, TrainState, str, Report | None], None]
-    """Writes weights to predict with under a name."""
+    """Writes weights for prediction to a folder of this name."""
     checkpoints: Checkpoints
     tracker: Tracker
+    meter: Meter
     stop: StopSignal
     watchdog: Watchdog
-    attempt: Attempt
+    status: RunStatus
+
+    def __post_init__(self) -> None:
+        self.state = TrainState()
+        self.saved_state: TrainState | None = None
+        """State in the latest checkpoint."""
+        self.last_report: Report | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, error: object = None, *_: object) -> None:
         if error is not None:
-            self.attempt.fail(str(error), is_final=isinstance(error, (ConfigError, TrainingError)))
-        self.watchdog.close()  # what is left to write may take long
+            self.status.fail(str(error), is_final=isinstance(error, (ConfigError, TrainingError)))
+        self.watchdog.close()  # writing the rest may take long
         self.checkpoints.close()
         self.tracker.close(in_hurry=lambda: self.stop.requested)
         self.stop.close()
-        self.attempt.close()
-        if kind is None:  # else it would wait for ranks that wait for it
+        self.status.close()
+        if kind is None:  # after an error it would wait for ranks that wait for this one
             self.accelerator.end_training()
 
-    def __post_init__(self) -> None:
-        self.state = TrainState()
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.share, self.optimizer)
-        self.run_state = RunState(self.model, self.optimizer, self.ema, self.accelerator.scaler)
-        self.meter = Meter(self.world)
-        self.step = TrainStep(
-            accelerator=self.accelerator,
-            world=self.world,
-            model=self.model,
-            share=self.share,
-            wrapped=self.wrapped,
-            optimizer=self.optimizer,
-            ema=self.ema,
-            optim_cfg=self.optim_cfg,
-            max_steps=self.schedule.max_steps,
-            seed=self.seed,
-            meter=self.meter,
-            watchdog=self.watchdog,
-            source_of=self.source_of,
-        )
-
     def fit(self) -> bool:
-        """Collective. Train to the end, or to a signal to stop; True if the end was reached."""
+        """Collective. Train to the end, or until a signal asks to stop; True if the end was reached."""
         self.restore()
-        self.attempt.begin(self.state.step)
+        self.status.begin(self.state.step)
         self.tracker.start(
-            step=self.state.step, max_steps=self.schedule.max_steps, owes_validation=self.owes_validation
+            step=self.state.step,
+            max_steps=self.schedule.max_steps,
+            owes_validation=self.is_validation_due,
         )
-        if self.is_finished and not self.owes_validation:
+        if self.is_finished and not self.is_validation_due:
             logger.info("step %d of %d: nothing left to train", self.state.step, self.schedule.max_steps)
-            return self.ended()
-        steps = self.rehearsed(self.train_batches(self.state.samples_seen))
-        if self.owes_validation and self.end_step(self.validate()):
-            return self.ended()
+            return self.finish()
+        batches = self.meter.timed(self.rehearsed(self.train_batches(self.state.samples_seen)))
         self.meter.restart()
-        for micro_batches in self.meter.timed(steps):
-            grad_norm = self.train_step(micro_batches)
+        # Validation comes first, so that resuming, a validation that a signal interrupted, the last step and a stop
+        # all take the same path.
+        while True:
+            if self.is_validation_due:
+                self.validate()
+            stopping = self.is_finished or self.stop_agreed()
+            if stopping or self.is_checkpoint_due:
+                self.save_checkpoint(final=stopping)
+            if stopping:
+                return self.finish()
+            grad_norm = self.train_step(next(batches))
             self.state.advance(self.global_batch_size)
             if self.every(self.schedule.log_every) or self.is_finished:
-                self.log(grad_norm)  # waits for the device, as does all that follows
-            report = self.validate() if self.owes_validation else None
-            if self.end_step(report):
-                return self.ended()
-        raise TrainingError("the training data ended before the training did; give an endless loader.")
+                self.log(grad_norm)  # waits for the device
 
-    def end_step(self, report: Report | None) -> bool:
-        """Collective. Save what is due after a step; whether training ends here."""
-        if self.is_finished and not self.owes_validation and self.world.is_main:
-            self.save_model(self.evaluated_model, self.state, "last", report)
-        agree_at = (self.schedule.log_every, self.schedule.eval_every, StopSignal.AGREE_EVERY)
-        stopping = (any(map(self.every, agree_at)) or self.is_finished) and self.stop.agreed(self.world)
-        if self.every(self.schedule.save_every) or self.is_finished or stopping:
-            self.checkpoint(final=self.is_finished or stopping)
-        return self.is_finished or stopping
-
-    def ended(self) -> bool:
-        """Collective. Note how training ended; True if nothing is left to do."""
-        finished = self.is_finished and not self.owes_validation
-        if not finished and self.stop.orphaned(self.world):
-            self.attempt.fail("a launcher ended before its processes, so all stopped with a checkpoint")
+    def finish(self) -> bool:
+        """Collective. Record how the run ended; True if nothing is left to do."""
+        is_complete = self.is_finished and not self.is_validation_due
+        if not is_complete and self.stop.orphaned(self.world):
+            self.status.fail(
+                "a launcher ended before its processes, so all of them saved a checkpoint and stopped"
+            )
         else:
-            self.attempt.end("finished" if finished else "stopped", self.state.step)
-        return finished
+            self.status.end("finished" if is_complete else "stopped", self.state.step)
+        return is_complete
+
+    def every(self, interval: int) -> bool:
+        """Whether `interval` divides the number of steps done."""
+        return self.state.step % interval == 0
 
     @property
     def is_finished(self) -> bool:
@@ -150,106 +236,123 @@ class Trainer:
         return self.state.step >= self.schedule.max_steps
 
     @property
-    def owes_validation(self) -> bool:
-        """Whether the weights of this step are to be scored and were not yet: a signal may have interrupted it."""
-        is_due = self.state.step > 0 and (self.every(self.schedule.eval_every) or self.is_finished)
-        return is_due and self.validator is not None and self.state.validated_step < self.state.step
+    def is_validation_due(self) -> bool:
+        """Whether the weights of this step still have to be scored."""
+        is_scheduled = self.state.step > 0 and (self.every(self.schedule.eval_every) or self.is_finished)
+        return is_scheduled and self.validator is not None and self.state.validated_step < self.state.step
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Whether a checkpoint is scheduled for this step, and none holds this state yet."""
+        is_scheduled = self.state.step > 0 and self.every(self.schedule.save_every)
+        return is_scheduled and self.state != self.saved_state
+
+    def stop_agreed(self) -> bool:
+        """Collective. Whether any rank was asked to stop; ranks only agree every few steps, because it waits."""
+        agree_at = (self.schedule.log_every, self.schedule.eval_every, StopSignal.AGREE_EVERY)
+        return any(map(self.every, agree_at)) and self.stop.agreed(self.world)
 
     def train_step(self, micro_batches: list[Batch]) -> Tensor:
-        """Collective. One optimizer step on the global batch; returns the norm of its gradient."""
+        """Collective. Make one optimizer step on the global batch; returns the norm of its gradient."""
         return self.step(micro_batches, self.state.step)
 
     def rehearsed(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
-        """Collective. Try one step and one validation image, undone: what is wrong with them shows now."""
+        """Collective. Try one step and one validation image and undo them: their errors show before training."""
         self.watchdog.at("rehearsal")
         iterator = iter(steps)
         first = next(iterator)
-        self.step.rehearse(first[0])
-        if self.share.problem is not None:
-            self.attempt.fell_back(f"not compiled: {self.share.problem}")
+        if (problem := self.step.rehearse(first[0])) is not None:
+            self.status.fell_back(f"not compiled: {problem}")
         if self.validator is not None:
             self.validator.rehearse(self.model.eval())
         return chain([first], iterator)
 
-    def every(self, interval: int) -> bool:
-        """Whether `interval` divides the number of steps done."""
-        return self.state.step % interval == 0
-
     def log(self, grad_norm: Tensor) -> None:
-        """Collective. Read what was measured since the last log line, and hand it to the tracker."""
-        self.check_steps()
-        state = self.state
+        """Collective. Read what was measured since the last log line, and pass it to the tracker."""
+        self.check_skipped()
         stats = self.meter.read(
-            lr=self.optimizer.param_groups[0]["lr"],
+            lr=self.step.lr,
             grad_norm=grad_norm,
             global_batch_size=self.global_batch_size,
-            epoch=state.samples_seen / self.num_samples,
-            bad_steps=state.bad_steps,
-            is_compiled=self.share.is_compiled if self.share.wants_compiler else None,
+            epoch=self.state.samples_seen / self.num_samples,
+            bad_steps=self.state.bad_steps,
+            is_compiled=self.step.is_compiled,
         )
-        follows = self.owes_validation
         self.tracker.log_train(
-            stats, step=state.step, samples_seen=state.samples_seen, validation_follows=follows
+            stats,
+            step=self.state.step,
+            samples_seen=self.state.samples_seen,
+            validation_follows=self.is_validation_due,
         )
 
-    def check_steps(self) -> None:
-        """Collective. Count the steps that were skipped, and end the run where they are too many in a row."""
-        bad = self.step.guard.report()
-        self.state.bad_steps += bad.total
-        if bad.longest_row > self.max_bad_steps:
+    def check_skipped(self) -> None:
+        """Collective. Count skipped steps, and end the run if too many of them follow one another."""
+        skipped = self.step.report_skipped()
+        self.state.bad_steps += skipped.total
+        if skipped.longest_row > self.max_bad_steps:
             raise self.checkpoints.diverged(
-                f"{bad.longest_row} steps in a row, up to step {self.state.step}, had a loss or a gradient that is not "
-                f"finite, and were skipped; trainer.max_bad_steps is {self.max_bad_steps}"
+                f"skipped {skipped.longest_row} steps in a row up to step {self.state.step}, because their loss or "
+                f"gradient was not finite; trainer.max_bad_steps is {self.max_bad_steps}"
             )
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The averaged weights if there are any, else the trained ones; never wrapped: DDP would broadcast buffers."""
+        """Averaged weights, or the trained ones without averaging; not wrapped, because DDP would sync buffers."""
         return (self.model if self.ema is None else self.ema.module).eval()
 
-    def validate(self) -> Report | None:
-        """Collective. Score the weights, keep them if they are the best so far; None where a signal came between."""
+    def validate(self) -> None:
+        """Collective. Score the weights, and keep them if they are the best so far.
+
+        A signal leaves the validation early; it is then still due, and the next start makes up for it.
+        """
+        assert self.validator is not None
         self.settle()
-        if self.validator is None:
-            return None
         try:
             self.watchdog.at(f"step {self.state.step}: validation")
             report = self.validator.score(self.evaluated_model, is_over=self.leaves_validation)
         except LeftEarlyError:
-            logger.warning("left the validation of step %d, to be made up for", self.state.step)
-            return None
+            logger.warning("left the validation of step %d early; it will be repeated", self.state.step)
+            return
         self.state.validated_step = self.state.step
+        self.last_report = report
         is_best = report.scores.miou > self.state.best_miou
         if is_best:
             self.state.best_miou, self.state.best_step = report.scores.miou, self.state.step
-            if self.world.is_main:
-                self.save_model(self.evaluated_model, self.state, "best", report)
+            self.save_weights("best", report)
         pictures = self.validator.pictures(report)
         self.tracker.log_validation(report, step=self.state.step, pictures=pictures, is_best=is_best)
-        self.meter.restart()  # the time of a validation is no step time
-        return report
+        self.meter.restart()  # a validation does not count as step time
 
     def leaves_validation(self) -> bool:
-        """Between two of its batches: show that this rank moves on, and look whether any was asked to stop."""
+        """Note progress between two batches of a validation; True if any rank was asked to stop."""
         self.watchdog.at(f"step {self.state.step}: validation")
         return self.stop.requested_anywhere
 
+    def save_weights(self, name: str, report: Report | None) -> None:
+        """Write weights for prediction, on rank 0."""
+        if self.world.is_main:
+            self.save_model(self.evaluated_model, self.state, name, report)
+
     def settle(self) -> None:
-        """Collective. Make the weights what they are on every rank, and refuse those that are not finite."""
+        """Collective. Make the weights equal on every rank, and refuse weights that are not finite."""
         self.step.average_statistics()
         for name, value in self.model.state_dict().items():
             if not value.isfinite().all():
                 raise self.checkpoints.diverged(f"{name} is not finite at step {self.state.step}")
 
-    def checkpoint(self, *, final: bool) -> None:
-        """Collective. Save all that is needed to continue; the final one is written when this returns."""
+    def save_checkpoint(self, *, final: bool) -> None:
+        """Collective. Save all that resuming needs; the final checkpoint is written when this returns."""
         self.watchdog.at(f"step {self.state.step}: checkpoint")
-        self.check_steps()
+        self.check_skipped()
         self.settle()
+        if self.is_finished and not self.is_validation_due:
+            # Before the checkpoint: a run killed in between would resume with no steps left and never write them.
+            self.save_weights("last", self.last_report)
         if self.world.is_main:
             tensors, facts = self.run_state.pack()
             facts["train_state"] = asdict(self.state)
             self.checkpoints.save(self.state.step, tensors, facts, final=final)
+        self.saved_state = replace(self.state)
         barrier()
 
     def restore(self) -> None:
@@ -259,4 +362,5 @@ class Trainer:
         tensors, facts = found
         self.run_state.unpack(tensors, facts, source=self.checkpoints.folder)
         self.state = TrainState(**facts["train_state"])
+        self.saved_state = replace(self.state)
         logger.info("continuing at step %d of %d", self.state.step, self.schedule.max_steps)

@@ -10,7 +10,7 @@ from unetdist.apps.ablation.training import TIME_FILE
 from unetdist.cli import settings
 from unetdist.storage.files import write_json, write_text
 from unetdist.train.run_folder import SETTINGS_FILE
-from unetdist.train.run_status import Attempt
+from unetdist.train.run_status import RunStatus
 
 VARIANTS = "variants:\n  plain:\n  group: {model.norm: group}\n"
 
@@ -34,7 +34,7 @@ def finish(
     """Leave behind what a finished run does."""
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.folder / SETTINGS_FILE, settings.to_yaml(settings.to_mapping(run.config)))
-    attempt = Attempt(run.folder, is_main=True)
+    attempt = RunStatus(run.folder, is_main=True)
     attempt.begin(0)
     attempt.end("finished", 4)
     write_json(run.folder / "last" / "config.json", {"metric": {"name": "val/miou", "value": miou}})

@@ -59,11 +59,11 @@ def test_a_nudge_moves_weights_by_their_last_digit(nudged):
 def mean_of_means(task: RecordTask) -> None:
     """Train with the loss as the mean over processes of their means."""
 
-    def units_of_this_rank(step, batches):
+    def denominators_of_this_rank(step, batches):
         pixels = torch.cat([batch.class_pixels for batch in batches])
-        return step.share.loss.denominators(pixels) * step.world.world_size
+        return step.model_with_loss.loss.denominators(pixels) * step.world.world_size
 
-    TrainStep.global_units = units_of_this_rank
+    TrainStep.global_denominators = denominators_of_this_rank
     record.run(task)
 
 

@@ -26,7 +26,7 @@ from unetdist.tracking import TrackingConfig
 from unetdist.tracking.metrics_file import METRICS_FILE
 from unetdist.train.checkpoint import CheckpointConfig
 from unetdist.train.config import Config
-from unetdist.train.schedule import Schedule
+from unetdist.train.trainer import Schedule
 
 # How often the progress of a run is read.
 POLL_S = 0.2

@@ -1,6 +1,7 @@
-"""Bad steps; what a whole run does about them is in tests/train/test_trainer.py."""
+"""Skipped steps; what a whole run does about them is in tests/train/test_trainer.py."""
 
 import math
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from tests.distributed.launcher import run_ranks
 from unetdist.distributed.collectives import World
-from unetdist.train.nonfinite import SAMPLES_NAMED, BadSteps, StepGuard, finite_or_nan
+from unetdist.train.nonfinite import SAMPLES_NAMED, NonFiniteGuard, SkippedSteps, finite_or_nan
 
 IDS = [torch.tensor([4, 5]), torch.tensor([6, 7])]
 
@@ -22,7 +23,7 @@ def parts(fused=None, kind=torch.optim.Adam, **options):
 
 @contextmanager
 def leftovers_in_new_memory():
-    """What is made without values holds what was there before, as on a busy GPU."""
+    """Uninitialised memory holds old values, as on a busy GPU."""
     made = torch.empty_like
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch, "empty_like", lambda *args, **kwargs: made(*args, **kwargs).fill_(1e28))
@@ -32,13 +33,13 @@ def leftovers_in_new_memory():
 def step(model, optimizer, guard, number, spoil=1.0, ids=IDS, grad_spoil=1.0):
     guard.before_forward()
     image = torch.randn(5, 3, generator=torch.Generator().manual_seed(number)) * spoil
-    share = model(image).square().mean()
+    loss = model(image).square().mean()
     optimizer.zero_grad()
-    (share * finite_or_nan(share)).backward()
+    (loss * finite_or_nan(loss)).backward()
     for parameter in model.parameters():
         parameter.grad *= grad_spoil
     norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
-    return guard.step(number, norm, [share, torch.zeros(())], ids)
+    return guard.step(number, norm, [loss, torch.zeros(())], ids)
 
 
 def states(model, optimizer):
@@ -56,10 +57,10 @@ def states(model, optimizer):
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
 @pytest.mark.parametrize("fused", [None, True])
 @pytest.mark.parametrize("spoil", [{"spoil": math.inf}, {"grad_spoil": math.nan}])
-def test_a_bad_step_changes_nothing_and_the_next_goes_on(kind, fused, spoil):
-    """Fused optimizers are told on the device, as on a GPU; the others are not called."""
+def test_a_skipped_step_changes_nothing_and_the_next_one_works(kind, fused, spoil):
+    """Fused optimizers skip on the device, as on a GPU; others are not called."""
     model, optimizer = parts(fused, kind)
-    guard = StepGuard(model, optimizer, World())
+    guard = NonFiniteGuard(model, optimizer, World())
     assert not step(model, optimizer, guard, 0)
     before = states(model, optimizer)
     assert step(model, optimizer, guard, 1, **spoil)
@@ -68,8 +69,8 @@ def test_a_bad_step_changes_nothing_and_the_next_goes_on(kind, fused, spoil):
     assert not step(model, optimizer, guard, 2)
     assert not states(model, optimizer)["0.weight"].equal(before["0.weight"])
 
-    other_model, other_optimizer = parts(fused, kind)  # which never saw the bad step
-    other_guard = StepGuard(other_model, other_optimizer, World())
+    other_model, other_optimizer = parts(fused, kind)  # that never saw the skipped step
+    other_guard = NonFiniteGuard(other_model, other_optimizer, World())
     step(other_model, other_optimizer, other_guard, 0)
     step(other_model, other_optimizer, other_guard, 2)
     expected = states(other_model, other_optimizer)
@@ -79,16 +80,16 @@ def test_a_bad_step_changes_nothing_and_the_next_goes_on(kind, fused, spoil):
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
 @pytest.mark.parametrize("fused", [None, True])
 @pytest.mark.parametrize("num_bad", [1, 2])
-def test_a_run_whose_first_steps_are_bad_goes_on_as_one_that_never_saw_them(kind, fused, num_bad):
-    """Fused SGD once made its momenta in such a step, and left them without values."""
+def test_skipped_first_steps_leave_no_trace(kind, fused, num_bad):
+    """Fused SGD would create its momenta in such a step and leave them uninitialised."""
     options = {"momentum": 0.9, "weight_decay": 0.01} if kind is torch.optim.SGD else {}
     seen, unseen = parts(fused, kind, **options), parts(fused, kind, **options)
-    guard = StepGuard(*seen, World())
+    guard = NonFiniteGuard(*seen, World())
     with leftovers_in_new_memory():
         for number in range(num_bad):
             assert step(*seen, guard, number, grad_spoil=math.inf)
     assert all(not value.any() for key, value in states(*seen).items() if isinstance(key, tuple))
-    other_guard = StepGuard(*unseen, World())
+    other_guard = NonFiniteGuard(*unseen, World())
     for number in (5, 6, 7):
         assert not step(*seen, guard, number)
         assert not step(*unseen, other_guard, number)
@@ -99,19 +100,19 @@ def test_a_run_whose_first_steps_are_bad_goes_on_as_one_that_never_saw_them(kind
 
 def test_loaded_momenta_are_kept():
     model, optimizer = parts(True, torch.optim.SGD, momentum=0.9)
-    step(model, optimizer, StepGuard(model, optimizer, World()), 0)
+    step(model, optimizer, NonFiniteGuard(model, optimizer, World()), 0)
     saved = optimizer.state_dict()
     before = [each["momentum_buffer"].clone() for each in saved["state"].values()]
     model, optimizer = parts(True, torch.optim.SGD, momentum=0.9)
     optimizer.load_state_dict(saved)
-    step(model, optimizer, StepGuard(model, optimizer, World()), 1, grad_spoil=math.nan)
+    step(model, optimizer, NonFiniteGuard(model, optimizer, World()), 1, grad_spoil=math.nan)
     after = [each["momentum_buffer"] for each in optimizer.state_dict()["state"].values()]
     assert all(map(torch.equal, after, before))
 
 
 def test_a_good_step_is_the_optimizers_own():
     (model, optimizer), (other, plain) = parts(), parts()
-    guard = StepGuard(model, optimizer, World())
+    guard = NonFiniteGuard(model, optimizer, World())
     step(model, optimizer, guard, 0)
     other(torch.randn(5, 3, generator=torch.Generator().manual_seed(0))).square().mean().backward()
     plain.step()
@@ -121,47 +122,48 @@ def test_a_good_step_is_the_optimizers_own():
 def test_a_model_without_statistics():
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    guard = StepGuard(model, optimizer, World())
+    guard = NonFiniteGuard(model, optimizer, World())
     before = model.weight.detach().clone()
     assert step(model, optimizer, guard, 0, spoil=math.nan)
     assert model.weight.equal(before)
 
 
-def test_a_row_is_counted_over_reports():
+def test_a_row_of_skipped_steps_is_counted_across_reports():
     model, optimizer = parts()
-    guard = StepGuard(model, optimizer, World())
-    assert guard.report() == BadSteps(0, 0)
+    guard = NonFiniteGuard(model, optimizer, World())
+    assert guard.report() == SkippedSteps(0, 0)
     for number, is_bad in enumerate([False, True, True]):
         step(model, optimizer, guard, number, spoil=math.nan if is_bad else 1.0)
-    assert guard.report() == BadSteps(total=2, longest_row=2)
+    assert guard.report() == SkippedSteps(total=2, longest_row=2)
     for number, is_bad in enumerate([True, False, True]):
         step(model, optimizer, guard, number, spoil=math.nan if is_bad else 1.0)
-    assert guard.report() == BadSteps(total=2, longest_row=3)
-    assert guard.report() == BadSteps(total=0, longest_row=0)
+    assert guard.report() == SkippedSteps(total=2, longest_row=3)
+    assert guard.report() == SkippedSteps(total=0, longest_row=0)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "logged"),
     [
-        ({"spoil": math.nan}, "step 8 was skipped: its loss is not finite; of samples sample 4, sample 5"),
+        ({"spoil": math.nan}, r"step 8: its loss is not finite.* sample 4, sample 5$"),
         (
             {"grad_spoil": math.inf},
-            "step 8 was skipped: its gradient is not finite; of samples sample 4, sample 5, sample 6, sample 7",
+            r"step 8: its gradient is not finite.* sample 4, sample 5, sample 6, sample 7$",
         ),
     ],
 )
-def test_the_samples_are_told(spoil, told, caplog):
-    """Those of the micro-batch whose loss is bad; all of the step where only the gradient is."""
+def test_the_log_names_the_samples_of_a_skipped_step(spoil, logged, caplog):
+    """Those of the micro-batch whose loss is not finite, or all of the step if only its gradient is not."""
     model, optimizer = parts()
-    guard = StepGuard(model, optimizer, World())
+    guard = NonFiniteGuard(model, optimizer, World())
     step(model, optimizer, guard, 7, **spoil)
     guard.report()
-    assert caplog.messages == [told]
+    (message,) = caplog.messages
+    assert re.search(logged, message)
 
 
-def test_many_samples_are_not_all_told(caplog):
+def test_the_log_names_only_the_first_of_many_samples(caplog):
     model, optimizer = parts()
-    guard = StepGuard(model, optimizer, World(), source_of="{}.png".format)
+    guard = NonFiniteGuard(model, optimizer, World(), source_of="{}.png".format)
     step(model, optimizer, guard, 0, grad_spoil=math.nan, ids=[torch.arange(20), torch.arange(20, 40)])
     guard.report()
     assert caplog.messages[0].endswith(f", 7.png and {40 - SAMPLES_NAMED} more")
@@ -171,18 +173,20 @@ def bad_on_one_rank():
     rank, told = torch.distributed.get_rank(), []
     model, optimizer = parts()
     world = World(rank=rank, world_size=2)
-    guard = StepGuard(model, optimizer, world, source_of=lambda number: told.append(number) or str(number))
-    norm = torch.tensor(math.nan)  # as all ranks have it once gradients are summed
+    guard = NonFiniteGuard(
+        model, optimizer, world, source_of=lambda number: told.append(number) or str(number)
+    )
+    norm = torch.tensor(math.nan)  # the same on all ranks, because gradients are summed
     ids = [torch.tensor([10 * rank + 1]), torch.tensor([10 * rank + 2])]
     guard.step(0, norm, [torch.tensor(math.inf if rank == 1 else 0.0), torch.tensor(0.0)], ids)
     return guard.report(), told
 
 
-def test_the_samples_of_every_rank_are_told_by_the_first():
-    assert run_ranks(bad_on_one_rank, 2) == [(BadSteps(1, 1), [11]), (BadSteps(1, 1), [])]
+def test_rank_0_names_the_samples_of_every_rank():
+    assert run_ranks(bad_on_one_rank, 2) == [(SkippedSteps(1, 1), [11]), (SkippedSteps(1, 1), [])]
 
 
-def test_the_loss_is_left_alone_or_spoilt():
+def test_the_factor_of_the_loss_is_one_or_nan():
     assert finite_or_nan(torch.tensor(3.0)) == 1
     for value in (math.nan, math.inf, -math.inf):
         assert finite_or_nan(torch.tensor(value)).isnan()
