@@ -12,13 +12,13 @@ from unetdist.train.run_status import STOPPED_EARLY
 from unetdist.train.trainer import TrainState
 
 DESCRIPTION = """Train a U-Net on shards that launch/shard_dataset.py wrote. Settings come from the YAML file of
---config; any of them can be changed on the command line as --section.field value, or --field value where one section
-alone has that field. The weights of the best validation mIoU are kept in RUNS_DIR/NAME/best; the same command again
-continues an interrupted run."""
+--config; change any of them on the command line with --section.field value, or --field value if only one section has
+that field. The weights with the best validation mIoU go to RUNS_DIR/NAME/best. To continue an interrupted run, give the
+same command again."""
 
 
 def main() -> int:
-    """Parse, build, train."""
+    """Parse the settings, build the run, train."""
     config = settings.parse(Config, sys.argv[1:], prog="launch/train.py", description=DESCRIPTION)
     with build_trainer(config) as trainer:
         finished = trainer.fit()
@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def describe_end(run_dir: Path, state: TrainState, finished: bool) -> str:
-    """Where the result lies and what to do with it."""
+    """Tell the user where the result is and what to do next."""
     if not finished:
         return f"stopped at step {state.step}; the same command continues there (exit code {STOPPED_EARLY})"
     if state.best_miou < 0:

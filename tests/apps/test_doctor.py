@@ -36,7 +36,7 @@ from unetdist.storage.files import write_text
 from unetdist.train import build
 from unetdist.train.config import Config
 from unetdist.train.performance import FastPath
-from unetdist.train.schedule import Schedule
+from unetdist.train.trainer import Schedule
 
 BUDGET_S = 0.05
 

@@ -385,11 +385,12 @@ def ours(
         with build_trainer(settings.from_mapping(Config, values), change=changed) as trainer:
 
             def after_optimizer(*_: Any) -> None:
-                if trainer.share.problem is not None or (graphs and not trainer.share.has_cuda_graphs):
-                    raise RuntimeError(f"not compiled as asked: {trainer.share.problem or 'no CUDA graphs'}")
+                network = trainer.step.model_with_loss
+                if network.problem is not None or (graphs and not network.has_cuda_graphs):
+                    raise RuntimeError(f"not compiled as asked: {network.problem or 'no CUDA graphs'}")
                 after_step(last_loss)
 
-            optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+            optimizer = getattr(trainer.step.optimizer, "optimizer", trainer.step.optimizer)
             optimizer.register_step_post_hook(after_optimizer)
             trainer.fit()
 

@@ -100,7 +100,7 @@ def test_the_fast_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch, 
         monkeypatch.setattr(wiring, "choose", lambda *_, path=path: path)
         with build(tmp_path, **sections, name=name) as made:
             assert made.fit()
-            assert made.share.is_compiled == (path is not PLAIN)
+            assert made.step.model_with_loss.is_compiled == (path is not PLAIN)
         assert set(compiled_in(tmp_path / "runs" / name)) == (set() if path is PLAIN else {1})
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         losses[name] = torch.tensor([json.loads(line).get("train/loss", 0.0) for line in lines])

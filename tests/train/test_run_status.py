@@ -16,8 +16,8 @@ def begun(run_dir, step=0):
 def test_the_status_follows_a_run_to_its_end(tmp_path):
     status = RunStatus(tmp_path, is_main=True, machine="2 cores", performance="compiled")
     status.begin(0)
-    status = read_status(tmp_path)
-    assert (status.machine, status.performance) == ("2 cores", "compiled")
+    read = read_status(tmp_path)
+    assert (read.machine, read.performance) == ("2 cores", "compiled")
     status.fell_back("not compiled: no kernel")
     assert read_status(tmp_path).performance == "not compiled: no kernel"
     assert read_status(tmp_path) == Status(state="running", step=0, attempts=1)

@@ -68,7 +68,7 @@ class Watchdog:
         self._threads.append(threading.Thread(target=self._pass_on_stop, args=(store,), daemon=True))
         if limit_s:
             path = folder / STACKS_FOLDER / f"rank_{world.rank}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)  # no other node may share this folder
+            path.parent.mkdir(parents=True, exist_ok=True)  # each node may have its own runs_dir
             self._file = path.open("w", encoding="utf-8")
             self._arm(self._file)
             self._threads.append(threading.Thread(target=self._watch, args=(self._file,), daemon=True))
