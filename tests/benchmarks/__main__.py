@@ -1,4 +1,4 @@
-"""Measure unetdist beside the programs that people would use instead: tables, OUT/NAME.json and a chart."""
+"""Compare unetdist with the programs that people would use instead: tables, OUT/NAME.json and a chart."""
 
 import argparse
 import sys

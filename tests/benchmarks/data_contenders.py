@@ -42,7 +42,7 @@ LEAST_EQUAL = 0.995
 
 @dataclass(frozen=True)
 class Job:
-    """What every contender loads."""
+    """The batches that every contender loads."""
 
     pictures: str
     """Folder with images/NAME.jpg, masks/NAME.png (class indices) and Labels.txt."""
@@ -208,7 +208,7 @@ def _train_loader(job: Job, folder: str) -> Batches:
     from unetdist.data.manifest import Manifest
     from unetdist.distributed.malloc import keep_all_freed
 
-    keep_all_freed()  # As launch/train.py does.
+    keep_all_freed()  # launch/train.py does so too.
     manifest = Manifest.load(folder)
     steps = train_loader(
         DataConfig(train=folder, num_workers=job.num_workers),

@@ -1,4 +1,4 @@
-"""Images/s and peak memory of evaluation and prediction, beside plain loops over the same pictures.
+"""Images/s and peak memory of evaluation and prediction, compared with plain loops over the same pictures.
 
 Ours are `launch/evaluate.py` and `launch/predict.py` (from shards and from files), from the call to the end with the
 loading of the model; the plain loops are what most training code has. Each runs in a fresh process in every round, and

@@ -1,4 +1,4 @@
-"""What all programs share: fresh processes, interleaved rounds, statistics, machine facts, tables, JSON and charts."""
+"""Shared by all programs: fresh processes, interleaved rounds, statistics, machine facts, tables, JSON and charts."""
 
 import argparse
 import datetime
@@ -130,12 +130,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 @dataclass
 class Results:
-    """What is known of the contenders of one case; a contender that fails once is void."""
+    """Checks and rounds of the contenders of one case; a contender that fails once is void."""
 
     title: str
     contenders: Sequence[Contender]
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each contender reported in its check."""
+    """Results of the check, by contender."""
     rounds: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     """Images and seconds by contender."""
     void: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Images/s of training: our loop beside the loops that people write, around the same network and pictures.
+"""Images/s of training: our loop and the loops that people write, around the same network and pictures.
 
 Each loop runs in a fresh process in every round. A loop whose loss after --check-steps steps differs from the others'
 is void. Beside the rates: the first step, peak memory, and the fraction of the device's limit (see `limits`).

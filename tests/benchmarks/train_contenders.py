@@ -38,7 +38,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What every loop trains."""
+    """The network and data that every loop trains."""
 
     pictures: str
     """Folder with images/NAME.jpg and masks/NAME.png (class indices)."""
@@ -164,7 +164,7 @@ def compile_on_gpu(network: Any, job: TrainJob) -> Any:
 
 
 class Files(Dataset[Batch]):
-    """Random crops and flips of picture files; `as_bytes`: uint8 read with OpenCV, else normalised floats with PIL."""
+    """Random crops and flips of picture files: uint8 read with OpenCV (`as_bytes`), or normalised floats read with PIL."""
 
     def __init__(self, job: TrainJob, *, as_bytes: bool = False) -> None:
         self.job, self.as_bytes = job, as_bytes
