@@ -164,7 +164,7 @@ def compile_on_gpu(network: Any, job: TrainJob) -> Any:
 
 
 class Files(Dataset[Batch]):
-    """Random crops and flips of picture files: uint8 read with OpenCV (`as_bytes`), or normalised floats read with PIL."""
+    """Random crops and flips of files: uint8 read with OpenCV (`as_bytes`), or normalised floats read with PIL."""
 
     def __init__(self, job: TrainJob, *, as_bytes: bool = False) -> None:
         self.job, self.as_bytes = job, as_bytes
