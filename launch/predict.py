@@ -25,7 +25,7 @@ import torch
 
 from unetdist.cli.logs import run_script, set_up_logging
 from unetdist.distributed.collectives import World, make_accelerator, world_of
-from unetdist.distributed.malloc import keep_all_freed
+from unetdist.distributed.hardware import keep_all_freed
 from unetdist.errors import ConfigError
 from unetdist.model.inference import add_inference_options, inference_of
 from unetdist.model.saved_model import load_model

@@ -206,7 +206,7 @@ def _train_loader(job: Job, folder: str) -> Batches:
     from unetdist.data.augment import AugmentConfig
     from unetdist.data.loader import DataConfig, train_loader
     from unetdist.data.manifest import Manifest
-    from unetdist.distributed.malloc import keep_all_freed
+    from unetdist.distributed.hardware import keep_all_freed
 
     keep_all_freed()  # launch/train.py does so too.
     manifest = Manifest.load(folder)

@@ -1,7 +1,7 @@
 """The protocol, by threads over torch's own store; real restarts are in tests/distributed/test_restarts.py."""
 
 import gc
-import json
+import hashlib
 import os
 import re
 import socket
@@ -19,7 +19,7 @@ import torch.distributed as dist
 import unetdist.distributed.rendezvous as rendezvous
 from tests.distributed.launcher import RankError, run_ranks
 from tests.distributed.ports import free_port
-from unetdist.distributed.rendezvous import call, connect, gather, keep_group, open_store
+from unetdist.distributed.rendezvous import connect, keep_group, meet, open_store
 from unetdist.errors import LaunchError
 
 PLACE = "node0:29500"
@@ -37,105 +37,75 @@ def wait_until(condition) -> None:
         time.sleep(0.005)
 
 
-def meet(store, world_size: int) -> list[str]:
-    """What each rank is told, all of them alive."""
-    with ThreadPoolExecutor(world_size) as pool:
-        others = [
-            pool.submit(call, store, rank=rank, world_size=world_size, wait_s=20.0, where=PLACE)
-            for rank in range(1, world_size)
-        ]
-        return [
-            gather(store, world_size=world_size, wait_s=20.0, where=PLACE),
-            *(other.result() for other in others),
-        ]
+def come(store, pool, rank: int, world_size: int, wait_s: float = 20.0):
+    return pool.submit(meet, store, rank=rank, world_size=world_size, wait_s=wait_s, where=PLACE)
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(5) as pool:
+        yield pool
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])
-def test_all_ranks_are_told_one_fresh_name(store, world_size):
-    """The second time beside all that the first wrote, as after a restart."""
-    first, second = meet(store, world_size), meet(store, world_size)
-    assert len(set(first)) == len(set(second)) == 1
-    assert first[0] != second[0]
+def test_all_ranks_find_one_fresh_name(store, pool, world_size):
+    """The second time among all keys of the first, as after a restart."""
+    names = []
+    for _ in range(2):
+        coming = [come(store, pool, rank, world_size) for rank in range(world_size)]
+        (name,) = {each.result() for each in coming}
+        names.append(name)
+    assert names[0] != names[1]
 
 
-def test_a_call_of_the_dead_is_no_answer(store):
-    """Rank 1 called and died; rank 0 must wait for the one that came after it."""
-    store.set("call/1", "of the dead")
-    with ThreadPoolExecutor(2) as pool:
-        zero = pool.submit(gather, store, world_size=2, wait_s=20.0, where=PLACE)
-        wait_until(lambda: store.check(["answer/of the dead"]))
-        assert not zero.done()
-        one = pool.submit(call, store, rank=1, world_size=2, wait_s=20.0, where=PLACE)
-        assert zero.result() == one.result()
+def test_a_dead_process_is_not_met(store, pool):
+    """Rank 1 came and died; the others must wait for its successor."""
+    store.set("token/1", "of the dead")
+    zero = come(store, pool, 0, 2)
+    time.sleep(0.3)
+    assert not zero.done()
+    assert come(store, pool, 1, 2).result() == zero.result()
 
 
-def test_one_that_dies_and_comes_back_while_others_are_awaited_is_met_anew(store):
-    with ThreadPoolExecutor(3) as pool:
-        zero = pool.submit(gather, store, world_size=3, wait_s=20.0, where=PLACE)
-        store.set("call/1", "of the dead")
-        wait_until(lambda: store.check(["answer/of the dead"]))
-        group = store.get("answer/of the dead").decode()
-        store.set(f"confirmed/{group}/1", "of the dead")
-        one = pool.submit(call, store, rank=1, world_size=3, wait_s=20.0, where=PLACE)
-        wait_until(lambda: store.get(f"confirmed/{group}/1") != b"of the dead")
-        two = pool.submit(call, store, rank=2, world_size=3, wait_s=20.0, where=PLACE)
-        assert zero.result() == one.result() == two.result()
+def test_a_rank_may_die_and_come_back_while_others_are_awaited(store, pool):
+    zero = come(store, pool, 0, 3)
+    store.set("token/1", "of the dead")
+    store.set("token/2", "of another")
+    wait_until(lambda: store.check(["token/0"]))
+    group = hashlib.sha256(b" ".join([store.get("token/0"), b"of the dead", b"of another"])).hexdigest()
+    store.set(f"{group}/1", "")  # it confirmed before it died
+    wait_until(lambda: store.check([f"{group}/0"]))
+    one, two = come(store, pool, 1, 3), come(store, pool, 2, 3)
+    assert zero.result() == one.result() == two.result()
 
 
-def test_rank_zero_may_die_and_come_back_while_others_wait(store):
-    with ThreadPoolExecutor(3) as pool:
-        one = pool.submit(call, store, rank=1, world_size=3, wait_s=20.0, where=PLACE)
-        wait_until(lambda: store.check(["call/1"]))
-        token = store.get("call/1").decode()
-        store.set(f"answer/{token}", "group of the dead")
-        wait_until(lambda: store.check(["confirmed/group of the dead/1"]))
-        zero = pool.submit(gather, store, world_size=3, wait_s=20.0, where=PLACE)
-        two = pool.submit(call, store, rank=2, world_size=3, wait_s=20.0, where=PLACE)
-        assert zero.result() == one.result() == two.result()
-
-
-def test_ranks_that_never_came_are_named_to_all_that_did(store):
-    with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(call, store, rank=1, world_size=4, wait_s=0.5, where=PLACE)
+def test_ranks_that_never_came_are_named_by_all_that_did(store, pool, monkeypatch):
+    monkeypatch.setattr(rendezvous, "GRACE_S", 0.1)
+    for coming in [come(store, pool, rank, 4, wait_s=0.4) for rank in (0, 1)]:
         text = r"rank 2, 3 \(of 0 to 3\) did not come to node0:29500 within 0 s: its own error.*--main_process_ip"
         with pytest.raises(LaunchError, match=text):
-            gather(store, world_size=4, wait_s=0.4, where=PLACE)
-        with pytest.raises(LaunchError, match=r"rank 2, 3 \(of 0 to 3\) did not come"):
-            one.result()
+            coming.result()
 
 
-def test_a_missing_rank_zero_is_named(store, monkeypatch):
-    monkeypatch.setattr(rendezvous, "GRACE_S", 0.1)
-    with pytest.raises(LaunchError, match=r"rank 0 did not come to node0:29500 within 0 s: its own error"):
-        call(store, rank=1, world_size=2, wait_s=0.1, where=PLACE)
+def test_a_rank_that_died_and_did_not_come_back_is_named(store, pool):
+    store.set("token/0", "of the dead")
+    with pytest.raises(LaunchError, match=r"rank 0 \(of 0 to 1\) did not come to node0:29500"):
+        come(store, pool, 1, 2, wait_s=0.3).result()
 
 
-def test_two_processes_of_one_rank_do_not_both_train(store):
-    """Such as one whose launcher was killed while it started, and the one of the launch after."""
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(call, store, rank=1, world_size=2, wait_s=20.0, where=PLACE)
-        wait_until(lambda: store.check(["call/1"]))
-        token = store.get("call/1").decode()
-        store.set(f"answer/{token}", "group")
-        wait_until(lambda: store.check(["confirmed/group/1"]))
-        store.set("complete/group", json.dumps({"missing": [], "tokens": {"1": "of another"}}))
-        with pytest.raises(
-            LaunchError, match="another process has come as rank 1 to node0:29500 .*end one of"
-        ):
-            first.result()
-
-
-def test_of_two_processes_of_rank_zero_the_later_one_leads(store):
-    with ThreadPoolExecutor(3) as pool:
-        orphan = pool.submit(gather, store, world_size=2, wait_s=20.0, where=PLACE)
-        wait_until(lambda: store.check(["leader"]))
-        zero = pool.submit(gather, store, world_size=2, wait_s=20.0, where=PLACE)
-        with pytest.raises(
-            LaunchError, match="another process has come as rank 0 to node0:29500 .*end one of"
-        ):
-            orphan.result()
-        one = pool.submit(call, store, rank=1, world_size=2, wait_s=20.0, where=PLACE)
-        assert zero.result() == one.result()
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_two_processes_of_one_rank_the_later_one_trains(store, pool, rank):
+    """Such as one whose launcher was killed while it started, and that of the next launch."""
+    first = come(store, pool, rank, 2)
+    wait_until(lambda: store.check([f"token/{rank}"]))
+    second = come(store, pool, rank, 2)
+    time.sleep(0.3)
+    other = come(store, pool, 1 - rank, 2)
+    with pytest.raises(
+        LaunchError, match=f"another process has come as rank {rank} to node0:29500 .*end one of"
+    ):
+        first.result()
+    assert other.result() == second.result()
 
 
 @pytest.mark.parametrize("agent", ["True", "False"])
@@ -166,7 +136,7 @@ def test_a_port_that_another_program_has_is_named(monkeypatch):
         }.items():
             monkeypatch.setenv(name, str(value))
         with pytest.raises(
-            LaunchError, match=r"another program has that port; give another --main_process_port"
+            LaunchError, match=r"another program uses that port; choose another --main_process_port"
         ):
             connect("gloo", timeout_s=5, wait_s=5)
 
@@ -241,7 +211,7 @@ def lost_store(port: int) -> None:
     os.environ["MASTER_PORT"] = str(port)
     if os.environ["RANK"] == "0":
         store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-        store.wait(["unetdist/call/1"])
+        store.wait(["unetdist/token/1"])
     else:
         connect("gloo", timeout_s=20, wait_s=20)
 

@@ -115,7 +115,7 @@ def test_forked_children_obey_their_parent_once_the_watch_is_over():
 
 HUNG = """
 import ctypes
-from unetdist import signals
+from unetdist.distributed import signals
 signals.SECOND_SIGNAL_AFTER_S = 0.1
 stop = signals.SignalWatch()
 print("ready", flush=True)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from unetdist.data.batch import BatchPool
 from unetdist.data.order import Order
-from unetdist.distributed.malloc import keep_freed
+from unetdist.distributed.hardware import keep_freed
 from unetdist.distributed.signals import leave_to_parent
 from unetdist.errors import ConfigError, DataError, UnetdistError
 

@@ -33,13 +33,13 @@ MixedPrecision = Literal["no", "fp16", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Which process this is, of how many, and where it computes.
+    """This process among the processes of the run, and its device.
 
     Attributes:
         rank: 0 .. world_size - 1 over all machines.
-        world_size: processes of the run.
-        local_world_size: processes of the run on this machine.
-        device: where this process keeps its model.
+        world_size: number of processes of the run.
+        local_world_size: number of its processes on this machine.
+        device: device of the model of this process.
     """
 
     rank: int = 0
@@ -68,11 +68,7 @@ def world_of(accelerator: Accelerator) -> World:
 def make_accelerator(
     *, mixed_precision: MixedPrecision = "no", timeout_s: float = 1800.0, log_with: str | None = None
 ) -> Accelerator:
-    """Collective. Check the launch, connect the processes, return an `Accelerator` that adds nothing itself.
-
-    Accumulation stays at 1 and schedulers untouched, because the loss is a share of the global batch and the
-    learning rate a function of the step. DDP does not broadcast buffers: that would be a collective in every
-    forward pass, and it would keep rank 0's running statistics and drop those of the others.
+    """Collective. Check the launch, connect the processes, and return an `Accelerator` that changes nothing itself.
 
     Args:
         mixed_precision: autocast of the forward pass.
@@ -80,7 +76,7 @@ def make_accelerator(
         log_with: tracker for Accelerate, such as "wandb".
 
     Raises:
-        LaunchError: the processes are not those that were asked for, or some did not come.
+        LaunchError: the launch started other processes than requested, or some did not come.
         ConfigError: fp16 without a GPU.
     """
     follow_launcher()
@@ -100,8 +96,10 @@ def make_accelerator(
         connect(
             "nccl" if has_gpu else "gloo", timeout_s=timeout_s
         )  # Accelerate keeps the group that it finds
+    # No accumulation and no scheduler of Accelerate: the loss is a part of the global batch's, and the learning rate a
+    # function of the step.
     accelerator = Accelerator(
-        # without this, processes on a machine that has no GPU stay unconnected and each is rank 0
+        # without this, processes on a machine without a GPU stay unconnected and each is rank 0
         cpu=not has_gpu,
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=1,
@@ -122,18 +120,20 @@ def make_accelerator(
 
 
 def log_ranks(world: World) -> None:
-    """Log, on every rank, who this process is and where: what a run that did not start as meant is read by."""
+    """Log rank, node, process and device on every rank: the first thing to look at when a launch went wrong."""
     backend = dist.get_backend() if dist.is_initialized() else "no"
     text = (
         f"rank {world.rank} of {world.world_size}: node {platform.node()}, process {os.getpid()}, "
         f"{world.device}, {backend} backend"
     )
-    # past the level of the log, which on other ranks than 0 begins at warnings
+    # other ranks than 0 log only warnings; this line bypasses that level
     logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None))
 
 
 def _ddp_options() -> DistributedDataParallelKwargs:
-    """No broadcast of buffers in the forward pass, under the name that this torch has for it."""
+    """Options that keep DDP from broadcasting buffers in every forward pass."""
+    # That would be another collective, and it would replace the running statistics of all ranks by those of rank 0.
+    # The name of the option depends on the version of torch.
     names = inspect.signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     handler = DistributedDataParallelKwargs()
@@ -157,7 +157,7 @@ def _check_cpu_precision(mixed_precision: MixedPrecision) -> None:
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Collective. Sum `tensor` over all ranks in place; int64 and float64 stay exact in kind."""
+    """Collective. Sum `tensor` over all ranks in place, in its own dtype."""
     if dist.is_initialized():
         dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
     return tensor
@@ -182,9 +182,9 @@ def all_reduce_min(value: int, device: torch.device | str = "cpu") -> int:
 
 
 def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
-    """Collective. Rank 0's `value` on every rank; what the others pass is ignored.
+    """Collective. Return rank 0's `value` on every rank; the values of the others are ignored.
 
-    It travels as JSON, so nothing is unpickled: a tuple becomes a list, floats arrive as they were.
+    It travels as JSON, so nothing is unpickled: a tuple becomes a list, and floats keep every digit.
 
     Args:
         value: None, numbers, strings, and lists and dictionaries (keys are strings) of them.
@@ -202,9 +202,9 @@ def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
 
 
 def broadcast_tensor(tensor: torch.Tensor, src: int, device: torch.device | str = "cpu") -> None:
-    """Collective. Overwrite a contiguous `tensor` by that of rank `src`, of equal shape and kind, in place.
+    """Collective. Overwrite a contiguous `tensor` in place with that of rank `src`, which has its shape and dtype.
 
-    It may lie in host memory where the backend computes on another `device`.
+    It may be in host memory while the backend computes on another `device`.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
@@ -215,7 +215,7 @@ def broadcast_tensor(tensor: torch.Tensor, src: int, device: torch.device | str 
 
 
 def gather_to(owner: int, tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Collective. The tensors of all ranks, of equal shape and kind, by rank, on rank `owner`; elsewhere none."""
+    """Collective. On rank `owner`, the tensors of all ranks by rank, all of one shape; elsewhere []."""
     if not dist.is_initialized():
         return [tensor]
     mine = tensor.contiguous()
@@ -226,34 +226,34 @@ def gather_to(owner: int, tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def barrier() -> None:
-    """Collective. Wait until every rank is here."""
+    """Collective. Wait until every rank has called this."""
     if dist.is_initialized():
         on_gpu = dist.get_backend() == "nccl"
         dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch raised it because the memory of a device, or of the machine, is full."""
+    """Whether torch raised this error because the memory of a device, or of the machine, is full."""
     return bool(should_reduce_batch_size(error))
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, the same on every rank: initial weights and dropout come from here."""
+    """Seed Python, numpy and torch, equally on every rank; the initial weights depend on it."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 class StopSignal(SignalWatch):
-    """A request to stop, by signal to any rank, on which all ranks agree."""
+    """A request to stop, by a signal to any rank, on which all ranks agree."""
 
     AGREE_EVERY = 10
-    """Steps after which a request is obeyed at the latest; to agree at each would be to wait for the device."""
+    """Steps between two agreements. To agree after each step would be to wait for the device each time."""
 
     def agreed(self, world: World) -> bool:
         """Collective. Whether any rank was asked to stop."""
         return any_rank(self.requested, world.device)
 
     def orphaned(self, world: World) -> bool:
-        """Collective. Whether any rank stops only because its launcher has ended."""
+        """Collective. Whether any rank stops only because its launcher ended."""
         return any_rank(self.is_orphan, world.device)

@@ -1,8 +1,7 @@
-"""Refuses launches that would run fewer, unconnected or other processes than the user asked for.
+"""Refuses launches whose processes would be fewer, unconnected, or set up in another way than the user requested.
 
-`accelerate launch` starts fewer processes than asked for in several silent ways, and its environment
-variables override what a script sets. Each is told apart here by the environment and the launcher's command
-line, before any process group exists.
+`accelerate launch` can silently start fewer processes than requested, and its environment variables override what a
+script sets. The checks read the environment and the launcher's command line, before any process group exists.
 """
 
 import os
@@ -17,10 +16,10 @@ from accelerate.commands.launch import launch_command_parser
 from unetdist.errors import LaunchError
 
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What a distributed launcher gives to each process: all of it or none."""
+"""Variables that a distributed launcher sets for each process: all of them or none."""
 
 TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Set by srun and mpirun, which start several processes without connecting them."""
+"""Variables of srun and mpirun, which start several processes without connecting them."""
 
 OTHER_ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP (`--use_fsdp`, `distributed_type: FSDP`)",
@@ -61,10 +60,10 @@ OBEYED = {
     ),
     *("main_process_port", "mpirun_hostfile"),
 }
-"""Options of `accelerate launch`, as argparse calls them, that do what they say, or that another check looks at."""
+"""Options of `accelerate launch`, by their argparse names, that work, or that another check covers."""
 
 FOR_SEVERAL = {"max_restarts", "tee", "log_dir", "role", "rdzv_backend", "rdzv_conf", "monitor_interval"}
-"""Those that only torchrun obeys, which `accelerate launch` leaves out where it starts one process."""
+"""Options of torchrun, which `accelerate launch` does not use for a single process."""
 
 INSTEAD = {
     ("gradient_accumulation_steps",): (
@@ -78,10 +77,10 @@ INSTEAD = {
     ),
     ("",): "leave it out: every process holds the whole network, as plain data parallel training (DDP) does",
 }
-"""How the names of options begin -> what to do in their place; the first that fits."""
+"""Prefixes of option names -> what to do instead; the first match counts."""
 
 HARMLESS = {"gradient_accumulation_steps": 1, "dynamo_backend": "no"}
-"""Values that change nothing, in addition to the launcher's defaults."""
+"""Values that change nothing, besides the launcher's defaults."""
 
 
 def check_launch(
@@ -91,16 +90,16 @@ def check_launch(
     asked_processes: int | None = None,
     num_gpus: int = 0,
 ) -> None:
-    """Refuse an environment in which training would silently not be what was asked for.
+    """Refuse an environment in which training would silently differ from the request.
 
     Args:
         env: environment variables of this process.
-        mixed_precision: what the settings say: no, fp16 or bf16.
-        asked_processes: what was passed to `accelerate launch`, where known; the total over all machines.
-        num_gpus: GPUs that this process sees; 0 trains on the CPU.
+        mixed_precision: the setting: no, fp16 or bf16.
+        asked_processes: `--num_processes` of `accelerate launch`, over all machines, if known.
+        num_gpus: number of GPUs that this process sees; 0 trains on the CPU.
 
     Raises:
-        LaunchError: says what is wrong and what to type instead.
+        LaunchError: explains what is wrong and what to type instead.
     """
     _check_engine(env)
     _check_connected(env, asked_processes)
@@ -110,14 +109,14 @@ def check_launch(
 
 
 def check_options(command: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) -> None:
-    """Refuse options of `accelerate launch` that reach no process, and so would do nothing without a word.
+    """Refuse options of `accelerate launch` that would silently have no effect.
 
     Args:
         command: words of the launcher's command line; by default those of the parent process.
         env: environment variables of this process.
 
     Raises:
-        LaunchError: names the option, and what to do in its place.
+        LaunchError: names the option, and what to do instead.
     """
     args = _launcher_arguments(command)
     if args is None:
@@ -137,10 +136,10 @@ def check_options(command: Sequence[str] | None = None, env: Mapping[str, str] =
 
 
 def asked_processes(command: Sequence[str] | None = None) -> int | None:
-    """How many processes `accelerate launch` was asked for; None where it was not said, or not the launcher.
+    """Number of processes requested from `accelerate launch`; None if there was no number, or another launcher.
 
-    The environment of a rank does not hold this number, so it is read as Accelerate reads it: from the
-    command line, else from the configuration file.
+    The environment of a rank does not contain it, so it is read as Accelerate reads it: from the command line, or
+    from the configuration file.
 
     Args:
         command: words of the launcher's command line; by default those of the parent process.
@@ -157,7 +156,7 @@ def asked_processes(command: Sequence[str] | None = None) -> int | None:
 
 
 def _launcher_arguments(command: Sequence[str] | None) -> Namespace | None:
-    """The arguments of `accelerate launch`, by default of the parent process; None if that is another program."""
+    """Arguments of `accelerate launch`, by default the parent process; None if that is another program."""
     if command is None:
         try:
             command = psutil.Process(os.getppid()).cmdline()

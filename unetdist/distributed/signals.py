@@ -1,4 +1,4 @@
-"""Signals as requests that the program looks at when it is ready to."""
+"""Signals as requests to stop, which the program obeys between two steps."""
 
 import atexit
 import ctypes
@@ -18,25 +18,23 @@ from unetdist.cli.logs import logger
 from unetdist.errors import LaunchError
 
 SECOND_SIGNAL_AFTER_S = 1.0
-"""Signals closer than this to the first are the same request: Ctrl-C reaches a rank from the terminal and
-from the launcher, and SLURM sends SIGTERM twice."""
-
+"""Signals within this time of the first are the same request: Ctrl-C reaches a rank from the terminal and from the
+launcher, and on SLURM SIGTERM comes twice."""
 
 LAUNCHER_VARIABLES = ("ACCELERATE_", "TORCHELASTIC_")
-"""How the names of variables begin that a launcher gives to the processes it starts."""
+"""Prefixes of the environment variables that launchers set."""
 
 PR_SET_PDEATHSIG = 1
 
 
 def follow_launcher() -> None:
-    """Ask the kernel for a SIGTERM when the launcher that started this process ends; on Linux only.
-
-    A launcher of one process hands no signal on, and a killed one none at all: training would go on unseen. A process
-    that a shell started is left alone, for it may be meant to outlive the shell.
+    """On Linux, make the kernel send this process a SIGTERM when its launcher ends.
 
     Raises:
         LaunchError: the launcher has ended already, while this process was loading its libraries.
     """
+    # A launcher of one process passes no signal on, and a killed one cannot: training would continue unnoticed. A
+    # process that was started by a shell is left alone, because users may want it to outlive the shell.
     if sys.platform == "linux" and _is_launched():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         pid, parent = STARTED_BY
@@ -52,14 +50,14 @@ def _is_launched() -> bool:
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What asks a run to stop."""
+"""Signals that ask a run to stop."""
 
 
 def leave_to_parent(is_over: Callable[[], object], exit_code: int) -> None:
-    """In a child: ignore the signals that a launcher or a terminal sends to the whole group, for the parent acts.
+    """In a child process, ignore the signals that a launcher or a terminal sends to the whole process group.
 
-    SIGTERM ends the child with `exit_code` once `is_over` says so: at exit Python sends it to daemonic children, and
-    waits for them to obey.
+    The parent acts on them. Once `is_over` returns true, SIGTERM ends the child with `exit_code`: at exit Python sends
+    it to daemonic children, and waits for them.
     """
 
     def end(*_: object) -> None:
@@ -73,13 +71,11 @@ def leave_to_parent(is_over: Callable[[], object], exit_code: int) -> None:
 
 
 class SignalWatch:
-    """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once.
+    """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once."""
 
-    A thread is told of signals by the C handler, so that a second one works even while the main thread waits
-    in a collective. Launchers signal whole process groups, so forked children (loader workers) ignore these
-    signals as long as the watch lasts: a loader that dies would spoil the last step. After it, SIGTERM ends
-    them, for at exit Python waits for its daemonic children to obey it.
-    """
+    # Python's C handler wakes a thread, so that a second signal works even while the main thread waits in a collective.
+    # Launchers signal whole process groups. Forked children (loader workers) therefore ignore these signals while the
+    # watch lasts: the last step needs them.
 
     SIGNALS = STOP_SIGNALS
 
@@ -104,12 +100,12 @@ class SignalWatch:
 
     @property
     def is_orphan(self) -> bool:
-        """Whether the launcher has ended, a moment ago at least: then it was the kernel that asked to stop."""
+        """Whether the launcher has ended, so that it was the kernel that sent the signal."""
         return _is_launched() and STARTED_BY[0] == os.getpid() and STARTED_BY[1] != os.getppid()
 
     @property
     def requested_anywhere(self) -> bool:
-        """Whether any process of the run was asked to stop, as far as this one knows."""
+        """Whether this process knows of a request to stop, to itself or to another process."""
         return self.requested or self.requested_elsewhere
 
     def note_elsewhere(self) -> None:
@@ -121,7 +117,7 @@ class SignalWatch:
             self.requested_elsewhere = True
 
     def close(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the former signal handlers."""
         if self._former:
             signal.set_wakeup_fd(self._former_fd)
             for number, handler in self._former.items():
@@ -138,7 +134,7 @@ class SignalWatch:
         self.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Do nothing: without a Python handler the wake-up byte would not be written."""
+        """Do nothing; without a Python handler there would be no wake-up byte."""
 
     def _watch(self) -> None:
         with self._reading:

@@ -13,7 +13,7 @@ from unetdist.data.labels import Palette
 from unetdist.data.loader import DataConfig, open_data, val_loader
 from unetdist.data.reader import ShardReader
 from unetdist.distributed.collectives import MixedPrecision, World, make_accelerator, world_of
-from unetdist.distributed.malloc import keep_all_freed
+from unetdist.distributed.hardware import keep_all_freed
 from unetdist.errors import ConfigError
 from unetdist.evaluation.completeness import Expected
 from unetdist.evaluation.evaluate import ValidationConfig

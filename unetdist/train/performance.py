@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from unetdist.distributed.collectives import MixedPrecision, World
-from unetdist.distributed.malloc import keep_all_freed
+from unetdist.distributed.hardware import keep_all_freed
 from unetdist.model.limit import layers_of, seconds_of
 from unetdist.model.unet import UNetConfig
 

@@ -17,8 +17,7 @@ from rich.filesize import decimal as size
 import unetdist
 from unetdist.apps.doctor.examination import Examination, by_rank
 from unetdist.distributed.collectives import all_reduce_sum
-from unetdist.distributed.hardware import cpu_model, num_cores
-from unetdist.distributed.malloc import free_bytes
+from unetdist.distributed.hardware import cpu_model, free_bytes, num_cores
 from unetdist.errors import ConfigError
 from unetdist.model.timm_encoder import import_timm
 from unetdist.tracking.config import check_installed

@@ -25,7 +25,7 @@ from unetdist.cli import settings
 from unetdist.cli.logs import logger
 from unetdist.data.batch import Batch
 from unetdist.distributed.collectives import all_reduce_min
-from unetdist.distributed.malloc import free_bytes
+from unetdist.distributed.hardware import free_bytes
 from unetdist.errors import UnetdistError
 from unetdist.evaluation.evaluate import LeftEarlyError
 from unetdist.evaluation.validation import Validator, shares_windows
