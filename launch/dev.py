@@ -1,12 +1,12 @@
-"""All set-up and the everyday commands; needs nothing but Python 3.11 or later.
+"""Setup and everyday commands. They need only Python 3.11 or newer.
 
-python3 launch/dev.py quickstart    the main job on a built-in data set, start to end, without an account
-python3 launch/dev.py test [...]    the tests; what follows is passed to pytest
-python3 launch/dev.py lint          ruff and mypy
-python3 launch/dev.py setup         only make the environment
-python3 launch/dev.py timm          the same with timm, for networks of timm as encoder
+python3 launch/dev.py quickstart      shard, train, score and predict on a built-in data set, without an account
+python3 launch/dev.py test [...]      all tests, or a part: `test tests/data`; the arguments go to pytest
+python3 launch/dev.py lint            ruff and mypy
+python3 launch/dev.py setup           only create the environment
+python3 launch/dev.py timm            the same, with timm (networks of timm as encoder)
 
-Each makes the Python environment first, once: see install.py beside this file.
+Each command first creates the Python environment, once; see install.py.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from install import MIN_PYTHON, ROOT, SetupError, make_environment, newer_python
 
 GROUPS = {"quickstart": [], "setup": ["test", "lint"], "test": ["test"], "lint": ["lint"], "timm": ["timm"]}
 
-PICTURES = {"train": 480, "val": 96}
-"""How many pictures of shapes the quickstart draws."""
+NUM_IMAGES = {"train": 480, "val": 96}
+"""Images with shapes that the quickstart draws."""
 
 
 class CommandError(Exception):
-    """A command that was run ended with an exit code other than 0."""
+    """A command ended with an exit code other than 0."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"exit code {code}")
@@ -38,7 +38,11 @@ class CommandError(Exception):
 
 
 def run(*command: str) -> None:
-    """Print a command, run it in the root of the checkout, stop if it fails."""
+    """Print a command and run it in the root of the checkout.
+
+    Raises:
+        CommandError: it failed.
+    """
     words = [word.replace(f"{ROOT}{os.sep}", "") for word in command]
     print(f"\n[dev] $ {shlex.join(words)}", flush=True)
     began = time.monotonic()
@@ -49,19 +53,14 @@ def run(*command: str) -> None:
 
 
 def lint(python: Path) -> None:
-    """Ruff's rules and format, and mypy's types."""
+    """Check style, format and types."""
     run(str(python), "-m", "ruff", "check", ".")
     run(str(python), "-m", "ruff", "format", "--check", ".")
     run(str(python), "-m", "mypy")
 
 
-def test(python: Path, arguments: list[str]) -> None:
-    """The test suite."""
-    run(str(python), "-m", "pytest", *arguments)
-
-
 def launch_arguments(python: Path) -> list[str]:
-    """What `accelerate launch` needs to know of this machine."""
+    """Options of `accelerate launch` for this machine."""
     count = "import torch; print(torch.cuda.device_count())"
     output = subprocess.run([str(python), "-c", count], capture_output=True, text=True, check=True).stdout
     gpus = int(output)
@@ -73,73 +72,53 @@ def launch_arguments(python: Path) -> list[str]:
 
 
 def quickstart(python: Path) -> None:
-    """Draw, shard, train, score and predict: the commands that a user types for a data set of their own."""
+    """Draw, shard, train, score and predict with the commands that users type for their own data."""
     began = time.monotonic()
     if fault := timm_fault(python):
         raise SetupError(
             f"`accelerate` cannot start because it imports timm, which fails: {fault}. `python3 launch/dev.py timm` "
             f"installs the torchvision that fits; without networks of timm: {python} -m pip uninstall timm torchvision"
         )
-    data, results = Path("quickstart"), Path("runs/quickstart")
-    for folder in (data, results):
+    for folder in (Path("quickstart"), Path("runs/quickstart")):
         if (ROOT / folder).exists():
             say(f"removing {folder}/ of an earlier quickstart")
             shutil.rmtree(ROOT / folder)
-    accelerate = [str(python.with_name("accelerate")), "launch", *launch_arguments(python)]
+    launch = launch_arguments(python)
+    accelerate = [str(python.with_name("accelerate")), "launch", *launch]
 
-    for seed, (split, count) in enumerate(PICTURES.items()):
-        folder = data / split
-        draw = f"from unetdist.data.shapes import write_shapes; write_shapes('{folder}', count={count}, seed={seed})"
+    for seed, (split, count) in enumerate(NUM_IMAGES.items()):
+        data = f"quickstart/{split}"
+        draw = f"from unetdist.data.shapes import write_shapes; write_shapes('{data}', count={count}, seed={seed})"
         run(str(python), "-c", draw)
-        folders = ["--images", f"{folder}/images", "--masks", f"{folder}/masks"]
-        labels = ["--labels", f"{folder}/Labels.txt", "--out", f"{data}/shards/{split}"]
-        run(str(python), "launch/shard_dataset.py", *folders, *labels)
+        options = f"--images {data}/images --masks {data}/masks --labels {data}/Labels.txt"
+        options += f" --out quickstart/shards/{split}"
+        run(str(python), "launch/shard_dataset.py", *options.split())
     run(*accelerate, "launch/train.py", "--config", "configs/shapes.yaml")
-    metrics, model = results / "metrics_best.json", str(results / "best")
-    run(
-        *accelerate,
-        "launch/evaluate.py",
-        "--model",
-        model,
-        "--data",
-        f"{data}/shards/val",
-        "--json",
-        str(metrics),
+    score = (
+        "--model runs/quickstart/best --data quickstart/shards/val --json runs/quickstart/metrics_best.json"
     )
-    pictures, overlays = f"{data}/val/images", str(results / "predictions")
-    run(
-        str(python),
-        "launch/predict.py",
-        "--model",
-        model,
-        "--input",
-        pictures,
-        "--out",
-        overlays,
-        "--overlay",
-    )
+    run(*accelerate, "launch/evaluate.py", *score.split())
+    predict = "--model runs/quickstart/best --input quickstart/val/images --out runs/quickstart/predictions --overlay"
+    run(str(python), "launch/predict.py", *predict.split())
 
-    miou = json.loads((ROOT / metrics).read_text(encoding="utf-8"))["miou"]
-    launch = shlex.join(launch_arguments(python))
-    activate = (
-        ""
-        if python == Path(sys.executable)
-        else f"  source {python.with_name('activate').relative_to(ROOT)}\n"
-    )
-    print(SUMMARY.format(miou=miou, seconds=time.monotonic() - began, launch=launch, activate=activate))
+    miou = json.loads((ROOT / "runs/quickstart/metrics_best.json").read_text(encoding="utf-8"))["miou"]
+    is_active = python == Path(sys.executable)
+    activate = "" if is_active else f"  source {python.with_name('activate').relative_to(ROOT)}\n"
+    seconds = time.monotonic() - began
+    print(SUMMARY.format(miou=miou, seconds=seconds, launch=shlex.join(launch), activate=activate))
 
 
 SUMMARY = """
-Done in {seconds:.0f} s: mIoU {miou:.3f} on the validation pictures.
+Done in {seconds:.0f} s: mIoU {miou:.3f} on the validation images.
 
-  pictures and masks    quickstart/train, quickstart/val
+  images and masks      quickstart/train, quickstart/val
   shards                quickstart/shards
   best weights          runs/quickstart/best
   curves                runs/quickstart/metrics.jsonl
   final numbers         runs/quickstart/metrics_best.json
   overlays to look at   runs/quickstart/predictions
 
-Next, with pictures of your own (images, masks in colours, and a Labels.txt that names the colours):
+Next, with your own data (images, colour-coded masks, and a Labels.txt that names the colours):
 
 {activate}  python launch/shard_dataset.py --images DIR --masks DIR --labels Labels.txt --out shards --val-fraction 0.2
   cp configs/shapes.yaml configs/mine.yaml      # then set name, data.train: shards/train, data.val: shards/val
@@ -148,13 +127,13 @@ Next, with pictures of your own (images, masks in colours, and a Labels.txt that
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
-    """Our options, and what is left for pytest."""
+    """Our options, and the arguments for pytest."""
     parser = argparse.ArgumentParser(
         prog="launch/dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=GROUPS)
     parser.add_argument("--ci", action="store_true", help="test: check style and types first")
-    parser.add_argument("--torch-index", metavar="URL", help="an index where pip looks for torch too")
+    parser.add_argument("--torch-index", metavar="URL", help="another package index for torch")
     parser.add_argument("--unpinned", action="store_true", help="ignore launch/constraints.txt")
     args, rest = parser.parse_known_args()
     if rest and args.command != "test":
@@ -163,7 +142,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 
 def main() -> int:
-    """Make the environment, run the command, return its exit code."""
+    """Create the environment, run the command, return its exit code."""
     if sys.version_info < MIN_PYTHON:
         other = newer_python()
         if other is None:
@@ -181,7 +160,7 @@ def main() -> int:
         if args.ci or args.command == "lint":
             lint(python)
         if args.command == "test":
-            test(python, rest)
+            run(str(python), "-m", "pytest", *rest)
         elif args.command == "quickstart":
             quickstart(python)
     except SetupError as error:

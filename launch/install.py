@@ -1,7 +1,7 @@
-"""Makes the Python environment of this checkout; standard library only, called by dev.py.
+"""Creates the Python environment of this checkout for dev.py, with the standard library only.
 
-Three cases. Python runs in a virtual environment: it is used as it is. Its torch fits: `.venv` is laid over it and
-that torch is kept. Else: `.venv` gets the torch that fits the machine.
+If a virtual environment is active, it is used. If this Python has a torch in the supported range, `.venv` is created
+over its packages and keeps that torch. Otherwise `.venv` gets the torch that fits the machine.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ VENV = ROOT / ".venv"
 
 MIN_PYTHON = (3, 11)
 MIN_TORCH = (2, 11)
-MIN_PIP = (26, 0)  # pip 23, which Python 3.11 brings, takes three times as long
+# pip 23, which comes with Python 3.11, takes three times as long
+MIN_PIP = (26, 0)
 DISK_GB = {"cpu": 3, "default": 9}
-"""Free space that an installation needs; the default torch for Linux brings the CUDA libraries."""
+"""Disk space for an installation; the default torch for Linux includes the CUDA libraries."""
 
 
 class SetupError(Exception):
-    """The environment could not be made; the text says what to do."""
+    """The environment could not be created; the message says what to do."""
 
 
 def say(text: str) -> None:
-    """Print a line of our own, marked so that it stands out from the output of the commands."""
+    """Print a line with a mark that sets it apart from the output of commands."""
     print(f"[dev] {text}", flush=True)
 
 
@@ -43,7 +44,7 @@ def version_of(text: str) -> tuple[int, ...]:
 
 
 def newer_python() -> str | None:
-    """Another Python on PATH that is new enough, if this one is not."""
+    """Path of a Python on PATH that is new enough, or None."""
     for minor in (14, 13, 12, 11):
         found = shutil.which(f"python3.{minor}")
         # a pyenv shim exists also for versions that cannot run
@@ -53,15 +54,13 @@ def newer_python() -> str | None:
 
 
 def version_in(python: str | Path, package: str) -> str | None:
-    """Version of a package that `python` has installed, such as "2.13.0+cpu", without importing it."""
+    """Version of an installed package of `python`, such as "2.13.0+cpu"; None if there is none, or no such Python."""
     code = f"from importlib.metadata import version; print(version('{package}'))"
-    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def torch_of(python: str | Path) -> str | None:
-    """Version of its torch."""
-    return version_in(python, "torch")
 
 
 def fits(torch: str | None) -> bool:
@@ -86,13 +85,13 @@ def tested_torch() -> str:
 
 
 def choose_torch(offered: list[str], *, has_gpu: bool, system: str, tested: str) -> tuple[str, str]:
-    """What pip is to install, and why.
+    """The requirement for pip, and the reason.
 
     Args:
         offered: versions that pip finds for this Python, such as "2.13.0" and "2.13.0+cpu".
         has_gpu: whether there is an NVIDIA GPU.
         system: `platform.system()`.
-        tested: the version in constraints.txt.
+        tested: version in constraints.txt.
     """
     if has_gpu:
         # three equal signs: two would also match, and prefer, a "+cpu" build of that version
@@ -114,8 +113,8 @@ def choose_torch(offered: list[str], *, has_gpu: bool, system: str, tested: str)
 
 
 def run_pip(python: Path, arguments: list[str]) -> None:
-    """Run pip, and turn its failure into advice."""
-    # in a terminal the long wait shows its progress; in a log only errors are of use
+    """Run pip; a failure becomes advice."""
+    # a terminal shows the progress of the long wait; in a log only errors are useful
     quiet = [] if sys.stdout.isatty() else ["-qq"]
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *quiet, *arguments]
     say("$ " + " ".join(command).replace(f"{ROOT}{os.sep}", ""))
@@ -129,15 +128,15 @@ def run_pip(python: Path, arguments: list[str]) -> None:
 
 
 def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bool) -> Path:
-    """Make or update the environment and return its Python; returns at once if nothing has changed.
+    """Create or update the environment and return its Python; takes no time if nothing has changed.
 
     Args:
-        groups: dependency groups of pyproject.toml to install, beside the project itself.
-        torch_index: address of an index where pip is to look for torch too.
+        groups: dependency groups of pyproject.toml to install in addition to the project.
+        torch_index: URL of another package index for torch.
         unpinned: ignore constraints.txt.
 
     Raises:
-        SetupError: with what to do.
+        SetupError: the message says what to do.
     """
     active = sys.prefix != sys.base_prefix
     here = Path(sys.prefix) if active else VENV
@@ -145,13 +144,14 @@ def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bo
     stamp = here / f"unetdist-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}.stamp"
     wanted = fingerprint()
     done = stamp.read_text(encoding="utf-8").split() if stamp.is_file() and python.exists() else []
+    # timm is always checked: another torch may have broken it since
     if done[:1] == [wanted] and set(groups) <= set(done[1:]) and "timm" not in groups:
-        return python  # timm may have been broken since, by another torch
+        return python
     began = time.monotonic()
     say(f"installing into {here}: a minute or two with a good network, once")
-    if not active and not is_sound(python):
+    if not active and not version_in(python, "pip"):  # also where the base of its Python was removed
         create_venv()
-    if version_of(pip_version(python)) < MIN_PIP:
+    if version_of(version_in(python, "pip") or "") < MIN_PIP:
         run_pip(python, ["install", "--no-compile", "--upgrade", "pip>=26"])
     packages(python, here, groups, torch_index=torch_index, unpinned=unpinned)
     if "timm" in groups:
@@ -159,51 +159,39 @@ def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bo
     stamp.write_text(
         " ".join([wanted, *sorted({*groups, *(done[1:] if done[:1] == [wanted] else [])})]), "utf-8"
     )
-    say(f"installed torch {torch_of(python)} and the rest in {time.monotonic() - began:.0f} s")
+    say(f"installed torch {version_in(python, 'torch')} and the rest in {time.monotonic() - began:.0f} s")
     return python
 
 
 def fingerprint() -> str:
-    """Changes when an installation would give something else."""
+    """Hash of everything that an installation depends on."""
     digest = hashlib.sha256(platform.python_version().encode())
     for path in (ROOT / "pyproject.toml", CONSTRAINTS):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def is_sound(python: Path) -> bool:
-    """Whether the environment's Python starts (its base may have been removed) and has pip."""
-    return python.exists() and bool(pip_version(python))
-
-
-def pip_version(python: Path) -> str:
-    """Version of its pip; empty if there is none."""
-    code = "from importlib.metadata import version; print(version('pip'))"
-    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
 def create_venv() -> None:
-    """Make `.venv`, over the packages of this Python where its torch fits."""
-    own = torch_of(sys.executable)
+    """Create `.venv`, over the packages of this Python if its torch is in the supported range."""
+    own = version_in(sys.executable, "torch")
     options = ["--system-site-packages"] if fits(own) else []
     if options:
-        say(f"this Python has torch {own}: keeping it")
+        say(f"keeping torch {own} of this Python")
     command = [sys.executable, "-m", "venv", "--clear", *options, str(VENV)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         shutil.rmtree(VENV, ignore_errors=True)
         raise SetupError(
-            f"{sys.executable} cannot make a virtual environment:\n{done.stdout}{done.stderr}"
-            "On Debian and Ubuntu: `sudo apt install python3-venv`. Else take a Python from your package manager, "
+            f"{sys.executable} cannot create a virtual environment:\n{done.stdout}{done.stderr}"
+            "On Debian and Ubuntu: `sudo apt install python3-venv`. Elsewhere get Python from your package manager, "
             "conda or uv, and run `THAT_PYTHON launch/dev.py ...`."
         )
 
 
 def packages(python: Path, here: Path, groups: list[str], *, torch_index: str | None, unpinned: bool) -> None:
-    """Install torch, if none that fits is there, and the project with its dependencies."""
+    """Install the project with its dependencies, and torch if there is none in the supported range."""
     index = ["--extra-index-url", torch_index] if torch_index else []
-    present = torch_of(python)
+    present = version_in(python, "torch")
     if fits(present):
         torch = f"torch==={present}"
     else:
@@ -217,13 +205,9 @@ def packages(python: Path, here: Path, groups: list[str], *, torch_index: str | 
         needed, free = DISK_GB["cpu" if "+cpu" in torch else "default"], shutil.disk_usage(here).free / 2**30
         if free < needed:
             raise SetupError(f"{here} has {free:.1f} GB free, the installation needs {needed} GB; make room.")
-    pins = [
-        line
-        for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines()
-        if not line.startswith("torch==")
-    ]
+    pins = [] if unpinned else CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    lines = [*(line for line in pins if not line.startswith("torch==")), torch]
     constraints = here / "unetdist-constraints.txt"
-    lines = [*([] if unpinned else pins), torch]
     constraints.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if "timm" in groups:
         lines += torchvision_like_torch(python, index, constraints)
@@ -240,26 +224,26 @@ def offered(python: Path, package: str, index: list[str]) -> list[str]:
 
 
 def torchvision_like_torch(python: Path, index: list[str], constraints: Path) -> list[str]:
-    """A constraint for pip that makes it choose the torchvision of torch's build, for timm to import.
+    """Constraints that make pip choose the torchvision of torch's build, which timm imports.
 
-    pip itself compares numbers alone: for torch 2.13.0+cpu it chooses the torchvision 0.28.0 that needs CUDA. Where pip
-    finds none of this build there is no constraint, and `check_timm` finds out whether another build works.
+    No constraint if pip finds none of this build; then `check_timm` finds out whether another build works.
     """
+    # pip itself compares only numbers: for torch 2.13.0+cpu it chooses the torchvision 0.28.0 that needs CUDA.
     plan = [str(python), "-m", "pip", "install", "--dry-run", "-qq", "--report", "-", *index]
     plan += ["-c", str(constraints), "--group", "timm"]
     done = subprocess.run(plan, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        return []  # pip tells why when it is to install them
+        return []  # the installation itself will show the reason
     found = [item["metadata"] for item in json.loads(done.stdout)["install"]]
     planned = {one["name"]: one["version"] for one in found}
-    torch = planned.get("torch") or torch_of(python) or ""
+    torch = planned.get("torch") or version_in(python, "torch") or ""
     torchvision = planned.get("torchvision") or version_in(python, "torchvision") or ""
     fitting = "+".join([torchvision.split("+")[0], *torch.split("+")[1:]])
     return [f"torchvision==={fitting}"] if fitting in offered(python, "torchvision", index) else []
 
 
 def timm_fault(python: Path) -> str | None:
-    """Why an installed timm cannot be imported, as every `accelerate` command does; None where nothing is wrong."""
+    """Why an installed timm cannot be imported, which every `accelerate` command does; None if nothing is wrong."""
     if version_in(python, "timm") is None:
         return None
     command = [str(python), "-W", "ignore", "-c", "import timm"]
@@ -268,11 +252,11 @@ def timm_fault(python: Path) -> str | None:
 
 
 def check_timm(python: Path) -> None:
-    """Remove timm and torchvision again where they do not work."""
+    """Remove timm and torchvision again if they do not work."""
     reason = timm_fault(python)
     if reason is None:
         return
-    torch, torchvision = torch_of(python), version_in(python, "torchvision")
+    torch, torchvision = version_in(python, "torch"), version_in(python, "torchvision")
     run_pip(python, ["uninstall", "-y", "timm", "torchvision"])
     raise SetupError(
         f"timm cannot be imported, because torchvision {torchvision} was not built for torch {torch} ({reason}). Both "

@@ -58,7 +58,7 @@ def reference(tmp_path_factory):
     return folder, run_ranks(train, 1, values_of(folder, "w1"))[0]
 
 
-@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 2), (2, 2), (4, 1)])
 def test_weights_after_20_steps_do_not_depend_on_processes_or_accumulation(
     reference, world_size, accumulation
 ):
@@ -112,12 +112,11 @@ def score(values: dict[str, Any]) -> dict[str, Any]:
         return trainer.validator.score(trainer.model.eval()).to_mapping()
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_the_score_is_equal_integer_by_integer_on_any_number_of_processes(tmp_path, batch_size):
+def test_the_score_is_equal_integer_by_integer_on_any_number_of_processes_and_batch_size(tmp_path):
     write_shards(tmp_path / "train", 8)
     write_shards(tmp_path / "val", 11, sizes=((24, 32), (24, 32), (17, 23)))
     reports = []
-    for world_size in (1, 2, 3):
+    for world_size, batch_size in ((1, 1), (2, 4), (3, 2)):
         values = settings_of(
             tmp_path / "train",
             tmp_path / "val",

@@ -1,4 +1,4 @@
-"""A killed rank comes back with all others; more in tests/long/test_restarts.py."""
+"""Restarts by the real launcher; more in tests/long/test_restarts.py."""
 
 import pytest
 

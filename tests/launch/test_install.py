@@ -63,7 +63,7 @@ def test_pip_failure_says_what_to_do(install):
 
 
 def test_full_disk_is_told_before_the_download(install, monkeypatch, tmp_path):
-    monkeypatch.setattr(install, "torch_of", lambda python: None)
+    monkeypatch.setattr(install, "version_in", lambda *_: None)
     monkeypatch.setattr(install, "has_nvidia_gpu", lambda: True)
     monkeypatch.setattr(install.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**30}))
     monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: type("Done", (), {"stdout": ""}))
@@ -74,7 +74,7 @@ def test_full_disk_is_told_before_the_download(install, monkeypatch, tmp_path):
 def test_python_without_venv_is_told_where_to_get_it(install, monkeypatch, tmp_path):
     broken = type("Done", (), {"returncode": 1, "stdout": "ensurepip is not available\n", "stderr": ""})
     monkeypatch.setattr(install, "VENV", tmp_path / ".venv")
-    monkeypatch.setattr(install, "torch_of", lambda python: None)
+    monkeypatch.setattr(install, "version_in", lambda *_: None)
     monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: broken)
     with pytest.raises(install.SetupError, match=r"(?s)ensurepip is not available.*apt install python3-venv"):
         install.create_venv()
