@@ -1,8 +1,8 @@
-"""Cuts a small JPEG out of a large one with restart markers: a crop then costs the decoding of its own pixels.
+"""Cuts a small JPEG out of a large one with restart markers, so that a crop costs only the decoding of its own pixels.
 
-At a restart marker the entropy-coded data begin anew at a byte, so whole intervals can be put together to another
-picture. Where a number of intervals fills each row of MCUs (the blocks that are coded together), those intervals that
-cover a box are a JPEG of their own whose pixels are, bit for bit, those of the whole picture.
+At a restart marker the entropy-coded data restart at a byte, so whole intervals can be joined to another image. If a
+whole number of intervals fills each row of MCUs (the blocks that are coded together), the intervals that cover a box
+form a JPEG of their own, whose pixels are bit for bit those of the whole image.
 """
 
 import struct
@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_OF_PICTURE = 0.85
-"""Part of the MCUs from which on the whole picture is decoded in no more time than the cut."""
+"""Part of the MCUs from which decoding the whole image takes no longer than cutting and decoding a part."""
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 SOS, DRI, DHT = 0xDA, 0xDD, 0xC4
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
 _SEQUENTIAL = (0xC0, 0xC1)
 _UNSEEN = frozenset(range(0xE1, 0xF0)) - {0xEE} | {0xFE}
-"""Segments without influence on pixels: comments, and what applications wrote, but for JFIF's and Adobe's colours."""
+"""Segments that do not affect pixels: comments and application data, except JFIF's and Adobe's colours."""
 _WHOLE_SPECTRUM = b"\0\x3f\0"
 _STUFFING = 0
 _RESTARTS = bytes(range(0xD0, 0xD8))
@@ -27,24 +27,25 @@ _RESTARTS = bytes(range(0xD0, 0xD8))
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """What stands before the entropy-coded data of a JPEG."""
+    """Header of a JPEG: everything before the entropy-coded data."""
 
     height: int
     width: int
     channels: int
     """1 grey, 3 colour, 4 CMYK."""
     is_baseline: bool
-    """Sequential Huffman coding of 8 bits, 1 or 3 channels, all in one scan; else only the fields above hold."""
+    """Whether it is sequential Huffman coding of 8 bits, 1 or 3 channels, in one scan; if not, only the fields above
+    are valid."""
     mcu_height: int
     mcu_width: int
-    """Pixels of the smallest coded unit."""
+    """Width in pixels of the smallest coded unit."""
     restart_interval: int
-    """MCUs between restart markers, 0: there are none."""
+    """MCUs between restart markers; 0 if there are none."""
     margin_y: int
     margin_x: int
-    """Pixels beyond a box that decoders look at when they enlarge halved colour."""
+    """Pixels beyond a box that decoders read when they enlarge halved colour."""
     segments: tuple[tuple[int, int, int], ...]
-    """(marker, start, end) of all between SOI and the entropy-coded data."""
+    """(marker, start, end) of all segments between SOI and the entropy-coded data."""
     sof_offset: int
     scan_offset: int
     """First byte of the entropy-coded data."""
@@ -61,14 +62,14 @@ class JpegHeader:
 
     @property
     def is_sliceable(self) -> bool:
-        """Every row of MCUs begins at a restart marker."""
+        """Whether every row of MCUs begins at a restart marker."""
         return (
             self.is_baseline and self.restart_interval > 0 and self.mcus_per_row % self.restart_interval == 0
         )
 
 
 def parse_header(data: bytes) -> JpegHeader | None:
-    """The header of a JPEG; None where the data are none, or are damaged before the picture's size is told."""
+    """The header of a JPEG; None for other files and if the data are damaged before the image size."""
     if data[:3] != b"\xff\xd8\xff":
         return None
     segments: list[tuple[int, int, int]] = []
@@ -120,7 +121,7 @@ def _header(
         width,
         channels,
         is_baseline,
-        # The blocks of a single channel lie in plain rows, whatever its factors.
+        # The blocks of a single channel are in plain rows, whatever its factors.
         8 if channels == 1 else 8 * most_down,
         8 if channels == 1 else 8 * most_across,
         interval,
@@ -135,10 +136,10 @@ def _header(
 def cut(
     data: bytes, header: JpegHeader, top: int, left: int, bottom: int, right: int
 ) -> tuple[bytes, int, int] | None:
-    """A smaller JPEG that holds a box of pixels, and the row and column of its first pixel in the whole picture.
+    """A smaller JPEG that holds a box of pixels, and the row and column of its first pixel in the whole image.
 
-    Decoded, the box has the pixels that it has in the whole picture. None where nothing can be cut: the picture is not
-    `is_sliceable`, its restart markers are not as they must be, the box is not in it, or is nearly all of it.
+    Decoded, the box has the same pixels as in the whole image. None if nothing can be cut: the image is not
+    `is_sliceable`, its restart markers are wrong, or the box is outside or covers nearly all of it.
     """
     if not (header.is_sliceable and 0 <= top < bottom <= header.height and 0 <= left < right <= header.width):
         return None
@@ -146,7 +147,7 @@ def cut(
     interval_width = header.restart_interval * header.mcu_width
     first_row = max(top - header.margin_y, 0) // header.mcu_height
     end_row = min(-(-(bottom + header.margin_y) // header.mcu_height), num_rows)
-    # A whole MCU at least: libjpeg enlarges colour of one or two columns in another way.
+    # At least a whole MCU, because libjpeg enlarges colour of one or two columns differently.
     leftmost = min(left - header.margin_x, header.width - header.mcu_width)
     first = max(leftmost, 0) // interval_width
     end = min(-(-(right + header.margin_x) // interval_width), per_row)
@@ -169,10 +170,10 @@ def cut(
 
 
 def interval_ends(data: bytes, scan_offset: int, num_intervals: int) -> npt.NDArray[np.intp] | None:
-    """Where each interval ends, behind its marker (the last one's is EOI); None if one is missing or out of turn."""
+    """End of each interval, after its marker (EOI for the last); None if one is missing or out of order."""
     stream = np.frombuffer(data, np.uint8)[scan_offset:]
     escapes = np.flatnonzero(stream[:-1] == 0xFF)
-    # A value of 255 is followed by a zero, so what looks like a marker is one.
+    # A value of 255 is followed by a zero, so anything else after it is a marker.
     markers = escapes[stream[escapes + 1] != _STUFFING][:num_intervals]
     if len(markers) < num_intervals or stream[markers + 1].tobytes() != restarts(num_intervals - 1) + EOI[1:]:
         return None
@@ -181,12 +182,12 @@ def interval_ends(data: bytes, scan_offset: int, num_intervals: int) -> npt.NDAr
 
 
 def restarts(count: int) -> bytes:
-    """Second bytes of the first `count` restart markers of a picture."""
+    """Second bytes of the first `count` restart markers of an image."""
     return (_RESTARTS * (count // 8 + 1))[:count]
 
 
 def _resized_head(data: bytes, header: JpegHeader, height: int, width: int) -> bytes:
-    """All that decoders need before the entropy-coded data of a picture like this of another size."""
+    """The header of an image like this one, but of another size."""
     head = bytearray(SOI)
     for marker, start, end in header.segments:
         if start == header.sof_offset:
@@ -199,7 +200,7 @@ def _resized_head(data: bytes, header: JpegHeader, height: int, width: int) -> b
 def _assemble(
     data: bytes, head: bytes, row_starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]
 ) -> bytes:
-    """Intervals up to `ends` (rows, intervals), which lie one behind the other in each row, as one picture."""
+    """Join intervals that end at `ends` (rows, intervals) and are contiguous in each row into one image."""
     row_ends = ends[:, -1]
     rows = zip(row_starts.tolist(), row_ends.tolist(), strict=True)
     part = bytearray().join([head, *(data[start:end] for start, end in rows)])

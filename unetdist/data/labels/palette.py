@@ -1,8 +1,8 @@
 """Labels.txt as a `Palette`: colours, names, the file's own ids, and the indices that the model learns.
 
-Three numbers for one class must not be mixed up: the **id** is the Labels.txt's own (it may have gaps, and is
-what predictions are written with), the **index** 0..C-1 is what shards and the model hold (ascending by id,
-ignored labels left out), the **colour** is what colour masks hold.
+A class has three numbers. Its **id** is that of Labels.txt: it may have gaps, and predictions are written with it. Its
+**index** 0..C-1 is used in shards and by the model: ascending by id, without ignored labels. Its **colour** is used in
+colour masks.
 """
 
 import difflib
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from unetdist.cli import json_records
 from unetdist.data.labels import label_file
-from unetdist.data.labels.label_file import Reading, Row
+from unetdist.data.labels.label_file import LabelReading, LabelRow
 from unetdist.errors import DataError
 
 IGNORE_INDEX = 255
-"""Pixels with this value, in masks of class indices and of ids alike, train and score nothing."""
+"""Value of pixels that are neither trained nor scored, in masks of class indices and of ids."""
 
 Value = Annotated[int, range(256)]
 
@@ -32,8 +32,8 @@ class Label:
     """One line of Labels.txt.
 
     Attributes:
-        id: The file's own number, or the count of lines before it; 0..254, any up to 255 if ignored.
-        name: As in the file.
+        id: The file's own number, or the number of lines before it; 0..254, any up to 255 if ignored.
+        name: Name in the file.
         color: Red, green, blue, 0..255.
         index: Class 0..C-1 of the model; None if the label is ignored.
     """
@@ -49,10 +49,10 @@ class Palette:
     """The labels of a data set in the order of their file.
 
     Attributes:
-        labels: One for each line.
-        has_ids: Whether the file itself gave the ids; else they are the counts of lines before each.
+        labels: One per line.
+        has_ids: Whether the file gives ids; if not, they count the lines from 0.
         path: The file, for messages.
-        has_colors: Whether the file itself gave colours; else they are made up, and masks have to hold ids.
+        has_colors: Whether the file gives colours; if not, they are made up, and masks must hold ids.
     """
 
     labels: tuple[Label, ...]
@@ -66,11 +66,11 @@ class Palette:
 
         Args:
             path: The file.
-            ignore: Names of labels that are not trained; their pixels become `IGNORE_INDEX`. Ignored labels
-                may share a colour or an id with each other, as the void labels of Cityscapes do.
+            ignore: Names of labels that are not trained; their pixels become `IGNORE_INDEX`. Ignored labels may
+                share a colour or an id, like the void labels of Cityscapes.
 
         Raises:
-            DataError: What is wrong, with file and line, and how to mend it.
+            DataError: The file cannot be read; says where (file, line) and how to correct it.
         """
         path = Path(path)
         return _choose(label_file.readings(path), frozenset(ignore), path)
@@ -139,10 +139,10 @@ class Palette:
         )
 
 
-def _choose(readings: list[Reading], ignore: frozenset[str], path: Path) -> Palette:
-    """The palette of the one reading that fits; see `unetdist.data.labels.label_file` for the rule."""
-    sound: list[tuple[Reading, Palette]] = []
-    unsound: list[tuple[Reading, DataError]] = []
+def _choose(readings: list[LabelReading], ignore: frozenset[str], path: Path) -> Palette:
+    """The palette of the one reading that fits, by the rule in `unetdist.data.labels.label_file`."""
+    sound: list[tuple[LabelReading, Palette]] = []
+    unsound: list[tuple[LabelReading, DataError]] = []
     for reading in readings:
         try:
             sound.append((reading, _palette(reading.rows, ignore, path)))
@@ -161,8 +161,8 @@ def _choose(readings: list[Reading], ignore: frozenset[str], path: Path) -> Pale
     return fitting[0][1]
 
 
-def _palette(rows: Sequence[Row], ignore: frozenset[str], path: Path) -> Palette:
-    """Check everything that a palette must hold and number the trained classes by ascending id."""
+def _palette(rows: Sequence[LabelRow], ignore: frozenset[str], path: Path) -> Palette:
+    """Check all rules of a palette and number the trained classes by ascending id."""
     for unknown in sorted(ignore - {row.name for row in rows}):
         raise DataError(f"--ignore '{unknown}' is no label{_suggestion(unknown, rows)}", source=path)
     ids = {row.line: position if row.id is None else row.id for position, row in enumerate(rows)}
@@ -176,14 +176,14 @@ def _palette(rows: Sequence[Row], ignore: frozenset[str], path: Path) -> Palette
             )
         if ids[row.line] > 255:
             raise DataError(
-                f"id {ids[row.line]} of '{row.name}' must be 0..254; number the classes anew, "
-                "or leave the ids out to number them by line",
+                f"id {ids[row.line]} of '{row.name}' must be 0..254; renumber the classes, or leave "
+                "the ids out to number them by line",
                 source=source,
             )
         if row.name not in ignore and not 0 <= ids[row.line] <= 254:
             raise DataError(
-                f"id {ids[row.line]} of '{row.name}' must be 0..254, for 255 and negative ids mean pixels "
-                f"to ignore; add --ignore '{row.name}' or change the id",
+                f"id {ids[row.line]} of '{row.name}' must be 0..254, because 255 and negative ids mean "
+                f"pixels to ignore; add --ignore '{row.name}' or change the id",
                 source=source,
             )
     _refuse_twice("name", rows, lambda row: row.name, frozenset(), path)
@@ -210,7 +210,7 @@ def _palette(rows: Sequence[Row], ignore: frozenset[str], path: Path) -> Palette
 
 
 def made_up_color(number: int) -> tuple[int, int, int]:
-    """The colour of PASCAL VOC's class of that number, 0..255: black, dark red, dark green ..., all different."""
+    """The colour of PASCAL VOC's class `number`, 0..255: black, dark red, dark green ..., all different."""
     color = [0, 0, 0]
     for place in range(8):
         for channel in range(3):
@@ -219,10 +219,10 @@ def made_up_color(number: int) -> tuple[int, int, int]:
 
 
 def _refuse_twice(
-    what: str, rows: Sequence[Row], key: Callable[[Row], object], ignore: frozenset[str], path: Path
+    what: str, rows: Sequence[LabelRow], key: Callable[[LabelRow], object], ignore: frozenset[str], path: Path
 ) -> None:
-    """Raise for the first two rows with one key, unless both are ignored."""
-    first: dict[object, Row] = {}
+    """Raise `DataError` for the first two rows with the same key, unless both are ignored."""
+    first: dict[object, LabelRow] = {}
     for row in rows:
         other = first.setdefault(key(row), row)
         if other is not row and not (row.name in ignore and other.name in ignore):
@@ -233,7 +233,7 @@ def _refuse_twice(
             )
 
 
-def _suggestion(name: str, rows: Sequence[Row]) -> str:
+def _suggestion(name: str, rows: Sequence[LabelRow]) -> str:
     known = {row.name.casefold(): row.name for row in rows}
     close = difflib.get_close_matches(name.casefold(), known, n=1)
     return f"; did you mean '{known[close[0]]}'?" if close else f"; use one of {', '.join(known.values())}"
