@@ -1,6 +1,7 @@
 """What every test is spared: the traces of the one before it, and a GPU that it does not ask for."""
 
 import logging
+import os
 from contextlib import suppress
 
 import pytest
@@ -13,9 +14,12 @@ from unetdist.cli.logs import logger
 with suppress(ImportError):  # a bare machine with a GPU has no Hypothesis
     import hypothesis
 
-    # A busy machine takes 200 ms for anything, and no test is one of speed.
+    # A busy machine takes 200 ms for anything, and no test is one of speed. FUZZ_EXAMPLES=1000 searches for longer.
     hypothesis.settings.register_profile(
-        "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+        "any machine",
+        deadline=None,
+        max_examples=int(os.environ.get("FUZZ_EXAMPLES", 30)),
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )
     hypothesis.settings.load_profile("any machine")
 

@@ -63,7 +63,7 @@ def test_a_part_has_the_pixels_of_the_whole(sampling, size, quality):
                 assert could or 2 * interval >= per_row  # a box over an edge may need all of few intervals
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_any_box_of_any_picture_is_exact(draw):
     height, width = draw.draw(st.integers(1, 120)), draw.draw(st.integers(1, 120))
@@ -200,7 +200,7 @@ def test_markers_out_of_turn_are_noticed():
     assert cut(data + data, header, *box) == cut(data, header, *box)  # further pictures behind the first
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(2, 1200), st.binary(min_size=1, max_size=4), st.booleans())
 def test_damage_never_raises(at, damage, cuts_short):
     whole = jpeg()

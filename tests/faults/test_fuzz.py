@@ -30,7 +30,7 @@ from unetdist.errors import UnetdistError
 from unetdist.model.saved_model import MODEL_FILE, load_model
 from unetdist.train.config import Config
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 25))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 12))
 fuzz = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -38,7 +38,7 @@ fuzz = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-fuzz_slowly = settings(fuzz, max_examples=EXAMPLES if "FUZZ_EXAMPLES" in os.environ else 8)
+fuzz_slowly = settings(fuzz, max_examples=EXAMPLES if "FUZZ_EXAMPLES" in os.environ else 5)
 SEEDS = st.integers(0, 2**32 - 1)
 
 BAD_VALUES = ("7", 2**63, 10**400, 7.5, -1, None, True, "a\0b", [], {}, [[[]]], "x" * 1000, float("inf"))

@@ -23,7 +23,7 @@ CRACK = "0 0 0 background\n255 0 0 crack\n"
 COLORS = [(128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0)]
 COLORS += [(192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192), (0, 0, 0)]
 STREET = "".join(f"{r} {g} {b} c{number}\n" for number, (r, g, b) in enumerate(COLORS))
-COUNT = 10
+COUNT = 8
 
 
 def photograph(number: int, size: tuple[int, int] = (48, 64)) -> Image.Image:
@@ -132,7 +132,7 @@ def test_greys_that_are_no_ids_get_the_lines_that_make_them_classes(shard, greys
     true = [discs(number, 3) for number in range(COUNT)]
     masks = [np.array(greys, np.uint8 if greys[2] == 255 else np.uint16)[mask] for mask in true]
     text = refused(shard, "0 0 0 sky\n255 0 0 road\n0 255 0 car\n", masks)
-    advised = text.partition("as greys")[2] or text.partition("so, in this order")[2]
+    advised = text.partition("are greys")[2] or text.partition("in this order")[2]
     manifest, _ = shard(lines_in(advised), masks)
     assert list(manifest.class_pixels) == pixels(true, 3)
     assert manifest.ignored_pixels == 0
@@ -141,8 +141,16 @@ def test_greys_that_are_no_ids_get_the_lines_that_make_them_classes(shard, greys
 IDS = [discs(number, 12) for number in range(COUNT)]
 
 
-@pytest.mark.parametrize(("suffix", "name"), [("jpg", "JPEG"), ("webp", "lossy WebP")])
-@pytest.mark.parametrize("options", [[], ["--unknown-colors", "nearest"], ["--unknown-colors", "ignore"]])
+@pytest.mark.parametrize(
+    ("suffix", "name", "options"),
+    [
+        ("webp", "lossy WebP", []),
+        *(
+            ("jpg", "JPEG", options)
+            for options in ([], ["--unknown-colors", "nearest"], ["--unknown-colors", "ignore"])
+        ),
+    ],
+)
 def test_a_lossy_file_holds_no_ids(shard, suffix, name, options):
     text = refused(shard, STREET, IDS, *options, suffix=suffix, quality=90)
     assert f"a {name}" in text

@@ -1,7 +1,7 @@
-"""Pictures for the eye: class colours over an image, legends, panels, a heat map of a confusion matrix.
+"""Draws class colours over images, legends, panels, and a heat map of a confusion matrix.
 
-Pure functions from arrays to a uint8 (H, W, 3) picture. A mask is (H, W) class indices, 255 where ignored;
-`colors` is (num_classes, 3) uint8 and `names` the class names, both by class index.
+Pure functions from arrays to a uint8 (H, W, 3) image. A mask is (H, W) class indices, 255 = ignored; `colors` is
+(num_classes, 3) uint8 and `names` the class names, both by class index.
 """
 
 import math
@@ -15,7 +15,7 @@ from unetdist.data.labels import IGNORE_INDEX
 Array = np.ndarray
 
 SMALLEST_PX = 256
-"""Pictures whose longer side is shorter than this are enlarged by a whole factor; a legend needs room."""
+"""Images whose longer side is shorter are enlarged by a whole factor, because a legend needs room."""
 
 _PAPER, _INK, _FRAME = (255, 255, 255), (25, 25, 25), (140, 140, 140)
 _STRIPES = np.array([(95, 95, 95), (165, 165, 165)], np.uint8)
@@ -23,24 +23,23 @@ _LONGEST_NAME = 40
 
 
 def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str], *, opacity: float = 0.5) -> Array:
-    """The image with its classes in their colours on top, and a legend of the classes present below.
-
-    The image's own colours fade as the classes' come, and are gone at half: a blue class on a yellow wall would look
-    green, like another one of the legend.
+    """The image with class colours on top, and a legend of its classes below.
 
     Args:
-        image: (H, W, C) uint8; grey and alpha are understood.
-        mask: (H, W) class indices of the image.
-        colors: colour per class.
-        names: name per class.
-        opacity: weight of the class colours, 0..1.
+        image: (H, W, C) uint8; may be grey or have alpha.
+        mask: (H, W) class indices.
+        colors: Colour per class.
+        names: Name per class.
+        opacity: Weight of the class colours, 0..1.
     """
     base, labels = _enlarged(_as_rgb(image), mask)
     return with_legend(tint(base, labels, colors, opacity=opacity), _present(mask), colors, names)
 
 
 def tint(image: Array, mask: Array, colors: Array, *, opacity: float = 0.5) -> Array:
-    """`overlay` at the image's own size and without a legend."""
+    """Same as `overlay`, but at the image's own size and without a legend."""
+    # The image's own colours fade, and are gone at half opacity: a blue class on a yellow wall would look green, like
+    # another class of the legend.
     picture = Image.fromarray(_as_rgb(image))
     faded = Image.blend(picture, picture.convert("L").convert("RGB"), min(1.0, 2 * opacity))
     return np.asarray(Image.blend(faded, Image.fromarray(paint(mask, colors)), opacity))
@@ -49,7 +48,7 @@ def tint(image: Array, mask: Array, colors: Array, *, opacity: float = 0.5) -> A
 def panels(
     image: Array, target: Array, pred: Array, colors: Array, names: Sequence[str], *, largest_px: int = 512
 ) -> Array:
-    """Image, target and prediction side by side with one legend; each at most `largest_px` wide and high."""
+    """Image, target and prediction side by side above one legend; each at most `largest_px` wide and high."""
     return gallery([("", image, target, pred)], colors, names, largest_px=largest_px)
 
 
@@ -60,7 +59,7 @@ def gallery(
     *,
     largest_px: int = 512,
 ) -> Array:
-    """One row for each (caption, image, target, prediction), side by side, under titles and above one legend."""
+    """One row of panels per (caption, image, target, prediction), under titles and above one legend."""
     present = sorted({index for _, _, target, pred in rows for index in (*_present(target), *_present(pred))})
     pictures = []
     for _, image, target, pred in rows:
@@ -86,9 +85,9 @@ def gallery(
 
 
 def heat_map(confusion: Array, names: Sequence[str]) -> Array:
-    """A confusion matrix (rows target, columns prediction), each row in shares of its target pixels.
+    """A confusion matrix (rows target, columns prediction) in fractions of the target pixels of each row.
 
-    Cells show percent where they are large enough; the row of a class that no target holds stays white.
+    Large cells show percent; the row of a class that no target holds stays white.
     """
     num_classes = len(names)
     cell = min(44, max(6, 1600 // num_classes))
@@ -99,9 +98,9 @@ def heat_map(confusion: Array, names: Sequence[str]) -> Array:
     size = margin + num_classes * cell + 10
     canvas = Image.new("RGB", (size, size), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    fraction = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     for row, column in np.ndindex(num_classes, num_classes):
-        value = float(share[row, column])
+        value = float(fraction[row, column])
         left, top = margin + column * cell, margin + row * cell
         draw.rectangle((left, top, left + cell - 1, top + cell - 1), _shade(value), _shade(max(value, 0.08)))
         if cell >= 24 and value >= 0.005:
@@ -109,7 +108,8 @@ def heat_map(confusion: Array, names: Sequence[str]) -> Array:
             draw.text((left + cell // 2, top + cell // 2), f"{100 * value:.0f}", ink, font, anchor="mm")
     for index, label in enumerate(labels):
         draw.text((margin - 6, margin + index * cell + cell // 2), label, _INK, font, anchor="rm")
-    canvas = canvas.rotate(-90)  # column names are written from left to right on the turned picture
+    # Column names are written from left to right on the turned image.
+    canvas = canvas.rotate(-90)
     draw = ImageDraw.Draw(canvas)
     for index, label in enumerate(labels):
         draw.text((size - margin + 6, margin + index * cell + cell // 2), label, _INK, font, anchor="lm")
@@ -120,7 +120,7 @@ def heat_map(confusion: Array, names: Sequence[str]) -> Array:
 
 
 def paint(mask: Array, colors: Array) -> Array:
-    """Class colours (H, W, 3) of a mask; ignored pixels are grey stripes, unlike any class."""
+    """Class colours (H, W, 3) of a mask; ignored pixels become grey stripes, which look like no class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = colors
     painted: Array = table[mask]
@@ -130,7 +130,7 @@ def paint(mask: Array, colors: Array) -> Array:
 
 
 def shrink(largest_px: int, image: Array, *masks: Array) -> list[Array]:
-    """The image in RGB, by area, and its masks, by nearest pixel, at most `largest_px` wide and high."""
+    """The image in RGB (averaged) and its masks (nearest pixel), at most `largest_px` wide and high."""
     height, width = image.shape[:2]
     scale = min(1.0, largest_px / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -140,7 +140,7 @@ def shrink(largest_px: int, image: Array, *masks: Array) -> list[Array]:
 
 
 def pad_alike(arrays: Sequence[Array], value: int) -> list[Array]:
-    """Extend pictures or masks to the right and below with `value`, to the size of the largest."""
+    """Pad images or masks with `value` at the right and bottom, to the size of the largest."""
     height, width = (max(array.shape[axis] for array in arrays) for axis in (0, 1))
     padded = []
     for array in arrays:
@@ -157,7 +157,7 @@ def with_legend(
     names: Sequence[str],
     font: ImageFont.FreeTypeFont | None = None,
 ) -> Array:
-    """`picture` on paper with a legend of the class indices `present` below it, in as many columns as fit."""
+    """`picture` with a legend of the class indices `present` below it, in as many columns as fit."""
     font = font or _font(picture)
     labels = ["ignored" if index == IGNORE_INDEX else _short(names[index]) for index in present]
     swatch, pad = math.ceil(font.size), max(6, round(font.size / 2))
@@ -186,7 +186,7 @@ def _present(mask: Array) -> list[int]:
 
 
 def _font(picture: Array) -> ImageFont.FreeTypeFont:
-    """A size that is as readable on 3000 pixels as on 300."""
+    """A font that is as readable on 3000 pixels as on 300."""
     font = ImageFont.load_default(
         min(64, max(14, round(math.sqrt(picture.shape[0] * picture.shape[1]) / 40)))
     )

@@ -1,7 +1,7 @@
-"""The built-in data set: circles, squares and triangles that only their outline tells apart.
+"""The built-in data set: circles, squares and triangles that differ only in their outline.
 
-Colour, size and place are random and say nothing of the class; backgrounds are shaded and noisy, shapes overlap.
-A small U-Net learns it in minutes on a CPU; a model that reads colours alone cannot.
+Colour, size and place are random and independent of the class; backgrounds are shaded and noisy, and shapes overlap. A
+small U-Net learns it in minutes on a CPU; a model that sees only colours cannot.
 """
 
 from os import PathLike
@@ -23,7 +23,7 @@ PALETTE = Palette(
         Label(3, "triangle", (250, 200, 60), 3),
     )
 )
-"""Classes of the shapes; a shape's class is its number of `_CORNERS` alone."""
+"""Classes of the shapes, which differ only in their number of `_CORNERS`."""
 
 _CORNERS = {1: 0, 2: 4, 3: 3}
 _NUM_SHAPES = (4, 8)
@@ -37,16 +37,15 @@ _NOISE = 4.0  # standard deviation, 0..255
 def draw(
     index: int, *, seed: int, size: tuple[int, int] = (96, 96)
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One picture of up to eight shapes.
+    """Draw one image of up to eight shapes.
 
     Args:
-        index: Number of the picture; the same (index, seed, size) always draws the same.
-        seed: Chooses another data set; at least 0.
+        index: Number of the image; the same (index, seed, size) always gives the same image.
+        seed: Seed of the data set, at least 0.
         size: Height and width in pixels, at least 16.
 
     Returns:
-        Image, uint8 (H, W, 3), whose edges are smooth, and mask of class indices, uint8 (H, W), whose edges
-        are crisp.
+        Image, uint8 (H, W, 3), with smooth edges, and mask of class indices, uint8 (H, W), with crisp edges.
 
     Raises:
         ConfigError: The size is too small to tell the shapes apart.
@@ -80,7 +79,7 @@ def draw(
 def write_shapes(
     folder: str | PathLike[str], *, count: int, seed: int, size: tuple[int, int] = (96, 96)
 ) -> None:
-    """Write images/NNNNN.png, masks/NNNNN.png (colours) and Labels.txt, as a user's own data set would be."""
+    """Write images/NNNNN.png, masks/NNNNN.png (colours) and Labels.txt, like a user's own data set."""
     folder = Path(folder)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -95,12 +94,10 @@ def write_shapes(
 def _outside(
     x: NDArray[np.float64], y: NDArray[np.float64], radius: float, corners: int, *, turn: float
 ) -> NDArray[np.float64]:
-    """Distance in pixels to the edge of a shape around (0, 0), negative inside; 0 corners are a circle.
-
-    Polygons have the area of the circle, so that size does not tell the class either.
-    """
+    """Distance in pixels to the edge of a shape around (0, 0), negative inside; 0 corners are a circle."""
     if corners == 0:
         return np.hypot(x, y) - radius
+    # Polygons have the area of the circle, so that size does not reveal the class.
     apothem = radius * np.sqrt(np.pi / (corners * np.tan(np.pi / corners)))
     angles = turn + np.pi / 2 + 2 * np.pi * np.arange(corners) / corners
     sides = [x * np.cos(angle) + y * np.sin(angle) - apothem for angle in angles]

@@ -63,7 +63,7 @@ def check(data: bytes, palette: Palette = COLORFUL) -> None:
                     assert np.array_equal(found, wanted)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     st.lists(st.sampled_from([(128, 64, 128), (0, 128, 0), (9, 9, 9), (0, 0, 0), (1, 2, 3)]), min_size=1),
     st.sampled_from(["RGB", "RGBA", "PNG bmp", "L", "LA"]),
@@ -73,13 +73,13 @@ def test_colours_as_read_mask_gives_them(colors, mode):
     check(saved(pixels, kind="BMP") if mode == "PNG bmp" else saved(pixels, mode))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(st.lists(st.integers(0, 9), min_size=1), st.sampled_from([1, 2, 4, 8]))
 def test_tables_of_colours_as_read_mask_gives_them(numbers, bits):
     check(saved(np.array([numbers, numbers[::-1]], np.uint8) & (1 << bits) - 1, "P", bits=bits))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(st.lists(st.sampled_from([0, 1, 3, 7, 9, 5, 254, 255]), min_size=1), st.sampled_from([COLORFUL, GREY]))
 def test_grey_values_as_read_mask_gives_them(numbers, palette):
     check(saved(np.array([numbers, numbers[::-1]], np.uint8)), palette)

@@ -1,4 +1,8 @@
-"""Labels.txt and masks: what a colour means."""
+"""Labels.txt and masks.
+
+In: a label file in any common form, and masks that hold colours or ids. Out: a `Palette`, masks of class indices, and a
+report of every colour that the label file does not list.
+"""
 
 from unetdist.data.labels.palette import IGNORE_INDEX, Label, Palette
 
