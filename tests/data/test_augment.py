@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetdist.data.augment import AugmentConfig, Augmenter, Draw, find
+from unetdist.data.augment import AugmentConfig, Augmenter, Draw, Window, find
+from unetdist.data.decode import Box
+from unetdist.errors import ConfigError
 
 COLORS = np.zeros((256, 3), np.uint8)
 COLORS[:4] = (30, 200, 90), (250, 10, 120), (0, 0, 255), (128, 255, 0)
@@ -233,3 +237,253 @@ def test_a_place_is_found_as_in_the_list_of_all(density):
     places = np.flatnonzero(is_there)
     for number in (0, 1, len(places) // 2, len(places) - 1):
         assert find(is_there, number) == places[number]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"crop_size": (0, 9)},
+            r"augment.crop_size \(\[0, 9\]\) must be a height and a width over 0; use \[256",
+        ),
+        ({"flip_vertical": 1.5}, r"augment.flip_vertical \(1.5\) must be from 0 to 1; use 0.1"),
+        ({"classmix": 1.5}, r"augment.classmix \(1.5\) must be from 0 to 1; use 0.1"),
+        (
+            {"cutmix": 0.6, "classmix": 0.5},
+            r"augment.cutmix \(0.6\) and augment.classmix \(0.5\) must add up to at most 1",
+        ),
+        ({"native_epochs": -1}, r"augment.native_epochs \(-1\) must be at least 0; use 0 for none"),
+        ({"hue": 0.7}, r"augment.hue \(0.7\) must be from 0 to 0.5; use 0.1"),
+        ({"contrast": -1}, r"augment.contrast \(-1\) must be from 0 to 1; use 0.1"),
+        (
+            {"scale_min": 2.0, "crop_size": (9, 9)},
+            r"scale_min \(2.0\) must be over 0 and at most augment.scale_max \(1.0\); use 0.5 and 2",
+        ),
+        ({"scale_min": 0.0, "crop_size": (9, 9)}, r"scale_min \(0.0\) must be over 0"),
+        (
+            {"scale_max": 2.0},
+            r"scale_max \(2.0\) must be 1 without augment.crop_size; set",
+        ),
+        ({"quarter_turns": 0.5}, r"quarter_turns \(0.5\) must be 0 without augment.crop_size; set"),
+        ({"rare_class_crop": 0.5}, r"rare_class_crop \(0.5\) must be 0 without augment.crop_size; set"),
+    ],
+)
+def test_settings_that_cannot_work(options, message):
+    with pytest.raises(ConfigError, match=message):
+        AugmentConfig(**options)
+
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+COLOR_MEAN = (100.0, 110.0, 120.0)
+MIDDLE, MOST = 0.5, 1 - 2**-40
+
+
+def jitter(**strengths):
+    return Augmenter(AugmentConfig(**strengths), seed=0, class_pixels=[1], mean=COLOR_MEAN).jittered
+
+
+def grey_of(image):
+    return image @ np.array([0.299, 0.587, 0.114])
+
+
+def test_off_is_the_image_itself():
+    assert jitter()(IMAGE, np.full(4, MOST)) is IMAGE
+    grey = np.ascontiguousarray(IMAGE[..., :1])
+    assert jitter(saturation=1, hue=0.5)(grey, np.full(4, MOST)) is grey
+
+
+def test_the_middle_of_each_range_changes_nothing():
+    changed = jitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.5)(IMAGE, np.full(4, MIDDLE))
+    assert abs(changed.astype(int) - IMAGE).max() <= 1
+
+
+@pytest.mark.parametrize(("draw", "factor"), [(0.0, 0.7), (MOST, 1.3)])
+def test_brightness_multiplies(draw, factor):
+    changed = jitter(brightness=0.3)(IMAGE, np.array([draw, 0, 0, 0]))
+    assert abs(changed - np.clip(IMAGE * factor, 0, 255)).max() <= 1.01
+
+
+@pytest.mark.parametrize(("draw", "factor"), [(0.0, 0.6), (MOST, 1.4)])
+def test_contrast_is_about_the_mean_grey(draw, factor):
+    changed = jitter(contrast=0.4)(IMAGE, np.array([0, draw, 0, 0]))
+    mean_grey = grey_of(np.array(COLOR_MEAN))
+    assert abs(changed - np.clip((IMAGE - mean_grey) * factor + mean_grey, 0, 255)).max() <= 1.01
+
+
+def test_no_saturation_is_grey():
+    changed = jitter(saturation=1)(IMAGE, np.zeros(4))
+    assert abs(changed - grey_of(IMAGE)[..., None]).max() <= 1.01
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.25, MOST])
+def test_hue_keeps_luma_and_grey(turn):
+    pale = (IMAGE // 8 + 112).astype(np.uint8)  # Far from black and white, so that nothing is clipped.
+    changed = jitter(hue=0.5)(pale, np.array([0, 0, 0, turn]))
+    assert abs(grey_of(changed) - grey_of(pale)).max() <= 1.1
+    flat = np.repeat(IMAGE[..., :1], 3, axis=2)
+    assert abs(jitter(hue=0.5)(flat, np.array([0, 0, 0, turn])).astype(int) - flat).max() <= 1
+
+
+def test_hue_counts_in_turns_of_the_circle():
+    """A third of a turn makes red into roughly green or blue, as in HSV."""
+    red = np.full((1, 1, 3), (160, 90, 90), np.uint8)
+    draw = (1 / 3 / 0.5 + 1) / 2
+    turned = jitter(hue=0.5)(red, np.array([0, 0, 0, draw]))
+    hue = cv2.cvtColor(turned, cv2.COLOR_RGB2HSV)[0, 0, 0] / 180
+    assert min(abs(hue - 1 / 3), abs(hue - 2 / 3)) < 0.06
+    half = jitter(hue=0.5)(red, np.array([0, 0, 0, 0.0]))
+    assert abs(cv2.cvtColor(half, cv2.COLOR_RGB2HSV)[0, 0, 0] / 180 - 0.5) < 0.06
+
+
+def test_grey_images_change_as_grey_colours_do():
+    options = jitter(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1)
+    draws = np.array([0.9, 0.2, 0.8, 0.7])
+    grey = np.ascontiguousarray(IMAGE[..., :1])
+    as_color = options(np.repeat(grey, 3, axis=2), draws)
+    changed = options(grey, draws)
+    assert changed.shape == grey.shape
+    assert abs(changed - as_color.astype(int)).max() <= 1
+    assert abs(changed.astype(int) - grey).max() > 10
+
+
+def test_alpha_is_kept():
+    rgba = np.dstack([IMAGE, IMAGE[..., 0]])
+    options = jitter(brightness=0.4, hue=0.1)
+    changed = options(rgba, np.full(4, 0.9))
+    np.testing.assert_array_equal(changed[..., 3], rgba[..., 3])
+    np.testing.assert_array_equal(changed[..., :3], options(IMAGE, np.full(4, 0.9)))
+
+
+def test_views_are_taken_too():
+    options = jitter(brightness=0.4)
+    view = IMAGE[3:30, 5:40]
+    draws = np.full(4, 0.9)
+    np.testing.assert_array_equal(options(view, draws), options(view.copy(), draws))
+
+
+GEOMETRY_RNG = np.random.default_rng(0)
+COLOR = GEOMETRY_RNG.integers(0, 256, (23, 31, 3), dtype=np.uint8)
+MASK = GEOMETRY_RNG.integers(0, 256, (23, 31), dtype=np.uint8)
+
+windows = st.builds(
+    Window,
+    top=st.integers(-30, 30),
+    left=st.integers(-40, 40),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    flip_horizontal=st.booleans(),
+    flip_vertical=st.booleans(),
+    quarter_turns=st.integers(0, 3),
+)
+
+
+def by_numpy(pixels, window, fill):
+    far = 100
+    edges = [(far, far), (far, far)] + [(0, 0)] * (pixels.ndim - 2)
+    inside = np.pad(np.ones(pixels.shape[:2], bool), far)
+    padded = np.where(inside if pixels.ndim == 2 else inside[..., None], np.pad(pixels, edges), fill)
+    top, left = window.top + far, window.left + far
+    taken = padded[top : top + window.height, left : left + window.width]
+    taken = taken[:, ::-1] if window.flip_horizontal else taken
+    taken = taken[::-1] if window.flip_vertical else taken
+    return np.rot90(taken, window.quarter_turns)
+
+
+@given(windows)
+def test_without_scale_it_is_exactly_slice_flip_and_rot90(window):
+    image = window.apply(COLOR, fill=(1, 2, 3), interpolation=cv2.INTER_LINEAR)
+    mask = window.apply(MASK, fill=(255,), interpolation=cv2.INTER_NEAREST)
+    np.testing.assert_array_equal(image, by_numpy(COLOR, window, (1, 2, 3)))
+    np.testing.assert_array_equal(mask, by_numpy(MASK, window, 255))
+
+
+@given(windows)
+def test_the_warp_at_scale_one_is_exact_too(window):
+    """So its matrix has the flips, turns and offsets right, to the pixel."""
+    for pixels, fill, interpolation in [
+        (COLOR, (1, 2, 3), cv2.INTER_LINEAR),
+        (MASK, (255,), cv2.INTER_NEAREST),
+    ]:
+        box = Box(0, 0, *MASK.shape)
+        warped = window._warp(pixels, box, fill, interpolation)
+        np.testing.assert_array_equal(warped, by_numpy(pixels, window, fill if len(fill) == 3 else 255))
+
+
+@given(windows, st.sampled_from([1.0, 0.4, 0.9, 1.3, 2.5]))
+def test_the_box_is_all_that_is_looked_at(window, scale):
+    """What lies outside of it may be anything, and need not be decoded."""
+    window = replace(window, scale=scale)
+    size = MASK.shape
+    box = window.box(size)
+    assert 0 <= box.top <= box.bottom <= size[0]
+    assert 0 <= box.left <= box.right <= size[1]
+    other = 255 - COLOR
+    other[box.slices] = COLOR[box.slices]
+    whole = window.apply(COLOR, fill=(1, 2, 3), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(whole, window.apply(other, fill=(1, 2, 3), interpolation=cv2.INTER_LINEAR))
+    part = window.apply_to_box(COLOR[box.slices], size, fill=(1, 2, 3), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(whole, part)
+
+
+@pytest.mark.parametrize("scale", [0.37, 0.5, 0.83, 1.27, 1.9, 2.0, 3.3])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("flip", [False, True])
+def test_pixel_centres_do_not_shift(scale, turns, flip):
+    """On a ramp the colour is the coordinate: linear and nearest sampling show where each pixel comes from."""
+    size = 250
+    ramp_x = np.repeat(np.arange(size, dtype=np.uint8)[None], size, 0)
+    scaled = int(size * scale)
+    margin = 6
+    window = Window(
+        top=margin,
+        left=margin + 1,
+        height=scaled - 2 * margin,
+        width=scaled - 2 * margin - 3,
+        scale=scale,
+        flip_horizontal=flip,
+        quarter_turns=turns,
+    )
+    centres = (np.arange(window.width) + window.left + 0.5) / scale - 0.5
+    expected = np.rot90(np.repeat((centres[::-1] if flip else centres)[None], window.height, 0), turns)
+    image = window.apply(ramp_x[..., None], fill=(0,), interpolation=cv2.INTER_LINEAR)[..., 0]
+    mask = window.apply(ramp_x, fill=(255,), interpolation=cv2.INTER_NEAREST)
+    for pixels in (image, mask):
+        error = pixels - expected
+        assert (
+            abs(error).max() <= 0.5 + 1 / 32
+        )  # Half a grey value, and OpenCV's table of 32 steps per pixel.
+        if scale not in (0.5, 2.0):  # There all centres are ties, or quarters.
+            assert abs(error.mean()) < 0.03
+
+
+@pytest.mark.parametrize("scale", [2.0, 3.0])
+def test_whole_picture_enlarged_is_cv2_resize(scale):
+    smooth = cv2.GaussianBlur(COLOR, (7, 7), 2)
+    window = Window(top=0, left=0, height=int(23 * scale), width=int(31 * scale), scale=scale)
+    warped = window.apply(smooth, fill=(0, 0, 0), interpolation=cv2.INTER_LINEAR)
+    resized = cv2.resize(smooth, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    inside = (slice(3, -3), slice(3, -3))
+    assert abs(warped[inside].astype(int) - resized[inside]).max() <= 2
+
+
+@given(windows, st.floats(0.3, 3))
+def test_at_any_scale_the_outside_is_filled(window, scale):
+    window = Window(**{**window.__dict__, "scale": scale})
+    white = np.full((23, 31), 7, np.uint8)
+    mask = window.apply(white, fill=(255,), interpolation=cv2.INTER_NEAREST)
+    matrix = window.matrix()
+    rows, columns = np.indices(mask.shape)
+    x, y = np.tensordot(matrix, np.stack([columns, rows, np.ones_like(rows)]), 1)
+    slack = 1e-2  # OpenCV rounds coordinates to 1/1024 pixel.
+    inside = (x > -0.5 + slack) & (x < 30.5 - slack) & (y > -0.5 + slack) & (y < 22.5 - slack)
+    outside = (x < -0.5 - slack) | (x > 30.5 + slack) | (y < -0.5 - slack) | (y > 22.5 + slack)
+    assert (mask[inside] == 7).all()
+    assert (mask[outside] == 255).all()
+
+
+def test_pictures_beyond_opencvs_limit():
+    wide = np.zeros((2, 40_000), np.uint8)
+    wide[:, 38_000:] = 9
+    window = Window(top=0, left=2 * 38_000 - 4, height=4, width=8, scale=2.0)
+    assert window.apply(wide, fill=(255,), interpolation=cv2.INTER_NEAREST)[2].tolist() == [0] * 4 + [9] * 4

@@ -1,8 +1,17 @@
+import gc
+import os
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from unetdist.data.batch import Sample, blank_sample, collate, count_values
+from tests.synthetic import PALETTE_RECORDS
+from unetdist.data.batch import BatchPool, BatchSlot, Sample, batch_dtype, blank_sample, collate, count_values
+from unetdist.data.labels import IGNORE_INDEX, Palette
+from unetdist.evaluation.metrics import confusion_matrix
+from unetdist.model.losses import LossConfig, build_loss
 
 
 def sample(sample_id, channels=3):
@@ -79,3 +88,77 @@ def test_counts_of_small_and_large_masks(shape):
 def test_counts_of_a_view():
     mask = np.arange(200, dtype=np.uint8).reshape(10, 20)
     assert np.flatnonzero(count_values(mask[2:4, 5:7])).tolist() == [45, 46, 65, 66]
+
+
+DTYPE = batch_dtype(2, (5, 7), 3, 3)
+
+
+def fill(pool, slot, first=0):
+    return collate([sample(first), sample(first + 1)], 3, into=pool.record(slot))
+
+
+def test_a_batch_is_what_was_written_and_lies_where_it_was_written():
+    pool = BatchPool(3, DTYPE)
+    written = fill(pool, 1)
+    batch = BatchSlot(pool.number, 1, num_bad=1).batch()
+    assert batch.num_bad == 1
+    for name in ("image", "mask", "ids", "class_pixels"):
+        assert torch.equal(getattr(batch, name), getattr(written, name))
+        assert getattr(batch, name).data_ptr() == getattr(written, name).data_ptr()
+    assert batch.image.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kept", ["image", "mask", "ids", "class_pixels"])
+def test_a_slot_is_free_again_when_nothing_refers_to_it(kept):
+    pool = BatchPool(1, DTYPE)
+    slot = pool.take()
+    assert pool.take() is None
+    fill(pool, slot)
+    batch = pool.batch(slot, 0)
+    tensor = getattr(batch, kept)[1:]  # a view of a part is enough
+    del batch
+    assert pool.take() is None
+    del tensor
+    assert pool.take() == slot
+
+
+def test_a_batch_outlives_its_arena():
+    pool = BatchPool(1, DTYPE)
+    expected = fill(pool, pool.take()).image.clone()
+    batch = pool.batch(0, 0)
+    del pool
+    gc.collect()
+    assert torch.equal(batch.image, expected)
+
+
+def test_a_forked_process_writes_to_the_same_memory():
+    pool = BatchPool(2, DTYPE)
+    child = os.fork()
+    if child == 0:
+        fill(pool, 1, first=5)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    arrived = pickle.loads(pickle.dumps(BatchSlot(pool.number, 1, 0))).batch()
+    assert arrived.ids.tolist() == [5, 6]
+    np.testing.assert_array_equal(arrived.mask[1], sample(6).mask)
+
+
+def test_it_asks_nothing_of_dev_shm():
+    before = set(Path("/dev/shm").iterdir())
+    pool = BatchPool(4, batch_dtype(4, (256, 256), 3, 3))
+    pool.record(0)["image"][:] = 1
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def test_ignored_pixels_count_for_nothing_anywhere():
+    mask = np.full((1, 4, 5), IGNORE_INDEX, np.uint8)
+    counts = torch.from_numpy(count_values(mask[0]))[None, :3]
+    loss = build_loss(LossConfig(dice_weight=1.0, focal_weight=1.0, lovasz_weight=1.0), num_classes=3)
+    denominators = loss.denominators(counts)
+    logits = torch.randn(1, 3, 4, 5)
+    assert denominators.tolist() == [0, 0]
+    assert float(loss(logits, torch.from_numpy(mask), denominators)) == 0
+    assert not confusion_matrix(logits.argmax(1), torch.from_numpy(mask), 3).any()
+    palette = Palette.from_records(PALETTE_RECORDS)
+    assert (palette.to_ids(mask) == IGNORE_INDEX).all()
+    assert (palette.colorize(mask) == (0, 0, 255)).all(), "the colour of the ignored label"

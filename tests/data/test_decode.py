@@ -10,8 +10,9 @@ from PIL import Image
 
 from tests.shared_data import camvid
 from unetdist.data import decode
-from unetdist.data.decode import decode_image, decode_mask
+from unetdist.data.decode import decode_image, decode_mask, refuse_pointer
 from unetdist.data.jpeg import parse_header
+from unetdist.data.labels.mask_file import decode_codes
 from unetdist.data.shards import encode_mask
 from unetdist.errors import DataError
 from unetdist.sharding import convert
@@ -289,3 +290,20 @@ def test_no_room_is_made_for_a_chunk_that_is_longer_than_the_file(read):
     huge = struct.pack(">I4s", 2**31 - 1, b"teXt")
     with pytest.raises(DataError, match=r"cut off in a chunk of 2,147,483,647 bytes"):
         read(png_of(8, 8, huge, body=zlib.compress(bytes(72))))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 12345\n"
+
+
+def test_a_pointer_is_told_by_its_name_and_remedy():
+    refuse_pointer(b"version 2 of the labels", "the label file")
+    with pytest.raises(
+        DataError, match=r"^the label file was not fetched, .* Git LFS pointer .* `git lfs pull`"
+    ):
+        refuse_pointer(POINTER, "the label file")
+
+
+@pytest.mark.parametrize("read", [lambda data: decode_image(data, 3), decode_mask, decode_codes])
+def test_pictures_and_masks_that_are_pointers(read):
+    with pytest.raises(DataError, match="git lfs pull"):
+        read(POINTER)

@@ -5,22 +5,28 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.data.tiff_files import RGB, tiff
 from tests.sharding.picture_folders import encoded, image_array
 from unetdist.data.decode import decode_image
 from unetdist.data.image_file import (
     HIGH_BYTE,
+    ORIENTATION_TAG,
     SIXTEEN_BITS,
     as_values,
+    drawn_by_size,
     eight_bit,
     eight_bit_of_model,
     extremes,
+    is_to_be_turned,
     open_image,
+    orientation_of,
     pixels_of_pillow,
     read_file,
     read_image,
+    shown_size,
+    upright,
     values_of_pillow,
     warn_of_other_range,
     with_channels,
@@ -190,3 +196,50 @@ def test_bytes_of_a_file_that_is_not_there(tmp_path):
         read_file(tmp_path / "gone.png")
     with pytest.raises(DataError, match="is a folder"):
         read_file(tmp_path)
+
+
+PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+
+
+def turned(kind, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = orientation
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, kind, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_decoded_pixels_turned_upright_are_what_a_viewer_shows(kind, orientation):
+    data = turned(kind, orientation)
+    with Image.open(io.BytesIO(data)) as image:
+        shown = np.asarray(ImageOps.exif_transpose(image))
+    with Image.open(io.BytesIO(data)) as image:
+        left = orientation_of(image)
+    pixels = upright(decode_image(data, 3), left)
+    assert np.array_equal(pixels, shown)
+    assert left == 1 if kind == "TIFF" else shown_size((4, 6), left) == shown.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("raw", "orientation", "mask", "expected"),
+    [
+        ((4, 6), 6, (4, 6), "raw"),
+        ((4, 6), 6, (6, 4), "upright"),
+        ((4, 6), 1, (4, 6), "raw"),
+        ((4, 6), 3, (4, 6), None),
+        ((4, 4), 6, (4, 4), None),
+        ((4, 6), 6, (5, 5), None),
+    ],
+)
+def test_sizes_tell_what_a_mask_was_drawn_on_or_nothing_does(raw, orientation, mask, expected):
+    assert drawn_by_size(raw, orientation, mask) == expected
+    if expected is not None or mask == (5, 5):
+        for drawn in ("raw", "upright", None):  # what is sure needs no choice
+            assert is_to_be_turned(raw, orientation, mask, drawn) == (expected == "upright")
+        return
+    assert is_to_be_turned(raw, orientation, mask, "upright")
+    assert not is_to_be_turned(raw, orientation, mask, "raw")
+    with pytest.raises(DataError, match="--exif raw or --exif upright"):
+        is_to_be_turned(raw, orientation, mask, None)
