@@ -1,7 +1,5 @@
-"""Shards -> batches.
+"""Everything between files on disk and a `Batch`; README.md describes formats and guarantees.
 
-In: shards (tar files with an index and a manifest) in a folder or behind a URL, and the settings of the sections `data`
-and `augment`. Out: an endless sequence of training batches whose order is a pure function of (seed, epoch), and each
-validation sample once. Workers read, decode, augment and mix samples, and write them into shared memory.
-Also here: Labels.txt and masks (`labels/`), image files (`image_file`), drawing classes over images (`drawing`).
+In: a path or URL of shards, the settings `data` and `augment`, a seed, the rank. Out: endless training steps from any
+sample number, and validation batches with each sample once. Labels, image files and drawing of results also live here.
 """

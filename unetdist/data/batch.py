@@ -171,6 +171,6 @@ class BatchSlot:
         return self.batch().pin_memory()
 
 
-# By number, because a message from a worker cannot refer to an object of this process.
+# The key is a number, because a message from a worker cannot refer to an object of this process.
 _pools: weakref.WeakValueDictionary[int, BatchPool] = weakref.WeakValueDictionary()
 _numbers = count()

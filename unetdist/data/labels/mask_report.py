@@ -201,7 +201,7 @@ def _looks_like_ids(reading: MaskReading) -> bool:
 
 
 def resampled(notes: MaskNotes, mask_format: MaskFormat) -> str | None:
-    """What to do if the masks were resized smoothly and the user has not said what they hold."""
+    """Advice if the masks were resized smoothly and the user has not said what they hold."""
     if not notes.is_resampled or mask_format != "auto":
         return None
     how = "ids" if notes.num_ids else "color"
@@ -214,7 +214,7 @@ def resampled(notes: MaskNotes, mask_format: MaskFormat) -> str | None:
 
 
 def black_and_white(palette: Palette, notes: MaskNotes) -> str | None:
-    """What to do if the ids of all masks are 0 and 255, so that only one class would be left."""
+    """Advice if the ids of all masks are 0 and 255, so that only one class would be left."""
     first = min(palette.labels, key=lambda label: label.id)
     if not notes.num_255 or first.id != 0 or not set(notes.classes) <= {first.index}:
         return None
