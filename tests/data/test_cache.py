@@ -265,7 +265,7 @@ def test_what_somebody_has_mended_meanwhile_is_not_dropped(cache, folder, shards
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(
-        ConfigError, match=r"the cache .*file/cache cannot be made \(Not a directory\); give another"
+        ConfigError, match=r"the cache .*file/cache cannot be made \(Not a directory\); give a"
     ):
         ShardCache(tmp_path / "file" / "cache", 1)
 

@@ -50,6 +50,10 @@ def one_pass(first_position):
     return itertools.islice(in_turn(first_position), NUM_SHARDS)
 
 
+def start_prefetching(url, manifest, cache, upcoming, **options):
+    return Prefetcher(open_folder(url), manifest, cache, upcoming, **{"ahead_bytes": 10**6 // 2, **options})
+
+
 def until(condition):
     deadline = time.monotonic() + 60
     while not condition():
@@ -63,7 +67,7 @@ def cached(cache, manifest):
 
 def test_keeps_so_far_ahead_and_follows_the_position(server, manifest, cache):
     ahead = sum(shard.num_bytes for shard in manifest.shards[:3])
-    prefetcher = Prefetcher(open_folder(server.url), manifest, cache, in_turn, ahead_bytes=ahead)
+    prefetcher = start_prefetching(server.url, manifest, cache, in_turn, ahead_bytes=ahead)
     try:
         # The one that is needed now is not ahead.
         until(lambda: cached(cache, manifest) == [0, 1, 2, 3])
@@ -77,7 +81,7 @@ def test_keeps_so_far_ahead_and_follows_the_position(server, manifest, cache):
 
 
 def test_begins_at_a_position(server, manifest, cache):
-    prefetcher = Prefetcher(server.url, manifest, cache, one_pass, first_position=6)
+    prefetcher = start_prefetching(server.url, manifest, cache, one_pass, first_position=6)
     until(lambda: cached(cache, manifest) == list(range(NUM_SHARDS)))
     begun = [path for _, path, _ in server.requests if path.endswith(".tar")]
     assert begun[0] in {f"/{number:06d}.tar" for number in (3, 4, 5, 6)}  # Four begin side by side.
@@ -85,11 +89,11 @@ def test_begins_at_a_position(server, manifest, cache):
 
 
 def test_what_was_evicted_between_two_validations_is_fetched_again(server, manifest, cache):
-    prefetcher = Prefetcher(server.url, manifest, cache, one_pass)
+    prefetcher = start_prefetching(server.url, manifest, cache, one_pass)
     until(lambda: cached(cache, manifest) == list(range(NUM_SHARDS)))
     prefetcher.position.value = 2 * NUM_SHARDS
     for number in (0, 3):
-        cache.drop(manifest.shards[number])
+        cache.drop(manifest.shards[number], is_it=lambda _: True)
 
     def next_validation():
         """The end of the last may be seen a moment later."""
@@ -129,7 +133,7 @@ def test_a_small_data_set_is_not_gone_through_again_and_again(server, manifest, 
             (cache.directory / "given").write_text(str(len(given)))
             yield item
 
-    prefetcher = Prefetcher(server.url, manifest, cache, upcoming)
+    prefetcher = start_prefetching(server.url, manifest, cache, upcoming)
     until(lambda: len(cached(cache, manifest)) == NUM_SHARDS)
     prefetcher.close()
     assert int((cache.directory / "given").read_text()) <= NUM_SHARDS + 2
@@ -145,17 +149,17 @@ def test_failures_are_told_once_and_the_rest_is_fetched(tmp_path, server, manife
         (tmp_path / "data" / f"{number:06d}.tar").unlink()
     log = tmp_path / "log"
     with log_to(log):
-        prefetcher = Prefetcher(server.url, manifest, cache, one_pass)
+        prefetcher = start_prefetching(server.url, manifest, cache, one_pass)
     until(lambda: cached(cache, manifest) == [0, 2, 3, 5, 6, 7] and log.read_text())
     prefetcher.close()
-    assert log.read_text().count("could not be fetched ahead (told once): http") == 1
+    assert log.read_text().count("could not be fetched ahead (logged once): http") == 1
     assert "is not there" in log.read_text()
 
 
 def test_a_cache_that_is_too_small_ends_it(tmp_path, server, manifest):
     log = tmp_path / "log"
     with log_to(log):
-        prefetcher = Prefetcher(server.url, manifest, ShardCache(tmp_path / "cache", 4000), in_turn)
+        prefetcher = start_prefetching(server.url, manifest, ShardCache(tmp_path / "cache", 4000), in_turn)
     until(lambda: not prefetcher.is_alive)
     [line] = log.read_text().splitlines()
     assert line.startswith("no more shards are fetched ahead, samples are read one by one: 00000")
@@ -163,7 +167,7 @@ def test_a_cache_that_is_too_small_ends_it(tmp_path, server, manifest):
 
 
 def test_stop_signals_are_the_trainers(server, manifest, cache):
-    prefetcher = Prefetcher(server.url, manifest, cache, in_turn)
+    prefetcher = start_prefetching(server.url, manifest, cache, in_turn)
     until(lambda: len(cached(cache, manifest)) == NUM_SHARDS)
     for number in (signal.SIGINT, signal.SIGUSR1):
         os.kill(prefetcher._process.pid, number)
@@ -176,13 +180,12 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.data.test_prefetch import in_turn
+from tests.data.test_prefetch import in_turn, start_prefetching
 from unetdist.data.cache import ShardCache
 from unetdist.data.manifest import Manifest
-from unetdist.data.prefetch import Prefetcher
 
 if __name__ == "__main__":
-    prefetcher = Prefetcher({url!r}, Manifest.load({url!r}), ShardCache({cache!r}, 10**6), in_turn)
+    prefetcher = start_prefetching({url!r}, Manifest.load({url!r}), ShardCache({cache!r}, 10**6), in_turn)
     print(prefetcher._process.pid, flush=True)
     if {stays}:
         time.sleep(600)

@@ -227,7 +227,7 @@ def test_every_location_gives_the_same_samples(folder, location, cache):
     assert [reader.key(number) for number in (0, 7)] == ["scene.0/frame 0", "scene.3/frame 7"]
     reader.check()
     assert pickle.loads(pickle.dumps(reader)).read_many([6, 1]) == [expected[6], expected[1]]
-    assert kinds(reader) == ({RangedShard} if location.can_range else {LocalShard})
+    assert kinds(reader) == ({RangedShard} if remote.can_range(location.location) else {LocalShard})
 
 
 def test_a_server_that_answers_get_alone(folder, server):
@@ -239,9 +239,7 @@ def test_without_a_cache(folder, server):
     assert ShardReader(server.url, Manifest.load(server.url)).read_many(range(8)) == samples_of(folder)
     server.has_ranges = False
     reader = ShardReader(server.url, Manifest.load(server.url))
-    message = (
-        r"^http://.*/000002.tar: can only be had whole \(the server knows no ranges\), and the cache is off"
-    )
+    message = r"^http://.*/000002.tar: the server sends whole files only, and data.cache_gb is 0"
     for _ in range(2):
         with pytest.raises(DataError, match=message):
             reader.read(3)
@@ -358,10 +356,8 @@ def test_an_entry_that_is_evicted_between_finding_and_opening(folder, server, ca
     assert reader.read_many(range(8)) == expected
     evictions.extend([True] * 99)
     again = ShardReader(server.url, reader.manifest, cache=cache)
-    cache.drop(reader.manifest.shards[2])
-    with pytest.raises(
-        DataError, match=r"can only be had whole .* the cache is too small to keep it until it is read"
-    ):
+    cache.drop(reader.manifest.shards[2], is_it=lambda _: True)
+    with pytest.raises(DataError, match=r"sends whole files only, and data.cache_gb is too small to keep"):
         again.read(3)
 
 

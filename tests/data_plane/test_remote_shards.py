@@ -119,7 +119,7 @@ def test_streamed_then_cached(url, shards, tmp_path):
     cache = ShardCache(tmp_path / "cache", 10**7)
     reader = ShardReader(url, manifest, cache=cache)
     assert reader.read_many(IDS) == expected
-    prefetcher = Prefetcher(url, manifest, cache, in_turn)
+    prefetcher = Prefetcher(open_folder(url), manifest, cache, in_turn, ahead_bytes=cache.limit_bytes // 2)
     try:
         deadline = time.monotonic() + 60
         while not all(map(cache.find, manifest.shards)):

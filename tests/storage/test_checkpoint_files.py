@@ -162,8 +162,8 @@ def test_where_none_is_whole_nothing_is_begun_anew(folder, caplog):
         open_folder(folder).write(name, b"rubbish")
     with pytest.raises(
         CheckpointError,
-        match=r"checkpoints holds no whole checkpoint \(the log above says what is wrong with each\); put one back "
-        "from a copy, remove that folder to begin anew, or choose another --name",
+        match=r"checkpoints holds no whole checkpoint \(the log above says what is wrong with each\); restore one "
+        "from a copy, remove that folder to start from the beginning, or choose another --name",
     ):
         commits(folder).newest()
     assert len(caplog.messages) == 2
@@ -185,7 +185,9 @@ def test_a_refused_removal_harms_nothing(folder, monkeypatch, caplog):
     monkeypatch.setattr(type(one.folder), "remove", refuse)
     write(one, 15)
     assert newest(folder) == 15
-    assert caplog.messages == [f"{one.folder}: what is no longer needed cannot be removed (not allowed)"]
+    assert caplog.messages == [
+        f"{one.folder}: a file that is no longer needed cannot be removed (not allowed)"
+    ]
 
 
 def kill_at(call: int, folder) -> None:

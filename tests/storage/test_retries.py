@@ -77,8 +77,7 @@ def test_the_deadline(monkeypatch):
     monkeypatch.setattr(retries.time, "monotonic", lambda: next(clock))
     message = (
         rf"^{MASKED}: could not be written in 3 attempts within 12 s \(last: AnswerError: answer 503 of {MASKED}\); "
-        r"check the server and the connection, then run the same command again; "
-        r"data.retry_s of a run sets how long to wait."
+        r"check the server and the connection, then run the same command again. data.retry_s sets how"
     )
     with pytest.raises(UnreachableError, match=message) as caught:
         retry(URL, failing(AnswerError(503), 99), what="written")
@@ -140,11 +139,11 @@ def missing_because_of(cause):
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (TooManyRedirects(f"0, message='', url='{URL}'"), "redirects in a circle; check the address"),
-        (missing_because_of(TooManyRedirects()), "redirects in a circle; check the address"),
+        (TooManyRedirects(f"0, message='', url='{URL}'"), "redirects in a circle.*check the address"),
+        (missing_because_of(TooManyRedirects()), "redirects in a circle.*check the address"),
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n 4096"),
     ],
 )
 def test_what_trying_again_cannot_mend_is_told_at_once_with_its_remedy(error, remedy):
-    with pytest.raises(SourceError, match=rf"^{MASKED}: cannot be read: .*{remedy}"):
+    with pytest.raises(SourceError, match=rf"^{MASKED}: cannot be read .*{remedy}"):
         retry(URL, failing(error, 1))

@@ -1,6 +1,5 @@
-"""Shards of other machines as local files: fetched once per node, verified, the least recently used out."""
+"""LRU disk cache of remote shards, shared by all processes of a node."""
 
-import errno
 import hashlib
 import os
 import re
@@ -19,25 +18,24 @@ from unetdist.data.open_shard import REMEDY, Rows, changed, read_rows
 from unetdist.errors import ConfigError, DataError, SourceError
 from unetdist.storage.files import sync_folder
 from unetdist.storage.folders import Folder
+from unetdist.storage.retries import NO_SPACE
 
 TAR, INDEX, PARTIAL = ".tar", ".idx", ".partial"
 
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-
 _ENTRY = re.compile(r"[0-9a-f]{64}\.(tar|idx)(\.partial)?")
-"""Names of the cache's files: its folder may hold others, which it leaves alone."""
+"""Names of the cache's own files. Others in its folder are left alone."""
 
 
 class CacheFullError(SourceError):
-    """No room for a shard."""
+    """The cache has no room for a shard."""
 
 
 @dataclass(frozen=True)
 class ShardCache:
     """A folder that any number of processes and runs may share.
 
-    An entry is named by the sha256 that the manifest gives the shard, so that it is the same wherever the shard came
-    from, and never another. It appears whole and verified. Readers may keep an entry open while it is evicted.
+    An entry is named by the shard's sha256 in the manifest: the same shard from two places is one entry, and two
+    versions of a shard are two. An entry appears whole and verified. Readers may keep it open while it is evicted.
     """
 
     directory: Path
@@ -49,12 +47,12 @@ class ShardCache:
             (self.directory / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"the cache {self.directory} cannot be made ({error.strerror}); give another folder, on a local disk."
+                f"the cache {self.directory} cannot be made ({error.strerror}); give a folder on a local disk."
             ) from None
         self.remove_leftovers()
 
     def find(self, shard: Shard) -> Path | None:
-        """The shard's file if it is here, which then counts as used; it may be gone by the time it is opened."""
+        """The shard's file if it is here, now marked as used; it may be evicted before it is opened."""
         path = self._path(shard, TAR)
         with suppress(FileNotFoundError):
             if path.stat().st_size == shard.num_bytes:
@@ -63,10 +61,12 @@ class ShardCache:
         return None
 
     def fetch(self, folder: Folder, shard: Shard) -> Path:
-        """The shard's file, downloaded unless it is here; another process that downloads it is waited for.
+        """The shard's file, downloaded unless it is here. Waits for another process that is downloading it.
 
-        `DataError` where the file is not there or not the one that the manifest lists, `UnreachableError` where the
-        server does not answer, `CacheFullError` where there is no room.
+        Raises:
+            DataError: The file is missing or not the one that the manifest lists.
+            UnreachableError: The server does not answer.
+            CacheFullError: There is no room.
         """
         with self._lock(self._path(shard, TAR)):
             if found := self.find(shard):
@@ -74,7 +74,7 @@ class ShardCache:
             return self._store(shard, TAR, shard.num_bytes, lambda file: _receive(folder, shard, file))
 
     def index(self, folder: Folder, shard: Shard) -> Rows:
-        """The rows of the shard's index, downloaded unless it is here; no download of a shard is waited for."""
+        """The rows of the shard's index, downloaded unless they are here. Never waits for the download of a shard."""
         path = self._path(shard, INDEX)
         with suppress(FileNotFoundError, DataError):
             return self._rows_here(path, shard)
@@ -87,8 +87,8 @@ class ShardCache:
                 self._store(shard, INDEX, len(data), lambda file: file.write(data))
             return rows
 
-    def drop(self, shard: Shard, *, is_it: Callable[[Path], bool] = lambda _: True) -> bool:
-        """Remove a damaged shard, if `is_it` knows its tar again; whether it did: others may have been faster."""
+    def drop(self, shard: Shard, *, is_it: Callable[[Path], bool]) -> bool:
+        """Remove a damaged shard if `is_it` confirms its file (others may have replaced it); returns whether it did."""
         with self._lock(self._path(shard, TAR)):
             found = is_it(self._path(shard, TAR))
             for kind in (TAR, INDEX) if found else ():
@@ -101,7 +101,7 @@ class ShardCache:
         return read_rows(path, shard, path)
 
     def _path(self, shard: Shard, kind: str) -> Path:
-        """An index has a hash of its own: the same tar may be indexed with other masks."""
+        # An index has its own hash: the same tar may be indexed with other masks.
         name = (kind == INDEX and shard.index_sha256) or shard.sha256
         if not re.fullmatch(r"[0-9a-f]{64}", name):
             raise DataError(f"sha256 is {name!r} in the manifest; {REMEDY}", source=shard.name)
@@ -109,7 +109,7 @@ class ShardCache:
 
     @contextmanager
     def _lock(self, path: Path, timeout: float = -1) -> Iterator[None]:
-        """Held while an entry is made; ends with its process. Few files, each for many entries of a kind."""
+        """Hold the lock for making an entry; entries whose hashes begin alike share one."""
         kind = INDEX if INDEX in path.name else TAR
         lock = FileLock(self.directory / "locks" / (path.name[:2] + kind), timeout=timeout, mode=0o666)
         try:
@@ -137,12 +137,12 @@ class ShardCache:
         partial = path.with_name(path.name + PARTIAL)
         try:
             try:
-                self._write(partial, num_bytes, write)
+                self._write(partial, num_bytes, 0, write)
             except OSError as error:
-                if error.errno not in DISK_FULL:
+                if error.errno not in NO_SPACE:
                     raise
-                # Others filled the disk: give up what was used longest ago, and try again once.
-                self._write(partial, num_bytes, write, is_disk_full=True)
+                # Other programs filled the disk: evict as many bytes of our own, and try again once.
+                self._write(partial, num_bytes, num_bytes, write)
             os.replace(partial, path)
         except OSError as error:
             raise CacheFullError(
@@ -156,25 +156,20 @@ class ShardCache:
         return path
 
     def _write(
-        self,
-        partial: Path,
-        num_bytes: int,
-        write: Callable[[IO[bytes]], object],
-        *,
-        is_disk_full: bool = False,
+        self, partial: Path, num_bytes: int, at_least: int, write: Callable[[IO[bytes]], object]
     ) -> None:
-        with open(partial, "wb") as file:
+        with open(partial, "w+b") as file:
             with FileLock(self.directory / "locks" / "room"):
-                self._make_room(num_bytes, at_least=num_bytes if is_disk_full else 0)
-                file.truncate(num_bytes)  # Others count it as taken.
+                self._make_room(num_bytes, at_least=at_least)
+                file.truncate(num_bytes)  # other processes count it as taken
             write(file)
             file.flush()
             os.fsync(file.fileno())
 
     def _make_room(self, num_bytes: int, *, at_least: int) -> None:
-        """Remove entries until `num_bytes` more are within the limit, and `at_least` so many bytes of them.
+        """Evict `at_least` so many bytes, and more until `num_bytes` fit into the limit.
 
-        What others are downloading is counted, but stays: the limit may be passed by that much.
+        Running downloads count but stay, so that the limit may be exceeded by their size.
         """
         entries = self._entries()
         excess = max(sum(size for _, size, _ in entries) + num_bytes - self.limit_bytes, at_least)
@@ -186,7 +181,7 @@ class ShardCache:
                 excess -= size
 
     def _entries(self) -> list[tuple[int, int, Path]]:
-        """(time of last use, bytes, path) of every file of the cache; others in its folder are not ours."""
+        """(time of last use, bytes, path) of every entry."""
         entries = []
         with os.scandir(self.directory) as found:
             for entry in found:
@@ -197,7 +192,7 @@ class ShardCache:
         return entries
 
     def remove_leftovers(self) -> None:
-        """Remove what killed processes left half-written: nobody holds its lock."""
+        """Remove the half-written entries of killed processes, whose locks nobody holds."""
         for partial in self.directory.glob(f"*{PARTIAL}"):
             if _ENTRY.fullmatch(partial.name):
                 with suppress(Timeout, DataError), self._lock(partial, timeout=0):
@@ -205,13 +200,13 @@ class ShardCache:
 
 
 def _touch(path: Path) -> None:
-    """Count an entry as used."""
-    with suppress(FileNotFoundError, PermissionError):  # Gone meanwhile, or another user's.
+    """Mark an entry as used."""
+    with suppress(FileNotFoundError, PermissionError):  # evicted meanwhile, or another user's
         os.utime(path)
 
 
 def read_index(folder: Folder, shard: Shard) -> bytes:
-    """The index of a shard as its file holds it."""
+    """The file of a shard's index."""
     try:
         return folder.read(shard.index_name)
     except FileNotFoundError:
@@ -220,40 +215,19 @@ def read_index(folder: Folder, shard: Shard) -> bytes:
 
 
 def _receive(folder: Folder, shard: Shard, file: IO[bytes]) -> None:
-    """Download a shard and compare it with the manifest, twice if need be: bytes may be damaged on the way."""
+    """Download a shard and compare it with the manifest."""
     where = mask(folder.where(shard.name))
-    for _ in range(2):
-        received = _Received(shard.num_bytes)
-        file.seek(0)
+    for _ in range(2):  # bytes may be damaged on the way
         try:
-            folder.download(shard.name, file, on_bytes=received.add)
+            folder.download(shard.name, file, most=shard.num_bytes + 1)
         except FileNotFoundError:
             raise DataError(f"is not there; {REMEDY}", source=where) from None
-        except _TooLongError:
-            raise changed(where, f"more than {shard.num_bytes} bytes", f"{shard.num_bytes}") from None
-        if received.num_bytes == shard.num_bytes and received.sha256.hexdigest() == shard.sha256:
+        size = file.tell()
+        if size > shard.num_bytes:
+            raise changed(where, f"more than {shard.num_bytes} bytes", f"{shard.num_bytes}")
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        if size == shard.num_bytes and sha256 == shard.sha256:
             return
-    raise changed(
-        where,
-        f"{received.num_bytes} bytes with sha256 {received.sha256.hexdigest()}",
-        f"{shard.num_bytes} bytes with sha256 {shard.sha256}",
-    )
-
-
-class _TooLongError(Exception):
-    """More came than the manifest says."""
-
-
-class _Received:
-    """Size and hash of what came so far."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.num_bytes = 0
-        self.sha256 = hashlib.sha256()
-
-    def add(self, piece: bytes) -> None:
-        self.num_bytes += len(piece)
-        if self.num_bytes > self.most:
-            raise _TooLongError
-        self.sha256.update(piece)
+    expected = f"{shard.num_bytes} bytes with sha256 {shard.sha256}"
+    raise changed(where, f"{size} bytes with sha256 {sha256}", expected)

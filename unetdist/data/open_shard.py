@@ -1,4 +1,4 @@
-"""One shard that samples are read from: a file, or a file behind a URL of which only parts are asked for."""
+"""One open shard: a local file, or a file behind a URL that is read in parts."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from unetdist.data.manifest import Shard
 from unetdist.data.shards import INDEX_COLUMNS
 from unetdist.data.tar_index import key_at
 from unetdist.errors import DataError, SourceError
-from unetdist.storage.files import open_file
+from unetdist.storage.files import file_sha256, open_file
 from unetdist.storage.folders import Folder
 
 Rows = npt.NDArray[np.int64]
@@ -25,16 +25,64 @@ _MAGIC = b"\x93NUMPY"
 REMEDY = "copy the data set again, or run the command that wrote it: it keeps what is complete."
 
 
-class LocalShard:
-    """A file descriptor, which closes when the object goes, and the rows of the index."""
+class OpenShard:
+    """The rows of a shard's index, and the bytes that they point at."""
 
     is_local = True
+    is_cached = False
+
+    def __init__(self, where: object, num_bytes: int, rows: Rows) -> None:
+        self._where = where
+        self._num_bytes = num_bytes
+        self.rows = rows
+
+    def sample(self, row: int) -> tuple[bytes, bytes]:
+        """Encoded image and mask."""
+        _, image_offset, image_size, mask_offset, mask_size, _ = self.rows[row].tolist()
+        for offset, size in ((image_offset, image_size), (mask_offset, mask_size)):
+            # Before anything is read: a forged index may ask for more than the memory holds.
+            if not 0 <= offset <= offset + size <= self._num_bytes:
+                raise self._not_there(offset, size, max(0, min(size, self._num_bytes - offset)))
+        return self._read_pair((image_offset, image_size), (mask_offset, mask_size))
+
+    def key(self, row: int) -> str:
+        """The sample's key, from the header of its first member."""
+        start, image, _, mask_, _, _ = self.rows[row].tolist()
+        size = min(image, mask_) - start  # the header, and the records of a long name
+        is_inside = 0 <= start <= start + size <= self._num_bytes
+        try:
+            return key_at(io.BytesIO(self._read(start, size) if is_inside else b""), self._where)
+        except DataError:
+            raise DataError(
+                f"no member at the offset of sample {row}; {REMEDY}", source=self._where
+            ) from None
+
+    def _read_pair(self, image: tuple[int, int], mask_: tuple[int, int]) -> tuple[bytes, bytes]:
+        return self._read(*image), self._read(*mask_)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        data = self._bytes(offset, size)
+        if len(data) != size:
+            raise self._not_there(offset, size, len(data))
+        return data
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        raise NotImplementedError
+
+    def _not_there(self, offset: int, size: int, found: int) -> DataError:
+        return DataError(
+            f"{size} bytes wanted at {offset}, {found} found: the index does not belong to the shard; {REMEDY}",
+            source=self._where,
+        )
+
+
+class LocalShard(OpenShard):
+    """A local file, open until this object is freed."""
 
     def __init__(
         self, path: Path, shard: Shard, load_rows: Callable[[], Rows], *, is_cached: bool = False
     ) -> None:
         self.path = path
-        self._num_bytes = shard.num_bytes
         self.is_cached = is_cached
         if not is_cached:
             check_size(path, shard)
@@ -43,79 +91,55 @@ class LocalShard:
         except PermissionError as error:
             raise SourceError(f"cannot be opened ({error.strerror}); {REMEDY}", source=path) from None
         weakref.finalize(self, os.close, self._descriptor)
-        self.rows = load_rows()
-
-    def sample(self, row: int) -> tuple[bytes, bytes]:
-        """Encoded image and mask."""
-        _, image_offset, image_size, mask_offset, mask_size, _ = self.rows[row].tolist()
-        for offset, size in ((image_offset, image_size), (mask_offset, mask_size)):
-            _check_place(offset, size, self._num_bytes, self.path)
-        return self._read(image_offset, image_size), self._read(mask_offset, mask_size)
-
-    def key(self, row: int) -> str:
-        """From the header of the sample's first member."""
-        start, size = _header(self.rows[row], self._num_bytes)
-        return _key(os.pread(self._descriptor, size, start), row, self.path)
+        super().__init__(path, shard.num_bytes, load_rows())
 
     def is_at(self, path: Path) -> bool:
-        """Whether the open file is still the one that has this name."""
+        """Whether `path` still names the open file."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), path.stat())
         except FileNotFoundError:
             return False
 
-    def _read(self, offset: int, size: int) -> bytes:
-        # pread has no position, so processes that share a descriptor after a fork do not disturb each other.
+    def _bytes(self, offset: int, size: int) -> bytes:
+        # pread has no position, so that processes which share a descriptor after a fork do not disturb each other.
         try:
-            data = os.pread(self._descriptor, size, offset)
+            return os.pread(self._descriptor, size, offset)
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror}); {REMEDY}", source=self.path) from None
-        return _complete(data, offset, size, self.path)
 
 
-class RangedShard:
-    """A shard behind a URL; each sample is one request."""
+class RangedShard(OpenShard):
+    """A shard behind a URL. Each sample takes one request, and each key another."""
 
     is_local = False
-    is_cached = False
 
     def __init__(self, folder: Folder, shard: Shard, load_rows: Callable[[], Rows]) -> None:
         self._folder = folder
-        self._num_bytes = shard.num_bytes
         self._name = shard.name
-        self._where = mask(folder.where(shard.name))
+        where = mask(folder.where(shard.name))
         try:
             size = folder.size(shard.name)
         except FileNotFoundError:
-            raise DataError(f"is not there; {REMEDY}", source=self._where) from None
+            raise DataError(f"is not there; {REMEDY}", source=where) from None
         if size not in (None, shard.num_bytes):
-            raise changed(self._where, f"{size} bytes", f"{shard.num_bytes}")
-        self.rows = load_rows()
+            raise changed(where, f"{size} bytes", f"{shard.num_bytes}")
+        super().__init__(where, shard.num_bytes, load_rows())
 
-    def sample(self, row: int) -> tuple[bytes, bytes]:
-        """Encoded image and mask."""
-        _, image_offset, image_size, mask_offset, mask_size, _ = self.rows[row].tolist()
-        for offset, size in ((image_offset, image_size), (mask_offset, mask_size)):
-            _check_place(offset, size, self._num_bytes, self._where)
-        start = min(image_offset, mask_offset)
-        size = max(image_offset + image_size, mask_offset + mask_size) - start
-        data = _complete(self._read(start, size), start, size, self._where)
-        image, mask_ = image_offset - start, mask_offset - start
-        return data[image : image + image_size], data[mask_ : mask_ + mask_size]
+    def _read_pair(self, image: tuple[int, int], mask_: tuple[int, int]) -> tuple[bytes, bytes]:
+        start = min(image[0], mask_[0])
+        data = self._read(start, max(sum(image), sum(mask_)) - start)
+        parts = [data[offset - start : offset - start + size] for offset, size in (image, mask_)]
+        return parts[0], parts[1]
 
-    def key(self, row: int) -> str:
-        """From the header of the sample's first member: another request."""
-        return _key(self._read(*_header(self.rows[row], self._num_bytes)), row, self._where)
-
-    def _read(self, start: int, size: int) -> bytes:
+    def _bytes(self, offset: int, size: int) -> bytes:
         try:
-            return self._folder.read_range(self._name, start, size)
+            return self._folder.read_range(self._name, offset, size)
         except FileNotFoundError:
             raise DataError(f"is not there any more; {REMEDY}", source=self._where) from None
 
 
 def check_size(path: Path, shard: Shard) -> None:
-    """`DataError` unless the local file has as many bytes as the manifest says."""
+    """Raise `DataError` unless the local file is as large as the manifest says."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -125,7 +149,7 @@ def check_size(path: Path, shard: Shard) -> None:
 
 
 def read_rows(file: Path | io.BytesIO, shard: Shard, source: object) -> Rows:
-    """The rows of an index, memory-mapped where it is a path; `DataError` where it is not that of the manifest."""
+    """The rows of an index, memory-mapped if it is a path; `DataError` if it is not the manifest's."""
     try:
         if shard.index_sha256 and _sha256(file) != shard.index_sha256:
             raise DataError(f"is not the index that the manifest lists; {REMEDY}", source=source)
@@ -135,10 +159,10 @@ def read_rows(file: Path | io.BytesIO, shard: Shard, source: object) -> Rows:
         raise
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error}); {REMEDY}", source=source) from None
-    except Exception as error:  # numpy evaluates the header, with all that may come of it
+    except Exception as error:  # numpy evaluates the header, which may raise anything
         raise DataError(f"is damaged ({error}); {REMEDY}", source=source) from None
-    if rows.shape != (shard.num_samples, len(INDEX_COLUMNS)) or rows.dtype != np.int64:
-        expected = (shard.num_samples, len(INDEX_COLUMNS))
+    expected = (shard.num_samples, len(INDEX_COLUMNS))
+    if rows.shape != expected or rows.dtype != np.int64:
         raise DataError(f"is {rows.dtype} {rows.shape}, expected int64 {expected}; {REMEDY}", source=source)
     return rows
 
@@ -149,55 +173,21 @@ def _load(file: Path | io.BytesIO) -> object:
     else:
         with open_file(file) as opened:  # numpy would wait for the writer of a named pipe
             start = opened.read(len(_MAGIC))
-    if start != _MAGIC:
-        raise ValueError("it is no array of numpy")  # which numpy would advise to load unsafely
+    if start != _MAGIC:  # numpy would advise to load it unsafely
+        raise ValueError("it is not an array of numpy")
     return np.load(file, mmap_mode=None if isinstance(file, io.BytesIO) else "r")
 
 
 def _sha256(file: Path | io.BytesIO) -> str:
     if isinstance(file, io.BytesIO):
         return hashlib.sha256(file.getbuffer()).hexdigest()
-    with open_file(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return file_sha256(file)
 
 
 def changed(where: str, found: str, listed: str) -> DataError:
-    """What to say of a shard on a server that is not the one that was written."""
+    """The error for a shard on a server that is not the one that was written."""
     return DataError(
         f"the server's file is not the one that the manifest lists: {found} found, {listed} expected; upload the "
         "shard that was written again, or write the whole data set again, to an empty folder.",
         source=where,
     )
-
-
-def _check_place(offset: int, size: int, num_bytes: int, source: object) -> None:
-    """Before anything is read: an index that was forged may ask for more than the memory holds."""
-    if not 0 <= offset <= offset + size <= num_bytes:
-        raise _not_there(offset, size, max(0, min(size, num_bytes - offset)), source)
-
-
-def _complete(data: bytes, offset: int, size: int, source: object) -> bytes:
-    if len(data) != size:
-        raise _not_there(offset, size, len(data), source)
-    return data
-
-
-def _not_there(offset: int, size: int, found: int, source: object) -> DataError:
-    return DataError(
-        f"{size} bytes wanted at {offset}, {found} found: the index does not belong to the shard; {REMEDY}",
-        source=source,
-    )
-
-
-def _header(row: Rows, num_bytes: int) -> tuple[int, int]:
-    """Begin and size of what lies before a sample's first bytes: its header, and the records of a long name."""
-    header_offset, image_offset, _, mask_offset, _, _ = row.tolist()
-    size = min(image_offset, mask_offset) - header_offset
-    return (header_offset, size) if 0 <= header_offset <= header_offset + size <= num_bytes else (0, 0)
-
-
-def _key(header: bytes, row: int, source: object) -> str:
-    try:
-        return key_at(io.BytesIO(header), source)
-    except DataError:
-        raise DataError(f"no member at the offset of sample {row}; {REMEDY}", source=source) from None

@@ -1,4 +1,4 @@
-"""Fetches the shards that the order will need into the cache, in a process beside the training."""
+"""Fetches the shards that the order will need into the cache, in a process of its own."""
 
 import ctypes
 import multiprocessing
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess
-from pathlib import Path
 from time import sleep
 from typing import Any
 
@@ -19,57 +18,45 @@ from unetdist.cli.logs import logger
 from unetdist.data.cache import CacheFullError, ShardCache
 from unetdist.data.manifest import Manifest, Shard
 from unetdist.errors import DataError
-from unetdist.storage import retries
-from unetdist.storage.folders import Folder, open_folder
-from unetdist.storage.remote import is_url
+from unetdist.storage.folders import Folder
 
 DOWNLOADS = 4
-"""Side by side, of a rank."""
+"""Simultaneous downloads of a rank."""
 
 POLL_S = 0.1
 
 Upcoming = Callable[[int], Iterator[tuple[int, int]]]
+"""From a first position: (position at which a shard is needed, number of the shard), in order."""
 
 
 class Prefetcher:
-    """Downloads shards ahead of `position`: `ahead_bytes` of them, half the cache unless given.
+    """Downloads the shards that are needed after `position`, up to `ahead_bytes` of them.
 
-    `upcoming(first_position)` gives at which position which shard begins to be needed; it is asked again when the
-    position goes back, as with each validation, for others may have taken the room since. Ranks that share a cache
-    should share its half too. It is a process, for threads beside the training would slow it; it ends
-    with its parent and never keeps it from ending. Where it fails, the workers read for themselves.
+    `upcoming` is asked again when the position goes back, as it does with each validation, because shards may have
+    been evicted since. The work is done in a process, as threads would slow down the training. The process ends with
+    its parent and never keeps it from ending. If it fails, the workers read for themselves.
     """
 
     def __init__(
         self,
-        folder: str | Path | Folder,
+        folder: Folder,
         manifest: Manifest,
         cache: ShardCache,
         upcoming: Upcoming,
         *,
+        ahead_bytes: int,
         first_position: int = 0,
-        ahead_bytes: int | None = None,
     ) -> None:
         self.position: Any = multiprocessing.RawValue(ctypes.c_int64, first_position)
-        """Where the training stands: the loader sets `position.value`."""
-        if ahead_bytes is None:
-            ahead_bytes = cache.limit_bytes // 2
+        """Where the training is: the loader sets `position.value`."""
         self._process = multiprocessing.get_context("fork").Process(
             target=_run,
-            args=(
-                open_folder(folder),
-                manifest,
-                cache,
-                upcoming,
-                self.position,
-                ahead_bytes,
-                retries.RETRY_S,
-            ),
+            args=(folder, manifest, cache, _ahead(upcoming, manifest, self.position, ahead_bytes)),
             name="prefetch",
             daemon=True,
         )
         self._process.start()
-        # Once: by `close`, with this object, or at the interpreter's exit, while modules are still there.
+        # Called once: by `close`, with this object, or at the interpreter's exit, while modules still exist.
         self._end = weakref.finalize(self, _end, self._process, cache)
 
     @property
@@ -78,7 +65,7 @@ class Prefetcher:
         return self._process.is_alive()
 
     def close(self) -> None:
-        """End the process, and remove what it left half-written."""
+        """End the process and remove its half-written files."""
         self._end()
 
 
@@ -88,31 +75,22 @@ def _end(process: ForkProcess, cache: ShardCache) -> None:
     cache.remove_leftovers()
 
 
-def _run(
-    folder: Folder,
-    manifest: Manifest,
-    cache: ShardCache,
-    upcoming: Upcoming,
-    position: Any,
-    ahead_bytes: int,
-    retry_s: float,
-) -> None:
+def _run(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: Iterable[int | None]) -> None:
     _leave_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    retries.set_retry_s(retry_s)
     try:
-        _fetch_ahead(folder, manifest, cache, _ahead(upcoming, manifest, position, ahead_bytes))
+        _fetch_ahead(folder, manifest, cache, ahead)
     except CacheFullError as error:
         logger.warning("no more shards are fetched ahead, samples are read one by one: %s", error)
     except Exception:
         logger.exception("no more shards are fetched ahead, samples are read one by one")
     finally:
         cache.remove_leftovers()
-        os._exit(0)  # At once: threads that still download would be waited for.
+        os._exit(0)  # a normal exit would wait for threads that still download
 
 
 def _leave_signals() -> None:
-    """Ignore what asks the training to stop; SIGTERM ends, for Python's exit sends it and waits."""
+    """Ignore the signals that stop the training, but end at SIGTERM, which Python's exit sends and waits for."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -123,7 +101,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent_id = os.getppid()
-    # The sentinel alone would not do: processes forked later hold its other end too.
+    # The sentinel alone is not enough: processes forked later hold its other end too.
     while os.getppid() == parent_id:
         if connection.wait([parent.sentinel], POLL_S):
             break
@@ -143,11 +121,11 @@ def _fetch_ahead(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: I
                 raise
             except DataError as error:
                 if not has_warned:
-                    logger.warning("could not be fetched ahead (told once): %s", error)
+                    logger.warning("could not be fetched ahead (logged once): %s", error)
                 has_warned = True
         if number is None:
             sleep(POLL_S)
-        elif not folder.is_local or is_url(manifest.shards[number].name):
+        elif not folder.is_in_place(manifest.shards[number].name):
             running.add(pool.submit(_fetch, folder, manifest.shards[number], cache))
 
 
@@ -166,18 +144,18 @@ def _ahead(upcoming: Upcoming, manifest: Manifest, position: Any, ahead_bytes: i
 def _ahead_until_it_goes_back(
     upcoming: Upcoming, manifest: Manifest, position: Any, ahead_bytes: int
 ) -> Iterator[int | None]:
-    waiting: deque[tuple[int, int]] = deque()  # (position, bytes) of what was given
+    waiting: deque[tuple[int, int]] = deque()  # (position, bytes) of the shards that were yielded
     num_bytes = 0
     seen = position.value
     for begin, number in upcoming(seen):
         size = manifest.shards[number].num_bytes
-        # Not more than an epoch either: a small data set would be gone through again and again.
+        # No more than an epoch ahead either: a small data set would be looked up again and again.
         while waiting and (num_bytes + size > ahead_bytes or len(waiting) >= len(manifest.shards)):
             now = position.value
             if now < seen:
                 return
             seen = now
-            if waiting[0][0] <= seen:  # Needed by now, so no longer ahead.
+            if waiting[0][0] <= seen:  # needed by now, so no longer ahead
                 num_bytes -= waiting.popleft()[1]
             else:
                 yield None

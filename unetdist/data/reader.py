@@ -1,4 +1,4 @@
-"""Sample id to encoded bytes: from a local file where there is one, else by requests for just these bytes."""
+"""Reads encoded samples by number: from a local file if there is one, else by requests for their bytes alone."""
 
 import threading
 from collections import OrderedDict
@@ -16,22 +16,30 @@ from unetdist.cli.credentials import mask
 from unetdist.cli.logs import logger
 from unetdist.data.cache import CacheFullError, ShardCache, read_index
 from unetdist.data.manifest import Manifest, Shard
-from unetdist.data.open_shard import REMEDY, LocalShard, RangedShard, Rows, changed, check_size, read_rows
+from unetdist.data.open_shard import (
+    REMEDY,
+    LocalShard,
+    OpenShard,
+    RangedShard,
+    Rows,
+    changed,
+    check_size,
+    read_rows,
+)
 from unetdist.data.shards import checksum
 from unetdist.errors import DataError, SourceError
 from unetdist.storage import remote
 from unetdist.storage.folders import Folder, open_folder
 
 MAX_OPEN_SHARDS = 128
-"""Per process, two descriptors each; the order has about two shards per lane in use at a time."""
+"""Open shards per process, with two descriptors each. The order uses about two shards per lane at a time."""
 
 REQUESTS = 8
-"""Of a process side by side."""
+"""Simultaneous requests of a process."""
 
 FETCH_ATTEMPTS = 10
-"""Between a shard's arrival in the cache and its opening, others may have needed its room."""
+"""Attempts to open a shard from the cache: other processes may evict it before it is opened."""
 
-OpenShard = LocalShard | RangedShard
 Encoded = tuple[bytes, bytes]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,9 +48,9 @@ R = TypeVar("R")
 class ShardReader:
     """Reads samples of a folder of shards by their global number; cheap to pickle and safe to fork.
 
-    Shards of a local folder are read in place. A shard of another machine is read from the `cache` once it is there.
-    Until then (`Prefetcher` fetches what the order will need) each sample is one request; where the server sends
-    whole files only, the shard is fetched first.
+    Shards of a local folder are read in place, remote shards from the `cache`. Until a shard is there (`Prefetcher`
+    fetches what the order will need) each sample is one request. From a server that sends whole files only, the shard
+    is fetched first.
     """
 
     def __init__(
@@ -53,20 +61,20 @@ class ShardReader:
         self.cache = cache
         self._ends = np.cumsum(manifest.shard_sizes)
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
-        self._lock = threading.Lock()  # Of `_opened`; never held while a worker is forked.
+        self._lock = threading.Lock()  # for `_opened`; never held while a worker is forked
 
     def __reduce__(self) -> tuple[partial["ShardReader"], tuple[Folder, Manifest]]:
-        return partial(ShardReader, cache=self.cache), (self.folder, self.manifest)  # Without the open files.
+        return partial(ShardReader, cache=self.cache), (self.folder, self.manifest)  # without the open files
 
     def read(self, sample_id: int) -> Encoded:
-        """Encoded image and mask; `DataError` where the shard is not the one that the manifest lists."""
+        """Encoded image and mask; `DataError` if the shard is not the one that the manifest lists."""
         number, row = self._locate(sample_id)
         return self._read(self._open(number), number, row)
 
     def read_many(self, sample_ids: Sequence[int]) -> list[Encoded | DataError]:
-        """`read` of each, requests side by side; the error of a sample is in its place.
+        """Like `read`, with simultaneous requests; a sample's error takes the sample's place.
 
-        `SourceError` is raised: it says nothing of the samples.
+        A `SourceError` is raised, since no sample is to blame.
         """
         places = [self._locate(sample_id) for sample_id in sample_ids]
         numbers = list(dict.fromkeys(number for number, _ in places))
@@ -80,7 +88,7 @@ class ShardReader:
         return map_all(read_from, places)
 
     def key(self, sample_id: int) -> str:
-        """The sample's key (its relative path without suffix), from its tar header: slow, for messages."""
+        """The sample's key (its relative path without suffix), from its tar header. Slow; for messages."""
         number, row = self._locate(sample_id)
         return self._open(number).key(row)
 
@@ -89,33 +97,27 @@ class ShardReader:
         return self._source(*self._locate(sample_id))
 
     def checksums(self) -> Iterator[tuple[int, int, int]]:
-        """(bytes of the image, bytes of the mask, checksum of both) of each sample, by the indexes of the shards."""
+        """(bytes of the image, bytes of the mask, checksum of both) of each sample, from the indexes."""
         for shard in self.manifest.shards:
             for _, _, image_size, _, mask_size, crc32 in self._rows(shard).tolist():
                 yield image_size, mask_size, crc32
 
     def check(self, *, rank: int = 0, world_size: int = 1) -> None:
-        """Compare the sizes of this rank's share of the local shards: a lost file is found before the run."""
+        """Compare the sizes of this rank's part of the local shards, so that a lost file is found before the run."""
         for shard in self.manifest.shards[rank::world_size]:
-            if self._is_in_place(shard):
+            if self.folder.is_in_place(shard.name):
                 check_size(self.folder.path(shard.name), shard)
 
     def _locate(self, sample_id: int) -> tuple[int, int]:
         number = int(np.searchsorted(self._ends, sample_id, side="right"))
         return number, int(sample_id - self._ends[number] + self.manifest.shards[number].num_samples)
 
-    def _is_in_place(self, shard: Shard) -> bool:
-        return self.folder.is_local and not remote.is_url(shard.name)
-
     def _is_at_hand(self, number: int) -> bool:
         opened = self._opened.get(number)
-        return opened.is_local if opened else self._is_in_place(self.manifest.shards[number])
-
-    def _can_range(self, shard: Shard) -> bool:
-        return remote.can_range(shard.name) if remote.is_url(shard.name) else self.folder.can_range
+        return opened.is_local if opened else self.folder.is_in_place(self.manifest.shards[number].name)
 
     def _open(self, number: int) -> OpenShard:
-        """The shard, kept open; one that was read by requests is opened anew once it is in the cache."""
+        """The shard, kept open. One that was read by requests is opened again once it is in the cache."""
         with self._lock:
             opened = self._opened.get(number)
             if opened is not None:
@@ -123,35 +125,33 @@ class ShardReader:
         if opened is None or (
             not opened.is_local and self.cache and self.cache.find(self.manifest.shards[number])
         ):
-            opened = self._open_anew(self.manifest.shards[number])
+            opened = self._open_again(self.manifest.shards[number])
             with self._lock:
                 self._opened[number] = opened
                 if len(self._opened) > MAX_OPEN_SHARDS:
                     self._opened.popitem(last=False)
         return opened
 
-    def _open_anew(self, shard: Shard) -> OpenShard:
+    def _open_again(self, shard: Shard) -> OpenShard:
         load_rows = partial(self._rows, shard)
-        if self._is_in_place(shard):
+        where = self.folder.where(shard.name)
+        if self.folder.is_in_place(shard.name):
             return LocalShard(self.folder.path(shard.name), shard, load_rows)
         for _ in range(FETCH_ATTEMPTS if self.cache else 0):
             assert self.cache is not None
             path = self.cache.find(shard)
-            if path is None and self._can_range(shard):
+            if path is None and remote.can_range(where):
                 break
             with suppress(FileNotFoundError):
                 path = path or self.cache.fetch(self.folder, shard)
                 return LocalShard(path, shard, load_rows, is_cached=True)
-        if self._can_range(shard):
+        if remote.can_range(where):
             return RangedShard(self.folder, shard, load_rows)
+        remedy = (
+            "is too small to keep a shard until it is read; raise it" if self.cache else "is 0; set it to 100"
+        )
         raise SourceError(
-            "can only be had whole (the server knows no ranges), and the cache is "
-            + (
-                "off; switch it on."
-                if self.cache is None
-                else "too small to keep it until it is read; enlarge it."
-            ),
-            source=mask(self.folder.where(shard.name)),
+            f"the server sends whole files only, and data.cache_gb {remedy}.", source=mask(where)
         )
 
     def _rows(self, shard: Shard) -> Rows:
@@ -165,7 +165,7 @@ class ShardReader:
         )
 
     def _read(self, opened: OpenShard, number: int, row: int) -> Encoded:
-        """A verified sample; a shard that is damaged in the cache is fetched again, once."""
+        """A verified sample. A shard that is damaged in the cache is fetched again, once."""
         try:
             return self._verified(opened, number, row)
         except SourceError:
@@ -201,7 +201,7 @@ class ShardReader:
     def _fetch_again(self, opened: OpenShard, number: int, error: DataError) -> None:
         assert self.cache is not None
         shard = self.manifest.shards[number]
-        # Another thread or process may have been faster.
+        # Another thread or process may have replaced it already.
         if isinstance(opened, LocalShard) and self.cache.drop(shard, is_it=opened.is_at):
             logger.warning("fetched again into the cache: %s", error)
         with suppress(CacheFullError):
@@ -222,7 +222,7 @@ def _map_here(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def _map_side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    # A pool of this call: its threads would not survive a fork.
+    # A pool for this call only: its threads would not survive a fork.
     pool = ThreadPoolExecutor(REQUESTS)
     try:
         return list(pool.map(function, items))

@@ -186,7 +186,7 @@ def _extensions_by_key(tars: ForeignTars) -> dict[str, list[str]]:
             file.flush()
         keys = _scan(Path(file.name))
         if len(keys) < 2:
-            source.download(name, file, start=file.tell())
+            source.download(name, file)
             file.flush()
             keys = _scan(Path(file.name))
     return keys

@@ -1,7 +1,6 @@
 """Compares shards with their manifest: sizes, hashes, indexes, and every sample decoded and counted."""
 
 import errno
-import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,8 +21,7 @@ from unetdist.sharding.account import Counts, per_value
 from unetdist.sharding.describe import count, describe_problems
 from unetdist.sharding.pool import run_jobs
 from unetdist.sharding.sources import Problem
-from unetdist.storage import remote
-from unetdist.storage.files import open_file
+from unetdist.storage.files import file_sha256, open_file
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.storage.retries import UnreachableError
 
@@ -122,19 +120,16 @@ def _verify_shard(folder: Folder, manifest: Manifest) -> Findings:
 @contextmanager
 def _local_copy(folder: Folder, shard: Shard) -> Iterator[tuple[Folder, Shard, str]]:
     """A local folder with the shard and its index, the shard as it is there, and its SHA-256."""
-    if folder.is_local and not remote.is_url(shard.name):
+    if folder.is_in_place(shard.name):
         path = folder.path(shard.name)
-        with open_file(path) as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        yield folder, replace(shard, num_bytes=path.stat().st_size), sha256
+        yield folder, replace(shard, num_bytes=path.stat().st_size), file_sha256(path)
         return
     with tempfile.TemporaryDirectory(prefix="unetdist-verify-") as name:
         here, path = open_folder(name), Path(name, "shard.tar")
         copy = replace(shard, name=path.name)
-        digest = hashlib.sha256()
         try:
             with open(path, "wb") as file:
-                folder.download(shard.name, file, on_bytes=digest.update)
+                folder.download(shard.name, file)
             with suppress(FileNotFoundError):  # reported where the index is read
                 here.write(copy.index_name, folder.read(shard.index_name))
         except OSError as error:
@@ -145,7 +140,7 @@ def _local_copy(folder: Folder, shard: Shard) -> Iterator[tuple[Folder, Shard, s
                 "or use fewer --workers.",
                 source=Path(name).parent,
             ) from None
-        yield here, replace(copy, num_bytes=path.stat().st_size), digest.hexdigest()
+        yield here, replace(copy, num_bytes=path.stat().st_size), file_sha256(path)
 
 
 def _compare_index(folder: Folder, shard: Shard, where: str, findings: Findings) -> bool:

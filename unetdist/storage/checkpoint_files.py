@@ -1,8 +1,8 @@
-"""Numbered pairs of files that exist whole or not at all, on any disk or store: the protocol of checkpoints.
+"""A folder of numbered checkpoints, each of which exists whole or not at all, on any disk or object store.
 
-`step_00000042.safetensors` is put in place first, then `step_00000042.json`, the commit, which holds its size and
-hash: without the commit the pair does not exist. Each file appears at once, by rename or as one object of a store, so
-whenever the process dies, each pair that exists is whole; what else may damage one, the hashes tell.
+`step_00000042.safetensors` is written first, then the commit `step_00000042.json` with its size and hash: without a
+commit there is no checkpoint. Each file appears at once (by a rename, or as one object of a store), so every committed
+checkpoint is whole whenever the process dies; the hashes find any other damage.
 """
 
 import hashlib
@@ -21,27 +21,27 @@ from unetdist.storage.files import TEMPORARY_SUFFIX
 from unetdist.storage.folders import Folder
 
 POINTER = "latest"
-"""Names the newest pair to people, and to us where the listing of a store lags behind."""
+"""File that names the newest checkpoint, for people and for stores whose listings lag behind."""
 
 TENSORS = ".safetensors"
 COMMIT = ".json"
 
 
 class DamagedError(CheckpointError):
-    """A file that is not what was written."""
+    """A file is not what was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """What makes a pair exist: what the tensors' file must be, and all that is not a tensor."""
+    """What the tensors' file must be, and everything in a checkpoint that is not a tensor."""
 
     step: Count
     num_bytes: Count
+    """Size of the tensors' file."""
     sha256: Hex
-    """Of the tensors' file, in hex."""
-
+    """SHA-256 of the tensors' file."""
     facts: dict[str, Any]
-    """JSON types."""
+    """Values of JSON types."""
 
     @property
     def tensors_file(self) -> str:
@@ -49,34 +49,33 @@ class Commit:
         return _name(self.step) + TENSORS
 
     def to_bytes(self) -> bytes:
-        """As JSON that tells its own damage."""
+        """JSON with a hash of itself."""
         return json.dumps(json_records.sealed(asdict(self)), indent=1).encode()
 
     @classmethod
     def from_bytes(cls, text: bytes) -> Self:
-        """What `to_bytes` gave; `ValueError` where it is anything else."""
+        """The commit that `to_bytes` wrote; `ValueError` if the text is damaged."""
         return json_records.build(cls, json_records.unsealed(json_records.parse(text), is_required=True))
 
 
 class CheckpointFolder:
-    """The pairs in one folder. One process writes; any number may read."""
+    """The checkpoints in one folder. One process writes; any number may read."""
 
     def __init__(self, folder: Folder, *, keep_last: int) -> None:
-        """Know nothing yet of what the folder holds; it is made when it is written to."""
+        """Read nothing yet; the folder is made by the first `write`."""
         self.folder = folder
         self.keep_last = keep_last
         self.last: Commit | None = None
-        """Of the pair that was read or written last."""
-
+        """The checkpoint that was read or written last."""
         self._damaged: set[int] = set()
 
     def write(self, step: int, tensors: memoryview, facts: dict[str, Any]) -> None:
-        """Write a pair; then remove the oldest, all but `keep_last`, and those that `newest` found damaged.
+        """Write a checkpoint; then remove all but `keep_last`, and those that `newest` found damaged.
 
-        A step that is there already keeps its tensors; its facts are replaced, in one piece.
+        A step that was written already keeps its tensors; its facts are replaced, in one piece.
 
         Raises:
-            OSError, DataError: it could not be written; the pairs before it are as they were.
+            OSError, DataError: It could not be written; the checkpoints before it are unchanged.
         """
         names = self.folder.names()
         if self.last is not None and self.last.step == step:
@@ -92,18 +91,20 @@ class CheckpointFolder:
         self._damaged.discard(step)
         whole = sorted({*_steps(names), step} - self._damaged)
         for old in (*whole[: -self.keep_last], *self._damaged):
-            self._remove((_name(old) + COMMIT, _name(old) + TENSORS))  # uncommitted before it is broken
+            # The commit goes first: a checkpoint never exists without its tensors.
+            self._remove((_name(old) + COMMIT, _name(old) + TENSORS))
         self._damaged.clear()
 
     def newest(self) -> tuple[Commit, bytes] | None:
-        """The newest whole pair: its commit and its tensors' file; None where none was ever written.
+        """The newest whole checkpoint, as its commit and its tensors' file; None if none was ever written.
 
         Raises:
-            CheckpointError: there are some, and none is whole.
-            OSError, DataError: the folder or a file cannot be read.
+            CheckpointError: There are checkpoints, but none is whole.
+            OSError, DataError: The folder or a file cannot be read.
         """
-        pointed = self._pointed()
-        steps = {*_steps(self.folder.names()), *_steps([f"{pointed}{COMMIT}"])}
+        pointer = self._read(POINTER)
+        pointed = [] if pointer is None else [pointer.decode(errors="replace") + COMMIT]
+        steps = {*_steps(self.folder.names()), *_steps(pointed)}
         for step in sorted(steps, reverse=True):
             try:
                 commit = self._commit(step)
@@ -114,33 +115,31 @@ class CheckpointFolder:
             else:
                 self.last = commit
                 return commit, tensors
-        if pointed is None and not steps:
+        if pointer is None and not steps:
             return None
         raise CheckpointError(
-            f"{self.folder} holds no whole checkpoint (the log above says what is wrong with each); put one back from "
-            "a copy, remove that folder to begin anew, or choose another --name."
+            f"{self.folder} holds no whole checkpoint (the log above says what is wrong with each); restore one from "
+            "a copy, remove that folder to start from the beginning, or choose another --name."
         )
 
     def tensors(self, commit: Commit) -> bytes:
-        """The tensors' file of a pair; `DamagedError` where it is not the one that was committed."""
-        file = commit.tensors_file
-        content, digest = io.BytesIO(), hashlib.sha256()
+        """The tensors' file; `DamagedError` if it is not the one that was committed."""
+        content, file = io.BytesIO(), commit.tensors_file
         try:
-            self.folder.download(file, content, on_bytes=digest.update)
+            self.folder.download(file, content)
         except FileNotFoundError:
             raise self._damage(file, "is missing") from None
-        if (size := content.tell()) != commit.num_bytes:
-            raise self._damage(file, f"has {size} bytes instead of {commit.num_bytes}")
-        if (found := digest.hexdigest()) != commit.sha256:
+        data = content.getvalue()
+        if len(data) != commit.num_bytes:
+            raise self._damage(file, f"has {len(data)} bytes instead of {commit.num_bytes}")
+        if (found := hashlib.sha256(data).hexdigest()) != commit.sha256:
             raise self._damage(file, f"is damaged: its sha256 is {found} instead of {commit.sha256}")
-        return content.getvalue()
+        return data
 
     def _commit(self, step: int) -> Commit:
         file = _name(step) + COMMIT
-        try:
-            text = self.folder.read(file)
-        except FileNotFoundError:
-            raise self._damage(file, "is missing") from None
+        if (text := self._read(file)) is None:
+            raise self._damage(file, "is missing")
         try:
             return Commit.from_bytes(text)
         except ValueError as error:
@@ -149,17 +148,17 @@ class CheckpointFolder:
     def _damage(self, file: str, how: str) -> DamagedError:
         return DamagedError(f"{self.folder}/{file} {how}")
 
-    def _pointed(self) -> str | None:
+    def _read(self, name: str) -> bytes | None:
         try:
-            return self.folder.read(POINTER).decode(errors="replace")
+            return self.folder.read(name)
         except FileNotFoundError:
             return None
 
     def _leftovers(self, names: list[str]) -> list[str]:
-        """What writers left that were killed: half-written files, and tensors that were never committed."""
+        """What killed writers left: half-written files, and tensors without a commit."""
         known = {_name(step) + TENSORS for step in _steps(names)}
         if self.last is not None:
-            known.add(self.last.tensors_file)  # whether its commit is listed already or not
+            known.add(self.last.tensors_file)  # the listing of a store may lag behind
         return [
             name
             for name in names
@@ -168,16 +167,16 @@ class CheckpointFolder:
         ]
 
     def _remove(self, names: Iterable[str]) -> None:
-        """Remove files that are in nobody's way: what cannot be removed is told, and stays."""
+        """Remove files that are no longer needed. One that cannot be removed stays: it is in nobody's way."""
         try:
             for name in names:
                 self.folder.remove(name)
         except (OSError, UnetdistError) as error:
-            logger.warning("%s: what is no longer needed cannot be removed (%s)", self.folder, error)
+            logger.warning("%s: a file that is no longer needed cannot be removed (%s)", self.folder, error)
 
 
 def has_checkpoint(folder: Folder) -> bool:
-    """Whether a run has got as far as a checkpoint there, be it whole or not."""
+    """Whether a run ever wrote a checkpoint there, whole or not."""
     names = folder.names()
     return POINTER in names or bool(list(_steps(names)))
 
@@ -187,7 +186,6 @@ def _name(step: int) -> str:
 
 
 def _steps(names: Iterable[str]) -> Iterator[int]:
-    """Of the pairs that are committed."""
     for name in names:
         if found := re.fullmatch(rf"step_([0-9]{{8,18}}){re.escape(COMMIT)}", name):
             yield int(found[1])

@@ -1,6 +1,7 @@
-"""Files that exist whole or not at all."""
+"""Local files that exist whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -20,13 +21,12 @@ def write_atomic(
 ) -> Iterator[IO[Any]]:
     """Open a file beside `path` for writing; it takes the name `path` only once it is complete and on disk.
 
-    If the body raises, nothing is left behind and a former file at `path` stays as it was.
-    `mode` is "wb" or "w" (UTF-8; half characters, which names that are not UTF-8 hold, as JSON escapes them).
-    A `private` file can be read by its owner alone.
+    If the body raises, nothing is left behind and a former file at `path` is unchanged. `mode` is "wb" or "w" (UTF-8;
+    names that are not UTF-8 hold surrogates, which are escaped as in JSON). Only its owner can read a `private` file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process's number: threads share it, and so do processes of several machines over one file system.
+    # Not the process id: threads share it, and machines that share a file system may have equal ones.
     partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
         encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
@@ -40,7 +40,7 @@ def write_atomic(
         with suppress(FileNotFoundError):
             partial.unlink()
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(target)  # a full disk does not say which file it has no room for
+            error.filename = str(target)  # a full disk does not name the file
         raise
     sync_folder(target.parent)
 
@@ -56,12 +56,12 @@ def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, private: bool = False) -> None:
-    """Write `value` atomically as indented JSON; NaN is refused, for it is no JSON."""
+    """Write `value` atomically as indented JSON, which has no NaN."""
     write_text(path, _as_json(value), private=private)
 
 
 def write_json_in_place(path: str | os.PathLike[str], value: Any) -> None:
-    """Write JSON over an existing file: it needs no more disk space, but is not atomic."""
+    """Overwrite an existing file with JSON: not atomic, but possible on a full disk."""
     text = _as_json(value).encode("utf-8", "backslashreplace")
     descriptor = os.open(path, os.O_WRONLY)
     try:
@@ -77,7 +77,7 @@ def _as_json(value: Any) -> str:
 
 
 def open_file(path: str | os.PathLike[str]) -> BufferedReader:
-    """Open a regular file for reading; `OSError` for anything else: to open a named pipe would wait for a writer."""
+    """Open a regular file for reading; `OSError` for anything else."""
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (the caller closes it)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -91,12 +91,19 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a regular file, in hexadecimal."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _without_waiting(path: str, flags: int) -> int:
+    # Otherwise opening a named pipe waits for a writer.
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make renames inside `folder` durable: a rename lives in the folder, not in the file."""
+    """Make renames inside `folder` durable: the folder records them, not the file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

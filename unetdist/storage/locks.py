@@ -1,4 +1,4 @@
-"""Files and folders that one process at a time holds; the kernel releases them when it dies, however it dies."""
+"""Locks on files and folders. The kernel releases them when the process dies, however it dies."""
 
 import errno
 import fcntl
@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-LOOK_EVERY_S = 0.1
+POLL_S = 0.1
 
 _held: set[int] = set()
-"""Descriptors of this process; a forked child closes them because it may outlive its parent."""
+"""Descriptors of this process. A forked child closes them because it may outlive its parent."""
 
 
 class HeldError(OSError):
-    """Another process holds the lock; `holder` says which, where it left word."""
+    """Another process holds the lock; `holder` says which, if it left a note."""
 
     def __init__(self, holder: str) -> None:
         super().__init__(errno.EWOULDBLOCK, f"held by {holder}")
@@ -27,20 +27,18 @@ class HeldError(OSError):
 def hold(
     path: Path, *, is_shared: bool = False, wait_s: float = 0.0, tell: Callable[[str], object] | None = None
 ) -> Iterator[None]:
-    """Hold the lock on a file or a folder, which are there already.
-
-    Where the file system has no locks, the user keeps processes apart.
+    """Hold the lock on an existing file or folder. On a file system without locks this does nothing.
 
     Args:
-        path: a file that may be written to, where the lock is not shared: it then says who holds it.
-        is_shared: keep out only those that want it for themselves.
-        wait_s: how long to wait for another process to end.
-        tell: called once with the holder before the wait.
+        path: A folder or file. A file notes its holder, unless the lock is shared.
+        is_shared: Share the lock with others that share it.
+        wait_s: Seconds to wait for another process.
+        tell: Called once with the holder, before the wait.
 
     Raises:
-        HeldError: another process holds it still.
+        HeldError: Another process still holds the lock.
     """
-    # NFS locks a file for one process alone only if that process may write to it.
+    # NFS grants an exclusive lock only to a process that may write to the file.
     may_write = not is_shared and not path.is_dir()
     descriptor = os.open(path, os.O_RDWR if may_write else os.O_RDONLY)
     _held.add(descriptor)
@@ -53,10 +51,13 @@ def hold(
             if tell is not None:
                 tell(holder)
                 tell = None
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_S)
         if may_write:
-            with suppress(OSError):  # a full disk: the lock holds without its note
-                _leave_word(descriptor)
+            with suppress(OSError):  # on a full disk the lock holds without its note
+                since = time.strftime("%Y-%m-%d %H:%M:%S")
+                note = f"process {os.getpid()} on {platform.node()} since {since}\n".encode()
+                os.pwrite(descriptor, note, 0)
+                os.ftruncate(descriptor, len(note))
         yield
     finally:
         _held.discard(descriptor)
@@ -71,13 +72,6 @@ def _lock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _leave_word(descriptor: int) -> None:
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    note = f"process {os.getpid()} on {platform.node()} since {since}\n".encode()
-    os.pwrite(descriptor, note, 0)
-    os.ftruncate(descriptor, len(note))
-
-
 def _holder(path: Path) -> str:
     note = ""
     with suppress(OSError, UnicodeDecodeError):
@@ -85,9 +79,9 @@ def _holder(path: Path) -> str:
     return note or "another process"
 
 
-def _let_go() -> None:
+def _release_all() -> None:
     while _held:
         os.close(_held.pop())
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release_all)

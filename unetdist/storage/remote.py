@@ -1,16 +1,17 @@
-"""Files behind URLs (s3, gs, hf, http, https, file) through fsspec, for any process and thread.
+"""Files behind URLs (s3, gs, hf, http, https, file) through fsspec, from any process and thread.
 
-A missing file is `FileNotFoundError` and a refused one `DataError`, both at once; what may pass is tried again, see
-`retries`.
+A missing file is a `FileNotFoundError` and a refused one a `DataError`, both at once. Transient errors are tried again
+(see `retries`).
 """
 
 import os
 import re
+import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from unetdist.cli.credentials import is_masked, mask
@@ -20,13 +21,16 @@ from unetdist.storage.files import write_atomic
 from unetdist.storage.retries import retry, status_of
 
 SCHEMES = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "hf")
-"""The only protocols that are used. fsspec knows others too, and some of them read other URLs, or run code."""
+"""The protocols that are opened. fsspec knows others, and some of them read other URLs or run code."""
 PIECE = 16 * 2**20
-"""Bytes of one request of a download: what is lost when a connection breaks."""
+"""Bytes per request of a download: what is lost when a connection breaks."""
 SLOWEST = 2**16
-"""Bytes per second below which a ranged read counts as stalled, whatever the protocol."""
+"""Bytes per second below which a ranged read counts as stalled."""
 HEAD_REFUSED = {403, 405, 501}
-"""Answers that say nothing of a GET: a URL may be signed for that alone."""
+"""Answers to HEAD that say nothing about GET: a URL may be signed for GET alone."""
+UNLIMITED = sys.maxsize
+
+Sink = TypeVar("Sink", bound=IO[bytes])
 
 _file_systems: dict[tuple[int, str, str], Any] = {}
 _without_ranges: set[str] = set()
@@ -37,12 +41,12 @@ class RangesUnsupportedError(DataError):
 
 
 def is_url(location: object) -> bool:
-    """Whether it is a URL, `scheme://...`, and not a path."""
+    """Whether this is a URL, `scheme://...`, rather than a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(location)) is not None
 
 
 def refusal(location: str) -> str | None:
-    """Why a path or URL will not be opened, with a remedy; None if it may be opened."""
+    """Why a path or URL is not opened, with a remedy; None if it may be opened."""
     # An IPv6 host may hold two colons in a row.
     if "::" in re.sub(r"(?<=[/@])\[[0-9a-fA-F:.]+\]", "", location, count=1):
         return "'::' chains locations, which is refused; give the path or URL of the files themselves."
@@ -65,84 +69,90 @@ def is_network(location: str) -> bool:
 
 
 def join(url: str, name: str) -> str:
-    """The URL of `name` in the folder `url`, whose query (a signature) it keeps; `name` itself where that is a URL."""
+    """The URL of `name` in the folder `url`, whose query (a signature) is kept; `name` itself if that is a URL."""
     if is_url(name):
         return name
-    parts = urlsplit(url) if "?" in url else None
-    if parts is None:
+    if "?" not in url:
         return f"{url.rstrip('/')}/{name}"
+    parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
-def can_range(url: str) -> bool:
-    """Whether parts of files can be asked for; True until the server has ignored a request for one."""
-    return urlsplit(url).netloc not in _without_ranges
+def can_range(location: str) -> bool:
+    """Whether parts of a file can be read. True until the server has ignored a request for one."""
+    return urlsplit(location).netloc not in _without_ranges
 
 
-def read(url: str, *, most: int | None = None) -> bytes:
-    """The whole file, in one request.
+def read(url: str, *, most: int = UNLIMITED) -> bytes:
+    """The whole file in one request; `DataError` if it is larger than `most` bytes."""
 
-    `DataError` where it has more than `most` bytes, of which no more are taken: a server may send without end.
-    """
-    data = retry(url, lambda: _read_whole(url, most))
-    if most is not None and len(data) > most:
-        raise DataError(
-            f"is larger than {most / 1e9:.1f} GB, and was not read; cut it into parts.", source=mask(url)
-        )
+    def attempt() -> bytes:
+        if _is_web(url):
+            return _web_get(url, BytesIO(), most + 1).getvalue()  # a server may send without end
+        if most == UNLIMITED:
+            return bytes(_file_system(url).cat_file(url))
+        return _read_range(url, 0, most + 1, None)
+
+    data = retry(url, attempt)
+    if len(data) > most:
+        raise DataError(f"is larger than {most / 1e9:.1f} GB; cut it into parts.", source=mask(url))
     return data
 
 
 def read_range(url: str, start: int, size: int) -> bytes:
-    """`size` bytes from `start` on, fewer only at its end; `RangesUnsupportedError` where there are no ranges."""
+    """`size` bytes from `start` on, fewer only at the end; `RangesUnsupportedError` if the server knows no ranges."""
     if size <= 0:
         return b""
     if not can_range(url):
         raise _no_ranges(url)
-    whole = retries.STALL_S + size / SLOWEST
-    deadline = time.monotonic() + max(whole, retries.RETRY_S)
+    longest = retries.STALL_S + size / SLOWEST
+    deadline = time.monotonic() + max(longest, retries.RETRY_S)
 
     def attempt() -> bytes:
-        # Libraries watch their sockets; this bounds the whole, whatever they do.
-        left = deadline - time.monotonic()
-        return _read_range(url, start, size, min(whole, max(left, retries.STALL_S)))
+        # Libraries watch their sockets only; this bounds the whole request, whatever they do.
+        left = max(deadline - time.monotonic(), retries.STALL_S)
+        return _read_range(url, start, size, min(longest, left))
 
     return retry(url, attempt)
 
 
 def size_of(url: str) -> int | None:
-    """Bytes of the file; None where the server does not say."""
+    """Bytes of the file; None if the server does not say."""
     return retry(url, lambda: _size_of(url))
 
 
-def pieces(url: str, start: int = 0) -> Iterator[bytes]:
-    """The file from byte `start` on, piece by piece; what breaks off is continued, not begun again."""
+def download(url: str, file: IO[bytes], *, most: int = UNLIMITED) -> None:
+    """Write the file to `file`, from its beginning; no more than `most` bytes, even if there are more.
+
+    A broken download continues after the last whole piece; from a server without ranges it starts again.
+    """
+    start = 0
     try:
-        while can_range(url):
-            piece = read_range(url, start, PIECE)
-            if piece:
-                yield piece
+        file.seek(0)
+        while piece := read_range(url, start, min(PIECE, most - start)):
+            file.write(piece)
             start += len(piece)
             if len(piece) < PIECE:
-                return
+                break
+        file.truncate()
     except RangesUnsupportedError:
-        pass
-    yield from _stream(url, start)
+        retry(url, lambda: _web_get(url, file, most))
 
 
 def names_in(url: str) -> list[str]:
-    """Names of the files directly in a folder, sorted; none where there is no such folder."""
+    """Sorted names of the files directly in a folder; empty if there is no such folder."""
     try:
         found = retry(url, lambda: _file_system(url).ls(url, detail=True))
     except FileNotFoundError:
         return []
     files = [entry["name"] for entry in found if entry["type"] == "file"]
-    if urlsplit(url).scheme in ("http", "https"):  # Links; elsewhere "#" and "%" are letters of a name.
+    if _is_web(url):  # links; elsewhere "#" and "%" are letters of a name
         files = [unquote(urlsplit(name).path) for name in files]
     return sorted({name.rpartition("/")[2] for name in files} - {""})
 
 
 def write(url: str, data: bytes | memoryview) -> None:
-    """Put a whole file: readers see all of it or none."""
+    """Write a file that readers see whole or not at all."""
     if url.startswith("file:"):
         with write_atomic(_file_system(url)._strip_protocol(url)) as file:
             file.write(data)
@@ -151,136 +161,93 @@ def write(url: str, data: bytes | memoryview) -> None:
 
 
 def upload(url: str, local: Path) -> None:
-    """Put the file `local`."""
+    """Copy the local file to `url`."""
     retry(url, lambda: _file_system(url).put_file(str(local), url), what="written")
 
 
 def remove(url: str) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file if it exists."""
     with suppress(FileNotFoundError):
         retry(url, lambda: _file_system(url).rm_file(url), what="removed")
 
 
-def _read_whole(url: str, most: int | None) -> bytes:
-    """At most one byte more than `most`."""
-    files = _file_system(url)
-    if most is None:
-        return bytes(files.cat_file(url))
-    if urlsplit(url).scheme not in ("http", "https"):
-        return _read_range(url, 0, most + 1, None)
-    from fsspec.asyn import sync
-
-    return bytes(sync(files.loop, _http_whole, files, url, most))
-
-
-async def _http_whole(files: Any, url: str, most: int) -> bytes:
-    session = await files.set_session()
-    async with session.get(files.encode_url(url)) as response:
-        response.raise_for_status()
-        return await _at_most(response, most + 1)
-
-
-async def _at_most(response: Any, size: int) -> bytes:
-    """Read at most `size` bytes of the body, whatever the server sends."""
-    data = bytearray()
-    async for piece in response.content.iter_any():
-        data += piece
-        if len(data) >= size:
-            break
-    return bytes(data[:size])
-
-
-def _read_range(url: str, start: int, size: int, timeout: float | None) -> bytes:
-    files = _file_system(url)
-    limit = (
-        {"timeout": timeout} if files.async_impl and timeout else {}
-    )  # It takes an event loop to stop them.
-    if urlsplit(url).scheme in ("http", "https"):
-        from fsspec.asyn import sync
-
-        return bytes(sync(files.loop, _http_range, files, url, start, size, **limit))
-    try:
-        return bytes(files.cat_file(url, start=start, end=start + size, **limit))
-    except Exception as error:
-        if status_of(error) == 416:  # Begins at or behind the end.
-            return b""
-        raise
-
-
-async def _http_range(files: Any, url: str, start: int, size: int) -> bytes:
-    # Not cat_file, which takes in a whole shard where the server ignores the range.
-    session = await files.set_session()
-    headers = {"Range": f"bytes={start}-{start + size - 1}"}
-    async with session.get(files.encode_url(url), headers=headers) as response:
-        if response.status == 416:
-            return b""
-        response.raise_for_status()
-        if response.status != 206:
-            _without_ranges.add(urlsplit(url).netloc)
-            raise _no_ranges(url)
-        return await _at_most(response, size)
+def _is_web(url: str) -> bool:
+    return urlsplit(url).scheme in ("http", "https")
 
 
 def _no_ranges(url: str) -> RangesUnsupportedError:
     return RangesUnsupportedError("the server sends whole files only (no ranges).", source=mask(url))
 
 
+def _read_range(url: str, start: int, size: int, timeout: float | None) -> bytes:
+    if _is_web(url):
+        return _web_get(url, BytesIO(), size, start=start, timeout=timeout).getvalue()
+    files = _file_system(url)
+    # It takes an event loop to end a request from outside.
+    limit = {"timeout": timeout} if files.async_impl and timeout else {}
+    try:
+        return bytes(files.cat_file(url, start=start, end=start + size, **limit))
+    except Exception as error:
+        if status_of(error) == 416:  # starts at or behind the end
+            return b""
+        raise
+
+
+def _web_get(
+    url: str, sink: Sink, size: int, *, start: int | None = None, timeout: float | None = None
+) -> Sink:
+    """Fill `sink` with at most `size` bytes of the file, or of the range from `start` on; returns it."""
+    from fsspec.asyn import sync
+
+    files = _file_system(url)
+
+    # Not fsspec's cat_file, which takes in a whole shard if the server ignores the range.
+    async def get() -> None:
+        session = await files.set_session()
+        headers = {} if start is None else {"Range": f"bytes={start}-{start + size - 1}"}
+        async with session.get(files.encode_url(url), headers=headers) as response:
+            if start is not None and response.status == 416:
+                return
+            response.raise_for_status()
+            if start is not None and response.status != 206:
+                _without_ranges.add(urlsplit(url).netloc)
+                raise _no_ranges(url)
+            sink.seek(0)
+            left = size
+            async for piece in response.content.iter_any():
+                sink.write(piece[:left])
+                left -= len(piece)
+                if left <= 0:
+                    break
+            sink.truncate()
+
+    sync(files.loop, get, timeout=timeout)
+    return sink
+
+
 def _size_of(url: str) -> int | None:
     files = _file_system(url)
-    if urlsplit(url).scheme in ("http", "https"):
-        from fsspec.asyn import sync
-
-        # Not info(), which calls every failure a missing file.
-        size = sync(files.loop, _http_size, files, url, timeout=2 * retries.STALL_S)
-    else:
+    if not _is_web(url):
         size = files.info(url)["size"]
-    return None if size is None else int(size)
+        return None if size is None else int(size)
+    from fsspec.asyn import sync
 
+    # Not fsspec's info(), which reports every failure as a missing file.
+    async def head() -> int | None:
+        session = await files.set_session()
+        async with session.head(files.encode_url(url), allow_redirects=True) as response:
+            if response.status in HEAD_REFUSED:
+                return None
+            response.raise_for_status()
+            length = response.headers.get("Content-Length")
+            return None if length is None else int(length)
 
-async def _http_size(files: Any, url: str) -> int | None:
-    session = await files.set_session()
-    async with session.head(files.encode_url(url), allow_redirects=True) as response:
-        if response.status in HEAD_REFUSED:
-            return None
-        response.raise_for_status()
-        length = response.headers.get("Content-Length")
-        return None if length is None else int(length)
-
-
-def _stream(url: str, start: int) -> Iterator[bytes]:
-    """Whole file in one request; after a failure it is asked for again, and what was given already is skipped."""
-    file: Any = None
-    at = start
-
-    def close() -> None:
-        nonlocal file
-        if file is not None:
-            file.close()
-            file = None
-
-    def next_piece() -> bytes:
-        nonlocal file
-        try:
-            if file is None:
-                file = _file_system(url).open(url, "rb", block_size=0)
-                skip = at
-                while skip and (passed := file.read(min(skip, PIECE))):
-                    skip -= len(passed)
-            return bytes(file.read(PIECE))
-        except Exception:
-            close()
-            raise
-
-    try:
-        while piece := retry(url, next_piece):
-            at += len(piece)
-            yield piece
-    finally:
-        close()
+    found: int | None = sync(files.loop, head, timeout=2 * retries.STALL_S)
+    return found
 
 
 def _file_system(url: str) -> Any:
-    """One per process and server: the thread and the connections of an asynchronous one do not survive a fork."""
+    """One per process and server: threads and connections of an asynchronous one do not survive a fork."""
     import fsspec
 
     if problem := refusal(url):  # fsspec would follow a chain, and import what a protocol names
@@ -288,24 +255,24 @@ def _file_system(url: str) -> Any:
     parts = urlsplit(url)
     key = os.getpid(), parts.scheme, parts.netloc
     if key not in _file_systems:
-        # The Hub's needs its listings: it would else ask for one with every read.
+        # Without its listings the Hub would be asked for one with every read.
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": parts.scheme == "hf"}
-        if parts.scheme in ("http", "https"):
-            options |= {"client_kwargs": _http_settings()}
+        if _is_web(url):
+            options |= {"client_kwargs": _web_settings()}
         elif parts.scheme in ("s3", "s3a"):
             timeouts = {"connect_timeout": retries.STALL_S, "read_timeout": retries.STALL_S}
             once = {"retries": {"total_max_attempts": 1}, "max_pool_connections": 64}
             options |= {"config_kwargs": {**timeouts, **once}}
         elif parts.scheme in ("gs", "gcs"):
-            options |= {"session_kwargs": {"timeout": _http_settings()["timeout"]}}
+            options |= {"session_kwargs": {"timeout": _web_settings()["timeout"]}}
         made = fsspec.core.url_to_fs(url, **options)[0]
         if hasattr(made, "retries"):
-            made.retries = 1  # The patience is ours.
+            made.retries = 1  # `retry` alone decides how often
         _file_systems.setdefault(key, made)
     return _file_systems[key]
 
 
-def _http_settings() -> dict[str, Any]:
+def _web_settings() -> dict[str, Any]:
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=retries.STALL_S, sock_read=retries.STALL_S)

@@ -1,7 +1,7 @@
-"""Trying again what may pass: patient, bounded in time, silent about secrets.
+"""Retries transient I/O errors with backoff. Never logs credentials.
 
-Connections that are refused or cut, answers of 5xx or 429, and servers that send nothing for `STALL_S` are met by
-trying again, with growing pauses, until `RETRY_S` are over; then comes an `UnreachableError`.
+Refused or cut connections, the HTTP answers 5xx and 429, and servers that send nothing for `STALL_S` are tried again
+with growing pauses. After `RETRY_S` the error is an `UnreachableError`.
 """
 
 import errno
@@ -16,110 +16,103 @@ from unetdist.cli.logs import logger
 from unetdist.errors import ConfigError, SourceError, UnetdistError
 
 RETRY_S = 300.0
-"""How long an operation is tried again before it is an error; `set_retry_s` changes it."""
+"""Seconds for which an operation is tried again; `set_retry_s` changes it."""
 STALL_S = 30.0
-"""A server that sends no byte for so long is asked again."""
+"""Seconds without a byte after which a server is asked again."""
 
 FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 15.0
 TELL_AFTER = 4
-"""Attempts after which the log tells why a run waits."""
+"""Failed attempts after which the log says why the run waits."""
 
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 LASTING_ERRNOS = {
-    *(
-        errno.EINVAL,
-        errno.EPERM,
-        errno.EACCES,
-        errno.ENOSYS,
-        errno.ENAMETOOLONG,
-        errno.EMSGSIZE,
-        errno.EREMCHG,
-    ),
-    *(errno.EISDIR, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE),
+    *(errno.EREMCHG, errno.EISDIR, errno.ENOTDIR, errno.EROFS),
 }
-PASSING_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505}
-"""Answers of HTTP that may be others later."""
+LASTING_ERRORS = (
+    *(PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError),
+    *(ValueError, NotImplementedError),
+)
+TRANSIENT_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505}
+"""HTTP answers that may be different later."""
 
 T = TypeVar("T")
 
 
 class UnreachableError(SourceError):
-    """A server that did not give what it was asked for until the deadline: not the fault of one sample."""
+    """A server did not deliver before the deadline; no single sample is to blame."""
 
 
 def set_retry_s(seconds: float) -> None:
-    """Set how long this process, and those forked from it later, try again before they give up."""
+    """Set for how long this process, and those forked from it later, try again before they give up."""
     global RETRY_S
     RETRY_S = seconds
 
 
 def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:
-    """The result of `action`, tried again while what went wrong may pass; `what` is done to `url`, for the message."""
-    began = time.monotonic()
+    """The result of `action`, repeated after transient errors. Messages say that `url` cannot be `what`."""
+    start = time.monotonic()
     for attempt in count(1):
         try:
             return action()
-        except (UnetdistError, TypeError, AttributeError):  # The latter two are mistakes of a program.
+        except (UnetdistError, TypeError, AttributeError):  # the latter two are bugs
             raise
-        except ImportError as error:
-            raise ConfigError(
-                f"{mask(url)}: {error}; install it, or copy the data set to a local folder."
-            ) from None
         except Exception as error:
-            # `from None` throughout: a chained traceback would print what is masked here.
-            if remedy := _remedy(error):
-                raise SourceError(f"cannot be {what}: {remedy}.", source=mask(url)) from None
-            if isinstance(error, FileNotFoundError) or status_of(error) in (404, 410):
-                raise FileNotFoundError(errno.ENOENT, "No such file", mask(url)) from None
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise  # the disk of this machine, whose owner knows what to remove
+            # `from None` throughout: a chained traceback would print the credentials that are masked here.
             cause = f"{type(error).__name__}: {mask(error) or 'no answer in time'}"[:400]
-            if not _may_pass(error):
-                raise SourceError(
-                    f"cannot be {what} ({cause}); check the address and your permission.", source=mask(url)
-                ) from None
-            waited = time.monotonic() - began
-            # Jitter from the system's generator, so that neither ranks nor their workers come back in step.
-            pause = random.SystemRandom().uniform(0.5, 1) * min(
-                FIRST_PAUSE_S * 2 ** (attempt - 1), MAX_PAUSE_S
-            )
+            if (lasting := _lasting(error, url, what, cause)) is not None:
+                raise lasting from None
+            waited = time.monotonic() - start
+            # Jitter from the system's generator, so that ranks and their workers do not return in step.
+            jitter = random.SystemRandom().uniform(0.5, 1)
+            pause = jitter * min(FIRST_PAUSE_S * 2 ** (attempt - 1), MAX_PAUSE_S)
             if waited + pause > RETRY_S:
                 raise UnreachableError(
                     f"could not be {what} in {attempt} attempts within {waited:.0f} s (last: {cause}); check the "
-                    "server and the connection, then run the same command again; data.retry_s of a run sets how long "
-                    "to wait.",
+                    "server and the connection, then run the same command again. data.retry_s sets how long a run "
+                    "waits.",
                     source=mask(url),
                 ) from None
             if attempt == TELL_AFTER:
                 logger.warning("%s: %s; trying again for up to %.0f s", mask(url), cause, RETRY_S)
         time.sleep(pause)
-    raise AssertionError  # count() does not end.
+    raise AssertionError  # count() does not end
 
 
-def _remedy(error: Exception) -> str:
-    """A remedy for errors that retrying cannot mend; empty if none is known."""
-    # aiohttp, requests and httpx each have a class of that name; fsspec calls it a missing file.
-    if "TooManyRedirects" in (type(error).__name__, type(error.__cause__).__name__):
-        return "the server redirects in a circle; check the address"
+def _lasting(error: Exception, url: str, what: str, cause: str) -> Exception | None:
+    """The error to raise where trying again would not help; None for a transient one."""
+    if isinstance(error, ImportError):
+        return ConfigError(f"{mask(url)}: {error}; install it, or copy the data set to a local folder.")
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        return (
-            "this process has as many files open as it may (ulimit -n); raise the limit, for example with ulimit -n "
-            "4096, or lower data.num_workers"
+        cause, advice = (
+            "too many open files in this process",
+            "raise the limit with ulimit -n 4096, or lower data.num_workers",
         )
-    return ""
+    # aiohttp, requests and httpx each have a class of this name; fsspec reports it as a missing file.
+    elif "TooManyRedirects" in (type(error).__name__, type(error.__cause__).__name__):
+        cause, advice = "the server redirects in a circle", "check the address"
+    elif isinstance(error, FileNotFoundError) or status_of(error) in (404, 410):
+        return FileNotFoundError(errno.ENOENT, "No such file", mask(url))
+    elif _is_transient(error):
+        return None
+    else:
+        advice = "check the address and your permission"
+    return SourceError(f"cannot be {what} ({cause}); {advice}.", source=mask(url))
 
 
-def _may_pass(error: Exception) -> bool:
-    status = status_of(error)
-    if status is not None:
-        return status in PASSING_STATUSES
+def _is_transient(error: Exception) -> bool:
+    if (status := status_of(error)) is not None:
+        return status in TRANSIENT_STATUSES
     if isinstance(error, OSError) and error.errno in LASTING_ERRNOS:
         return False
-    lasting = isinstance(error, (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError))
-    mistaken = isinstance(error, (ValueError, NotImplementedError))
-    return not lasting and not mistaken and "Credentials" not in type(error).__name__
+    return not isinstance(error, LASTING_ERRORS) and "Credentials" not in type(error).__name__
 
 
 def status_of(error: BaseException) -> int | None:
-    """The answer of HTTP behind an error of aiohttp (status), gcsfs (code), huggingface_hub or botocore (response)."""
+    """The HTTP status behind an error of aiohttp (status), gcsfs (code), huggingface_hub or botocore (response)."""
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
