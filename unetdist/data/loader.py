@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from torch.utils.data import DataLoader
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
 from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.batch import Batch, BatchPool, BatchSlot, batch_dtype
@@ -19,7 +20,6 @@ from unetdist.data.samples import Samples, TrainDataset, ValDataset
 from unetdist.data.workers import CAN_SHARE, MicroBatches, ValBatches, items, part_of, shards_of, work
 from unetdist.errors import ConfigError, DataError
 from unetdist.storage.folders import Folder, open_folder
-from unetdist.storage.remote import is_url
 from unetdist.storage.retries import set_retry_s
 
 
@@ -36,34 +36,28 @@ class DataConfig:
     prefetch: int = 4
     """Micro-batches that each worker prepares ahead."""
     lanes: int = 64
-    """Parts of an epoch that are read side by side; fixed for the life of a run, best a multiple of the
-    number of processes."""
+    """Parts of an epoch that are read side by side; fixed for the life of a run, best a multiple of the number of
+    processes."""
     window: int = 4096
     """Samples of a lane that are shuffled together; data sets up to this size are shuffled as a whole."""
     on_bad_sample: Literal["raise", "blank"] = "raise"
-    """A training sample that cannot be used stops the run, or becomes a blank image, wholly ignored."""
+    """What to do with a training sample that cannot be used: stop, or replace it by a blank, ignored image."""
     max_bad_samples: int = 100
-    """Blank samples (per process, since its start) after which the run stops nevertheless."""
+    """Blank samples per process and start after which the run stops all the same."""
     cache_dir: str = "~/.cache/unetdist/shards"
-    """Where shards of other machines are kept, by any number of runs: a folder on a disk of this machine."""
+    """Folder for copies of remote shards, on a disk of this machine; any number of runs may share it."""
     cache_gb: float = 100.0
-    """What all of them may take, in GB; the least recently used go first. 0: none are kept, and each sample is
-    a request."""
+    """Size of the cache in GB, for all runs together; the least recently used shards are evicted. 0: no cache, each
+    sample is a request."""
     retry_s: float = 300.0
     """Seconds for which a server that does not answer is tried again."""
     RETIRED: ClassVar = {"allow_pipe": False}
-    """Settings that runs of older versions name, and the values with which they change nothing."""
+    """Settings of older versions, and the values that change nothing."""
 
     def __post_init__(self) -> None:
-        for name, least, advice in (
-            ("num_workers", 0, 2),
-            ("prefetch", 1, 4),
-            ("lanes", 1, 64),
-            ("window", 1, 4096),
-            ("max_bad_samples", 0, 100),
-            ("cache_gb", 0, 100),
-            ("retry_s", 0, 300),
-        ):
+        minima = {"num_workers": (0, 2), "prefetch": (1, 4), "lanes": (1, 64), "window": (1, 4096)}
+        minima |= {"max_bad_samples": (0, 100), "cache_gb": (0, 100), "retry_s": (0, 300)}
+        for name, (least, advice) in minima.items():
             if getattr(self, name) < least:
                 raise ConfigError(
                     f"data.{name} ({getattr(self, name)}) must be {least} or more; use {advice}."
@@ -71,18 +65,17 @@ class DataConfig:
 
 
 def open_data(cfg: DataConfig, location: str) -> tuple[Folder, Manifest]:
-    """The folder of shards at a path or URL, and its manifest; first thing of a run that may ask a server."""
-    set_retry_s(cfg.retry_s)
+    """The folder of shards at a path or URL, and its manifest."""
+    set_retry_s(cfg.retry_s)  # before the first request of a run
     folder = open_folder(location)
     return folder, Manifest.load(folder)
 
 
 def open_reader(cfg: DataConfig, folder: str | Path | Folder, manifest: Manifest) -> ShardReader:
-    """With a cache where shards lie on other machines, unless it is switched off."""
+    """A reader of the shards, with a cache for remote ones unless `cache_gb` is 0."""
     folder = open_folder(folder)
-    is_remote = not folder.is_local or any(is_url(shard.name) for shard in manifest.shards)
     cache = None
-    if is_remote and cfg.cache_gb:
+    if cfg.cache_gb and not all(folder.is_in_place(shard.name) for shard in manifest.shards):
         cache = ShardCache(Path(cfg.cache_dir).expanduser(), int(cfg.cache_gb * 1e9))
     return ShardReader(folder, manifest, cache=cache)
 
@@ -90,9 +83,9 @@ def open_reader(cfg: DataConfig, folder: str | Path | Folder, manifest: Manifest
 def fetch_ahead(
     reader: ShardReader, upcoming: Upcoming, first_position: int, local_world_size: int
 ) -> Prefetcher | None:
-    """A process that fetches shards before they are needed; the ranks of a machine share half its cache.
+    """Start a process that fetches shards before they are needed; None where nothing is remote.
 
-    None where there is nothing to fetch, and where processes cannot be forked: samples are then read one by one.
+    The ranks of a machine share half of its cache. Without fork there is no such process: samples are read one by one.
     """
     if reader.cache is None or not CAN_SHARE:
         return None
@@ -126,24 +119,19 @@ def train_loader(
 ) -> Generator[list[Batch], None, None]:
     """Endless steps of this rank, each the list of its micro-batches, beginning at sample `from_sample`.
 
-    The samples of a step and their pixels are the same for any world size, number of workers and micro-batch
-    size: they depend on `seed` and the position alone. `channels` is what the model takes (1, 3 or 4). From epoch
-    `native_from` on nothing is scaled or mixed.
-    `ConfigError` and `DataError` come at once where they can be known, else from the iterator.
+    Samples and pixels of a step depend on `seed` and its position alone, not on processes, workers or micro-batches.
+    `channels` is what the model takes (1, 3 or 4). From epoch `native_from` on nothing is scaled or mixed.
+    `ConfigError` and `DataError` come at once if they can be known, else from the iterator.
     """
-    blank_size = _train_size(augment_cfg, manifest, folder)
     check_batch_sizes(global_batch_size, micro_batch_size, world_size)
+    part = {"global_batch_size": global_batch_size, "rank": rank, "world_size": world_size}
+    size = _train_size(augment_cfg, manifest, folder)
     order = Order(manifest.shard_sizes, seed=seed, lanes=cfg.lanes, window=cfg.window)
     reader = open_reader(cfg, folder, manifest)
     reader.check(rank=rank, world_size=world_size)
-    upcoming = partial(order.upcoming, global_batch_size=global_batch_size, rank=rank, world_size=world_size)
-    prefetcher = fetch_ahead(reader, upcoming, from_sample, local_world_size)
+    prefetcher = fetch_ahead(reader, partial(order.upcoming, **part), from_sample, local_world_size)
     accumulation = global_batch_size // (world_size * micro_batch_size)
-    pool = None
-    if cfg.num_workers and CAN_SHARE:
-        # What workers have under way or ready, and two steps that the trainer may hold.
-        num_slots = cfg.num_workers * cfg.prefetch + 2 * accumulation + 1
-        pool = BatchPool(num_slots, batch_dtype(micro_batch_size, blank_size, channels, num_classes))
+    pool = _batch_pool(cfg, accumulation, batch_dtype(micro_batch_size, size, channels, num_classes))
     augmenter = Augmenter(
         augment_cfg,
         seed=seed,
@@ -151,28 +139,26 @@ def train_loader(
         mean=manifest.mean,
         native_from=native_from,
     )
-    dataset = TrainDataset(
-        Samples(reader, channels=channels, num_classes=num_classes),
-        augmenter,
-        on_bad_sample=cfg.on_bad_sample,
-        blank_size=blank_size,
-        pool=pool,
-    )
+    samples = Samples(reader, channels=channels, num_classes=num_classes)
+    dataset = TrainDataset(samples, augmenter, on_bad_sample=cfg.on_bad_sample, blank_size=size, pool=pool)
     requests = MicroBatches(
         order,
-        global_batch_size=global_batch_size,
         micro_batch_size=micro_batch_size,
-        rank=rank,
-        world_size=world_size,
         from_sample=from_sample,
         pool=pool,
-        progress=prefetcher.position if prefetcher else None,
+        progress=prefetcher and prefetcher.position,
         has_partners=augmenter.mixer.is_on,
+        **part,
     )
-    batches = work(
-        dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory
-    )
+    batches = _work(cfg, dataset, requests, pin_memory)
     return _steps(batches, accumulation, cfg.max_bad_samples, reader.folder, prefetcher)
+
+
+def _batch_pool(cfg: DataConfig, accumulation: int, dtype: np.dtype[np.void]) -> BatchPool | None:
+    if not (cfg.num_workers and CAN_SHARE):
+        return None
+    # The batches that workers have in progress or ready, and two steps that the trainer may hold.
+    return BatchPool(cfg.num_workers * cfg.prefetch + 2 * accumulation + 1, dtype)
 
 
 def val_loader(
@@ -188,7 +174,7 @@ def val_loader(
     local_world_size: int = 1,
     pin_memory: bool = False,
 ) -> "ValLoader":
-    """Whole images of this rank's part of the samples: each once, unchanged, none padded."""
+    """Whole images of this rank's part of the samples: each once, unchanged and without padding."""
     if batch_size < 1:
         raise ConfigError(f"batch_size ({batch_size}) must be 1 or more; use 8.")
     reader = open_reader(cfg, folder, manifest)
@@ -198,15 +184,13 @@ def val_loader(
         reader, lambda _: shards_of(manifest.shard_sizes, mine), mine.start, local_world_size
     )
     dataset = ValDataset(Samples(reader, channels=channels, num_classes=num_classes))
-    requests = ValBatches(
-        mine,
-        batch_size=batch_size,
-        progress=prefetcher.position if prefetcher else None,
-    )
-    batches = work(
-        dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory
-    )
+    requests = ValBatches(mine, batch_size=batch_size, progress=prefetcher and prefetcher.position)
+    batches = _work(cfg, dataset, requests, pin_memory)
     return ValLoader(batches, prefetcher)
+
+
+def _work(cfg: DataConfig, dataset: Dataset[Any], requests: Any, pin_memory: bool) -> "DataLoader[Any]":
+    return work(dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory)
 
 
 class ValLoader:
@@ -214,10 +198,10 @@ class ValLoader:
 
     def __init__(self, batches: "DataLoader[Any]", prefetcher: Prefetcher | None = None) -> None:
         self._batches = batches
-        self._prefetcher = prefetcher  # It ends with this object.
+        self._prefetcher = prefetcher  # it ends with this object
 
     def __iter__(self) -> Iterator[Batch]:
-        """Every sample of this rank once; a bad sample always raises, for the metric is exact."""
+        """Every sample of this rank once. A bad sample always raises, or the metric would not be exact."""
         for batches in items(self._batches):
             yield from batches
 
@@ -225,7 +209,7 @@ class ValLoader:
 def _train_size(
     augment_cfg: AugmentConfig, manifest: Manifest, folder: str | Path | Folder
 ) -> tuple[int, int]:
-    """(height, width) of what is trained on; `ConfigError` where whole pictures differ."""
+    """(height, width) of the training images; `ConfigError` if whole images differ in size."""
     if augment_cfg.crop_size is None and manifest.min_size != manifest.max_size:
         (low_h, low_w), (high_h, high_w) = manifest.min_size, manifest.max_size
         raise ConfigError(
@@ -237,7 +221,7 @@ def _train_size(
 
 
 def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
-    """`ConfigError` unless the global batch falls into equal micro-batches on all ranks."""
+    """Raise `ConfigError` unless the global batch splits into equal micro-batches on all ranks."""
     unit = world_size * micro_batch_size
     if micro_batch_size < 1 or global_batch_size < 1:
         raise ConfigError(
