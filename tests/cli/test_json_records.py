@@ -68,7 +68,7 @@ def test_what_fits_becomes_the_dataclass():
         ({"kind": "c"}, r"kind \('c'\) must be one of 'a', 'b' or null"),
         ({"sha256": "../x"}, "sha256 .* must be of the form"),
         ({"extra": []}, r"extra \(a list of 0\) must be an object or null"),
-        ({"colour": 1}, "has 'colour', of which this version knows nothing"),
+        ({"colour": 1}, "has 'colour', which this version does not know"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message):

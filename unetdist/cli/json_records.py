@@ -1,4 +1,4 @@
-"""JSON that may be damaged or forged, read into dataclasses: a field's type says all that its value may be.
+"""Reads JSON that may be damaged or forged into dataclasses, whose field types say everything that is allowed.
 
 `Annotated[int, range(256)]` narrows a number to a range, `Annotated[int, (1, 3, 4)]` to a choice, and
 `Annotated[str, re.compile("[0-9a-f]*")]` a text to a pattern.
@@ -7,15 +7,13 @@
 import dataclasses
 import hashlib
 import json
-import math
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
-Reader = Callable[[Any], Any]
 
 Count = Annotated[int, range(2**63)]
 """How many, how large, or where."""
@@ -34,14 +32,15 @@ _WORDS = {
 
 
 class _WrongError(ValueError):
-    """The value of a field is not what its type says."""
+    """The value at `place` is not what its type says."""
 
-    def inside(self, place: str) -> "_WrongError":
-        return _WrongError(f"{place}{self}")
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place.lstrip('.')} {problem}".strip())
+        self.place, self.problem = place, problem
 
 
 def parse(text: bytes | str) -> Any:
-    """The value that JSON writes; `ValueError` for what is none, holds NaN or a name twice, or is nested too deeply."""
+    """The value of a JSON text; `ValueError` if it is not JSON, has NaN or a name twice, or is nested too deeply."""
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except RecursionError:
@@ -49,22 +48,20 @@ def parse(text: bytes | str) -> Any:
 
 
 def build(cls: type[Record], value: object) -> Record:
-    """The JSON `value` as a dataclass, or as another type of JSON; `ValueError` names the field that is wrong."""
+    """The JSON `value` as a dataclass or another type of JSON; a `ValueError` names the field that is wrong."""
     try:
-        return cast(Record, _reader(cast(Hashable, cls))(value))
-    except _WrongError as error:
-        raise ValueError(str(error).lstrip(".").strip()) from None
+        return cast(Record, _read(cls, value, ""))
     except RecursionError:
         raise ValueError("brackets are nested too deeply") from None
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, and a hash of them, by which `unsealed` tells damage."""
+    """The values with a hash of them, by which `unsealed` finds damage."""
     return {**values, SEAL: _hash(values)}
 
 
 def unsealed(values: Any, *, is_required: bool = False) -> dict[str, Any]:
-    """The values without their hash; `ValueError` where they are others, or have none although it is required."""
+    """The values without their hash; `ValueError` if it does not match, or is required and missing."""
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
     rest = {name: value for name, value in values.items() if name != SEAL}
@@ -92,132 +89,81 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @cache
-def _reader(hint: Any) -> Reader:
-    """A function from a JSON value to a value of the type `hint`."""
-    origin, args = get_origin(hint), get_args(hint)
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint), get_args(hint)
+
+
+def _read(hint: Any, value: Any, place: str) -> Any:
+    """The JSON value at `place` as a value of the type `hint`."""
+    origin, args = _parts(hint)
     if hint is Any:
-        return lambda value: value
+        return value
     if origin is Annotated:
-        return _narrowed(_reader(args[0]), hint)
+        found, rule = _read(args[0], value, place), hint.__metadata__[0]
+        is_allowed = rule.fullmatch if isinstance(rule, re.Pattern) else rule.__contains__
+        return found if is_allowed(found) else _refuse(place, value, hint)
     if dataclasses.is_dataclass(hint):
-        return _dataclass_reader(hint)
+        return _read_dataclass(hint, value, place)
     if origin in (Union, UnionType):
-        return _union_reader([_reader(arg) for arg in args], _words(hint))
+        return _read_union(hint, args, value, place)
     if origin is Literal:
-        return lambda value: (
-            value if any(type(value) is type(arg) and value == arg for arg in args) else _wrong(value, hint)
-        )
+        is_allowed = any(type(value) is type(arg) and value == arg for arg in args)
+        return value if is_allowed else _refuse(place, value, hint)
     if origin is tuple:
-        if args[1:] == (...,):
-            return _list_reader(_reader(args[0]), hint)
-        return _fixed_list_reader([_reader(arg) for arg in args], hint)
+        is_any_length = args[1:] == (...,)
+        if not isinstance(value, list) or not (is_any_length or len(value) == len(args)):
+            _refuse(place, value, hint)
+        hints = args[:1] * len(value) if is_any_length else args
+        pairs = enumerate(zip(hints, value, strict=True))
+        return tuple(_read(inner, item, f"{place}[{at}]") for at, (inner, item) in pairs)
     if origin is dict:
-        return _dict_reader(_reader(args[1]), hint)
-    return _scalar_reader(hint)
+        if not isinstance(value, dict):
+            _refuse(place, value, hint)
+        return {name: _read(args[1], item, f"{place}.{_short(name)}") for name, item in value.items()}
+    if hint is float:
+        is_number = type(value) in (int, float) and abs(value) < 2**1023
+        return float(value) if is_number else _refuse(place, value, hint)
+    is_right = type(value) is hint and (hint is not int or -(2**63) <= value < 2**63)
+    return value if is_right else _refuse(place, value, hint)
 
 
-def _scalar_reader(kind: type) -> Reader:
-    if kind is float:
-
-        def number(value: Any) -> float:
-            if type(value) not in (int, float) or not abs(value) < 2**1023 or not math.isfinite(value):
-                _wrong(value, float)
-            return float(value)
-
-        return number
-    if kind is int:
-        return lambda value: value if type(value) is int and -(2**63) <= value < 2**63 else _wrong(value, int)
-    if kind not in _WORDS:
-        raise TypeError(f"{kind} is no type of JSON")
-    return lambda value: value if type(value) is kind else _wrong(value, kind)
-
-
-def _narrowed(read: Reader, hint: Any) -> Reader:
-    rule = hint.__metadata__[0]
-    is_allowed = rule.fullmatch if isinstance(rule, re.Pattern) else rule.__contains__
-
-    def narrowed(value: Any) -> Any:
-        return found if is_allowed(found := read(value)) else _wrong(value, hint)
-
-    return narrowed
-
-
-def _dataclass_reader(cls: Any) -> Reader:
+@cache
+def _fields(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """The type of each field of a dataclass, and the names of those without a default."""
     hints = get_type_hints(cls, include_extras=True)
-    readers = {field.name: _reader(hints[field.name]) for field in dataclasses.fields(cls)}
-    needed = {
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
-
-    def read(value: Any) -> Any:
-        if not isinstance(value, dict):
-            _wrong(value, dict)
-        if missing := needed - value.keys():
-            raise _WrongError(f" lacks {', '.join(sorted(missing))}")
-        if unknown := value.keys() - readers.keys():
-            names = _short(", ".join(sorted(unknown)))
-            raise _WrongError(f" has {names}, of which this version knows nothing")
-        return cls(**{name: _at(f".{name}", readers[name], item) for name, item in value.items()})
-
-    return read
+    fields = dataclasses.fields(cls)
+    missing = dataclasses.MISSING
+    needed = {field.name for field in fields if field.default is field.default_factory is missing}
+    return {field.name: hints[field.name] for field in fields}, frozenset(needed)
 
 
-def _union_reader(readers: list[Reader], words: str) -> Reader:
-    def read(value: Any) -> Any:
-        problems = []
-        for reader in readers:
-            try:
-                return reader(value)
-            except _WrongError as error:
-                problems.append(error)
-        # A list or an object can only have meant one of the types: what is wrong inside it says more.
-        inner = [error for error in problems if not str(error).startswith(" (")]
-        raise inner[0] if inner else _WrongError(f" ({_short(value)}) must be {words}")
-
-    return read
-
-
-def _list_reader(read: Reader, hint: Any) -> Reader:
-    def read_all(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            _wrong(value, hint)
-        return tuple(_at(f"[{place}]", read, item) for place, item in enumerate(value))
-
-    return read_all
-
-
-def _fixed_list_reader(readers: list[Reader], hint: Any) -> Reader:
-    def read_all(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list) or len(value) != len(readers):
-            _wrong(value, hint)
-        return tuple(
-            _at(f"[{place}]", read, item)
-            for place, (read, item) in enumerate(zip(readers, value, strict=True))
+def _read_dataclass(cls: Any, value: Any, place: str) -> Any:
+    if not isinstance(value, dict):
+        _refuse(place, value, dict)
+    hints, needed = _fields(cls)
+    if missing := needed - value.keys():
+        raise _WrongError(place, f"lacks {', '.join(sorted(missing))}")
+    if unknown := value.keys() - hints.keys():
+        raise _WrongError(
+            place, f"has {_short(', '.join(sorted(unknown)))}, which this version does not know"
         )
-
-    return read_all
-
-
-def _dict_reader(read: Reader, hint: Any) -> Reader:
-    def read_all(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            _wrong(value, hint)
-        return {name: _at(f".{_short(name)}", read, item) for name, item in value.items()}
-
-    return read_all
+    return cls(**{name: _read(hints[name], item, f"{place}.{name}") for name, item in value.items()})
 
 
-def _at(place: str, read: Reader, value: Any) -> Any:
-    try:
-        return read(value)
-    except _WrongError as error:
-        raise error.inside(place) from None
+def _read_union(hint: Any, args: tuple[Any, ...], value: Any, place: str) -> Any:
+    problems = []
+    for arg in args:
+        try:
+            return _read(arg, value, place)
+        except _WrongError as error:
+            problems.append(error)
+    # A list or an object can only have meant one of the types: what is wrong inside it says more.
+    inner = [error for error in problems if error.place != place or not error.problem.startswith("(")]
+    raise inner[0] if inner else _WrongError(place, f"({_short(value)}) must be {_words(hint)}")
 
 
-def _wrong(value: Any, hint: Any) -> Any:
-    raise _WrongError(f" ({_short(value)}) must be {_words(hint)}")
+def _refuse(place: str, value: Any, hint: Any) -> Any:
+    raise _WrongError(place, f"({_short(value)}) must be {_words(hint)}")
 
 
 def _short(value: object) -> str:
