@@ -81,9 +81,9 @@ def test_what_does_not_fit_is_named(changes, message):
     [
         (b"[" * 10**5, "nested too deeply"),
         (b'{"a":' * 10**5, "nested too deeply"),
-        (b"NaN", "NaN is no JSON"),
-        (b"-Infinity", "is no JSON"),
-        (b'{"a": 1, "a": 2}', "stands twice"),
+        (b"NaN", "NaN is not JSON"),
+        (b"-Infinity", "is not JSON"),
+        (b'{"a": 1, "a": 2}', "same name twice"),
         (b"\xff\xfe\xfd", "codec"),
         (b"1" * 5000, "4300 digits"),
         (b"", "Expecting value"),
@@ -102,7 +102,7 @@ def test_a_seal_tells_damage():
         unsealed(values, is_required=True)
     with pytest.raises(ValueError, match="its sha256 is"):
         unsealed({**sealed(values), "b": 1})
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="not a JSON object"):
         unsealed([])
 
 

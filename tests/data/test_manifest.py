@@ -79,7 +79,7 @@ def change_manifest(folder: Path, **changes) -> None:
         ({"std": [1, 2, -3]}, r"damaged \(std .* is negative"),
         ({"channels": 2}, r"damaged \(channels \(2\)"),
         ({"class_pixels": [1, 2]}, r"damaged \(class_pixels has 2 numbers for 1 classes"),
-        ({"mask_format": "color"}, r"damaged \(of mask_format and unknown_colors one is null"),
+        ({"mask_format": "color"}, r"damaged \(only one of mask_format and unknown_colors is null"),
         (
             {"palette_records": [{"index": 0, "id": 999, "name": "x", "color": [1, 2, 3]}]},
             r"damaged .*id \(999\)",

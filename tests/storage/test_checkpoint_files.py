@@ -123,7 +123,7 @@ def flip(data: bytes) -> bytes:
         (".safetensors", None, "step_00000010.safetensors is missing"),
         (".json", lambda data: data[:-1], "step_00000010.json is damaged: Expecting ',' delimiter"),
         (".json", lambda data: b"", "step_00000010.json is damaged: Expecting value"),
-        (".json", lambda data: b"[]", "step_00000010.json is damaged: it is no JSON object"),
+        (".json", lambda data: b"[]", "step_00000010.json is damaged: it is not a JSON object"),
         (".json", lambda data: b"\xff", "step_00000010.json is damaged: 'utf-8' codec can't decode"),
         (".json", lambda data: data.replace(b'"step": 10', b'"step": 12'), "is damaged: its sha256 is "),
         (".json", None, "step_00000010.json is missing"),

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 Record = TypeVar("Record")
 
 Count = Annotated[int, range(2**63)]
-"""How many, how large, or where."""
+"""Number, size or offset."""
 Hex = Annotated[str, re.compile("[0-9a-f]*")]
 """A hash."""
 
@@ -63,7 +63,7 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
 def unsealed(values: Any, *, is_required: bool = False) -> dict[str, Any]:
     """The values without their hash; `ValueError` if it does not match, or is required and missing."""
     if not isinstance(values, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     rest = {name: value for name, value in values.items() if name != SEAL}
     if (is_required or SEAL in values) and (found := _hash(rest)) != values.get(SEAL):
         raise ValueError(f"its sha256 is {found} instead of {values.get(SEAL)}")
@@ -78,13 +78,13 @@ def _hash(values: object) -> str:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("an object has the same name twice")
     return values
 
 
@@ -121,6 +121,7 @@ def _read(hint: Any, value: Any, place: str) -> Any:
             _refuse(place, value, hint)
         return {name: _read(args[1], item, f"{place}.{_short(name)}") for name, item in value.items()}
     if hint is float:
+        # NaN and infinity compare as not smaller.
         is_number = type(value) in (int, float) and abs(value) < 2**1023
         return float(value) if is_number else _refuse(place, value, hint)
     is_right = type(value) is hint and (hint is not int or -(2**63) <= value < 2**63)

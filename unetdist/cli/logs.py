@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: log lines with the rank, progress bars, errors without tracebacks."""
+"""The terminal: log lines with the rank, progress bars, errors without tracebacks."""
 
 import errno
 import json
@@ -42,7 +42,7 @@ PLAIN_PROGRESS_EVERY_S = 15.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 BACKENDS = ("/gloo/", "[Gloo]", "NCCL")
-"""What torch's errors of collectives contain."""
+"""Words in the errors of torch's collectives."""
 
 
 class _Formatter(logging.Formatter):
@@ -67,10 +67,10 @@ def set_up_logging(*, rank: int = 0, world_size: int = 1) -> None:
 
 
 class ProgressBar(Protocol):
-    """What `progress` gives to its caller."""
+    """A bar that `progress` yields."""
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Count `amount` more of the total as done; `note` is shown beside the bar."""
+        """Count `amount` more of the total as done; `note` is shown next to the bar."""
 
 
 class _RichBar:
@@ -109,7 +109,7 @@ class _NoBar:
 def progress(
     description: str, total: int | None, *, completed: int = 0, enabled: bool = True
 ) -> Iterator[ProgressBar]:
-    """A progress bar on a terminal, a log line now and then elsewhere, nothing where `enabled` is false."""
+    """A progress bar on a terminal, log lines elsewhere, nothing if `enabled` is false."""
     if not enabled:
         yield _NoBar()
     elif not console.is_terminal:
@@ -152,10 +152,10 @@ def run_script(main: Callable[[], int | None]) -> None:
     except RuntimeError as error:
         if not any(backend in str(error) for backend in BACKENDS):
             raise
-        # Not told to the launcher, whose report ends with the cause: that is with the other process.
+        # Not for the launcher, whose report ends with the cause: the other process has it.
         _print_error(
-            "the connection to another process of the run is lost: it ended, or its machine or network is gone; what "
-            f"it said last tells why, and the same command continues the run. ({str(error).splitlines()[0]})"
+            "the connection to another process of the run is lost: it ended, or its machine or network is gone. Its "
+            f"last messages say why; the same command continues the run. ({str(error).splitlines()[0]})"
         )
         code = 1
     except KeyboardInterrupt:
@@ -170,7 +170,7 @@ def _print_error(text: object) -> None:
 
 
 def tell_launcher(text: str) -> None:
-    """Let torchrun end its report, forty lines after ours, with the cause: in the file that it gives each process."""
+    """Write the cause into the file that torchrun gives each process, so that its report ends with it."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         message = {"message": mask(text), "extraInfo": {"timestamp": str(int(time.time()))}}
         with suppress(OSError):

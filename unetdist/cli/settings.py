@@ -1,4 +1,4 @@
-"""A YAML file and `--section.field value` become frozen dataclasses, or an error that names the key."""
+"""Turns YAML files and `--section.field value` into frozen dataclasses, or raises an error that names the key."""
 
 import dataclasses
 import difflib
@@ -18,7 +18,7 @@ MOST_BYTES = 1 << 20
 """Largest YAML file in bytes; parsing reads about 50 kB per second."""
 
 MOST_VALUES = 20_000
-"""In a YAML file: shards may be listed one by one."""
+"""Most values in a YAML file."""
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -26,10 +26,10 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: str) -> Settings:
     """Build `cls` from command-line arguments: defaults, then `--config` files, then `--section.field value`.
 
-    `--field value` will do where one section alone has that field.
-    `--help` and `--print_config` print and exit. Raises `ConfigError` for anything that is not understood.
+    `--field value` is enough if only one section has that field. `--help` and `--print_config` print and exit.
+    Raises `ConfigError` for anything else.
     """
-    # Left to argparse, the usage would name every setting twice, screens before the first word of help.
+    # The usage that argparse makes names every setting twice, on screens before the first word of help.
     usage = f"{prog} [--config FILE] [--section.field value ...]"
     parser = _parser(cls, prog=prog, usage=usage, description=description)
     words = _with_checked_files(argv, cls)
@@ -58,12 +58,12 @@ def to_mapping(settings: Any) -> dict[str, Any]:
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """What `to_mapping` gave as a YAML file, which `--config` reads back to equal settings."""
+    """The result of `to_mapping` as YAML, which `--config` reads back to equal settings."""
     return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """As `to_mapping`, the settings of a class that have a default."""
+    """The settings of a class that have a default, in the form of `to_mapping`."""
     given: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         if field.default is not dataclasses.MISSING:
@@ -76,10 +76,10 @@ def defaults(cls: type) -> dict[str, Any]:
 
 
 def without_retired(values: Mapping[str, Any], cls: type, *, where: str, prefix: str = "") -> dict[str, Any]:
-    """The settings without those that older versions had: `RETIRED` of a section, with values that did nothing.
+    """The settings without those of older versions (`RETIRED` of a section) whose values changed nothing.
 
     Raises:
-        ConfigError: one of them has another value, which is no longer possible.
+        ConfigError: One of them has another value, which is no longer possible.
     """
     retired = getattr(cls, "RETIRED", {})
     kept: dict[str, Any] = {}
@@ -95,7 +95,7 @@ def without_retired(values: Mapping[str, Any], cls: type, *, where: str, prefix:
 
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `below`, in their sections those of `above` in place of theirs."""
+    """The settings of `below`, replaced by those of `above` where both have them."""
     laid = dict(below)
     for key, value in above.items():
         under = laid.get(key)
@@ -130,7 +130,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the closest known word, else a list of what is known."""
+    """`; did you mean 'x'?` for the closest known word, or a list of the known words."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
 
@@ -163,7 +163,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def _plain(error: Exception) -> str:
-    """The parser's message on one line, in our words."""
+    """The parser's message on one line, in plain English."""
     text = re.sub(r"\s*\n\s*-?\s*", " ", str(error)).strip()
     text = re.sub(r"Parser key \"([^\"]+)\":?", r"\1:", text)
     text = re.sub(
@@ -195,9 +195,9 @@ def _plain_type_error(text: str) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error instead of the last one winning in silence.
+    """YAML in which a repeated key is an error: the standard loader silently takes the last one.
 
-    What aliases (`*name`) stand for counts as if it were written out: a few lines of them can stand for 10^9 values.
+    Aliases (`*name`) count as if they were written out: a few lines of them can stand for 10^9 values.
     """
 
     def __init__(self, text: str) -> None:
@@ -210,9 +210,7 @@ class _StrictLoader(yaml.SafeLoader):
         if node is None or (is_alias and node in self._sizes):
             return node
         if is_alias:
-            raise yaml.constructor.ConstructorError(
-                problem="an alias (*name) stands inside of what it is for"
-            )
+            raise yaml.constructor.ConstructorError(problem="an alias (*name) is inside of its own value")
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         inner = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
         self._sizes[node] = 1 + sum(self._sizes[one] for one in inner)
@@ -229,14 +227,14 @@ class _StrictLoader(yaml.SafeLoader):
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(
-                    problem=f"'{key}' stands twice (line {line}); remove one"
+                    problem=f"'{key}' is given twice (line {line}); remove one"
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(file: Path) -> Mapping[str, Any]:
-    """The mapping in a YAML file; `ConfigError` where it is absent, not YAML, or has a key twice."""
+    """The mapping in a YAML file; `ConfigError` if it is absent, not YAML, or has a key twice."""
     try:
         with open(file, "rb") as opened:
             text = opened.read(MOST_BYTES + 1)
@@ -246,7 +244,7 @@ def read_yaml(file: Path) -> Mapping[str, Any]:
 
 
 def parse_yaml(text: bytes, *, where: str) -> Mapping[str, Any]:
-    """The mapping that YAML in UTF-8 writes; `ConfigError`, opened by `where`, where it is none or has a key twice."""
+    """The mapping in a YAML text (UTF-8); `ConfigError`, which begins with `where`, if it is none or repeats a key."""
     if len(text) > MOST_BYTES:
         raise ConfigError(
             f"{where}: has more than {MOST_BYTES} bytes; give the YAML file of a run's settings"
@@ -255,7 +253,7 @@ def parse_yaml(text: bytes, *, where: str) -> Mapping[str, Any]:
         values = yaml.load(text.decode(), Loader=_StrictLoader)
     except RecursionError:
         raise ConfigError(f"{where}: its brackets are nested too deep; settings have a few levels") from None
-    # Beside errors of its own the library lets those of Python's types through: dates, numbers, keys.
+    # The library lets errors of Python's types through: dates, numbers, keys.
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{where}: not readable as YAML: {_plain(error)}") from None
     if not isinstance(values, Mapping):
@@ -285,7 +283,7 @@ def _check_keys(values: Mapping[str, Any], cls: type, *, where: str, prefix: str
 
 
 def _dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
-    """`seed`, `model.widths` ...: what can be given a value."""
+    """The names of all settings: `seed`, `model.widths` ..."""
     for name, section in _sections(cls).items():
         if section is None:
             yield prefix + name
@@ -294,7 +292,7 @@ def _dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def _with_checked_files(argv: Sequence[str], cls: type) -> list[str]:
-    """The words, with the text of a config file in place of its path where it names settings that are gone."""
+    """The words; the path of a config file with retired settings is replaced by its text without them."""
     words = list(argv)
     for at, word in enumerate(argv):
         option = "--config=" if word.startswith("--config=") else ""
@@ -310,7 +308,7 @@ def _with_checked_files(argv: Sequence[str], cls: type) -> list[str]:
 
 
 def _in_full(argv: Sequence[str], cls: type) -> list[str]:
-    """`--field` as `--section.field`; refuses unknown ones with a suggestion, and argparse's own abbreviations."""
+    """The words with `--field` as `--section.field`. Refuses unknown fields with a suggestion, and abbreviations."""
     names = [*_dotted_names(cls), "config"]
     known = {*names, "help", "print_config"}
     words = []

@@ -41,13 +41,13 @@ class DataConfig:
     window: int = 4096
     """Samples of a lane that are shuffled together; data sets up to this size are shuffled as a whole."""
     on_bad_sample: Literal["raise", "blank"] = "raise"
-    """What to do with a training sample that cannot be used: stop, or replace it by a blank, ignored image."""
+    """Treatment of a training sample that cannot be used: stop, or replace it by a blank, ignored image."""
     max_bad_samples: int = 100
     """Blank samples per process and start after which the run stops all the same."""
     cache_dir: str = "~/.cache/unetdist/shards"
     """Folder for copies of remote shards, on a disk of this machine; any number of runs may share it."""
     cache_gb: float = 100.0
-    """Size of the cache in GB, for all runs together; the least recently used shards are evicted. 0: no cache, each
+    """Size of the cache in GB, shared by all runs; the least recently used shards are evicted. 0: no cache, each
     sample is a request."""
     retry_s: float = 300.0
     """Seconds for which a server that does not answer is tried again."""
@@ -121,7 +121,7 @@ def train_loader(
 
     Samples and pixels of a step depend on `seed` and its position alone, not on processes, workers or micro-batches.
     `channels` is what the model takes (1, 3 or 4). From epoch `native_from` on nothing is scaled or mixed.
-    `ConfigError` and `DataError` come at once if they can be known, else from the iterator.
+    `ConfigError` and `DataError` come at once if possible, otherwise from the iterator.
     """
     check_batch_sizes(global_batch_size, micro_batch_size, world_size)
     part = {"global_batch_size": global_batch_size, "rank": rank, "world_size": world_size}

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a folder of shards holds; written last: a folder without it is no data set."""
+"""`manifest.json`, which describes a folder of shards. It is written last: a folder without it is unfinished."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ Pixels = Annotated[int, range(1, 2**31)]
 """A height or a width."""
 
 _LEAST_SAMPLE = 1024
-"""Bytes of a sample in a tar: the headers of its image and its mask."""
+"""Smallest size of a sample in a tar: the headers of its image and its mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,18 @@ class Shard:
     """One tar file of the data set."""
 
     name: Annotated[str, re.compile(r"[^\0]*")]
-    """File name in the folder; or a URL or an absolute path, where the tar lies elsewhere."""
+    """File name in the folder, or the URL or absolute path of a tar elsewhere."""
     num_samples: Count
     num_bytes: Count
     """Size of the tar."""
     sha256: Hex
-    """Of the tar, in hexadecimal."""
+    """Hash of the tar, in hexadecimal."""
     index_sha256: Hex = ""
-    """Of the index: the same tar may be indexed with other masks. Empty: unknown, it is not compared."""
+    """Hash of the index: the same tar may be indexed with other masks. Empty: unknown, and not compared."""
 
     @property
     def index_name(self) -> str:
-        """Of its index, always in the folder of the manifest."""
+        """Name of its index, always in the folder of the manifest."""
         if "/" in self.name:
             return f"{PurePosixPath(urlsplit(self.name).path).name}-{self.sha256[:12]}.idx"
         return f"{self.name}.idx"
@@ -55,7 +55,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The shards of a data set in order, its classes, and what was counted while the shards were written.
+    """The shards of a data set in order, its classes, and the counts taken while the shards were written.
 
     A sample's id is its global number: shards in this order, rows in the order of each shard.
     """
@@ -73,43 +73,43 @@ class Manifest:
     num_samples: Count
     num_pixels: Count
     channels: Annotated[int, (1, 3, 4)]
-    """What most images are: 1 grey, 3 RGB, 4 RGBA."""
+    """Channels of most images: 1 grey, 3 RGB, 4 RGBA."""
     mean: tuple[float, float, float]
-    """Of red, green, blue over all pixels, 0..255."""
+    """Mean of red, green, blue over all pixels, 0..255."""
     std: tuple[float, float, float]
-    """Of red, green, blue over all pixels, 0..255."""
+    """Standard deviation of red, green, blue over all pixels, 0..255."""
     min_size: tuple[Pixels, Pixels]
     """(height, width): the smallest of each, not necessarily of one image."""
     max_size: tuple[Pixels, Pixels]
     """(height, width): the largest of each."""
     sizes: tuple[tuple[Pixels, Pixels, Count], ...]
-    """(height, width, images) of the commonest sizes, at most 16."""
+    """(height, width, images) of the most frequent sizes, at most 16."""
     resize: tuple[Pixels, Pixels] | None = None
-    """(width, height) that every image was resized to, None: as they came."""
+    """(width, height) that every image was resized to; None: unchanged."""
     image_range: tuple[float, float] | None = None
     """Values of source images of more than 8 bits that became 0 and 255. None: there were no such images, or the
     manifest is older than this field."""
     mask_format: MaskFormat | None = None
-    """How the masks of foreign tars are read through the labels, None: they are class indices already."""
+    """How the masks of foreign tars are read through the labels; None: they hold class indices."""
     unknown_colors: UnknownColors | None = None
-    """What their unlisted colours become; None where `mask_format` is."""
+    """Treatment of their unlisted colours; None if `mask_format` is None."""
     version: int = MANIFEST_VERSION
 
     @property
     def num_classes(self) -> int:
-        """Classes that are scored: every label that is not ignored."""
+        """Number of classes that are scored: every label that is not ignored."""
         return len(self.class_pixels)
 
     @cached_property
     def shard_sizes(self) -> np.ndarray:
-        """Samples of each shard, int64; not to be written to."""
+        """Samples of each shard, int64, read-only."""
         sizes = np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
         sizes.flags.writeable = False
         return sizes
 
     @property
     def fingerprint(self) -> str:
-        """Of the samples, their order and their classes; the same wherever the shards lie."""
+        """Hash of the samples, their order and their classes; the same wherever the shards are."""
         shards = [[shard.num_samples, shard.sha256, shard.index_sha256] for shard in self.shards]
         masks = [self.palette_records, self.mask_format, self.unknown_colors]
         return hashlib.sha256(json.dumps([shards, *masks]).encode()).hexdigest()
@@ -118,12 +118,12 @@ class Manifest:
         """Write `folder/manifest.json`: it appears whole or not at all."""
         values = json_records.sealed(dataclasses.asdict(self))
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        # File names that are not UTF-8 hold half characters, which JSON can only escape.
+        # File names that are not UTF-8 hold surrogates, which JSON can only escape.
         open_folder(folder).write(MANIFEST_NAME, text.encode("utf-8", "backslashreplace"))
 
     @classmethod
     def load(cls, folder: str | Path | Folder) -> "Manifest":
-        """Read `folder/manifest.json`, in one request; `DataError` where absent, damaged or of another version."""
+        """Read `folder/manifest.json` in one request; `DataError` if it is absent, damaged or of another version."""
         folder = open_folder(folder)
         path = mask(folder.where(MANIFEST_NAME))
         try:
@@ -146,7 +146,7 @@ class Manifest:
                 source=path,
             )
         try:
-            # Fields first: naming a bad field says more than a hash that does not match.
+            # Fields first: the name of a bad field says more than a hash that does not match.
             values = {name: value for name, value in record.items() if name != json_records.SEAL}
             manifest = json_records.build(cls, values)
             manifest._check()
@@ -160,7 +160,7 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
-        """`ValueError` where fields that are right by themselves contradict each other."""
+        """Raise `ValueError` where valid fields contradict each other."""
         if self.num_samples != sum(shard.num_samples for shard in self.shards):
             raise ValueError("num_samples is not the sum of the shards")
         for shard in self.shards:
@@ -177,11 +177,11 @@ class Manifest:
         if self.image_range is not None and not self.image_range[0] < self.image_range[1]:
             raise ValueError(f"image_range ({list(self.image_range)}) does not rise")
         if (self.mask_format is None) != (self.unknown_colors is None):
-            raise ValueError("of mask_format and unknown_colors one is null")
+            raise ValueError("only one of mask_format and unknown_colors is null")
 
 
 def _refusal(name: str, folder: Folder) -> str | None:
-    """Why a shard of this name will not be opened: the author of a manifest must not choose other files to open."""
+    """Why a shard of this name is not opened: the author of a manifest must not make us read other files."""
     shard = f"its shard {mask(name)}"
     if problem := refusal(name):
         return f"{shard}: {problem}"

@@ -89,9 +89,9 @@ class Order:
     def partners(
         self, first_position: int, global_batch_size: int, rank: int, world_size: int
     ) -> tuple[Ints, Ints]:
-        """(epoch, sample id) of the partner of each sample of `rank_slice`: of that at position p the one at p XOR 1.
+        """(epoch, sample id) of the partner of each sample of `rank_slice`; the partner of position p is at p XOR 1.
 
-        It lies in the same step, if the batch is even, and in the lane beside, which mostly is the same rank's.
+        It is in the same step if the batch is even, and in a neighbouring lane, mostly of the same rank.
         """
         share = self._share(first_position, global_batch_size, rank, world_size)
         epoch, sample_id, _ = self.locate(share ^ 1)
@@ -108,9 +108,9 @@ class Order:
         """(position, shard number) without end, in the order in which this rank begins to need the shards.
 
         The steps begin at `first_position`; a position is that of the step that begins a window, which needs
-        all shards that the window overlaps (one that reaches into the next window is told again with it).
-        Which lanes a rank takes depends on `global_batch_size`. None: on a multiple of the lanes, where that
-        falls into equal shares (each rank then has lanes of its own), else the rank is told of every lane.
+        all shards that the window overlaps (one that reaches into the next window comes again with it).
+        The lanes of a rank depend on `global_batch_size`. None: each rank has its own lanes if they can be divided
+        evenly, otherwise all of them.
         """
         batch = global_batch_size or self.lanes
         if batch % world_size:

@@ -1,4 +1,4 @@
-"""Reads encoded samples by number: from a local file if there is one, else by requests for their bytes alone."""
+"""Reads encoded samples by number: from a local file if there is one, otherwise by requests for their bytes."""
 
 import threading
 from collections import OrderedDict

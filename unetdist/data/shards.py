@@ -1,4 +1,4 @@
-"""Shards: plain WebDataset tars, and beside each an index of where the bytes of every sample lie.
+"""Shards: plain WebDataset tars, each with an index of where the bytes of every sample are.
 
 A sample is three members in a row, `key.jpg` (or another image type), `key.mask.png`, `key.json`. The index
 `NAME.tar.idx` is a .npy file of int64 (n, 6); column names are in `INDEX_COLUMNS`.
@@ -23,8 +23,8 @@ from unetdist.data.manifest import Shard
 from unetdist.storage.files import write_atomic
 
 INDEX_COLUMNS = ("header_offset", "image_offset", "image_size", "mask_offset", "mask_size", "crc32")
-"""Of an index; header_offset is where the sample's first tar header begins (its key is read there), crc32 is
-`checksum` of its image and mask: damage that leaves a picture decodable would else go unnoticed."""
+"""Columns of an index. `header_offset` is the offset of the sample's first tar header, which holds its key. `crc32` is
+the `checksum` of image and mask: damage that leaves a picture decodable would go unnoticed without it."""
 
 BLOCK = 512
 
@@ -33,7 +33,7 @@ MASK_COMPRESSION = 8
 
 
 def escape_key(key: str) -> str:
-    """`key` for a member's name: webdataset ends a key at its first dot and skips folders like `__this__`."""
+    """`key` as part of a member's name: WebDataset ends a key at its first dot and skips folders like `__this__`."""
     name = key.replace("%", "%25").replace(".", "%2E")
     return f"%5F{name[1:]}" if name.startswith("__") else name
 
@@ -46,7 +46,7 @@ def unescape_key(name: str) -> str:
 def encode_mask(mask: np.ndarray) -> bytes:
     """A uint8 (H, W) array as 8-bit grey PNG whose rows all have filter "none".
 
-    Any reader opens it, and one that knows of it needs no unfiltering: 75 us instead of 805 us at 480x360.
+    Any reader opens it. Ours skips the unfiltering: 75 us instead of 805 us at 480x360.
     """
     height, width = mask.shape
     rows = np.zeros((height, width + 1), np.uint8)
@@ -80,7 +80,7 @@ class ShardWriter:
         header_offset = self._offset
         image_offset = self._member(f"{member}.{image_ext}", image)
         mask_offset = self._member(f"{member}.mask.png", mask)
-        # File names that are not UTF-8 hold half characters, which JSON can only escape.
+        # File names that are not UTF-8 hold surrogates, which JSON can only escape.
         text = json.dumps(dict(record), ensure_ascii=False).encode("utf-8", "backslashreplace")
         self._member(f"{member}.json", text)
         self._rows.append(
@@ -88,7 +88,7 @@ class ShardWriter:
         )
 
     def finish(self) -> None:
-        """Write the end-of-archive blocks, by which a reader knows that nothing was cut off."""
+        """Write the end-of-archive blocks, which show a reader that nothing was cut off."""
         self._write(bytes(2 * BLOCK))
 
     @property
@@ -125,7 +125,7 @@ class ShardWriter:
 
 @contextmanager
 def open_shard(path: str | Path) -> Iterator[ShardWriter]:
-    """A writer whose tar and index appear when the block ends well, else not at all."""
+    """A writer whose tar and index appear only if the block ends without an error."""
     path = Path(path)
     with write_atomic(path) as file:
         writer = ShardWriter(file, path.name)
@@ -135,28 +135,28 @@ def open_shard(path: str | Path) -> Iterator[ShardWriter]:
 
 
 def index_path(tar: str | Path) -> Path:
-    """Where the index of a tar lies."""
+    """Path of a tar's index."""
     return Path(f"{tar}.idx")
 
 
 def encode_index(index: np.ndarray) -> bytes:
-    """The index of a tar as its file holds it."""
+    """The file of an index."""
     file = io.BytesIO()
     np.save(file, index)
     return file.getvalue()
 
 
 def sha256_of(index: np.ndarray) -> str:
-    """Of the file of an index, as the manifest lists it."""
+    """Hash of an index's file, as in the manifest."""
     return hashlib.sha256(encode_index(index)).hexdigest()
 
 
 def save_index(tar: str | Path, index: np.ndarray) -> None:
-    """Write the index of a tar beside it, atomically."""
+    """Write the index of a tar next to it, atomically."""
     with write_atomic(index_path(tar)) as file:
         file.write(encode_index(index))
 
 
 def load_index(tar: str | Path) -> np.ndarray:
-    """The index of a tar, int64 (n, 6), memory-mapped: nothing is read until it is used."""
+    """The index of a tar, int64 (n, 6), memory-mapped."""
     return np.load(index_path(tar), mmap_mode="r")  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Processes that prepare batches, and what they are asked for.
+"""Processes that prepare batches, and the requests that they answer.
 
 Workers start once, live as long as the loader, and leave signals to the trainer. Requests are the micro-batches of a
 rank without end, or each validation sample once.
@@ -27,16 +27,16 @@ from unetdist.distributed.signals import leave_to_parent
 from unetdist.errors import ConfigError, DataError, UnetdistError
 
 CAN_SHARE = sys.platform == "linux"
-"""Whether workers are forked, and so see an `BatchPool` that was made before them; elsewhere they start anew."""
+"""Whether workers are forked, so that they share a `BatchPool` that was made before them."""
 
 FILES_OF_PROCESS = Path("/proc/self/fd")
 FILES_PER_WORKER = 12
-"""Pipes of a worker and the batches that it shares, in the process that uses them; as many for what else it opens."""
+"""Descriptors of the training process per worker: pipes and shared batches. As many are left for other files."""
 
 KEPT_BYTES = 64 << 20
-"""Freed memory that a worker keeps."""
+"""Bytes of freed memory that a worker keeps."""
 _LARGEST_KEPT = 32 << 20
-"""Bytes of a single array that is kept."""
+"""Bytes of the largest array that is kept."""
 
 
 def work(
@@ -47,11 +47,11 @@ def work(
     prefetch: int,
     pin_memory: bool,
 ) -> "DataLoader[Any]":
-    """One item of `dataset` per request, in their order; 0 workers: prepared by the process that asks."""
+    """A loader of one item of `dataset` per request, in order; with 0 workers the calling process prepares them."""
     _check_open_files(num_workers)
-    is_closing = multiprocessing.RawValue("b", 0)  # No lock, for it is read in a signal handler.
+    is_closing = multiprocessing.RawValue("b", 0)  # no lock: a signal handler reads it
     if num_workers:
-        # Runs before multiprocessing's own exit function, which was registered earlier.
+        # Runs before multiprocessing's own exit function, as that was registered earlier.
         atexit.register(setattr, is_closing, "value", 1)
     return DataLoader(
         dataset,
@@ -64,13 +64,13 @@ def work(
         pin_memory=pin_memory,
         collate_fn=_as_it_is,
         worker_init_fn=partial(_set_up_worker, is_closing),
-        # A generator of its own: the loader would else draw from the global one, and change what follows.
+        # Its own generator: drawing from the global one would change the random numbers of the training.
         generator=torch.Generator(),
     )
 
 
 def _check_open_files(num_workers: int) -> None:
-    """Refuse workers for whose pipes and shared memory there are too few files: they die, or wait, without a reason."""
+    """Refuse more workers than there are open files for: they would die or hang without a reason."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if num_workers == 0 or limit == resource.RLIM_INFINITY or not FILES_OF_PROCESS.is_dir():
         return
@@ -83,10 +83,10 @@ def _check_open_files(num_workers: int) -> None:
 
 
 def items(loader: "DataLoader[Any]") -> Iterator[Any]:
-    """What the workers prepare, in order.
+    """The items that the workers prepare, in order.
 
     Raises:
-        UnetdistError: What a worker sent instead of an item.
+        UnetdistError: A worker sent it instead of an item.
         DataError: A worker was killed.
     """
     try:
@@ -108,7 +108,7 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _set_up_worker(is_closing: Any, _: int) -> None:
-    """One thread per worker; signals are the trainer's until it exits (`is_closing`)."""
+    """Use one thread, and leave signals to the trainer until it exits (`is_closing`)."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     keep_freed(KEPT_BYTES, largest=_LARGEST_KEPT)
@@ -116,7 +116,7 @@ def _set_up_worker(is_closing: Any, _: int) -> None:
 
 
 class MicroBatch(NamedTuple):
-    """The samples of one micro-batch, and where it is to lie."""
+    """The samples of one micro-batch, and the memory for it."""
 
     keys: list[tuple[int, int]]
     """(epoch, sample id)"""
@@ -127,7 +127,7 @@ class MicroBatch(NamedTuple):
 
 
 class MicroBatches(Sampler[MicroBatch]):
-    """Endless micro-batches of a rank, step after step."""
+    """The endless micro-batches of a rank, step after step."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class MicroBatches(Sampler[MicroBatch]):
         progress: Any = None,
         has_partners: bool = False,
     ) -> None:
-        """`progress`: a shared counter that is set to each step's first sample, for who fetches shards ahead."""
+        """`progress` is a shared counter that is set to the first sample of each step; the prefetcher follows it."""
         self._order = order
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
@@ -171,10 +171,10 @@ def _keys(epoch: npt.NDArray[np.int64], sample_id: npt.NDArray[np.int64]) -> lis
 
 
 class ValBatches(Sequence[range]):
-    """Samples in groups of `batch_size`; looked up, for there may be millions."""
+    """Samples in groups of `batch_size`. They are computed when asked for, as there may be millions."""
 
     def __init__(self, ids: range, *, batch_size: int, progress: Any = None) -> None:
-        """`progress`: a shared counter that is set to each group's first sample, and to the end of `ids` in the end."""
+        """`progress` is a shared counter that is set to the first sample of each group, then to the end of `ids`."""
         self._ids = ids
         self._batch_size = batch_size
         self._progress = progress
@@ -186,7 +186,7 @@ class ValBatches(Sequence[range]):
         for number in range(len(self)):
             yield self[number]
         if self._progress is not None:
-            self._progress.value = self._ids.stop  # So that the next validation is seen to begin.
+            self._progress.value = self._ids.stop  # shows that the next validation begins
 
     def __getitem__(self, number: Any) -> Any:
         """The sample ids of a group."""
@@ -199,12 +199,12 @@ class ValBatches(Sequence[range]):
 
 
 def part_of(num_samples: int, *, rank: int, world_size: int) -> range:
-    """The validation samples of a rank: equal parts (+-1), each of neighbours, which lie in few shards."""
+    """The validation samples of a rank: equal parts (+-1) of consecutive samples, which are in few shards."""
     return range(num_samples * rank // world_size, num_samples * (rank + 1) // world_size)
 
 
 def shards_of(shard_sizes: npt.NDArray[np.int64], ids: range) -> Iterator[tuple[int, int]]:
-    """(id of its first sample, shard number) of the shards that hold these samples, in their order, once."""
+    """(id of its first sample, shard number) of each shard that holds some of these samples, in order."""
     ends = np.cumsum(shard_sizes)
     first, last = np.searchsorted(ends, [ids.start, ids.stop - 1], side="right") if ids else (0, -1)
     for number in range(first, last + 1):

@@ -27,7 +27,7 @@ from unetdist.sharding.first_look import NUM_SAMPLES, look
 from unetdist.sharding.shard_job import FinishedShard, ShardJob, has_index, has_size
 from unetdist.sharding.sources import Problem, RawSample, read_lines
 from unetdist.sharding.stored_image import StoredImage, keep_image
-from unetdist.storage.files import open_file
+from unetdist.storage.files import file_sha256, open_file
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.storage.remote import RangesUnsupportedError, is_url
 
@@ -258,8 +258,8 @@ class IndexJob(ShardJob):
         if _is_local(self.source, self.name):
             return True
         try:
-            with self._tar() as path, open_file(path) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+            with self._tar() as path:
+                return file_sha256(path) == shard.sha256
         except _BadTarError:
             return False
 

@@ -34,6 +34,7 @@ from unetdist.data.tar_index import index_tar
 from unetdist.sharding.account import Account, Statistics, UnlistedColor
 from unetdist.sharding.convert import POLICY, Converter, ConvertOptions
 from unetdist.sharding.sources import Problem, RawSample, Reader
+from unetdist.storage.files import file_sha256
 from unetdist.storage.folders import Folder
 
 RECORDS = ".ingest"
@@ -147,9 +148,8 @@ class WriteJob(ShardJob):
             return self.has_sizes(shard)
         path = self.folder.path(self.name)
         try:
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    return False
+            if file_sha256(path) != shard.sha256:
+                return False
         except OSError:
             return False
         index = index_tar(path)

@@ -33,7 +33,7 @@ class DamagedError(CheckpointError):
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """What the tensors' file must be, and everything in a checkpoint that is not a tensor."""
+    """Size and hash of the tensors' file, and everything in a checkpoint that is not a tensor."""
 
     step: Count
     num_bytes: Count
@@ -155,7 +155,7 @@ class CheckpointFolder:
             return None
 
     def _leftovers(self, names: list[str]) -> list[str]:
-        """What killed writers left: half-written files, and tensors without a commit."""
+        """Files that killed writers left: half-written ones, and tensors without a commit."""
         known = {_name(step) + TENSORS for step in _steps(names)}
         if self.last is not None:
             known.add(self.last.tensors_file)  # the listing of a store may lag behind

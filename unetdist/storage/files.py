@@ -19,7 +19,7 @@ TEMPORARY_SUFFIX = ".partial"
 def write_atomic(
     path: str | os.PathLike[str], mode: str = "wb", *, private: bool = False
 ) -> Iterator[IO[Any]]:
-    """Open a file beside `path` for writing; it takes the name `path` only once it is complete and on disk.
+    """Open a file next to `path` for writing; it is renamed to `path` once it is complete and on disk.
 
     If the body raises, nothing is left behind and a former file at `path` is unchanged. `mode` is "wb" or "w" (UTF-8;
     names that are not UTF-8 hold surrogates, which are escaped as in JSON). Only its owner can read a `private` file.
