@@ -1,9 +1,5 @@
 """Behaviour of wandb, and of Accelerate's tracker for it, that the framework leans on. A change fails here first."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -73,9 +69,7 @@ def test_end_of_a_run_can_be_limited(monkeypatch):
     assert wandb.Settings().finish_timeout == 0
 
 
-@pytest.mark.parametrize("command", ["leet", "sync", "login"])
-def test_commands_that_we_tell_the_user_exist(command):
-    script = Path(sys.executable).with_name("wandb")
-    done = subprocess.run([script, command, "--help"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"wandb {command}" in done.stdout
+def test_commands_that_we_tell_the_user_exist():
+    from wandb.cli.cli import cli
+
+    assert {"leet", "sync", "login"} <= set(cli.commands)

@@ -11,8 +11,10 @@ from unetdist.errors import DataError
 
 shard_sizes = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(any)
 seeds = st.integers(0, 2**63)
+quick = settings(deadline=None, max_examples=30)
 
 
+@quick
 @given(shard_sizes, seeds, st.integers(1, 20), st.integers(1, 40), st.integers(0, 5))
 def test_an_epoch_holds_each_sample_once(sizes, seed, lanes, window, epoch):
     order = Order(sizes, seed=seed, lanes=lanes, window=window)
@@ -22,6 +24,7 @@ def test_an_epoch_holds_each_sample_once(sizes, seed, lanes, window, epoch):
     assert sorted(places.sample_id) == list(range(sum(sizes)))
 
 
+@quick
 @given(shard_sizes, seeds, st.integers(1, 20), st.integers(1, 40), st.data())
 def test_a_look_up_does_not_depend_on_what_was_looked_up_before(sizes, seed, lanes, window, data):
     """So a resumed run continues exactly: position in, sample out."""
@@ -38,6 +41,7 @@ def told_before(upcoming, end):
     return list(itertools.takewhile(lambda item: item[0] < end, upcoming))
 
 
+@quick
 @given(
     shard_sizes,
     seeds,
@@ -64,6 +68,7 @@ def test_a_shard_is_upcoming_before_it_is_read(sizes, seed, lanes, window, world
                 assert first_told[shard] <= step
 
 
+@quick
 @given(shard_sizes, seeds, st.integers(1, 20), st.integers(1, 40), st.integers(0, 400))
 def test_one_process_is_told_of_every_window_by_its_begin(sizes, seed, lanes, window, first):
     """Without a batch size too: whatever it is, a sample is at its own position or later in a step."""
@@ -79,7 +84,7 @@ def test_one_process_is_told_of_every_window_by_its_begin(sizes, seed, lanes, wi
 def test_what_is_upcoming_is_what_a_rank_reads_and_little_more():
     """Also where the step is smaller than the lanes, and where the last lane is shorter."""
     order = Order([100] * 641, seed=0, lanes=64, window=200)
-    for batch in (16, 64, 128):
+    for batch in (16, 128):
         steps = range(0, order.num_samples - batch, batch)
         for rank in (0, 5):
             read = {int(s) for first in steps for s in order.rank_slice(first, batch, rank, 8)[1] // 100}
@@ -137,7 +142,7 @@ def test_a_rank_stays_with_its_part_of_the_shards():
     assert len(set().union(*seen)) <= 640 / 8 + 8
 
 
-@settings(deadline=None)
+@quick
 @given(seeds)
 def test_one_sample_and_fewer_samples_than_lanes(seed):
     assert Order([0, 1, 0], seed=seed).locate(np.arange(5)).sample_id.tolist() == [0] * 5

@@ -18,6 +18,8 @@ from unetdist.data.loader import DataConfig, train_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
 
+quick = settings(deadline=None, max_examples=40)
+
 
 class Case(NamedTuple):
     """A data set, how it is ordered, and who takes how much of it from where on."""
@@ -98,6 +100,7 @@ def steps_of(case, num_steps, rank=0, world_size=1):
     return [list(zip(epoch.tolist(), number.tolist(), strict=True)) for epoch, number in slices]
 
 
+@quick
 @given(cases())
 def test_a_look_up_is_what_lists_give(case):
     end = case.first + 2 * sum(case.sizes)
@@ -105,6 +108,7 @@ def test_a_look_up_is_what_lists_give(case):
     assert list(zip(epoch.tolist(), lane.tolist(), number.tolist(), strict=True)) == by_hand(case, end)
 
 
+@quick
 @given(cases(), st.integers(1, 6))
 def test_every_world_size_takes_the_same_slots_of_the_same_steps(case, num_steps):
     expected = steps_by_hand(case, num_steps)
@@ -113,6 +117,7 @@ def test_every_world_size_takes_the_same_slots_of_the_same_steps(case, num_steps
         assert [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)] == expected
 
 
+@quick
 @given(cases())
 def test_each_sample_is_taken_once_in_each_epoch(case):
     """Counted over all ranks, from the first sample to the end of the third epoch."""
@@ -126,6 +131,7 @@ def test_each_sample_is_taken_once_in_each_epoch(case):
         assert {number for of, number in taken if of == epoch} == set(range(num_samples))
 
 
+@quick
 @given(cases(), st.integers(0, 5), st.integers(1, 4), st.sampled_from([1, 2, 3, 4]))
 def test_resuming_at_any_step_is_continuing_on_any_number_of_processes(case, before, after, world_size):
     whole = steps_of(case, before + after)
@@ -169,7 +175,7 @@ def assert_loader_gives_the_steps(case, folder, num_steps, num_workers=0):
     assert [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)] == expected
 
 
-@settings(deadline=None, max_examples=40)
+@settings(quick, max_examples=15)
 @given(cases(most_samples=6, most_shards=5, worlds=(1, 2, 3)), st.integers(1, 3))
 def test_the_trainer_gets_what_lists_give(case, num_steps):
     with tempfile.TemporaryDirectory() as folder:
@@ -204,7 +210,7 @@ def pixels_of_loader(case, folder, augment, native_from, num_steps, rank=0, num_
     ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(quick, max_examples=15)
 @given(
     case=cases(most_samples=6, most_shards=5, worlds=(1, 2, 3)),
     before=st.integers(0, 2),
@@ -232,7 +238,6 @@ def test_mixed_samples_are_the_same_for_any_processes_micro_batch_and_resume(
     assert [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)] == whole[before:]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 @pytest.mark.parametrize(
     ("num_workers", "case"),
     [
@@ -242,9 +247,7 @@ def test_mixed_samples_are_the_same_for_any_processes_micro_batch_and_resume(
                 [4, 0, 5, 2], 5, lanes=3, window=4, world_size=2, micro_batch_size=1, accumulation=3, first=7
             ),
         ),
-        (2, Case([1], 6, lanes=64, window=9, world_size=1, micro_batch_size=2, accumulation=2, first=0)),
-        (3, Case([7, 1, 9], 7, lanes=4, window=3, world_size=1, micro_batch_size=4, accumulation=1, first=3)),
-        (3, Case([0, 2, 0], 8, lanes=2, window=1, world_size=3, micro_batch_size=1, accumulation=2, first=1)),
+        (2, Case([7, 1, 9], 7, lanes=4, window=3, world_size=1, micro_batch_size=4, accumulation=1, first=3)),
     ],
 )
 def test_the_trainer_gets_what_lists_give_from_workers(num_workers, case, tmp_path):

@@ -72,6 +72,7 @@ def unsealed(values: Any, *, is_required: bool = False) -> dict[str, Any]:
 
 def _hash(values: object) -> str:
     try:
+        # Sorted, so that other programs may write the names in another order.
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     except RecursionError:
         raise ValueError("brackets are nested too deeply") from None
@@ -95,13 +96,22 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 def _read(hint: Any, value: Any, place: str) -> Any:
     """The JSON value at `place` as a value of the type `hint`."""
+    # The most frequent types come first: a manifest may have a million numbers.
+    if hint is str:
+        return value if type(value) is str else _refuse(place, value, hint)
+    if hint is int:
+        return value if type(value) is int and -(2**63) <= value < 2**63 else _refuse(place, value, hint)
     origin, args = _parts(hint)
+    if origin is Annotated:
+        found, rule = _read(args[0], value, place), args[1]
+        is_allowed = found in rule if type(rule) is not re.Pattern else rule.fullmatch(found)
+        return found if is_allowed else _refuse(place, value, hint)
+    if hint is float:
+        # NaN and infinity are not smaller.
+        is_number = type(value) in (int, float) and abs(value) < 2**1023
+        return float(value) if is_number else _refuse(place, value, hint)
     if hint is Any:
         return value
-    if origin is Annotated:
-        found, rule = _read(args[0], value, place), hint.__metadata__[0]
-        is_allowed = rule.fullmatch if isinstance(rule, re.Pattern) else rule.__contains__
-        return found if is_allowed(found) else _refuse(place, value, hint)
     if dataclasses.is_dataclass(hint):
         return _read_dataclass(hint, value, place)
     if origin in (Union, UnionType):
@@ -120,12 +130,7 @@ def _read(hint: Any, value: Any, place: str) -> Any:
         if not isinstance(value, dict):
             _refuse(place, value, hint)
         return {name: _read(args[1], item, f"{place}.{_short(name)}") for name, item in value.items()}
-    if hint is float:
-        # NaN and infinity compare as not smaller.
-        is_number = type(value) in (int, float) and abs(value) < 2**1023
-        return float(value) if is_number else _refuse(place, value, hint)
-    is_right = type(value) is hint and (hint is not int or -(2**63) <= value < 2**63)
-    return value if is_right else _refuse(place, value, hint)
+    return value if type(value) is hint else _refuse(place, value, hint)
 
 
 @cache

@@ -20,6 +20,7 @@ MOST_BYTES = 1 << 20
 MOST_VALUES = 20_000
 """Most values in a YAML file."""
 
+# The texts of --help are the docstrings below the fields.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -42,6 +43,7 @@ def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: s
 
 def from_mapping(cls: type[Settings], values: Mapping[str, Any], *, where: str = "settings") -> Settings:
     """Build `cls` from a mapping such as `to_mapping` gives; `where` opens the error message."""
+    # Our own check of the names, because the library suggests nothing for a misspelt one.
     values = without_retired(values, cls, where=where)
     _check_keys(values, cls, where=where)
     parser = _parser(cls)

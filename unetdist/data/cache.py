@@ -69,6 +69,7 @@ class ShardCache:
             CacheFullError: There is no room.
         """
         with self._lock(self._path(shard, TAR)):
+            # Another process may have stored it while this one waited for the lock.
             if found := self.find(shard):
                 return found
             return self._store(shard, TAR, shard.num_bytes, lambda file: _receive(folder, shard, file))
@@ -111,6 +112,7 @@ class ShardCache:
     def _lock(self, path: Path, timeout: float = -1) -> Iterator[None]:
         """Hold the lock for making an entry; entries whose hashes begin alike share one."""
         kind = INDEX if INDEX in path.name else TAR
+        # 256 files per kind, not one per entry, because lock files are never removed.
         lock = FileLock(self.directory / "locks" / (path.name[:2] + kind), timeout=timeout, mode=0o666)
         try:
             lock.acquire()
@@ -188,6 +190,7 @@ class ShardCache:
                 with suppress(FileNotFoundError):
                     if _ENTRY.fullmatch(entry.name) and entry.is_file():
                         status = entry.stat()
+                        # The time of change, set by `_touch`: many disks do not record the time of reading.
                         entries.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
         return entries
 

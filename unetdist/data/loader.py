@@ -128,6 +128,7 @@ def train_loader(
     size = _train_size(augment_cfg, manifest, folder)
     order = Order(manifest.shard_sizes, seed=seed, lanes=cfg.lanes, window=cfg.window)
     reader = open_reader(cfg, folder, manifest)
+    # Now rather than at the first sample that is missing, hours later.
     reader.check(rank=rank, world_size=world_size)
     prefetcher = fetch_ahead(reader, partial(order.upcoming, **part), from_sample, local_world_size)
     accumulation = global_batch_size // (world_size * micro_batch_size)

@@ -31,6 +31,7 @@ _LEAST_SAMPLE = 1024
 """Smallest size of a sample in a tar: the headers of its image and its mask."""
 
 
+# slots: a data set may have 100,000 shards or more.
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One tar file of the data set."""

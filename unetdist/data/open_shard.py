@@ -38,6 +38,7 @@ class OpenShard:
 
     def sample(self, row: int) -> tuple[bytes, bytes]:
         """Encoded image and mask."""
+        # One conversion: taking the numbers one by one from numpy is slower.
         _, image_offset, image_size, mask_offset, mask_size, _ = self.rows[row].tolist()
         for offset, size in ((image_offset, image_size), (mask_offset, mask_size)):
             # Before anything is read: a forged index may ask for more than the memory holds.
@@ -84,6 +85,7 @@ class LocalShard(OpenShard):
     ) -> None:
         self.path = path
         self.is_cached = is_cached
+        # The cache has checked the size.
         if not is_cached:
             check_size(path, shard)
         try:

@@ -49,6 +49,7 @@ class Prefetcher:
     ) -> None:
         self.position: Any = multiprocessing.RawValue(ctypes.c_int64, first_position)
         """Where the training is: the loader sets `position.value`."""
+        # Forked, because the iterators of `upcoming` cannot be pickled.
         self._process = multiprocessing.get_context("fork").Process(
             target=_run,
             args=(folder, manifest, cache, _ahead(upcoming, manifest, self.position, ahead_bytes)),
@@ -117,6 +118,7 @@ def _fetch_ahead(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: I
         for download in done:
             try:
                 download.result()
+            # No later shard would find room either.
             except CacheFullError:
                 raise
             except DataError as error:

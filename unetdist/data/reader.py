@@ -78,6 +78,7 @@ class ShardReader:
         """
         places = [self._locate(sample_id) for sample_id in sample_ids]
         numbers = list(dict.fromkeys(number for number, _ in places))
+        # Threads are for requests only: reading a local file is faster than starting a thread.
         map_all = _map_here if all(map(self._is_at_hand, numbers)) else _map_side_by_side
         opened = dict(zip(numbers, map_all(partial(_or_error, self._open), numbers), strict=True))
 
@@ -137,6 +138,7 @@ class ShardReader:
         where = self.folder.where(shard.name)
         if self.folder.is_in_place(shard.name):
             return LocalShard(self.folder.path(shard.name), shard, load_rows)
+        # An evicted shard is fetched again, unless its samples can be requested one by one.
         for _ in range(FETCH_ATTEMPTS if self.cache else 0):
             assert self.cache is not None
             path = self.cache.find(shard)

@@ -94,6 +94,7 @@ def index_tar(path: str | Path, names: MemberNames = OURS, *, source: object = N
             if key != last and members:
                 rows.append(_row(file, members, last, source, names))
                 members = {}
+            # WebDataset groups neighbours only, and would make two samples of them.
             if not members and key in seen:
                 raise DataError(
                     f"the members of key {key} are not side by side; pack the tar again with "
@@ -168,6 +169,7 @@ def read_members(file: BinaryIO, source: object) -> Iterator[Member]:
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
     yield from _members(file, source, end)
+    # tarfile stops without an error at a wrong header, and at the end of a file that was cut.
     position = file.tell()
     start = file.read(2 * BLOCK)
     if start[:BLOCK].strip(b"\0"):

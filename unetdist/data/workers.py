@@ -55,10 +55,12 @@ def work(
         atexit.register(setattr, is_closing, "value", 1)
     return DataLoader(
         dataset,
+        # The requests are whole batches already.
         batch_size=None,
         sampler=requests,
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
+        # Starting them again would cost seconds at each validation.
         persistent_workers=num_workers > 0,
         multiprocessing_context="fork" if num_workers and CAN_SHARE else None,
         pin_memory=pin_memory,

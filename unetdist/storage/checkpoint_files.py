@@ -81,10 +81,12 @@ class CheckpointFolder:
         if self.last is not None and self.last.step == step:
             commit = replace(self.last, facts=facts)
         else:
+            # Before the new tensors need their room on the disk.
             self._remove(self._leftovers(names))
             digest = hashlib.sha256(tensors).hexdigest()
             commit = Commit(step=step, num_bytes=len(tensors), sha256=digest, facts=facts)
             self.folder.write(commit.tensors_file, tensors)
+        # The tensors are complete by now: a commit never names a file that is not there.
         self.folder.write(_name(step) + COMMIT, commit.to_bytes())
         self.last = commit
         self.folder.write(POINTER, _name(step).encode())
@@ -104,6 +106,7 @@ class CheckpointFolder:
         """
         pointer = self._read(POINTER)
         pointed = [] if pointer is None else [pointer.decode(errors="replace") + COMMIT]
+        # The pointer finds a checkpoint that the listing of a store does not show yet.
         steps = {*_steps(self.folder.names()), *_steps(pointed)}
         for step in sorted(steps, reverse=True):
             try:

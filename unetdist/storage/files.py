@@ -34,6 +34,7 @@ def write_atomic(
         with open(partial, mode, encoding=encoding, errors=errors, opener=opener) as file:
             yield file
             file.flush()
+            # Otherwise a crash could leave the new name with no content.
             os.fsync(file.fileno())
         os.replace(partial, target)
     except BaseException as error:

@@ -153,6 +153,7 @@ def names_in(url: str) -> list[str]:
 
 def write(url: str, data: bytes | memoryview) -> None:
     """Write a file that readers see whole or not at all."""
+    # A store shows an object only when it is whole; a disk needs a rename for that.
     if url.startswith("file:"):
         with write_atomic(_file_system(url)._strip_protocol(url)) as file:
             file.write(data)
@@ -252,6 +253,7 @@ def _file_system(url: str) -> Any:
 
     if problem := refusal(url):  # fsspec would follow a chain, and import what a protocol names
         raise ConfigError(f"{mask(url)}: {problem}")
+    # Threads and connections do not survive a fork, so that each process has its own.
     parts = urlsplit(url)
     key = os.getpid(), parts.scheme, parts.netloc
     if key not in _file_systems:
@@ -261,6 +263,7 @@ def _file_system(url: str) -> Any:
             options |= {"client_kwargs": _web_settings()}
         elif parts.scheme in ("s3", "s3a"):
             timeouts = {"connect_timeout": retries.STALL_S, "read_timeout": retries.STALL_S}
+            # botocore keeps 10 connections, fewer than the threads of a reader and of its prefetcher need.
             once = {"retries": {"total_max_attempts": 1}, "max_pool_connections": 64}
             options |= {"config_kwargs": {**timeouts, **once}}
         elif parts.scheme in ("gs", "gcs"):

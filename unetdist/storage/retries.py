@@ -26,6 +26,7 @@ TELL_AFTER = 4
 """Failed attempts after which the log says why the run waits."""
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+# The same request would fail in the same way again.
 LASTING_ERRNOS = {
     *(errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE),
     *(errno.EREMCHG, errno.EISDIR, errno.ENOTDIR, errno.EROFS),
