@@ -1,73 +1,26 @@
-"""Train variants of a recipe with several seeds, and say what each is worth.
+"""Train variants of a recipe with several seeds, and compare them.
 
 python launch/ablate.py configs/ablations/camvid_small.yaml [--parallel N] [--per-image] [--section.field value ...]
 
-The YAML names a config file (`base`), `seeds`, and `variants`: the settings that each lays over the base; the first is
-what the others are compared with. Each run lies in RUNS_DIR/ABLATION/VARIANT_SEED. The same command trains what is not
-done yet and goes on where it was stopped; after each run it prints the table anew and writes results.json and
-results.png beside the runs. Settings on the command line are for all runs. Ends with 0 if all runs are finished, 1 if
-one failed, 75 if it was stopped.
+The YAML names a config file (`base`), `seeds`, and `variants`: the settings that each changes. The others are compared
+with the first. Runs are in RUNS_DIR/ABLATION/VARIANT_SEED. The same command continues where it was stopped and does not
+repeat finished runs. After each run it prints the table and writes results.json next to the runs.
+Settings on the command line are for all runs. The exit code is 0 if all runs are finished, 1 if one failed, 75 if a
+signal stopped it.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from unetdist.apps.ablation.outcome import summarise
-from unetdist.apps.ablation.plan import Plan, read_plan
-from unetdist.apps.ablation.report import picture_of, table_of
-from unetdist.apps.ablation.training import Fleet
+from unetdist.apps.ablation import Ablation, Crew, read_ablation, summarise, table_of
 from unetdist.cli.logs import PlainConsole, logger, run_script, set_up_logging
-from unetdist.storage.files import write_atomic, write_json
+from unetdist.storage.files import write_json
 from unetdist.train.run_status import STOPPED_EARLY
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train what is not done, tell."""
-    args, words = make_parser().parse_known_args(argv)
-    plan = read_plan(args.file, words)
-    set_up_logging()
-    fleet = Fleet(
-        scripts=Path(__file__).resolve().parent,
-        command=plan.command,
-        parallel=args.parallel,
-        per_image=args.per_image,
-    )
-    to_do = [run for run in plan.runs if fleet.next_of(run) is not None]
-    logger.info("%s: %d runs, %d of them to do", plan.folder, len(plan.runs), len(to_do))
-    if not fleet.train(to_do, after_each=lambda: tell(plan)):
-        logger.info("stopped; the same command goes on")
-        return STOPPED_EARLY
-    if not to_do:
-        tell(plan)
-    for folder, reason in fleet.failed.items():
-        logger.error("not finished: %s: %s", folder, reason)
-    return 1 if fleet.failed else 0
-
-
-def tell(plan: Plan) -> None:
-    """Print the table; write the numbers and the picture beside the runs."""
-    summaries = summarise(plan)
-    PlainConsole().print(table_of(summaries, title=plan.name))
-    write_json(
-        plan.folder / "results.json",
-        {"name": plan.name, "variants": [summary.to_mapping() for summary in summaries]},
-    )
-    with write_atomic(plan.folder / "results.png") as out:
-        Image.fromarray(picture_of(summaries, title=plan.name)).save(out, "PNG")
-
-
-def parse_parallel(text: str) -> int:
-    """A whole number over 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"invalid count: {text!r}; use a whole number over 0")
-    return int(text)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """What is not a setting."""
+    """Parse, train what is not complete, and print the table."""
     parser = argparse.ArgumentParser(
         "launch/ablate.py",
         usage="%(prog)s FILE [--parallel N] [--per-image] [--section.field value ...]",
@@ -77,12 +30,46 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", type=Path, help="YAML of the ablation")
     parser.add_argument(
-        "--parallel", type=parse_parallel, default=1, metavar="N", help="runs at a time (%(default)s)"
+        "--parallel", type=_count, default=1, metavar="N", help="runs at a time (%(default)s)"
     )
     parser.add_argument(
-        "--per-image", action="store_true", help="score finished runs image by image, for a test over images"
+        "--per-image",
+        action="store_true",
+        help="also score finished runs image by image, and compare over images",
     )
-    return parser
+    args, words = parser.parse_known_args(argv)
+    ablation = read_ablation(args.file, words)
+    set_up_logging()
+    crew = Crew(
+        scripts=Path(__file__).resolve().parent,
+        command=ablation.command,
+        parallel=args.parallel,
+        per_image=args.per_image,
+    )
+    to_do = [run for run in ablation.runs if crew.next_command(run) is not None]
+    logger.info("%s: %d runs, %d of them to do", ablation.folder, len(ablation.runs), len(to_do))
+    failed = crew.train(to_do, after_each=lambda: publish(ablation))
+    if failed is None:
+        logger.info("stopped; the same command continues")
+        return STOPPED_EARLY
+    if not to_do:
+        publish(ablation)
+    for folder, reason in failed.items():
+        logger.error("not finished: %s: %s", folder, reason)
+    return 1 if failed else 0
+
+
+def publish(ablation: Ablation) -> None:
+    """Print the table, and write its numbers next to the runs."""
+    summaries = summarise(ablation)
+    PlainConsole().print(table_of(summaries, title=ablation.name))
+    write_json(ablation.folder / "results.json", {"name": ablation.name, "variants": summaries})
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"invalid count: {text!r}; use a whole number over 0")
+    return int(text)
 
 
 if __name__ == "__main__":

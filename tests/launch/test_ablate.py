@@ -4,9 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.synthetic import settings_of, write_shards
 from unetdist.cli import settings
@@ -25,7 +23,9 @@ def file(tmp_path):
         write_shards(tmp_path / name, count)
     values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs")
     write_text(tmp_path / "base.yaml", settings.to_yaml(values))
-    text = f"base: {tmp_path / 'base.yaml'}\nseeds: [0, 1]\nvariants: {{plain: , group: {{model.norm: group}}}}\n"
+    text = (
+        f"base: {tmp_path / 'base.yaml'}\nseeds: [0]\nvariants: {{plain: , group: {{model.norm: group}}}}\n"
+    )
     write_text(tmp_path / "tried.yaml", text)
     return tmp_path / "tried.yaml"
 
@@ -37,24 +37,22 @@ def test_variants_are_trained_once_and_compared(file, monkeypatch, capsys):
     folder = file.parent / "runs" / "tried"
     results = json.loads((folder / "results.json").read_text())
     assert [(one["variant"], list(one["miou"])) for one in results["variants"]] == [
-        ("plain", ["0", "1"]),
-        ("group", ["0", "1"]),
+        ("plain", ["0"]),
+        ("group", ["0"]),
     ]
     assert results["variants"][1]["changes"] == {"model.norm": "group"}
-    assert np.asarray(Image.open(folder / "results.png")).std() > 0
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/last/model.safetensors")}
-    assert len(before) == 4
+    assert len(before) == 2
     capsys.readouterr()
 
     assert script.main(words) == 0
-    assert "4 runs, 0 of them to do" in capsys.readouterr().err
+    assert "2 runs, 0 of them to do" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_run_that_cannot_be_trained_ends_with_1(file, capsys):
-    write_text(file, file.read_text().replace("[0, 1]", "[0]"))
-    words = [str(file), "--data.train", str(file.parent / "nowhere")]
-    assert script.main(words) == 1
+    write_text(file, file.read_text() + "command: 'false'\n")
+    assert script.main([str(file)]) == 1
     assert "plain_0: exit code 1: " in capsys.readouterr().err
 
 

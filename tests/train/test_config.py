@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.synthetic import write_shards
-from unetdist.apps.ablation.plan import read_plan
+from unetdist.apps.ablation import read_ablation
 from unetdist.cli import settings
 from unetdist.errors import ConfigError
 from unetdist.train.build import build_trainer
@@ -68,8 +68,8 @@ SMALL = ["--trainer.global_batch_size", "2", "--augment.crop_size", "[32,32]", "
 
 @pytest.mark.parametrize("file", sorted(Path("configs/ablations").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_ablation_can_be_planned(file, tmp_path):
-    plan = read_plan(file, ["--runs_dir", str(tmp_path)])
-    assert len(plan.runs) == 3 * len(plan.variants) > 30
+    ablation = read_ablation(file, ["--runs_dir", str(tmp_path)])
+    assert len(ablation.runs) == 3 * len(ablation.runs_by_variant()) > 30
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

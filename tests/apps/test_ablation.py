@@ -1,0 +1,316 @@
+"""Ablations whose runs are small scripts, and so take no time."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.synthetic import settings_of
+from unetdist.apps.ablation import (
+    GIVEN_FILE,
+    LOG_FILE,
+    TIME_FILE,
+    Ablation,
+    AblationRun,
+    Crew,
+    paired_t_test,
+    read_ablation,
+    summarise,
+    table_of,
+)
+from unetdist.cli import settings
+from unetdist.errors import ConfigError
+from unetdist.storage.files import write_json, write_text
+from unetdist.train.config import Config
+from unetdist.train.run_folder import SETTINGS_FILE
+
+VARIANTS = "variants:\n  plain:\n  group: {model.norm: group}\n"
+
+
+def ablation_of(folder: Path, text: str = VARIANTS, *words: str) -> Ablation:
+    """The ablation of a YAML text, with a base whose data need not exist."""
+    base = settings_of(folder / "train", folder / "val", folder / "runs")
+    write_text(folder / "base.yaml", settings.to_yaml(base))
+    write_text(folder / "tried.yaml", f"base: {folder / 'base.yaml'}\n{text}")
+    return read_ablation(folder / "tried.yaml", words)
+
+
+def finish(run: AblationRun, miou: float, *, seconds: float = 1.0, confusion: np.ndarray | None = None):
+    """Leave behind what a finished run does."""
+    write_text(run.folder / SETTINGS_FILE, settings.to_yaml(settings.to_mapping(run.config)))
+    write_json(run.folder / "status.json", {"state": "finished", "step": 4})
+    write_json(run.folder / "last" / "config.json", {"metric": {"name": "val/miou", "value": miou}})
+    write_json(run.folder / TIME_FILE, {"training_s": seconds})
+    if confusion is not None:
+        np.savez(run.per_image_file, confusion=np.stack([confusion] * 12))
+
+
+def by_name(ablation):
+    return {run.config.name: run for run in ablation.runs}
+
+
+@pytest.fixture
+def ablation(tmp_path):
+    return ablation_of(tmp_path, "seeds: [0, 1]\n" + VARIANTS)
+
+
+# The YAML
+
+
+def test_every_variant_is_run_with_every_seed(tmp_path):
+    ablation = ablation_of(tmp_path)
+    names = [run.config.name for run in ablation.runs]
+    assert names == ["plain_0", "group_0", "plain_1", "group_1", "plain_2", "group_2"]
+    assert [run.config.seed for run in ablation.runs] == [0, 0, 1, 1, 2, 2]
+    assert [run.config.model.norm for run in ablation.runs] == ["batch", "group"] * 3
+    assert list(ablation.runs_by_variant()) == ["plain", "group"]
+    assert (ablation.name, ablation.command) == ("tried", None)
+    assert ablation.runs[1].folder == ablation.folder / "group_0" == tmp_path / "runs" / "tried" / "group_0"
+
+
+def test_words_override_the_settings_for_all_and_variants_override_both(tmp_path):
+    text = """
+name: mine
+seeds: [7]
+command: accelerate launch launch/train.py
+settings:
+  model.widths: [2, 4]
+  trainer: {max_steps: 9}
+  optim.kind: sgd
+variants:
+  plain: {}
+  both: {model: {norm: group, dropout: 0.5}, optim.lr: 0.5}
+"""
+    ablation = ablation_of(tmp_path, text, "--optim.kind", "adamw", "--data.val=elsewhere")
+    plain, both = (run.config for run in ablation.runs)
+    assert (plain.model.widths, plain.trainer.max_steps, plain.optim.kind) == ((2, 4), 9, "adamw")
+    assert (both.model.norm, both.model.dropout, both.optim.lr) == ("group", 0.5, 0.5)
+    assert (both.data.val, both.trainer.global_batch_size) == ("elsewhere", 4)
+    assert (ablation.name, both.seed) == ("mine", 7)
+    assert ablation.command == ("accelerate", "launch", "launch/train.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("varients: {}\n", r"tried\.yaml: unknown key 'varients'; did you mean 'variants'\?"),
+        ("variants: {plain: }\n", r"variants must name two or more"),
+        ("variants: {plain: , a/b: }\n", r"variant 'a/b' becomes a folder"),
+        ("variants: {plain: , b: 3}\n", r"variant 'b' must hold settings, not 3"),
+        ("variants: {plain: , b: {seed: 3}}\n", r"variant 'b' sets seed"),
+        ("variants: {plain: , b: {model.nrom: group}}\n", r"variant 'b': .*'model\.nrom'.*'norm'\?"),
+        ("variants: {plain: , b: {model.dropout: 2}}\n", r"variant 'b': model\.dropout \(2\.0\)"),
+        (VARIANTS + "settings: [1]\n", r"settings must hold settings, not \[1\]"),
+        (VARIANTS + "settings: {model.nrom: group}\n", r"'--model\.nrom'; did you mean"),
+        (VARIANTS + "seeds: [0, 0]\n", r"seeds \(\[0, 0\]\) .*use \[0, 1, 2\]"),
+        (VARIANTS + "command: [a]\n", r"command \(\['a'\]\)"),
+        (VARIANTS + "settings: {data.val: null}\n", r"data\.val .* give --data\.val SHARDS"),
+        (VARIANTS + "name: a/b\n", "name"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        ablation_of(tmp_path, text)
+
+
+def test_a_base_is_needed_and_a_setting_of_a_variant_cannot_be_for_all(tmp_path):
+    with pytest.raises(ConfigError, match=r"--model\.norm is for all runs, but variant 'group'"):
+        ablation_of(tmp_path, VARIANTS, "--model.norm=batch")
+    write_text(tmp_path / "x.yaml", VARIANTS)
+    with pytest.raises(ConfigError, match=r"x\.yaml: base must be"):
+        read_ablation(tmp_path / "x.yaml")
+
+
+# Training
+
+TRAIN = """
+import shutil, signal, sys, time
+from pathlib import Path
+
+folder = Path(sys.argv[sys.argv.index("--config") + 1]).parent
+
+def finish():
+    shutil.copytree(Path(__file__).parent / "finished" / folder.name, folder, dirs_exist_ok=True)
+
+"""
+"""Imports nothing that takes long."""
+
+
+@pytest.fixture
+def crew(tmp_path, ablation):
+    """Makes a crew that trains by the given lines, which know `folder` and `finish`."""
+    for run in ablation.runs:
+        finish(run, 0.5)
+        (run.folder / TIME_FILE).unlink()
+    ablation.folder.rename(tmp_path / "finished")
+
+    def make(lines: str, **options) -> Crew:
+        script = tmp_path / "train.py"
+        script.write_text(TRAIN + lines)
+        return Crew(scripts=tmp_path, command=[sys.executable, str(script)], **options)
+
+    return make
+
+
+def nothing() -> None:
+    pass
+
+
+def test_every_run_is_trained_with_its_settings_and_all_attempts_are_timed(ablation, crew):
+    published = []
+    earlier = ablation.runs[0]
+    write_json(earlier.folder / TIME_FILE, {"training_s": 1000.0})
+    made = crew("finish()", parallel=2)
+    assert made.train(ablation.runs, after_each=lambda: published.append(1)) == {}
+    assert len(published) == 4
+    for run in ablation.runs:
+        assert run.is_finished
+        given = settings.from_mapping(Config, settings.read_yaml(run.folder / GIVEN_FILE))
+        assert given == run.config
+        assert made.next_command(run) is None
+        assert 0 < run.training_s - (1000 if run is earlier else 0) < 60
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(ablation, crew):
+    made = crew(
+        "if folder.name == 'plain_0': sys.exit('INFO x\\nerror: no more room on /disk')\n"
+        "if folder.name == 'group_0': print('odd'); sys.exit(3)\n"
+        "if folder.name == 'plain_1': sys.exit(75)\n"
+    )
+    failed = made.train(ablation.runs, after_each=nothing)
+    assert [failed[run.folder] for run in ablation.runs] == [
+        "exit code 1: no more room on /disk",
+        "exit code 3: odd",
+        "it was stopped; the same command continues it",
+        "its command exited with 0, but the run is not finished",
+    ]
+    assert "no more room" in (ablation.runs[0].folder / LOG_FILE).read_text()
+
+
+def test_a_password_is_given_to_the_run_alone(crew, tmp_path):
+    url = "https://me:secret@host/a?token=secret"
+    (run, *_) = ablation_of(tmp_path, VARIANTS, "--data.train", url).runs
+    crew("finish()").train([run], after_each=nothing)
+    given = run.folder / GIVEN_FILE
+    assert settings.from_mapping(Config, settings.read_yaml(given)).data.train == url
+    assert given.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_finished_run_is_scored_image_by_image_on_request(ablation, tmp_path):
+    run = ablation.runs[0]
+    crew = Crew(scripts=tmp_path, per_image=True)
+    training = [str(tmp_path / "train.py"), "--config", str(run.folder / GIVEN_FILE)]
+    assert crew.next_command(run)[1:] == training
+    finish(run, 0.5)
+    scoring = crew.next_command(run)
+    assert scoring[1] == str(tmp_path / "evaluate.py")
+    assert scoring[scoring.index("--model") + 1] == str(run.folder / "last")
+    assert scoring[scoring.index("--data") + 1] == run.config.data.val
+    run.per_image_file.touch()
+    assert crew.next_command(run) is None
+
+
+def test_a_run_with_other_settings_is_neither_finished_nor_counted(ablation):
+    run = ablation.runs[0]
+    finish(run, 0.5)
+    assert run.is_finished
+    assert not replace(run, config=replace(run.config, seed=5)).is_finished
+    values = settings.to_mapping(run.config)
+    values["optim"]["lr"] = 0.123
+    write_text(run.folder / SETTINGS_FILE, settings.to_yaml(values))
+    assert summarise(ablation)[0]["miou"] == {}
+
+
+def test_a_signal_stops_the_runs_and_starts_no_other(ablation, crew):
+    stopped = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+    made = crew(stopped + "Path(folder.parent, 'here').touch()\ntime.sleep(60)\n")
+
+    def stop():
+        end = time.monotonic() + 30
+        while not (ablation.folder / "here").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    began = time.monotonic()
+    assert made.train(ablation.runs, after_each=nothing) is None
+    assert time.monotonic() - began < 50
+    assert not ablation.runs[1].folder.exists()
+
+
+# Results
+
+
+def test_seeds_are_paired_with_those_of_the_first_variant(tmp_path):
+    ablation = ablation_of(tmp_path)
+    for summary in summarise(ablation):
+        assert (summary["mean"], summary["difference"], summary["over_images"]) == (None, None, None)
+    runs = by_name(ablation)
+    for name, miou in (("plain_0", 0.5), ("plain_1", 0.6), ("group_1", 0.65), ("group_2", 0.8)):
+        finish(runs[name], miou, seconds=10 * miou)
+    plain, group = summarise(ablation)
+    assert (plain["variant"], plain["miou"], plain["seeds"]) == ("plain", {"0": 0.5, "1": 0.6}, 3)
+    assert plain["mean"] == pytest.approx(0.55)
+    assert plain["standard_deviation"] == pytest.approx(0.1 / 2**0.5)
+    assert plain["training_s"] == pytest.approx(5.5)
+    assert (plain["difference"], group["p_over_seeds"]) == (None, None)
+    assert group["miou"] == {"1": 0.65, "2": 0.8}
+    assert group["difference"] == pytest.approx(0.05)
+    assert group["changes"] == {"model.norm": "group"}
+    assert json.loads(json.dumps(group)) == group
+
+
+def test_images_are_compared_over_the_seeds_that_both_have(ablation):
+    runs = by_name(ablation)
+    wrong, right = np.array([[8, 2], [2, 8]]), np.array([[10, 0], [0, 10]])
+    finish(runs["plain_0"], 0.6, confusion=wrong)
+    assert summarise(ablation)[1]["over_images"] is None
+    finish(runs["group_0"], 1.0, confusion=right)
+    finish(runs["group_1"], 1.0, confusion=wrong)
+    found = summarise(ablation)[1]["over_images"]
+    assert (found["a"]["miou"], found["b"]["miou"]) == (pytest.approx(2 / 3), 1.0)
+    assert found["num_samples"] == 12
+    assert found["p_value"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("freedom", "t", "p"), [(1, 12.706, 0.05), (2, 4.303, 0.05), (9, 3.250, 0.01), (10, 1.812, 0.1)]
+)
+def test_p_values_are_those_of_the_tables(freedom, t, p):
+    number = freedom + 1
+    spread = np.linspace(-1, 1, number)
+    differences = spread + t * spread.std(ddof=1) / number**0.5
+    assert paired_t_test(differences.tolist()) == pytest.approx(p, rel=2e-3)
+    assert paired_t_test((-differences).tolist()) == pytest.approx(p, rel=2e-3)
+
+
+def test_few_or_equal_differences_have_plain_p_values():
+    assert paired_t_test([0.1]) is None
+    assert paired_t_test([0.0, 0.0]) == 1
+    assert paired_t_test([0.1, 0.1]) == 0
+
+
+def test_the_table_has_a_row_per_variant_and_leaves_unknown_cells_open():
+    plain = {"variant": "plain", "seeds": 3, "miou": {"0": 0.5, "1": 0.52}, "mean": 0.51}
+    plain |= {"standard_deviation": 0.0141, "difference": None, "p_over_seeds": None}
+    plain |= {"over_images": None, "training_s": 62.0}
+    other = {**plain, "variant": "[red]", "difference": 0.015, "p_over_seeds": 0.205, "training_s": None}
+    images = {"difference_interval_95": [-0.001, 0.051], "p_value": 0.0601}
+
+    def rows(*summaries):
+        columns = table_of(summaries, title="tried").columns
+        return [list(cells) for cells in zip(*(column.cells for column in columns), strict=True)]
+
+    assert rows(plain, other) == [
+        ["plain", "2/3", "51.00 ± 1.41", "-", "-", "1.0 min"],
+        [r"\[red]", "2/3", "51.00 ± 1.41", "+1.50", "0.205", "-"],
+    ]
+    first, second = rows(plain, {**other, "over_images": images})
+    assert (first[5:7], second[5:7]) == (["-", "-"], ["-0.1..+5.1", "0.0601"])

@@ -1,1 +1,0 @@
-"""Variants of a recipe, each trained with several seeds, side by side."""
