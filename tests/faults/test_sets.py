@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.launch.test_shard_dataset import run
-from tests.sharding.test_exif import write_pair
+from tests.sharding.test_first_look import write_pair
 from tests.synthetic import settings_of
 from unetdist.cli import settings
 from unetdist.data.manifest import Manifest

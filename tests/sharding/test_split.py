@@ -1,12 +1,24 @@
 """Other samples do not move a sample to the other side."""
 
+import hashlib
+import os
 from types import MappingProxyType
 
 import pytest
 
+from tests.sharding.test_sources import touch
 from unetdist.errors import ConfigError, DataError
-from unetdist.sharding.sources import RawSample
-from unetdist.sharding.split import hash_key, split_by_hash, split_by_list
+from unetdist.sharding import split as duplicates
+from unetdist.sharding.sources import RawSample, SampleSource, from_folders
+from unetdist.sharding.split import (
+    LayoutOptions,
+    find_copies,
+    hash_key,
+    log_copies,
+    log_leaks,
+    split_by_hash,
+    split_by_list,
+)
 
 SAMPLES = [RawSample(key=f"day/{number}.x", image=f"day/{number}.x.jpg", mask="") for number in range(500)]
 
@@ -93,3 +105,79 @@ def sides(keys, fraction, copies=MappingProxyType({})) -> tuple[set[str], set[st
     samples = [RawSample(key=key, image="", mask="") for key in keys]
     train, val = split_by_hash(samples, fraction, copies)
     return {sample.key for sample in train}, {sample.key for sample in val}
+
+
+@pytest.mark.parametrize(
+    ("count", "num_bytes", "options", "expected"),
+    [
+        (1, 10, {}, [1]),
+        (30, 10, {}, [10, 10, 10]),
+        (367, 10, {}, [22, 23] * 8),
+        (100, 10_000_000, {}, [8, 9] * 6),
+        (1000, 1_024_000, {}, [62, 63] * 8),
+        (10, 10, {"samples_per_shard": 4}, [3, 3, 4]),
+        (40, 1_000_000, {"shard_size_mb": 4.0}, [4] * 10),
+        (0, 0, {}, [0]),
+        (0, 0, {"samples_per_shard": 4}, [0]),
+    ],
+)
+def test_shards_are_of_one_size_and_several_even_if_samples_are_few(count, num_bytes, options, expected):
+    samples = [RawSample(key=str(number), image="", mask="", num_bytes=num_bytes) for number in range(count)]
+    sizes = [len(part) for part in LayoutOptions(**options).divide(samples)]
+    assert sum(sizes) == count
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LayoutOptions(samples_per_shard=0), r"samples_per_shard \(0\) must be 1 or more"),
+        (lambda: LayoutOptions(shard_size_mb=0), r"shard_size_mb \(0\) must be over 0"),
+    ],
+)
+def test_layouts_that_cannot_work_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def source_of(root, images):
+    for name, data in images.items():
+        touch(root, f"i/{name}.png", f"m/{name}.png")
+        (root / f"i/{name}.png").write_bytes(data)
+    return from_folders(root / "i", root / "m")
+
+
+def test_all_copies_of_an_image_are_known_by_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicates, "_HEAD", 4)
+    images = {
+        "b": b"same beginning",
+        "a": b"same beginning",
+        "c": b"same beginnin!",
+        "d": b"same",
+        "e/f": b"same",
+    }
+    images |= {"empty1": b"", "empty2": b""}
+    source = source_of(tmp_path, images)
+    beginning, same = (hashlib.sha256(data).hexdigest() for data in (b"same beginning", b"same"))
+    assert find_copies(source) == {"a": beginning, "b": beginning, "d": same, "e/f": same}
+    os.link(tmp_path / "i/a.png", tmp_path / "i/z.png")
+    touch(tmp_path, "m/z.png")
+    more = find_copies(from_folders(tmp_path / "i", tmp_path / "m"))
+    assert more == {"a": beginning, "b": beginning, "z": beginning, "d": same, "e/f": same}
+
+
+def test_sources_without_files_are_not_compared(tmp_path):
+    assert find_copies(SampleSource(source_of(tmp_path, {"a": b"1"}).samples, (), reader=None)) == {}
+
+
+def test_copies_and_leaks_are_told(tmp_path, caplog):
+    samples = source_of(tmp_path, {name: bytes([number]) for number, name in enumerate("abcdef")}).samples
+    log_copies({})
+    log_leaks(samples[:3], samples[3:], {})
+    assert not caplog.records
+    copies = {"d": "1", "a": "1", "e": "2", "b": "2", "f": "3", "c": "3"}
+    log_copies(copies)
+    log_leaks(samples[:2], samples[2:], copies)
+    assert "3 images have the same bytes as others (d is a, e is b, f is c)" in caplog.messages[0]
+    assert "2 of 4 validation images are also in the training set, byte by byte (d, e)" in caplog.messages[1]

@@ -1,4 +1,4 @@
-"""What is counted and what is wrong while shards are written: sums that are equal in any order of adding."""
+"""Counts and problems of the samples of a data set. Sums of integers, so that any order of adding gives the same."""
 
 import math
 from collections import Counter
@@ -22,6 +22,7 @@ Extremes = tuple[float, float] | None
 """Lowest and highest value of images of more than 8 bits; None if there are none."""
 
 NUM_COMMON_SIZES = 16
+# Names in the records of finished shards: a new name would make old records unreadable.
 _ARRAYS = ("pixels", "images", "presence", "sums", "squares")
 _VALUES = np.arange(256, dtype=np.int64)
 
@@ -69,8 +70,10 @@ class Statistics:
         counts = np.bincount(mask.ravel(), minlength=256)
         self.pixels += counts
         self.images += counts > 0
+        # The denominator of a class that is rare in the data set but common where it occurs.
         self.presence += np.where(counts > 0, counts[:255].sum(), 0)
         for channel in range(3):
+            # A histogram is exact and faster than sums over int64 copies of the pixels.
             histogram = np.bincount(image[..., channel].ravel(), minlength=256)
             self.sums[channel] += histogram @ _VALUES
             self.squares[channel] += histogram @ _VALUES**2
@@ -133,6 +136,7 @@ class Statistics:
         # Integers up to the division, because the difference of two large floats loses digits.
         std = tuple(math.sqrt(square * num_pixels - total**2) / num_pixels for total, square in totals)
         heights, widths = zip(*self.sizes, strict=True)
+        # Bounds the manifest of a data set whose images all have different sizes.
         common = sorted(self.sizes.items(), key=lambda item: (-item[1], item[0]))[:NUM_COMMON_SIZES]
         return Manifest(
             shards=tuple(shards),

@@ -65,6 +65,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, text in DESCRIPTIONS.items():
         several = SEVERAL if name in ("write", "index") else None
         adders.get(name, _add_show)(commands.add_parser(name, description=text, epilog=several))
+    # `write` needs no name, because most users need only this command.
     args = parser.parse_args(argv if argv[:1] and argv[0] in DESCRIPTIONS else ["write", *argv])
     _refuse_conflicts(args)
     return args
@@ -231,6 +232,7 @@ def run_options(args: argparse.Namespace) -> RunOptions:
                 "accelerate launch started one process only, which does all the work; without GPUs it starts several "
                 "with --config_file configs/accelerate/cpu.yaml."
             )
+    # Processes of one machine share its cores.
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if partition.is_launched else 1
     return RunOptions(
         workers=args.workers or max(1, available_cores() // local_world),

@@ -114,14 +114,17 @@ class Converter:
         try:
             image_file, mask_file = read_sample(self.reader, sample, options.max_pixels)
             with _without_pillows_limit():
+                # The mask first: its size decides whether the image must be turned upright.
                 reading = self._examine(mask_file)
                 mask = reading.mask
                 account.notes.add(sample.mask, reading, self.palette)
                 image = self.to_stored(image_file, (mask.shape[0], mask.shape[1]))
         except DataError as error:
+            # In tars of others both have one name, which need not be repeated.
             where = sample.image if sample.mask == sample.image else f"{sample.image}, {sample.mask}"
             account.problems.append(Problem(BAD_SAMPLE, where, str(error)))
             return None
+        # Noted even if they are accepted, because accepted colours are reported too.
         account.found += [UnlistedColor(sample.mask, unknown) for unknown in reading.unknowns]
         if reading.unknowns and options.unknown_colors == "error":
             detail = f"{len(reading.unknowns)} not in the label file"

@@ -48,6 +48,7 @@ def from_dataset(
                 f"no column {column!r}; it has {', '.join(rows.column_names)}: choose with {option}.",
                 source=f"dataset {name}",
             )
+    # Eight digits sort like numbers.
     keys = (
         [str(key) for key in rows[key_column]] if key_column else [f"{row:08d}" for row in range(len(rows))]
     )
@@ -95,8 +96,8 @@ def _load_dataset(name: str, split: str) -> Any:
         return datasets.load_dataset(name, split=split)
     except Exception as error:
         raise DataError(
-            f"cannot be loaded: {type(error).__name__}: {error}; check the name, --split ({split}) and, "
-            "for a name on the hub, the network and `hf auth login`.",
+            f"cannot be loaded: {type(error).__name__}: {error}; check the name and "
+            f"--split ({split}). A name on the hub also needs the network and perhaps `hf auth login`.",
             source=f"dataset {name}",
         ) from error
 

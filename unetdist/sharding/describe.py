@@ -1,4 +1,4 @@
-"""What the user reads at the end: all problems, or what was written, and the next command."""
+"""Texts for the user at the end: all problems, or the new data set and the next command."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -65,7 +65,7 @@ def _indented(detail: str) -> str:
 
 
 def describe_folder(run: FolderRun) -> str:
-    """What was written to one folder: numbers, and the classes as a table."""
+    """The shards of one folder: numbers, and the classes as a table."""
     manifest, palette = run.manifest, run.jobs[0].palette
     assert manifest is not None
     num_kept = sum(item.is_kept for item in run.finished)

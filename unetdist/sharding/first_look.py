@@ -82,6 +82,7 @@ def look(reader: Reader, samples: Sequence[RawSample], palette: Palette, options
             belongs to other masks.
     """
     number = min(NUM_SAMPLES, len(samples))
+    # Spread over all, because the first files of a folder are often alike.
     chosen = [samples[place * len(samples) // number] for place in range(number)]
     looks = [seen for sample in chosen if (seen := _look_at(reader, sample, palette, options))]
     if not looks:
@@ -219,6 +220,7 @@ def refuse_little_used(options: ConvertOptions, source: SampleSource) -> None:
     few = source.samples[:: -(-len(source.samples) // _NUM_MEASURED)]
     found = _measure(source.reader, few)
     # Images without a range that are not uint16 are refused one by one.
+    # A mixture cannot be judged from a few samples.
     if found.num_uint16 == len(few):
         problem = little_used(options, found.extremes, f"{len(few)} images that were measured")
         if problem is not None:
@@ -263,6 +265,7 @@ def suitable_range(low: float, high: float, *, is_integer: bool = True) -> Image
     if is_integer and low >= 0:
         top = float(2 ** int(high).bit_length() - 1)
         if 4 * (high - low) >= top > 0:
+            # A range of whole bits is the same for the next data set of the same camera.
             return 0.0, top
     return (low, high) if high > low else (low, low + 1)
 

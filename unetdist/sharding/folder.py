@@ -97,6 +97,7 @@ class FolderRun:
                         self._finished = dict(self._made)
                         done = self.num_recorded()
                 elif done < len(self.jobs):
+                    # Listing an object store may take seconds: spend at most a sixth of the time on it.
                     time.sleep(max(POLL_S, 5 * (time.monotonic() - began)))
 
     def num_recorded(self) -> int:
@@ -152,6 +153,7 @@ class FolderRun:
                 options.resize,
                 job.image_range,
             )
+            # Training on it would fail late, with a loss of 0/0.
             if not any(manifest.class_pixels):
                 raise DataError(
                     "all pixels of the masks are ignored, which leaves nothing to train on or to score; compare the "
@@ -207,6 +209,7 @@ def _run(
     """The results of all jobs, in any order, with progress."""
     finished: list[FinishedShard] = []
     num_problems = 0
+    # Jobs end in any order, and progress counts samples rather than shards.
     amounts = {job.number: job.num_samples for job in jobs}
     with progress(description, sum(amounts.values()), enabled=is_shown) as bar:
 

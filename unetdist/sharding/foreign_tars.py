@@ -37,7 +37,9 @@ BAD_TAR = "bad tar"
 # Masks are guessed from the first samples of the first tar.
 _START = 16 * 2**20
 _ENOUGH = 100
+# Words in extensions that public data sets use for masks.
 _MASK_WORDS = re.compile("mask|seg|label|annot|target|gt|cls|class")
+# A lossy file cannot be a mask, so of two pictures the other one is.
 _LOSSY = (".jpg", ".jpeg", ".webp")
 _SECRET = re.compile("[?&;#][^=&;/]*(token|sig|key|secret|passw|pwd|auth|cred|policy|hdn)[^=&;/]*=", re.I)
 
@@ -135,7 +137,7 @@ def _list(location: str) -> tuple[Folder, list[str]]:
         lines = (line.strip() for line in read_lines(Path(location)))
         return open_folder(Path(location).parent), [line for line in lines if line and line[0] != "#"]
     folder = open_folder(location)
-    if folder.is_local:  # names() would hide dangling links, which are to be reported
+    if folder.is_local:  # names() would hide dangling links, which must be reported
         return folder, sorted(path.name for path in folder.path("").glob("*.tar"))
     return folder, folder.names(".tar")
 
@@ -185,6 +187,7 @@ def _extensions_by_key(tars: ForeignTars) -> dict[str, list[str]]:
             file.write(source.read_range(name, 0, _START))
             file.flush()
         keys = _scan(Path(file.name))
+        # One sample may be longer than the part, or the server gives no parts: read the whole tar.
         if len(keys) < 2:
             source.download(name, file)
             file.flush()
@@ -227,7 +230,8 @@ class IndexJob(ShardJob):
 
     @property
     def inputs(self) -> list[Any]:
-        """The tar, for a local one with its size and time, and how its masks are named."""
+        """The tar (a local one with its size and time) and the names of its masks."""
+        # Hashing local tars on every start would take minutes per terabyte.
         stamp = ""
         if _is_local(self.source, self.name):
             try:

@@ -1,6 +1,6 @@
-"""Walks through the Huffman code of a JPEG: where each block begins, without decoding what is in it.
+"""Finds the start of every block in the Huffman code of a JPEG, without decoding the blocks.
 
-numpy looks up, for every bit of the data, how far the codes that would begin there reach; Python follows the true ones.
+numpy looks up the length of the code that would start at each bit; Python then follows the real codes.
 """
 
 from array import array
@@ -15,33 +15,33 @@ from unetdist.data.jpeg import DHT, JpegHeader
 Ints = npt.NDArray[np.int64]
 
 _AC = 16
-"""Added to the number of a table."""
+"""Added to the number of an AC table, as in the file."""
 _MAX_BLOCKS = 10
-"""In an MCU, by the standard."""
+"""Limit of the standard for an MCU."""
 _CHUNK = 32 * 1024
-"""Bytes whose every bit is looked up at a time: bounds the memory."""
+"""Bytes that are looked up at a time, which limits the memory."""
 _LONGEST_MCU = 3 * 1024
-"""Bytes: 10 blocks of 64 codes of 31 bits at most."""
+"""Bytes of at most 10 blocks of 64 codes of 31 bits."""
 _BLOCK = 64
 _END = 128
-"""Stands for the run of an end of block: a block ends with a sum of runs of 64, or of less than 64 and this."""
+"""Run of an end of block: the runs of a block sum to 64, or to less than 64 plus this."""
 _NO_CODE = 255
 _MEANINGLESS = np.arange(0x10, 0xF0, 0x10)
-"""Runs without a value behind them; decoders take them as they like."""
+"""Runs without a value, which decoders interpret differently."""
 _WINDOW = 16
-"""Bits, as many as the longest code has."""
+"""Bits of the longest code."""
 
 
 class DamagedJpegError(Exception):
-    """Data that are not as the header says, or tables that cannot be; never leaves this folder."""
+    """Data that contradict the header, or impossible tables; handled inside this folder."""
 
 
 @dataclass(frozen=True)
 class HuffmanTable:
-    """A table as it stands in the file."""
+    """A table in the form of the file."""
 
     counts: bytes
-    """Codes by length, 1 to 16 bits."""
+    """Number of codes of each length, 1 to 16 bits."""
     symbols: bytes
 
     def codes(self) -> dict[int, tuple[int, int]]:
@@ -59,10 +59,10 @@ class HuffmanTable:
         return codes
 
     def with_symbols(self, wanted: set[int]) -> "HuffmanTable":
-        """Has codes for these symbols too, longer than all others, which keep theirs."""
+        """The table with codes for these symbols too, longer than all others, which keep theirs."""
         missing = sorted(wanted - set(self.symbols))
         counts = self.counts.rstrip(b"\0")
-        # No code has only ones, so there is room behind the last one; but who knows what wrote the file.
+        # The standard forbids a code of only ones, which leaves room after the last code; but files may break it.
         is_full = max(self.codes().values())[0] == (1 << len(counts)) - 1
         if missing and (is_full or len(counts) + len(missing) > _WINDOW):
             raise DamagedJpegError
@@ -72,10 +72,10 @@ class HuffmanTable:
 
 @dataclass(frozen=True)
 class Channel:
-    """How a channel is coded."""
+    """The coding of a channel."""
 
     num_blocks: int
-    """In an MCU."""
+    """Blocks in an MCU."""
     dc_number: int
     dc: HuffmanTable
     ac: HuffmanTable
@@ -100,7 +100,7 @@ def read_channels(data: bytes, header: JpegHeader) -> list[Channel]:
 
 
 def _read_tables(data: bytes, header: JpegHeader) -> dict[int, HuffmanTable]:
-    """By number; those of AC values have 16 added, as in the file."""
+    """Tables by number; 16 is added to those of AC values, as in the file."""
     tables = {}
     for marker, start, end in header.segments:
         at = start + 4
@@ -116,7 +116,7 @@ def _read_tables(data: bytes, header: JpegHeader) -> dict[int, HuffmanTable]:
 
 @lru_cache(maxsize=16)
 def lengths_and_symbols(table: HuffmanTable) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Of the code at the start of any 16 bits; length 0: there is none."""
+    """Length and symbol of the code at the start of any 16 bits; length 0 if there is none."""
     lengths, symbols = np.zeros((2, 1 << _WINDOW), np.uint8)
     for symbol, (code, length) in table.codes().items():
         first, after = code << (_WINDOW - length), (code + 1) << (_WINDOW - length)
@@ -125,7 +125,7 @@ def lengths_and_symbols(table: HuffmanTable) -> tuple[npt.NDArray[np.uint8], npt
 
 
 class _AcSteps:
-    """Bits and run of the AC codes at the start of any 16 bits: of the first, and of all that are certain together."""
+    """Bits and runs of the AC codes at the start of any 16 bits: of the first code, and of all complete ones."""
 
     def __init__(self, table: HuffmanTable) -> None:
         lengths, symbols = lengths_and_symbols(table)
@@ -135,6 +135,7 @@ class _AcSteps:
         runs[(lengths == 0) | np.isin(symbols, _MEANINGLESS)] = _NO_CODE
         self.bits, self.runs = bits.copy(), runs.copy()
         self.one_bits, self.one_runs = bits.tobytes(), runs.tobytes()
+        # Adds up as many codes as fit into 16 bits, so that Python takes one step for several codes.
         windows = open_ = np.flatnonzero((runs < _BLOCK) & (bits < _WINDOW))
         while len(open_):
             used = self.bits[open_].astype(np.intp)
@@ -149,7 +150,7 @@ class _AcSteps:
             open_ = windows[(self.runs[windows] < _BLOCK) & (self.bits[windows] < _WINDOW)]
 
     def walk_block(self, stream: bytes, at: int) -> int:
-        """The bit behind a block whose AC codes begin at bit `at`, code by code."""
+        """The bit after a block whose AC codes start at bit `at`, found code by code."""
         run = 1
         while run < _BLOCK:
             window = int.from_bytes(stream[at >> 3 : (at >> 3) + 3]) >> (8 - (at & 7)) & 0xFFFF
@@ -168,7 +169,7 @@ def _is_whole(run: int) -> bool:
 
 
 class _Lookup:
-    """What the codes of a few channels would be, did they begin at any bit of a piece of the data."""
+    """The codes of a few channels that would start at each bit of a piece of the data."""
 
     def __init__(self, piece: bytes, channels: list[Channel]) -> None:
         padded = np.frombuffer(piece + b"\0\0", np.uint8).astype(np.uint32)
@@ -190,17 +191,17 @@ class _Lookup:
 def find_blocks(
     stream: bytes, bounds: list[int], channels: list[Channel], num_mcus: int, interval: int
 ) -> tuple[Ints, Ints]:
-    """Where the blocks begin, in bits.
+    """Find the blocks, in bits from the start.
 
     Args:
         stream: Entropy-coded data without stuffing and markers.
-        bounds: Bits at which the intervals begin, and the end.
-        channels: In the order of their blocks.
-        num_mcus: Of the whole picture.
-        interval: MCUs in each interval but for the last.
+        bounds: Bits at which the intervals start, and the end.
+        channels: Channels in the order of their blocks.
+        num_mcus: MCUs of the whole image.
+        interval: MCUs in each interval except the last.
 
     Returns:
-        Starts of blocks (MCUs, blocks of an MCU), and ends of intervals, without the bits that fill up the last byte.
+        Starts of blocks (MCUs, blocks of an MCU), and ends of intervals, without the bits that pad the last byte.
     """
     padded = stream + bytes(_LONGEST_MCU)
     starts = array("q")
@@ -221,6 +222,7 @@ def find_blocks(
                 while run < 64:
                     run += ac_runs[at]
                     at += ac_bits[at]
+                # The steps of several codes went past the end of the block: follow single codes.
                 if not (run == 64 or 128 < run < 192):
                     at = steps.walk_block(piece, first)
             if base + at > end:

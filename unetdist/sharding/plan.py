@@ -78,9 +78,11 @@ def find_partition(
     if rank is not None and world_size is not None:
         return WorkPartition(rank, world_size)
     launched, in_array = int(env.get("WORLD_SIZE", 1)), int(env.get("SLURM_ARRAY_TASK_COUNT", 1))
+    # A stray RANK without WORLD_SIZE is not a launch.
     place = int(env.get("RANK", 0)) if launched > 1 else 0
     if in_array == 1:
         return WorkPartition(place, launched, is_launched=launched > 1)
+    # SLURM arrays may start anywhere and have steps (--array=1-9:2).
     task, first, step = (
         int(env.get(f"SLURM_ARRAY_TASK_{name}", default))
         for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1))
@@ -104,7 +106,7 @@ def hold(folder: Folder, partition: WorkPartition, *, kind: str) -> Iterator[Non
     Raises:
         DataError: It is locked, or contains shards that are not ours although `kind` is `WRITE`.
     """
-    # Whoever writes tars has written a plan first, so tars without records belong to something else.
+    # A run writes its plan before any tar, so tars without records belong to something else.
     others = [*folder.names(".tar"), *folder.names(MANIFEST_NAME)] if kind == WRITE else []
     if others and not open_folder(folder.where(RECORDS)).names():
         raise DataError(
@@ -237,8 +239,10 @@ def _compare(old: dict[str, Any], new: dict[str, Any], folder: Folder, *, overwr
             f"contains index and manifest of {what}; give another folder with --out.", source=folder
         )
     changed = [name for name in new if old.get(name) != new[name] and name != KIND]
+    # Nothing was published yet, so a corrected input may continue.
     if overwrite or (changed == [_CONTENTS] and not folder.names(MANIFEST_NAME)):
         return  # The user fixed files; shards that contain them are unfinished, or will be written again.
+    # Another number of samples implies other samples: one message is enough.
     if "num_samples" in changed:
         changed.remove(_SAMPLES)
     differences = [

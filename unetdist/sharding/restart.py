@@ -1,7 +1,7 @@
-"""Adds restart markers to a JPEG without decoding its pixels, so that the loader can cut crops out of it.
+"""Adds restart markers to a JPEG without decoding its pixels; the loader can then decode crops of it.
 
-All coefficients stay as they are. Only the first DC value of each channel in each interval is coded anew, for it is
-no longer told as the difference to the one before.
+All coefficients stay the same. Only the first DC value of each channel in each interval gets a new code, because it is
+no longer stored as the difference from the previous one.
 """
 
 import math
@@ -22,16 +22,16 @@ from unetdist.sharding.huffman import (
 )
 
 IDEAL_WIDTH, LEAST_WIDTH = 56, 32
-"""Pixels of an interval: narrow ones fit a crop well, wide ones cost fewer bytes."""
+"""Width of an interval in pixels: narrow ones fit a crop well, wide ones cost fewer bytes."""
 _MAX_CATEGORY = 11
-"""Bits of a DC value or difference."""
+"""Maximum number of bits of a DC value or difference."""
 
 
 def add_restart_markers(data: bytes) -> bytes | None:
-    """The same JPEG with restart markers at equal steps of each row of MCUs, some `IDEAL_WIDTH` pixels wide.
+    """The same JPEG with restart markers at equal steps of each row of MCUs, about `IDEAL_WIDTH` pixels wide.
 
-    What has such markers, or is too small for two intervals, is returned as it is. None where they cannot be added:
-    the data are no baseline JPEG, are damaged, or more data follow the picture (as in an MPO of several pictures).
+    A JPEG that has such markers, or is too small for two intervals, is returned unchanged. None if they cannot be
+    added: the data are not a baseline JPEG, are damaged, or continue after the image (as in an MPO of several images).
     """
     header = parse_header(data)
     if header is None or not header.is_baseline:
@@ -47,7 +47,7 @@ def add_restart_markers(data: bytes) -> bytes | None:
 
 
 def best_interval(mcus_per_row: int, mcu_width: int) -> int:
-    """MCUs between restart markers: a divisor of a row's, the whole row where all others are tiny."""
+    """MCUs between restart markers: a divisor of a row's, or the whole row if all others are tiny."""
     divisors = (n for n in range(1, mcus_per_row) if mcus_per_row % n == 0 and n * mcu_width >= LEAST_WIDTH)
     return min((*divisors, mcus_per_row), key=lambda n: abs(math.log(n * mcu_width / IDEAL_WIDTH)))
 
@@ -61,6 +61,7 @@ def _with_intervals(data: bytes, header: JpegHeader, interval: int) -> bytes:
         raise DamagedJpegError
     starts = [header.scan_offset, *ends[:-1].tolist()]
     parts = [data[start : end - 2] for start, end in zip(starts, ends.tolist(), strict=True)]
+    # Zero bytes after 0xFF are stuffing of the file format, not data.
     parts = [part.replace(b"\xff\0", b"\xff") for part in parts]
     stream = b"".join(parts)
     bounds = np.cumsum([0, *map(len, parts)]) * 8
@@ -73,11 +74,11 @@ def _with_intervals(data: bytes, header: JpegHeader, interval: int) -> bytes:
 def _edits(
     stream: bytes, blocks: Ints, part_ends: Ints, channels: list[Channel], old: int, new: int
 ) -> tuple[list[list[int]], dict[int, HuffmanTable]]:
-    """What becomes of the DC values that stand first in an interval, of old or of new ones.
+    """The new codes of DC values that are first in an interval, old or new.
 
     Returns:
-        Rows in the order of the stream: first bit that is left out, first that is not, the code that comes there
-        instead, its length, whether an interval begins there; and, by number, the tables that had to be extended.
+        Rows in the order of the stream: first bit to replace, first bit to keep, the new code, its length, whether an
+        interval starts there; and the extended tables by number.
     """
     mcus = np.arange(len(blocks))
     edited = np.flatnonzero((mcus % old == 0) | (mcus % new == 0))
@@ -98,12 +99,13 @@ def _edits(
 
 
 def _read_dc(padded: npt.NDArray[np.uint8], places: Ints, table: HuffmanTable) -> tuple[Ints, Ints]:
-    """Lengths of the codes of DC differences, with all their bits, and the differences."""
+    """Lengths of the codes of DC differences, including their bits, and the differences."""
     word = np.zeros_like(places)
     for offset in range(5):
         word = word << 8 | padded[(places >> 3) + offset]
     word = word >> (8 - (places & 7)) & 0xFFFFFFFF
     lengths, categories = (array[word >> 16].astype(np.int64) for array in lengths_and_symbols(table))
+    # A window without a code means that the data are damaged.
     if not lengths.all() or categories.max() > _MAX_CATEGORY:
         raise DamagedJpegError
     bits, span = lengths + categories, 1 << categories
@@ -112,7 +114,7 @@ def _read_dc(padded: npt.NDArray[np.uint8], places: Ints, table: HuffmanTable) -
 
 
 def _new_differences(differences: Ints, edited: Ints, old: int, new: int) -> Ints:
-    """Of the first blocks of `edited` MCUs, from the old differences (MCUs, blocks)."""
+    """Differences for the first blocks of `edited` MCUs, from the old differences (MCUs, blocks)."""
     sums = np.cumsum(differences).reshape(differences.shape)
     before = np.concatenate(([0], sums[:-1, -1]))
     values: Ints = sums[edited, 0] - before[edited // old * old]
@@ -122,7 +124,7 @@ def _new_differences(differences: Ints, edited: Ints, old: int, new: int) -> Int
 
 
 def _encode_dc(differences: Ints, channels: list[Channel]) -> tuple[Ints, Ints, dict[int, HuffmanTable]]:
-    """Codes and lengths of differences (n, channels), and, by number, the tables that had to be extended."""
+    """Codes and lengths of differences (n, channels), and the extended tables by number."""
     categories = np.frexp(np.abs(differences))[1].astype(np.int64)
     if categories.max() > _MAX_CATEGORY:
         raise DamagedJpegError
@@ -161,7 +163,7 @@ def _apply(stream: bytes, edits: list[list[int]], end: int) -> list[bytes]:
 
 
 def _filled(value: int, length: int) -> bytes:
-    """Bits as whole bytes, filled up with ones, and stuffed so that nothing looks like a marker."""
+    """Bits as whole bytes, padded with ones and stuffed so that nothing looks like a marker."""
     missing = -length % 8
     return (((value + 1) << missing) - 1).to_bytes((length + missing) // 8).replace(b"\xff", b"\xff\0")
 
@@ -172,7 +174,7 @@ def _joined(intervals: list[bytes]) -> bytes:
 
 
 def _head(data: bytes, header: JpegHeader, interval: int, tables: dict[int, HuffmanTable]) -> bytes:
-    """All segments of the file, and behind them the interval and the extended tables."""
+    """All segments of the file, followed by the interval and the extended tables."""
     *segments, scan = [data[start:end] for marker, start, end in header.segments if marker != DRI]
     segments.append(struct.pack(">BBHH", 0xFF, DRI, 4, interval))
     for number, table in tables.items():

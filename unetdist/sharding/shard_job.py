@@ -62,7 +62,7 @@ class ShardJob(ABC):
     """One shard to be made or indexed; goes to a worker process."""
 
     VERB: ClassVar[str]
-    """What the progress bar says."""
+    """Verb for the progress bar."""
 
     folder: Folder
     """Folder of index, records and manifest."""
@@ -78,7 +78,7 @@ class ShardJob(ABC):
     @property
     @abstractmethod
     def inputs(self) -> list[Any]:
-        """What the job reads, as JSON types."""
+        """Names and versions of the input, as JSON types."""
 
     @property
     @abstractmethod
@@ -152,6 +152,7 @@ class WriteJob(ShardJob):
                 return False
         except OSError:
             return False
+        # The index is cheap to rebuild from the intact tar, so a damaged one costs no conversion.
         index = index_tar(path)
         try:
             is_right = np.array_equal(load_index(path), index)
@@ -182,6 +183,7 @@ class WriteJob(ShardJob):
             try:
                 with open_shard(path) as writer:
                     for sample in self.samples:
+                        # After the first problem, only look for others: the user gets all problems in one run.
                         good = converter.convert(sample)
                         if good is None or self._is_refused(converter):
                             continue
@@ -222,7 +224,7 @@ class _BadShardError(Exception):
 
 
 def finish(job: ShardJob) -> FinishedShard:
-    """Keep the shard if it exists and is intact, else make it and record it."""
+    """Keep the shard if it exists and is intact; otherwise make it and record it."""
     old = load_record(job, record_name(job.number))
     if old is not None and old.shard is not None and job.is_intact(old.shard):
         return replace(old, is_kept=True)
@@ -263,6 +265,7 @@ def load_record(job: ShardJob, name: str) -> FinishedShard | None:
         return None
     try:
         record = json_records.unsealed(json_records.parse(data))
+        # Options such as --skip-bad may change without redoing shards in which nothing was bad.
         is_clean = not record["problems"] and not record["found"]
         if record["fingerprint"] != job.fingerprint or not (is_clean or record["policy"] == job.policy):
             return None
@@ -293,5 +296,6 @@ def has_size(folder: Folder, name: str, num_bytes: int) -> bool:
 
 def has_index(folder: Folder, shard: Shard) -> bool:
     """Whether the shard's index exists with the right size."""
+    # The size of an index file depends on its shape alone.
     empty = np.zeros((shard.num_samples, len(INDEX_COLUMNS)), np.int64)
     return has_size(folder, shard.index_name, len(encode_index(empty)))

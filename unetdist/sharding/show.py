@@ -97,6 +97,7 @@ def draw(shown: Sequence[SheetSample], palette: Palette) -> np.ndarray:
     """The sheet, (H, W, 3) uint8."""
     cells = [_cell(item, palette.colors) for item in shown]
     columns = max(1, min(math.ceil(math.sqrt(len(cells))), SHEET_PX // max(cell.shape[1] for cell in cells)))
+    # The last row is filled with paper.
     cells += [np.full((1, 1, 3), _PAPER, np.uint8)] * (-len(cells) % columns)
     rows = [pad_alike(cells[at : at + columns], _PAPER) for at in range(0, len(cells), columns)]
     width = max(cell.shape[1] for cell in cells)
@@ -108,6 +109,7 @@ def draw(shown: Sequence[SheetSample], palette: Palette) -> np.ndarray:
 def _cell(item: SheetSample, colors: np.ndarray) -> np.ndarray:
     """Image, tinted image, and the key below them."""
     image, mask = shrink(CELL_PX, item.image, item.mask)
+    # Whole factors keep the pixels of small masks sharp.
     factor = max(1, CELL_PX // max(mask.shape))
     image, mask = (array.repeat(factor, axis=0).repeat(factor, axis=1) for array in (image, mask))
     height, width = mask.shape

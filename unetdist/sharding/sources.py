@@ -103,7 +103,7 @@ class ShapesReader:
 
 
 def from_shapes(count: int, *, seed: int) -> SampleSource:
-    """`count` built-in shapes images, for a trial without any data; their classes are `data.shapes.PALETTE`."""
+    """`count` images of the built-in shapes, whose classes are `data.shapes.PALETTE`."""
     if count < 1:
         raise ConfigError(f"shapes ({count}) must be 1 or more; use 400.")
     samples = tuple(
@@ -112,6 +112,7 @@ def from_shapes(count: int, *, seed: int) -> SampleSource:
             image=f"shapes:{seed}:{row}:image",
             mask=f"shapes:{seed}:{row}:mask",
             row=row,
+            # A guess: the images are drawn only when they are read.
             num_bytes=20_000,
         )
         for row in range(count)
@@ -141,6 +142,7 @@ def from_folders(
             '--mask-name "{stem}_mask.png".'
         )
     mask_files = list(_find(masks, "mask", mask_name))
+    # In a common folder, a file that is a mask must not count as an image too.
     taken = {(masks / name).resolve() for _, name in mask_files}
     image_files = list(_find(images, "image", image_name, without=taken))
     problems: list[Problem] = []
@@ -159,6 +161,7 @@ def from_folders(
     problems += _unpaired("mask without image", masks, mask_of, images, image_of, image_name)
     reader = FileReader(images, masks)
     samples = list[RawSample]()
+    # Keys keep the spelling on disk, as in shards that older versions wrote.
     key_of = {name: key for key, name in image_files}
     for key in common:
         try:
@@ -218,6 +221,7 @@ def _find(
     if not root.is_dir():
         raise DataError(f"no such folder; give the folder of the {kind}s with --{kind}s.", source=root)
     name_pattern = re.escape(template or "{stem}").replace(re.escape("{stem}"), "([^/]+)", 1)
+    # DOTALL, because a file name may contain a line break.
     pattern = re.compile(f"((?:.*/)?){name_pattern}", re.DOTALL)
     found = False
     for name in sorted(files_below(root)):
@@ -292,6 +296,7 @@ def read_lines(path: Path) -> list[str]:
 
 def _fields(line: str, reader: FileReader, where: str) -> tuple[str, str]:
     """The image and mask of a line, spelled like the files on disk; names without a file are unchanged."""
+    # A backslash separates folders on Windows, but escapes a space in a shell.
     readings = [line.split("\t")] if "\t" in line else [_words(line), _words(line.replace("\\", "/"))]
     pairs = [(fields[0].strip(), fields[1].strip()) for fields in readings if len(fields) == 2]
     if not pairs:
@@ -321,6 +326,7 @@ def files_below(root: Path) -> Iterator[str]:
     A folder that several links point to is searched once, under its own name if it has one below `root`.
     """
     seen: set[Path] = set()
+    # Links come after all plain folders, which gives a folder its own name rather than that of a link.
     links = [root]
     while links:
         start = links.pop(0)

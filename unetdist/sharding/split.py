@@ -54,6 +54,7 @@ class LayoutOptions:
         else:
             by_size = round(sum(sample.num_bytes for sample in ordered) / (self.shard_size_mb * 1e6))
             count = max(1, by_size, min(MIN_SHARDS, len(ordered) // MIN_SAMPLES))
+        # Equal shards: a small last one would leave some ranks with less to read.
         bounds = [len(ordered) * number // count for number in range(count + 1)]
         return [tuple(ordered[bounds[number] : bounds[number + 1]]) for number in range(count)]
 
@@ -73,6 +74,7 @@ def split_by_hash(
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"val_fraction ({val_fraction:g}) must be between 0 and 1; use for example 0.2.")
+    # A threshold on a hash instead of a shuffle: adding samples moves no other sample to the other side.
     limit = val_fraction * 2.0**64
     train, val = list[RawSample](), list[RawSample]()
     for sample in samples:
@@ -142,6 +144,7 @@ def find_copies(source: SampleSource) -> Copies:
 
 def log_copies(copies: Copies) -> None:
     """Log one warning with the number of copies, not counting the first image of each group."""
+    # The first key of each group is the original, so a group of three counts as two copies.
     firsts: dict[str, str] = {}
     others = [(key, first) for key in sorted(copies) if (first := firsts.setdefault(copies[key], key)) != key]
     if others:
@@ -171,7 +174,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _repeated(keys: Sequence[str], values: Mapping[str, Hashable]) -> list[list[str]]:
-    """Groups of keys that share a value; None, for an unreadable file, is not shared."""
+    """Groups of keys that share a value; None marks an unreadable file."""
     groups: dict[Hashable, list[str]] = defaultdict(list)
     for key in keys:
         if values[key] is not None:

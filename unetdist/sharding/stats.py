@@ -125,6 +125,7 @@ def _chart(title: str, bars: Sequence[_Bar]) -> Image.Image:
     chart = Image.new("RGB", (width, 3 * _LINE_PX + len(bars) * _LINE_PX), _PAPER)
     pen = ImageDraw.Draw(chart)
     pen.text((20, _LINE_PX), title, _INK, large, anchor="lm")
+    # Relative to the longest bar, because rare classes would be invisible otherwise.
     longest = max(share for _, share, *_ in bars) or 1.0
     for row, (name, share, text, color) in enumerate(bars):
         top = (2 + row) * _LINE_PX

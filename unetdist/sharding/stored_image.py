@@ -64,7 +64,7 @@ def store_image(
     seekable: bool = True,
     exif: Drawn | None = None,
 ) -> StoredImage:
-    """The image that belongs to a mask of `mask_size` (height, width).
+    """Convert an image with a mask of `mask_size` (height, width).
 
     Args:
         data: An encoded image of any kind that `open_image` reads.
@@ -81,6 +81,7 @@ def store_image(
             has float or 32-bit pixels and no `image_range` is given, or does not have the mask's size.
     """
     opened = open_image(data)
+    # Re-encoding would change pixels (JPEG) or only cost time (PNG).
     if opened.image is not None and _is_kept(opened, image_format) and not resize:
         raw = (opened.image.height, opened.image.width)
         if mask_size == raw and not is_to_be_turned(raw, opened.orientation, mask_size, exif):
@@ -88,6 +89,7 @@ def store_image(
             kept = _with_restart_markers(data, pixels) if seekable else data
             return StoredImage(kept, EXTENSIONS[str(opened.image.format)], pixels, opened.channels, True)
     values = opened.values()
+    # Other types have no natural range: float images may hold 0..1, 0..255 or kelvins.
     default = SIXTEEN_BITS if values.dtype == np.uint16 else None
     stored, extremes = eight_bit(values, image_range or default, remedy=_RANGE_REMEDY)
     if is_to_be_turned((stored.shape[0], stored.shape[1]), opened.orientation, mask_size, exif):

@@ -77,6 +77,7 @@ def verify(folder: str | Path | Folder, manifest: Manifest, *, workers: int = 1)
 
         run_jobs(partial(_verify_shard, folder), jobs, workers=workers, done=done)
     total.problems.sort(key=lambda problem: problem.where)
+    # With problems, wrong counts are a consequence and would hide the cause.
     if not total.problems:
         _compare_counts(total, manifest)
     return total
@@ -119,7 +120,7 @@ def _verify_shard(folder: Folder, manifest: Manifest) -> Findings:
 
 @contextmanager
 def _local_copy(folder: Folder, shard: Shard) -> Iterator[tuple[Folder, Shard, str]]:
-    """A local folder with the shard and its index, the shard as it is there, and its SHA-256."""
+    """A local folder with the shard and its index, the size of the shard there, and its SHA-256."""
     if folder.is_in_place(shard.name):
         path = folder.path(shard.name)
         yield folder, replace(shard, num_bytes=path.stat().st_size), file_sha256(path)
@@ -151,6 +152,7 @@ def _compare_index(folder: Folder, shard: Shard, where: str, findings: Findings)
             members = list(read_members(file, where))
     except DataError as error:
         findings.note(CHANGED, where, error)
+        # Without members the index is only checked for its own form.
         members = []
     try:
         rows = read_rows(folder.path(shard.index_name), shard, where)

@@ -44,7 +44,7 @@ def write_dataset(
     layout: LayoutOptions,
     options: RunOptions = RunOptions(),
 ) -> str | None:
-    """Write each part (location of a folder -> samples) of the source.
+    """Write each part of the source: a mapping from locations of folders to samples.
 
     Returns:
         A report for the user; None if other processes will finish the data set.
@@ -129,6 +129,7 @@ def index_tars(
         )
         for number, (name, shard_name) in enumerate(zip(tars.names, tars.shard_names, strict=True))
     ]
+    # One tar is enough to see that the label file belongs to other masks.
     jobs[0].look()
     run = FolderRun(tars.out, jobs, plan_to_index(jobs), options.partition)
     # Any other plan is overwritten, because the tars stay and an index is quickly made.
@@ -154,6 +155,7 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
     partition = options.partition
     if partition.is_whole:
         return True
+    # Only rank 0 reports, so that a launch prints everything once.
     if partition.is_launched and partition.rank == 0:
         for run in runs:
             run.wait()

@@ -1,11 +1,18 @@
 """What is given on the command line is what is done."""
 
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import cv2
 import pytest
 
+from tests.synthetic import write_shards
 from unetdist.cli.logs import logger
-from unetdist.errors import ConfigError
+from unetdist.errors import ConfigError, DataError
 from unetdist.sharding import command
 from unetdist.sharding.convert import ConvertOptions
 from unetdist.sharding.plan import WorkPartition
@@ -117,3 +124,87 @@ def test_a_launcher_that_started_one_process_of_several_is_told(monkeypatch, cap
 def test_an_option_that_would_go_unheeded_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         written(*arguments.split())
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_shards(tmp_path / "data", 6)
+    return tmp_path / "data"
+
+
+def run(name, *words):
+    args = command.parse([name, *map(str, words)])
+    return {"verify": command.verify, "stats": command.print_stats, "show": command.show}[name](args)
+
+
+def test_verify_ends_with_1_where_something_is_wrong(folder, capsys):
+    assert run("verify", folder, "--workers", 1) == 0
+    assert "good. Verified 6 of 6 samples, 2 shards" in capsys.readouterr().out
+    (folder / "000001.tar").unlink()
+    assert run("verify", folder, "--workers", 1) == 1
+    assert "1 problem; 5 of 6 samples are good.\nlost shard (1)" in capsys.readouterr().out
+
+
+def test_stats_prints_and_writes(folder, tmp_path, capsys):
+    assert run("stats", folder, "--png", tmp_path / "a.png", "--json", tmp_path / "a.json") == 0
+    assert "6 samples in 2 shards" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a.json").read_text())["num_samples"] == 6
+    assert cv2.imread(str(tmp_path / "a.png")).shape[2] == 3
+
+
+def test_show_draws_the_same_sheet_again(folder, tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        assert run("show", folder, "--out", tmp_path / name, "--num", 4, "--seed", 1) == 0
+    assert f"{tmp_path}/b.png: 4 samples of {folder}" in capsys.readouterr().out
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    run("show", folder, "--out", tmp_path / "c.png", "--keys", "pictures/001", "pictures/002")
+    (tmp_path / "x.yaml").write_text("augment:\n  crop_size: [8, 8]\n")
+    run(
+        "show", folder, "--out", tmp_path / "d.png", "--num", 4, "--seed", 1, "--augment", tmp_path / "x.yaml"
+    )
+    assert len({(tmp_path / name).read_bytes() for name in ("a.png", "c.png", "d.png")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "DATA"], r"--out is missing; give the file of the sheet, such as --out samples\.png"),
+        (
+            ["show", "DATA", "--out", "TAKEN/a.png"],
+            r"--out \(.+a.png\) is not writable \(.+\); give another",
+        ),
+        (
+            ["stats", "DATA", "--png", "TAKEN/a.png"],
+            r"--png \(.+a.png\) is not writable \(.+\); give another",
+        ),
+        (
+            ["stats", "DATA", "--json", "TAKEN/a.json"],
+            r"--json \(.+\) is not writable \(.+\); give another",
+        ),
+        (["verify", "DATA", "--workers", "0"], r"--workers \(0\) must be 1 or more; use \d+"),
+        (["verify", "pipe:cat /x/{name}"], r"commands are no longer run"),
+    ],
+)
+def test_a_command_that_cannot_work_is_told(folder, tmp_path, words, message):
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    replaced = [word.replace("DATA", str(folder)).replace("TAKEN", str(tmp_path / "taken")) for word in words]
+    with pytest.raises(ConfigError, match=message):
+        run(*replaced)
+
+
+@pytest.mark.parametrize("name", ["verify", "stats", "show"])
+def test_a_folder_without_manifest(name, tmp_path):
+    with pytest.raises(DataError, match=r"no manifest\.json here, so this is no \(finished\) data set"):
+        run(name, tmp_path, *(["--out", tmp_path / "x.png"] if name == "show" else []))
+
+
+def test_the_parser_is_there_without_torch():
+    """Which takes seconds to load, and writing shards does not need it."""
+    code = "import sys, unetdist.sharding.command; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "False\n", done.stderr
