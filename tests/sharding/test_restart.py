@@ -245,7 +245,7 @@ def test_tables_that_are_missing_or_impossible_are_noticed():
         assert add_restart_markers(bytes(data)) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_damage_never_raises(draw):
     at = draw.draw(st.integers(2, len(PLAIN) - 1) | st.integers(2, 700))
@@ -256,7 +256,7 @@ def test_damage_never_raises(draw):
 
 def test_damage_in_a_picture_with_markers_never_raises():
     data = jpeg(interval=7)
-    for at in range(600, len(data), 97):
+    for at in range(600, len(data), 397):
         add_restart_markers(data[:at] + b"\x5a" + data[at + 1 :])
 
 

@@ -13,7 +13,7 @@ from tests.sharding.picture_folders import write_folders
 from unetdist.data.labels.masks import read_mask
 from unetdist.data.shapes import PALETTE, draw
 from unetdist.errors import ConfigError, DataError
-from unetdist.sharding.sources import Problem, from_folders, from_list, from_shapes
+from unetdist.sharding.sources import Problem, files_below, from_folders, from_list, from_shapes, spelled
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -208,7 +208,7 @@ def test_names_that_differ_in_case_are_told_together(tmp_path):
     touch(tmp_path, "i/a.jpg", "i/IMG_1.jpg", "m/a.png", "m/img_1.png")
     problems = from_folders(tmp_path / "i", tmp_path / "m").problems
     assert "img_1.png differs only in upper and lower case" in problems[0].detail
-    assert "IMG_1.jpg differs in upper and lower case" in problems[1].detail
+    assert "IMG_1.jpg differs only in upper and lower case" in problems[1].detail
 
 
 def test_a_readme_is_no_sample(tmp_path, caplog):
@@ -259,3 +259,51 @@ def test_pictures_are_those_that_are_drawn():
 def test_no_pictures_are_refused():
     with pytest.raises(ConfigError, match=r"shapes \(0\) must be 1 or more; use 400"):
         from_shapes(0, seed=0)
+
+
+def names_below(folder):
+    return sorted(files_below(folder))
+
+
+@pytest.fixture
+def searched(tmp_path):
+    for name in ("i/a.png", "i/x/b.png", "other/c.png", "i/.hidden/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path / "i"
+
+
+@pytest.mark.parametrize("target", [".", "..", "x/.."])
+def test_a_link_to_a_folder_above_is_left_out(searched, target, caplog):
+    (searched / "x/loop").symlink_to((searched / "x" / target).resolve())
+    (searched / "all").symlink_to(searched.parent)
+    assert names_below(searched) == ["a.png", "x/b.png"]
+    assert "searched once" in caplog.text
+
+
+def test_a_folder_has_its_own_name_and_not_that_of_a_link(searched):
+    (searched / "a_link").symlink_to(searched / "x")
+    assert names_below(searched) == ["a.png", "x/b.png"]
+
+
+def test_a_folder_elsewhere_is_searched_once(searched):
+    (searched / "one").symlink_to(searched.parent / "other")
+    (searched / "two").symlink_to(searched.parent / "other")
+    (searched.parent / "other/back").symlink_to(searched)
+    assert names_below(searched) == ["a.png", "one/c.png", "x/b.png"]
+
+
+def test_the_root_may_be_a_link(searched, tmp_path):
+    (tmp_path / "link").symlink_to(searched)
+    assert names_below(tmp_path / "link") == ["a.png", "x/b.png"]
+
+
+@pytest.mark.parametrize(
+    "name", ["\u00e4/\u00fc.png", unicodedata.normalize("NFD", "\u00e4/\u00fc.png"), "\u00e4\\\u00fc.png"]
+)
+def test_a_name_is_found_in_any_spelling(tmp_path, name):
+    there = unicodedata.normalize("NFD", "\u00e4/\u00fc.png")
+    (tmp_path / there).parent.mkdir()
+    (tmp_path / there).touch()
+    assert spelled(tmp_path, name) == there
+    assert spelled(tmp_path, "absent.png") is None
