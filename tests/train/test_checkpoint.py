@@ -151,7 +151,7 @@ def test_a_write_that_fails_is_told_and_training_goes_on(checkpoints, folder, ca
     (line,) = caplog.messages
     assert line == (
         f"the checkpoint of step 10 cannot be written to {folder} ([Errno 28] No space left on device); that of "
-        "step 5 is kept. Make room there, or give --checkpoint.folder another place. Training goes on."
+        "step 5 is kept. Make room there, or give --checkpoint.folder another place. Training continues."
     )
     assert checkpoints.load_latest(ALONE)[1] == {"step": 5}
 

@@ -60,7 +60,7 @@ def test_a_setting_that_the_version_of_the_run_did_not_have_was_its_default(begu
     old = values(tmp_path)
     del old["optim"]["layer_decay"], old["augment"]["cutmix"], old["checkpoint"]
     (begun / SETTINGS_FILE).write_text(settings.to_yaml(old))
-    with pytest.raises(ConfigError, match=r"was begun with optim\.layer_decay: 1\.0, now it is 0\.9"):
+    with pytest.raises(ConfigError, match=r"was started with optim\.layer_decay: 1\.0, now it is 0\.9"):
         claim(begun, values(tmp_path, optim={"layer_decay": 0.9}))
     claim(begun, values(tmp_path))
 
@@ -97,13 +97,13 @@ def test_settings_that_do_not_change_the_weights_may_change(begun, tmp_path, cha
     [
         (
             {"seed": 7},
-            "run was begun with seed: 0, now it is 7; continuing would mix two runs. Choose another --name",
+            "run was started with seed: 0, now it is 7; continuing would mix two runs. Choose another --name",
         ),
-        ({"optim": {"lr": 0.5}}, "begun with optim.lr: 0.001, now it is 0.5"),
-        ({"data": {"train": "t", "lanes": 8}}, "begun with data.lanes: 64, now it is 8"),
+        ({"optim": {"lr": 0.5}}, "started with optim.lr: 0.001, now it is 0.5"),
+        ({"data": {"train": "t", "lanes": 8}}, "started with data.lanes: 64, now it is 8"),
         (
             {"seed": 7, "optim": {"lr": 0.5}},
-            "begun with optim.lr: 0.001, now it is 0.5, and seed: 0, now it is 7; .* keep optim.lr, seed",
+            "started with optim.lr: 0.001, now it is 0.5, and seed: 0, now it is 7; .* keep optim.lr, seed",
         ),
     ],
 )
@@ -139,11 +139,11 @@ def test_a_change_may_be_accepted_and_is_told(begun, tmp_path, caplog):
         ConfigError, match=r"or accept the change with --checkpoint.allow_changes '\[optim.lr, seed\]'"
     ):
         claim(begun, changed)
-    with pytest.raises(ConfigError, match=r"begun with seed: 0, now .*allow_changes '\[optim.lr, seed\]'"):
+    with pytest.raises(ConfigError, match=r"started with seed: 0, now .*allow_changes '\[optim.lr, seed\]'"):
         claim(begun, changed, allow_changes=("optim.lr",))
     claim(begun, changed, allow_changes=("optim.lr", "seed"))
     assert caplog.messages == [
-        f"{begun} was begun with {change}: accepted, for checkpoint.allow_changes names it"
+        f"{begun} was started with {change}: accepted because of checkpoint.allow_changes"
         for change in ("optim.lr: 0.001, now it is 0.5", "seed: 0, now it is 7")
     ]
     claim(begun, changed)  # the change is the run's own from now on
@@ -156,7 +156,7 @@ def test_settings_are_kept_beside_checkpoints_that_have_a_place_of_their_own(tmp
     (shared / "run" / "latest").write_text("step_00000001")
     claim(tmp_path / "other" / "run", values(tmp_path), folder=str(shared))
     assert (tmp_path / "other" / "run" / SETTINGS_FILE).is_file()
-    with pytest.raises(ConfigError, match="begun with seed: 0, now it is 7"):
+    with pytest.raises(ConfigError, match="started with seed: 0, now it is 7"):
         claim(tmp_path / "third" / "run", values(tmp_path, seed=7), folder=str(shared))
 
 
@@ -189,4 +189,4 @@ def test_all_ranks_hear_what_rank_zero_finds(begun):
     assert run_ranks(claim_on_each, 2, begun, 0) == ["", ""]
     one, other = run_ranks(claim_on_each, 2, begun, 7)
     assert one == other
-    assert "begun with seed: 0, now it is 7" in one
+    assert "started with seed: 0, now it is 7" in one

@@ -221,7 +221,7 @@ def batch():
     return image, mask, torch.tensor([900.0, 2.0], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["residual", "all"])
 def test_one_graph_gives_the_loss_gradient_and_statistics_of_the_plain_path(name, batch):
     """It crops with slices: the crop of an exported graph would add up all gradients of logits twice."""
     graphs = []
@@ -313,7 +313,9 @@ def test_cuda_graphs_are_compared_when_they_replay_and_reported_if_skipped(
 
 @pytest.mark.parametrize("drawn", [{"dropout": 0.5}, {"drop_path": 0.9, "residual": True}], ids=str)
 def test_with_dropout_each_path_draws_its_own_numbers_and_only_errors_count(drawn, batch):
-    network = ModelWithLoss(*parts(**drawn), compiler="aot_eager")
+    network = ModelWithLoss(*parts(**drawn))
+    plain = network._plain
+    network._graph = lambda *given: 1.2 * plain(*given)
     assert network.prove(*batch) is None
 
 

@@ -1,4 +1,4 @@
-"""The pieces of a U-Net: convolution blocks, gates, the step up, norms by name, He initialisation."""
+"""The parts of a U-Net: convolution blocks, attention gates, decoder blocks, norms by name, He initialisation."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ Norm = Literal["batch", "sync_batch", "group", "instance", "none"]
 Upsample = Literal["transpose", "bilinear"]
 
 MAX_GROUPS = 8
-"""Group norm uses the most groups up to this that divide the channels (width 64: 8 groups of 8 channels)."""
+"""Group norm uses the largest power of two up to this that divides the channels (width 64: 8 groups of 8)."""
 
 
 def build_norm(norm: Norm, channels: int) -> nn.Module:
@@ -37,7 +37,7 @@ def build_norm(norm: Norm, channels: int) -> nn.Module:
 
 
 class ConvNorm(nn.Module):
-    """A convolution that keeps height and width, and its norm; a bias only where no norm would cancel it."""
+    """A convolution that keeps height and width, and its norm. It has a bias only without a norm to cancel it."""
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, norm: Norm) -> None:
         super().__init__()
@@ -53,10 +53,10 @@ class ConvNorm(nn.Module):
 
 
 class DropPath(nn.Dropout):
-    """While training, a sample becomes 0 with probability `p`, else is divided by 1 - p.
+    """Dropout of whole samples in training: 0 with probability `p`, otherwise divided by 1 - p.
 
-    A dropout of whole samples (Huang et al. 2016, arXiv 1603.09382): it draws one number for each from torch's
-    generator, and none where p is 0.
+    Stochastic depth (Huang et al. 2016, arXiv 1603.09382). It draws one number per sample from torch's generator, and
+    none if p is 0.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class DropPath(nn.Dropout):
 class ConvBlock(nn.Module):
     """`num_convs` times 3x3 convolution, norm, ReLU: one level of the U-Net, or a part of one.
 
-    With `residual` the block's input, through a 1x1 convolution where the widths differ, is added before
-    the last ReLU (He et al. 2015, arXiv 1512.03385); `drop_path` is how often nothing is added to it.
+    With `residual` the input (through a 1x1 convolution if the widths differ) is added before the last ReLU (He et al.
+    2015, arXiv 1512.03385); `drop_path` is the probability that the convolutions add nothing to it.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class ConvBlock(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Weighs each place of a skip, 0..1, by what lies below it (Oktay et al. 2018, arXiv 1804.03999, section 2).
+    """Weighs each pixel of a skip, 0..1, by the coarser level (Oktay et al. 2018, arXiv 1804.03999, section 2).
 
-    Both are brought to half of the skip's channels at the coarser resolution, added, and their ReLU gives one weight
-    for every 2x2 places, interpolated between them.
+    Both are projected to half of the skip's channels at the coarser resolution and added; their ReLU gives one weight
+    for every 2x2 pixels, which is interpolated.
     """
 
     def __init__(self, skip_channels: int, coarse_channels: int) -> None:
@@ -129,11 +129,10 @@ class AttentionGate(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level of the way up: double height and width, put the skip beside it, convolve.
+    """One level of the decoder: double height and width, concatenate the skip, convolve.
 
     `transpose` doubles with a 2x2 transposed convolution of stride 2, as in the paper; `bilinear` with a 1x1
-    convolution, then interpolation (the two commute, and before doubling the convolution costs a quarter).
-    With `attention` the skip passes a gate first.
+    convolution and interpolation. With `attention` the skip passes a gate first.
     """
 
     def __init__(
@@ -153,6 +152,7 @@ class UpBlock(nn.Module):
             case "transpose":
                 self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
             case "bilinear":
+                # It commutes with the interpolation, and costs a quarter before it.
                 self.up = nn.Conv2d(in_channels, out_channels, kernel_size=1)
         self.is_bilinear = upsample == "bilinear"
         self.gate = AttentionGate(out_channels, in_channels) if attention else None
@@ -183,20 +183,17 @@ class _WithoutDraws(TorchFunctionMode):
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Networks that are made in the block have shapes and no weights.
-
-    For weights that are not there torch would still load all that it takes to draw them, which lasts seconds.
-    """
+    """Networks built in the block have shapes but no weights."""
+    # Even for weights on the meta device torch would load all that it needs to draw them, which takes seconds.
     with torch.device("meta"), _WithoutDraws():
         yield
 
 
 def initialise(model: nn.Module) -> None:
-    """Draw the convolutions' weights as He et al. 2015 (arXiv 1502.01852) and set their biases to zero.
+    """Draw the weights of convolutions after He et al. 2015 (arXiv 1502.01852), and set their biases to zero.
 
-    The standard deviation is sqrt(2 / N), N being the inputs of one output (fan in), as in Ronneberger's
-    section 3; for the way up, which no ReLU follows, sqrt(1 / N). Norms keep scale 1 and shift 0, heads
-    and gates the weights that torch gives them.
+    The standard deviation is sqrt(2 / N) with N inputs per output (fan in), as in Ronneberger's section 3; upsampling,
+    which no ReLU follows, has sqrt(1 / N). Norms keep scale 1 and shift 0, heads and gates keep torch's weights.
     """
     for module in model.modules():
         if isinstance(module, ConvBlock):

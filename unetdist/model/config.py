@@ -13,15 +13,14 @@ PRESETS: dict[Preset, tuple[int, ...]] = {
     "classic": (64, 128, 256, 512, 1024),
     "residual": (32, 64, 128, 256, 512, 512),
 }
-"""Widths by name; but for `PRESET_BLOCKS`, everything else of a preset is the defaults of `UNetConfig`."""
+"""Widths by name. Apart from `PRESET_BLOCKS`, a preset has the defaults of `UNetConfig`."""
 
 PRESET_BLOCKS: dict[Preset, tuple[int, ...]] = {"residual": (1, 2, 2, 4, 4, 2)}
-"""Residual blocks per level, of presets that have some. `residual` is after nnU-Net's residual encoder (Isensee et al.
-2024, arXiv 2404.09556), narrower and less deep; its decoder keeps the two convolutions of the others."""
-
+"""Residual blocks per level of presets that have some. `residual` follows nnU-Net's residual encoder (Isensee et al.
+2024, arXiv 2404.09556), narrower and less deep; its decoder has two convolutions per level like the others."""
 
 MAX_LEVELS, MAX_WIDTH, MAX_CONVS = 16, 2**16, 64
-"""Beyond them no image is large enough, and no memory."""
+"""Upper limits: beyond them no image and no memory is large enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,47 +32,47 @@ class UNetConfig:
     `encoder_blocks` (44 M); see `widths`."""
 
     widths: tuple[int, ...] | None = None
-    """Channels of each level, finest first; as many levels as there are numbers. Overrules `preset`."""
+    """Channels of each level, finest first; their count is the number of levels. Overrides `preset`."""
 
     encoder_convs: int | tuple[int, ...] = 2
-    """3x3 convolutions per level on the way down, bottleneck included: one number, or one per level. Without
-    `encoder_blocks` only."""
+    """3x3 convolutions per encoder level, bottleneck included: one number, or one per level. Only used without
+    `encoder_blocks`."""
 
     encoder_blocks: int | tuple[int, ...] | None = None
-    """Residual blocks per level on the way down, bottleneck included, each two 3x3 convolutions with its input added:
-    one number, or one per level; 0: none. Left out: as `preset` says (residual: 1, 2, 2, 4, 4, 2; others: none)."""
+    """Residual blocks (two 3x3 convolutions, input added) per encoder level, bottleneck included: one number, or one
+    per level; 0: none. null: those of `preset` (residual: 1, 2, 2, 4, 4, 2; others: none)."""
 
     decoder_convs: int | tuple[int, ...] = 2
-    """3x3 convolutions per level on the way up: one number, or one per level but the last, finest first."""
+    """3x3 convolutions per decoder level: one number, or one per level except the bottleneck, finest first."""
 
     norm: Norm = "batch"
-    """What follows each convolution: batch, sync_batch (GPUs only), group (at most 8), instance or none."""
+    """Norm after each convolution: batch, sync_batch (GPUs only), group (at most 8 groups), instance or none."""
 
     upsample: Upsample = "transpose"
-    """How the decoder doubles the size: `transpose` (2x2 convolution, as in the paper) or `bilinear`."""
+    """Upsampling in the decoder: `transpose` (2x2 transposed convolution, as in the paper) or `bilinear`."""
 
     residual: bool = False
     """Add each block's input to its output."""
 
     drop_path: float = 0.0
-    """Probability, 0 to below 1, that the last residual block of the way down leaves a sample as it is while training;
-    it grows in a line from the first block on. For `encoder_blocks` or `residual`."""
+    """Probability, 0 to below 1, that the last residual block of the encoder is skipped for a sample in training; it
+    grows linearly from the first block. Needs `encoder_blocks` or `residual`."""
 
     attention: bool = False
-    """Weigh each place of the skips by what the level below says (attention gates)."""
+    """Attention gates: weigh each pixel of the skips by the coarser level."""
 
     dropout: float = 0.0
-    """Probability, 0 to below 1, of dropping a channel of the bottleneck's output while training."""
+    """Probability, 0 to below 1, of dropping a channel of the bottleneck's output in training."""
 
     deep_supervision: bool = False
-    """While training, also predict from each coarser level of the decoder."""
+    """In training, also predict from each coarser level of the decoder."""
 
     encoder: str | None = None
-    """Name of a network of the library timm, such as resnet34, whose features stand for the way down; the levels finer
-    than its first stay ours, bottleneck and coarser levels are its own. Needs `python3 launch/dev.py timm`."""
+    """Name of a network of the library timm, such as resnet34, that replaces the encoder; only levels finer than its
+    first features remain from `widths`. Needs `python3 launch/dev.py timm`."""
 
     pretrained: bool = False
-    """Begin with the weights, and the pixel statistics, that timm publishes for `encoder`; downloaded once."""
+    """Start from the weights and pixel statistics that timm publishes for `encoder`; downloaded once."""
 
     in_channels: int = 3
     """Channels of the image: 1 grey, 3 RGB, 4 RGBA."""
@@ -126,26 +125,25 @@ class UNetConfig:
 
     @property
     def level_widths(self) -> tuple[int, ...]:
-        """Channels of each level, finest first: `widths`, or those of `preset`."""
+        """Channels of each level, finest first, from `widths` or `preset`."""
         return PRESETS[self.preset] if self.widths is None else self.widths
 
     @property
     def level_blocks(self) -> int | tuple[int, ...] | None:
-        """Residual blocks of each level on the way down: `encoder_blocks`, or those of `preset`; None or 0: none."""
+        """Residual blocks of each encoder level, from `encoder_blocks` or `preset`; None or 0: none."""
         return PRESET_BLOCKS.get(self.preset) if self.encoder_blocks is None else self.encoder_blocks
 
     @property
     def depth(self) -> int:
-        """How often the resolution is halved: levels - 1."""
+        """Number of halvings of the resolution: levels - 1."""
         return len(self.level_widths) - 1
 
 
 def check_norm(config: UNetConfig, *, device_type: str, world_size: int) -> None:
-    """Refuse a norm that this launch cannot train; to be called before the model is built.
+    """Refuse a norm that this launch cannot train; call it before the model is built.
 
     Raises:
-        ConfigError: For sync_batch with several processes that have no GPU, which torch refuses at the first
-            step.
+        ConfigError: sync_batch with several processes without GPUs, which torch refuses only at the first step.
     """
     if config.norm == "sync_batch" and device_type != "cuda" and world_size > 1:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A folder to predict with: weights, architecture, classes and how good it is; no pickle."""
+"""A folder that predicts on its own: weights, architecture, classes and scores; no pickle."""
 
 import hashlib
 import json
@@ -32,14 +32,14 @@ CONFIG_FILE = "config.json"
 MODEL_FORMAT = "unetdist-model-1"
 
 CONFIG, CHECKSUM = "unetdist", "unetdist_sha256"
-"""In the metadata of the weights' file: the configuration, and the hash of it and of all tensors."""
+"""Keys in the metadata of the weights' file: the configuration, and the hash of it and of all tensors."""
 
 Pixels = Annotated[int, range(1, 2**16 + 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """The fields that every model's configuration has; all others are facts about its training."""
+    """Fields of every model's configuration; all others are facts about its training."""
 
     format: Literal["unetdist-model-1"]
     unetdist_version: str
@@ -60,29 +60,29 @@ REPORTED: dict[str, Any] = {
     "confusion": tuple[tuple[Count, ...], ...],
     "classes": dict[str, dict[str, float | None]],
 }
-"""The parts of a training's last report that are displayed, with their types."""
+"""Parts of the last report of a training that are displayed, with their types."""
 
 DESCRIBED = tuple(field.name for field in fields(Described))
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A trained model with all that is needed to predict with it."""
+    """A trained model with everything that prediction needs."""
 
     model: UNet
     palette: Palette
     resize: tuple[int, int] | None
-    """(width, height) that the training images were resized to, None for their own size."""
+    """(width, height) of the training images; None: their own size."""
 
     config: dict[str, Any]
-    """What `save_model` was given, and the architecture."""
+    """The configuration in the file: architecture, classes, and the facts given to `save_model`."""
 
     image_range: ImageRange | None = None
-    """Values of the training images that became 0 and 255; None: they had 8 bits, or it is unknown."""
+    """Values of the training images that became 0 and 255; None: 8 bits, or unknown."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `save_model` was given under that name."""
+        """The facts that were given to `save_model`."""
         return {name: value for name, value in self.config.items() if name not in DESCRIBED}
 
 
@@ -96,16 +96,16 @@ def save_model(
     image_range: ImageRange | None = None,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write `model.safetensors` and its readable twin `config.json` to `folder`.
+    """Write `model.safetensors`, and a readable copy of its configuration in `config.json`.
 
     Args:
-        folder: made if absent; a model in it is replaced in one atomic step.
+        folder: created if absent; a model in it is replaced in one atomic step.
         state: `state_dict` of an unwrapped UNet; mean and std are among its buffers.
         model: the architecture.
         palette: classes and colours.
         resize: (width, height) the shards were made with.
-        image_range: values of the shards' source images that became 0 and 255; None: they had 8 bits, or it is unknown.
-        facts: metric, confusion, step: kept as they are; JSON types.
+        image_range: values of the source images that became 0 and 255; None: 8 bits, or unknown.
+        facts: metric, confusion, step and more, stored unchanged; JSON types.
     """
     if wrapped := [name for name in state if name.startswith(("module.", "_orig_mod."))]:
         raise CheckpointError(
@@ -122,7 +122,7 @@ def save_model(
         "image_range": None if image_range is None else list(image_range),
         **facts,
     }
-    # The config travels inside the weights' header, so that a crash between the two files cannot part them.
+    # The header of the weights holds the config too, so that a crash between the two files cannot separate them.
     text = json.dumps(config, allow_nan=False)
     tensors = {name: value.contiguous() for name, value in state.items()}
     metadata = {"format": "pt", CONFIG: text, CHECKSUM: checksum(text, tensors)}
@@ -134,10 +134,10 @@ def save_model(
 def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> SavedModel:
     """Read what `save_model` wrote, in evaluation mode on `device`.
 
-    No memory is taken for a network before its parts are known to be those of the file, unless timm makes it.
+    No memory is allocated for a network until its shapes match those of the file, except for timm networks.
 
     Raises:
-        CheckpointError: no weights there, damaged, not finite, or not made by this framework.
+        CheckpointError: the weights are missing, damaged, not finite, or not made by this framework.
     """
     path = Path(folder) / MODEL_FILE
     with _opened(path) as file:
@@ -150,7 +150,7 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
         state = {name: file.get_tensor(name) for name in sorted(names)}
         _check_tensors(state, text, file.metadata().get(CHECKSUM), path)
     unet.load_state_dict(state, assign=True)
-    # Convolutions are fastest in this layout, and training used it: another one rounds differently.
+    # Training used this layout: another one rounds differently, and is slower.
     unet.to(device=device, dtype=state["mean"].dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return SavedModel(
         unet.requires_grad_(True).eval(), palette, described.resize, config, described.image_range
@@ -158,10 +158,10 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The configuration of a saved model, as its weights' file has it; without weights, their readable twin.
+    """Read the configuration of a saved model from its weights' file, or from config.json if there are no weights.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: the configuration is missing or damaged.
     """
     path = Path(folder) / MODEL_FILE
     if path.is_file():
@@ -178,7 +178,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The weights' file; what reading it raises is a `CheckpointError`."""
+    """Open the weights' file; errors of reading it become a `CheckpointError`."""
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist; give --model the folder of a trained model, runs/NAME/best."
@@ -198,7 +198,7 @@ def _damaged(path: Path, why: object) -> CheckpointError:
 
 
 def _configuration(file: Any, path: Path) -> tuple[str, dict[str, Any], Described, Palette]:
-    """The configuration as text, as a mapping and as its required fields, and the classes."""
+    """The configuration as text, as a mapping, and as its required fields; and the classes."""
     text = (file.metadata() or {}).get(CONFIG, "{}")
     config = json_records.parse(text)
     if not isinstance(config, dict) or config.get("format") != MODEL_FORMAT:
@@ -226,10 +226,8 @@ def _described(config: Any) -> Described:
 
 
 def unfilled(architecture: UNetConfig) -> AbstractContextManager[None]:
-    """A block that makes a network whose weights are loaded next: without memory, where that can be.
-
-    Networks of timm compute with tensors while they are made, and may hold some that are not saved.
-    """
+    """Context in which a network is built whose weights are loaded next, without memory if possible."""
+    # timm networks compute with tensors while they are built, and may hold some that are not saved.
     return without_memory() if architecture.encoder is None else nullcontext()
 
 
@@ -271,7 +269,7 @@ def _refuse_pointer(path: Path) -> None:
 
 def _check_tensors(state: Mapping[str, Tensor], config: str, expected: str | None, path: Path) -> None:
     if expected is None:
-        logger.info("%s has no checksum, as an older version wrote it: damage would go unnoticed", path)
+        logger.info("%s has no checksum, because an older version wrote it; damage would go unnoticed", path)
     elif (found := checksum(config, state)) != expected:
         raise _damaged(path, f"its sha256 is {found} instead of {expected}")
     for name, value in state.items():

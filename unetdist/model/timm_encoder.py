@@ -1,4 +1,4 @@
-"""The way down as a network of timm (Wightman 2019), with its published weights or without; imported when asked for."""
+"""An encoder from timm (Wightman 2019), with or without its published weights; timm is imported on demand."""
 
 from difflib import get_close_matches
 from importlib import metadata
@@ -13,15 +13,15 @@ REMOVE = "`python3 -m pip uninstall timm torchvision`"
 
 
 class TimmEncoder(nn.Module):
-    """Features of a picture at each of the network's strides.
+    """Features of an image at each of the network's strides.
 
     Args:
-        name: One of `timm.list_models()`, with a tag of its weights or without.
-        in_channels: Of the image; weights for three are fitted by timm.
-        pretrained: Load the published weights, from timm's cache or the network.
+        name: one of `timm.list_models()`, optionally with a tag of its weights.
+        in_channels: channels of the image; timm adapts weights for three.
+        pretrained: load the published weights from timm's cache or the internet.
 
     Raises:
-        ConfigError: If timm is not there, does not know the name, or its strides do not double from 1, 2 or 4 on.
+        ConfigError: timm is missing, does not know the name, or the strides do not double from 1, 2 or 4 on.
     """
 
     def __init__(self, name: str, *, in_channels: int, pretrained: bool) -> None:
@@ -44,10 +44,10 @@ class TimmEncoder(nn.Module):
                 f"model.encoder ({name}) must give features of several sizes: {error}; use one such as resnet34"
             ) from None
         self.channels: list[int] = list(self.net.feature_info.channels())
-        """Of each feature, finest first."""
+        """Channels of each feature, finest first."""
         strides = self.net.feature_info.reduction()
         self.first_level = strides[0].bit_length() - 1
-        """How often the finest feature is halved."""
+        """Number of halvings of the finest feature."""
         if strides != [strides[0] << level for level in range(len(strides))] or strides[0] not in (1, 2, 4):
             raise ConfigError(
                 f"model.encoder ({name}) must have strides that double from 1, 2 or 4 on, it has {strides}; "
@@ -55,7 +55,7 @@ class TimmEncoder(nn.Module):
             )
         facts = getattr(self.net, "pretrained_cfg", None) or self.net.default_cfg
         self.mean = [255.0 * value for value in facts["mean"]]
-        """Of the pixels that its weights were trained on, 0..255."""
+        """Channel means of the pixels that its weights were trained on, 0..255."""
         self.std = [255.0 * value for value in facts["std"]]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -65,14 +65,14 @@ class TimmEncoder(nn.Module):
 
 
 def import_timm() -> ModuleType:
-    """The library timm.
+    """Import the library timm.
 
     Raises:
-        ConfigError: It is missing, or it cannot be imported, because torchvision was built for another torch.
+        ConfigError: it is missing, or cannot be imported because torchvision was built for another torch.
     """
     try:
         import timm
-    except Exception as error:  # such a torchvision raises RuntimeError
+    except Exception as error:  # a torchvision for another torch raises RuntimeError
         if isinstance(error, ModuleNotFoundError) and error.name == "timm":
             raise ConfigError(f"it is not installed; {INSTALL} installs it") from None
         versions = ", ".join(

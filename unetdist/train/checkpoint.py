@@ -26,7 +26,7 @@ from unetdist.train.optim import Ema
 CHECKPOINTS_FOLDER = "checkpoints"
 
 PATIENCE_S = 60.0
-"""Longest wait of a step for the previous checkpoint: training can go on while a disk or a server hangs."""
+"""Longest wait of a step for the previous checkpoint: training continues while a disk or a server hangs."""
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -206,8 +206,8 @@ class Checkpoints:
         """Save the state after `step`; call on rank 0 only.
 
         Returns once the previous checkpoint is written and the tensors are copied to host memory; a thread hashes and
-        writes the copy. If it cannot, or is not done in time for the next, that is logged and training goes on with the
-        previous checkpoint in place.
+        writes the copy. If it fails, or is not done in time for the next, that is logged, and training continues with
+        the previous checkpoint in place.
 
         Args:
             step: steps done. If this step is already saved, only its facts are replaced.
@@ -312,7 +312,7 @@ class Checkpoints:
         try:
             self._write(step, *args)
         except CheckpointError as error:
-            logger.error("%s Training goes on.", error)
+            logger.error("%s Training continues.", error)
 
     def _newest(self) -> tuple[Commit, bytes] | None:
         """The newest whole checkpoint with its tensors, if it may be continued; None if there is none."""

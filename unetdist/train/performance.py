@@ -15,7 +15,7 @@ Performance = Literal["auto", "off"]
 
 COMPILER = "inductor"
 COMPILES_FROM_S = 300.0
-"""Shortest training, in seconds without the compiler, for which compiling (a minute or two) pays."""
+"""Compiling, which takes a minute or two, pays if training without it takes at least this many seconds."""
 LAUNCH_BOUND_S = 0.010
 """Seconds of a forward and backward pass below which the host is the bottleneck: it launches some 500 kernels at about
 10 us each, twice over. An estimate, not measured."""
@@ -41,7 +41,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class FastPath:
-    """What a run does in addition to the plain path. Results stay equal up to rounding."""
+    """Additions to the plain path; results stay equal up to rounding."""
 
     keeps_memory: bool = False
     """The C library keeps freed memory (CPU only)."""

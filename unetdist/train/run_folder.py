@@ -1,4 +1,4 @@
-"""The folder of a run belongs to one set of settings."""
+"""Claims the folder of a run, and lets only a run with the same settings continue in it."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,10 +18,10 @@ from unetdist.train.checkpoint import CheckpointConfig
 SETTINGS_FILE = "config.yaml"
 
 LOCK_FILE = ".lock"
-"""Held by rank 0 of the training that writes to the folder, and says who that is."""
+"""Lock held by rank 0 of the training that writes to the folder; it names its holder."""
 
 WAIT_S = 30.0
-"""How long a training waits for the one before to end: a launcher's restart may come before the last of the dead."""
+"""Longest wait for the previous training to end: a launcher may restart before its last process is gone."""
 
 RESULT_NEUTRAL = (
     "name",
@@ -45,8 +45,8 @@ RESULT_NEUTRAL = (
     "tracking.",
     "validation.",
 )
-"""Settings (with a dot: whole sections) that may differ when a run is continued: how it is run and watched, and the
-remedies that errors of a run advise. What is learnt stays the same up to batch norm's share of the batch."""
+"""Settings (with a dot: whole sections) that may differ when a run is continued: they change how it runs and is
+watched, or its errors advise to change them. Results stay the same, except that batch norm sees other micro-batches."""
 
 
 def claim_run_folder(
@@ -57,20 +57,20 @@ def claim_run_folder(
     world: World,
     defaults: Mapping[str, Any] | None = None,
 ) -> ExitStack:
-    """Collective. Make sure that a run in `folder` may be begun or continued, and save its settings there.
+    """Collective. Check that a run may start or continue in `folder`, and save its settings there.
 
-    What is returned keeps other trainings out of the folder, and of that of its checkpoints, until it is closed or the
+    The result keeps other trainings out of the folder and the folder of its checkpoints until it is closed, or the
     process ends.
 
     Args:
-        folder: of the run.
-        values: resolved settings, as plain types, without credentials.
-        cfg: where its checkpoints are, whether it may be continued, and with which settings changed.
+        folder: folder of the run.
+        values: resolved settings as plain types, without credentials.
+        cfg: place of the checkpoints, whether a run may be continued, and which settings may change.
         world: this process among the others.
-        defaults: what a setting was that the run's version did not have yet.
+        defaults: values of settings that an older version of the run did not have yet.
 
     Raises:
-        ConfigError: on all ranks, where the folder holds a run that must not be continued, or not with these settings.
+        ConfigError: on all ranks, if the folder holds a run that must not be continued, or not with these settings.
     """
     held = ExitStack()
     problem = _claim(folder, values, cfg, defaults or {}, held) if world.is_main else ""
@@ -83,7 +83,7 @@ def claim_run_folder(
 def check_run_folder(
     folder: Path, values: Mapping[str, Any], *, cfg: CheckpointConfig, defaults: Mapping[str, Any]
 ) -> None:
-    """Refuse what `claim_run_folder` would, and change nothing.
+    """Make the checks of `claim_run_folder` without changing anything.
 
     Raises:
         ConfigError: the folder holds a run that must not be continued, or not with these settings.
@@ -92,7 +92,7 @@ def check_run_folder(
     if not has_checkpoint(checkpoints):
         return
     _refuse_unwanted(folder, cfg)
-    # With checkpoints elsewhere, the settings lie there too.
+    # Checkpoints in another place have their settings next to them.
     home = checkpoints if cfg.folder is not None else open_folder(folder)
     if SETTINGS_FILE in home.names():
         saved = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
@@ -106,13 +106,13 @@ def _claim(
     defaults: Mapping[str, Any],
     held: ExitStack,
 ) -> str:
-    """Claim the folder; what speaks against it, in words: the other processes wait for them, whatever happens."""
+    """Claim the folder on rank 0. Returns the problem as text, because the other ranks wait for an answer."""
     homes = [("--runs_dir", open_folder(folder))]
     if cfg.folder is not None and not _is_same(checkpoints := cfg.folder_of(folder), folder):
-        homes.insert(0, ("--checkpoint.folder", checkpoints))  # its settings outlive the run's folder
+        homes.insert(0, ("--checkpoint.folder", checkpoints))  # may outlive the folder of the run
     try:
         for setting, home in homes:
-            if home.is_local:  # a store of objects knows no locks
+            if home.is_local:  # object stores have no locks
                 _hold(home.path(LOCK_FILE), home, setting, held)
         check_run_folder(folder, values, cfg=cfg, defaults=defaults)
         for setting, home in homes:
@@ -147,7 +147,7 @@ def _hold(file: Path, home: Folder, setting: str, held: ExitStack) -> None:
             f"{home}: another training writes there ({error.holder}); wait for it or stop it, or choose another --name "
             f"or {setting}."
         ) from None
-    except OSError:  # saving the settings reports a folder that cannot be written to
+    except OSError:  # saving the settings will report a folder that is not writable
         return
 
 
@@ -180,11 +180,9 @@ def _refuse_changes(
     refused = [key for key in changed if key not in cfg.allow_changes]
     if refused:
         raise ConfigError(
-            f"{folder} was begun with {', and '.join(changed[key] for key in refused)}; continuing would mix two runs. "
-            f"Choose another --name, or keep {', '.join(refused)}, or accept the change with "
+            f"{folder} was started with {', and '.join(changed[key] for key in refused)}; continuing would mix two "
+            f"runs. Choose another --name, or keep {', '.join(refused)}, or accept the change with "
             f"--checkpoint.allow_changes '[{', '.join([*cfg.allow_changes, *refused])}]'."
         )
     for change in changed.values():
-        logger.warning(
-            "%s was begun with %s: accepted, for checkpoint.allow_changes names it", folder, change
-        )
+        logger.warning("%s was started with %s: accepted because of checkpoint.allow_changes", folder, change)

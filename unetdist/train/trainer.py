@@ -151,7 +151,7 @@ class Trainer:
     global_batch_size: int
     """Samples per step over all processes."""
     num_samples: int
-    """Size of the training set, for the epoch in the log."""
+    """Size of the training set; the log counts epochs by it."""
     max_bad_steps: int
     """Skipped steps in a row that are allowed."""
     train_batches: Callable[[int], Iterable[list[Batch]]]
