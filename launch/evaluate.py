@@ -1,13 +1,16 @@
 """Score a trained model exactly: `accelerate launch launch/evaluate.py --model runs/x/best --data shards/val`.
 
-Each sample is scored once, at its own size, on any number of processes with the same result. Prints a table of the
-classes and the mIoU with its 95 % bootstrap interval over images. `--compare A B` in place of `--model` scores two
-models on the same images and says how far apart they are, with an interval and a test over images.
+Each sample is scored once, at its own size, with the same result on any number of processes. Prints a table of the
+classes, and the mIoU with its 95 % bootstrap interval over images. `--compare A B` instead of `--model` scores two
+models on the same images and prints their difference, with an interval and a test over images.
 """
 
 import argparse
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
+import numpy as np
 from PIL import Image
 
 from unetdist.cli.credentials import mask
@@ -16,8 +19,7 @@ from unetdist.errors import ConfigError
 from unetdist.evaluation.calibration import reliability_diagram
 from unetdist.evaluation.comparison import compare
 from unetdist.evaluation.evaluate import Report, ValidationConfig
-from unetdist.evaluation.image_counts import write_per_image
-from unetdist.evaluation.scoring import evaluations
+from unetdist.evaluation.validator import Validator, evaluations
 from unetdist.model.inference import add_inference_options, inference_of
 from unetdist.storage.files import write_atomic, write_json
 from unetdist.tracking.terminal import comparison_table, scores_table
@@ -25,7 +27,7 @@ from unetdist.tracking.terminal import comparison_table, scores_table
 
 def main() -> None:
     """Parse, score, print and write."""
-    args = _parse()
+    args = parse()
     cfg = ValidationConfig(
         batch_size=args.batch_size,
         inference=inference_of(args),
@@ -41,36 +43,26 @@ def main() -> None:
     ) as (models, world):
         keeps_images = args.compare is not None or args.per_image is not None
         reports = [validator.score(saved.model, per_image=keeps_images) for validator, saved in models]
-        if not world.is_main:
-            return
-        if args.compare is not None:
-            _tell_difference(args, reports)
-            return
-        (report,) = reports
-        _print(report, mask(args.data))
-        if args.json is not None:
-            _write_json(args.json, {"model": args.model, "data": mask(args.data), **report.to_mapping()})
-        if report.per_image is not None:
-            validator = models[0][0]
-            keys = [validator.key_of(sample_id) for sample_id in range(report.num_samples)]
-            write_per_image(args.per_image, report.per_image, keys, report.scores.class_names)
-            logger.info("the matrix of every image is in %s", args.per_image)
-        if args.reliability_diagram is not None:
-            _draw(report, args.reliability_diagram, mask(args.data))
+        if world.is_main:
+            if args.compare is None:
+                show(args, reports[0], models[0][0])
+            else:
+                show_difference(args, reports)
 
 
-def _parse() -> argparse.Namespace:
+def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="launch/evaluate.py", description=__doc__)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="DIR", help="a trained model, such as runs/NAME/best")
-    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two trained models, to be compared")
-    add("--data", required=True, metavar="DIR", help="shards to score it on: a path or URL")
-    add("--json", metavar="FILE", help="write all numbers, the confusion matrix too, to this file")
+    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two trained models to compare")
+    add("--data", required=True, metavar="DIR", help="shards to score on: a path or URL")
+    add("--json", metavar="FILE", help="write all numbers and the confusion matrix to this file")
     add("--per-image", metavar="FILE.npz", help="write the confusion matrix of every image to this file")
-    add("--boundary", action="store_true", help="score outlines too: boundary IoU")
-    add("--calibration", action="store_true", help="compare confidence and accuracy too")
-    add("--reliability-diagram", metavar="FILE.png", help="draw what --calibration finds")
+    add("--boundary", action="store_true", help="also score outlines: boundary IoU")
+    add("--calibration", action="store_true", help="also compare confidence with accuracy")
+    add("--reliability-diagram", metavar="FILE.png", help="draw the result of --calibration")
     add("--batch-size", type=int, default=1, help="images per forward pass (default: %(default)s)")
     add("--num-workers", type=int, default=2, help="loader processes (default: %(default)s)")
     add("--mixed-precision", choices=("no", "fp16", "bf16"), default="no", help="number format (default: no)")
@@ -78,58 +70,81 @@ def _parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.compare and (args.per_image or args.reliability_diagram):
         parser.error(
-            "--per-image and --reliability-diagram are of one model; give --model instead of --compare"
+            "--per-image and --reliability-diagram need one model; give --model instead of --compare"
         )
+    if args.per_image and not args.per_image.endswith(".npz"):
+        parser.error(f"--per-image ({args.per_image}) must be a file name that ends with .npz")
     return args
 
 
-def _print(report: Report, data: str) -> None:
-    console.print(
-        scores_table(
-            report,
-            of=data,
-            loss_name="cross entropy",  # a run's own loss may be another, with weights
-        )
-    )
+def show(args: argparse.Namespace, report: Report, validator: Validator) -> None:
+    """Print the report of one model and write the files."""
+    print_scores(report, mask(args.data))
+    if args.json is not None:
+        numbers = {"model": args.model, "data": mask(args.data), **report.to_mapping()}
+        write_numbers(args.json, numbers)
+    if report.per_image is not None:
+        arrays: dict[str, Any] = {
+            "ids": np.arange(report.num_samples),
+            "keys": np.array([validator.key_of(sample_id) for sample_id in range(report.num_samples)]),
+            "confusion": report.per_image,  # (N, C, C) int64, rows target
+            "classes": np.array(report.scores.class_names),
+        }
+        with writing("--per-image", args.per_image) as out:
+            np.savez_compressed(out, **arrays)
+    if args.reliability_diagram is not None:
+        assert report.reliability is not None
+        diagram = reliability_diagram(report.reliability, mask(args.data))
+        with writing("--reliability-diagram", args.reliability_diagram) as out:
+            Image.fromarray(diagram).save(out, "PNG")
 
 
-def _tell_difference(args: argparse.Namespace, reports: list[Report]) -> None:
+def show_difference(args: argparse.Namespace, reports: list[Report]) -> None:
+    """Print the reports of two models and their comparison, and write the JSON file."""
     a, b = (report.per_image for report in reports)
     assert a is not None
     assert b is not None
     comparison = compare(a, b)
     for report, name in zip(reports, args.compare, strict=True):
-        _print(report, name)
+        print_scores(report, name)
     console.print(comparison_table(comparison, tuple(args.compare), of=mask(args.data)))
     if args.json is not None:
         models = [
             {"model": name, **report.to_mapping()} for name, report in zip(args.compare, reports, strict=True)
         ]
-        _write_json(
-            args.json, {"data": mask(args.data), "comparison": comparison.to_mapping(), "models": models}
-        )
+        numbers = {"data": mask(args.data), "comparison": comparison.to_mapping(), "models": models}
+        write_numbers(args.json, numbers)
 
 
-def _write_json(file: str, numbers: dict[str, Any]) -> None:
-    try:
+def print_scores(report: Report, of: str) -> None:
+    """Print the table of a report."""
+    # Not "loss": that of the run may be another one, with weights.
+    console.print(scores_table(report, of=of, loss_name="cross entropy"))
+
+
+def write_numbers(file: str, numbers: dict[str, Any]) -> None:
+    """Write the file of --json."""
+    with naming("--json", file):
         write_json(file, numbers)
-    except OSError as error:
-        raise ConfigError(
-            f"--json ({file}) cannot be written ({error.strerror}); give another file."
-        ) from None
-    logger.info("all numbers are in %s", file)
 
 
-def _draw(report: Report, file: str, title: str) -> None:
-    assert report.reliability is not None
+@contextmanager
+def writing(option: str, file: str) -> Iterator[IO[bytes]]:
+    """Open the output file of an option; it appears whole or not at all."""
+    with naming(option, file), write_atomic(file) as out:
+        yield out
+
+
+@contextmanager
+def naming(option: str, file: str) -> Iterator[None]:
+    """Name the option in an error of the disk, and log the file otherwise."""
     try:
-        with write_atomic(file) as out:
-            Image.fromarray(reliability_diagram(report.reliability, title)).save(out, "PNG")
+        yield
     except OSError as error:
         raise ConfigError(
-            f"--reliability-diagram ({file}) cannot be written ({error.strerror}); give another file."
+            f"{option} ({file}) cannot be written ({error.strerror}); give another file."
         ) from None
-    logger.info("the reliability diagram is in %s", file)
+    logger.info("%s is written to %s", option.removeprefix("--"), file)
 
 
 if __name__ == "__main__":

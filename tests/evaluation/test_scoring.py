@@ -5,7 +5,7 @@ import pytest
 from tests.synthetic import PALETTE_RECORDS, settings_of, write_shards
 from unetdist.cli import settings
 from unetdist.errors import ConfigError
-from unetdist.evaluation.scoring import evaluation
+from unetdist.evaluation.validator import evaluation
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
 

@@ -8,8 +8,8 @@ from unetdist.cli import settings
 from unetdist.data.labels import Palette
 from unetdist.distributed.collectives import World
 from unetdist.evaluation.evaluate import LeftEarlyError, ValidationConfig
-from unetdist.evaluation.scoring import evaluations
-from unetdist.evaluation.validation import shares_windows
+from unetdist.evaluation.validator import evaluations
+from unetdist.evaluation.validator import shares_windows
 from unetdist.model.inference import InferenceConfig, predict_logits
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from tests.gpu.conftest import difference, on
+from unetdist.evaluation.evaluate import ValidationConfig
 from unetdist.evaluation.metrics import confusion_matrix
-from unetdist.evaluation.scoring import evaluation
+from unetdist.evaluation.validator import evaluations
 
 pytestmark = pytest.mark.gpu
 
@@ -62,13 +63,14 @@ def test_the_confusion_matrix_is_the_cpus():
 def test_the_score_is_the_cpus_integer_by_integer(train, data, batch_size):
     torch.set_default_dtype(torch.float64)
     train("cuda", model={"widths": [4, 8]}, optim={"lr": 0.01}, trainer={"max_steps": 10, "ema_decay": 0.5})
-    reports = []
+    cfg, reports = ValidationConfig(batch_size=batch_size), []
     for device in ("cpu", "cuda"):
         with (
             on(device),
-            evaluation(
-                str(data / "runs/tiny/last"), str(data / "val"), batch_size=batch_size, num_workers=0
-            ) as (validator, saved, world),
+            evaluations([str(data / "runs/tiny/last")], str(data / "val"), cfg=cfg, num_workers=0) as (
+                ((validator, saved),),
+                world,
+            ),
         ):
             assert world.device.type == saved.model.mean.device.type == device
             reports.append(validator.score(saved.model).to_mapping())

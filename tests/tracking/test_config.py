@@ -5,7 +5,7 @@ import pytest
 from unetdist.cli import settings
 from unetdist.errors import ConfigError
 from unetdist.tracking import TrackingConfig
-from unetdist.tracking.config import check_installed
+from unetdist.tracking.dashboard import check_installed
 from unetdist.train.config import Config
 
 

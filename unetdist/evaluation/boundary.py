@@ -1,8 +1,7 @@
-"""Boundary IoU: how well outlines match, which IoU hides where objects are large.
+"""Boundary IoU: how well outlines match. Plain IoU hardly shows it when objects are large.
 
 Cheng et al. 2021, "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation" (arXiv 2103.16562), section 4:
-the IoU of the pixels of a class that lie within a distance of its outline. Counted in integers, so that images and
-ranks add up.
+the IoU of the pixels of a class within a distance of its outline. Counts are integers, so images and ranks add up.
 """
 
 import math
@@ -17,13 +16,13 @@ from torch import Tensor
 from unetdist.data.labels import IGNORE_INDEX
 
 DILATION_RATIO = 0.02
-"""Width of the outline as a share of the image's diagonal; the paper's."""
+"""Width of the outline as a fraction of the image's diagonal, from the paper."""
 
 
 def boundary_counts(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Pixels of outlines of one image, by class.
+    """Count the outline pixels of one image by class.
 
-    An ignored pixel is outside of every class, in target and prediction alike; so is what lies outside of the image.
+    An ignored pixel belongs to no class, in target and prediction alike. Nor does the area around the image.
 
     Args:
         pred: (H, W) integer classes.
@@ -31,7 +30,7 @@ def boundary_counts(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
         num_classes: C.
 
     Returns:
-        (2, C) int64, for each class the intersection and the union of the outlines of target and prediction.
+        (2, C) int64: intersection and union of the outlines of target and prediction, for each class.
     """
     pred = torch.where(mask == IGNORE_INDEX, IGNORE_INDEX, pred).to(torch.uint8)
     distance = boundary_distance(*mask.shape)
@@ -47,15 +46,12 @@ def boundary_counts(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
 
 
 def boundary_distance(height: int, width: int) -> int:
-    """Pixels by which a mask is eroded to find its outline."""
+    """Return the width of the outline in pixels."""
     return max(1, round(DILATION_RATIO * math.hypot(height, width)))
 
 
 def near_boundary(classes: Tensor, distance: int) -> Tensor:
-    """Where the mask of a pixel's own class, eroded `distance` times by 3 x 3, holds the pixel no more.
-
-    That is where the window of `distance` around the pixel leaves the image or holds two neighbours that differ. Their
-    number comes from sums over the image, at a cost that depends on neither the distance nor the classes.
+    """Find the pixels that vanish when the mask of their own class is eroded `distance` times by 3 x 3.
 
     Args:
         classes: (H, W) of any integer type.
@@ -64,6 +60,8 @@ def near_boundary(classes: Tensor, distance: int) -> Tensor:
     Returns:
         (H, W) bool.
     """
+    # A pixel vanishes if the window of `distance` around it leaves the image or holds two neighbours that differ.
+    # Prefix sums count these pairs at a cost that depends on neither the distance nor the number of classes.
     height, width = classes.shape
     near = torch.ones_like(classes, dtype=torch.bool)
     side = 2 * distance + 1
@@ -75,7 +73,7 @@ def near_boundary(classes: Tensor, distance: int) -> Tensor:
 
 
 def _window_sums(flags: Tensor, height: int, width: int) -> Tensor:
-    """Flags that are set in each window inside of the image: (H - height + 1, W - width + 1) int32."""
+    """Count the set flags in each window inside the image: (H - height + 1, W - width + 1) int32."""
     sums = torch.nn.functional.pad(
         flags.cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32), (1, 0, 1, 0)
     )
@@ -85,23 +83,23 @@ def _window_sums(flags: Tensor, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BoundaryScores:
-    """What (2, C) counts of any number of images say; ratios 0..1."""
+    """Boundary IoU of any number of images; ratios 0..1."""
 
     class_names: tuple[str, ...]
     iou: NDArray[np.float64]
-    """(C,) boundary IoU; nan for a class that is absent from target and prediction."""
+    """(C,) boundary IoU; nan for a class that is in neither target nor prediction."""
     miou: float
-    """Mean over the classes that are not; nan if all are."""
+    """Mean over the other classes; nan if there are none."""
 
     @classmethod
     def from_counts(cls, counts: NDArray[np.int64], class_names: tuple[str, ...]) -> "BoundaryScores":
-        """Of summed `boundary_counts`."""
+        """Score the sum of `boundary_counts` over images."""
         intersection, union = counts
         iou = np.where(union > 0, intersection / np.maximum(union, 1), np.nan)
         return cls(class_names, iou, float(np.nanmean(iou)) if union.any() else math.nan)
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON can hold it, nan as None."""
+        """Return JSON types, with None for nan."""
         by_class = zip(self.class_names, self.iou.tolist(), strict=True)
         return {
             "boundary_miou": None if math.isnan(self.miou) else self.miou,

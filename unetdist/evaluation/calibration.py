@@ -1,8 +1,8 @@
-"""Calibration: whether a network that is 80 % sure is right 80 % of the time.
+"""Calibration: is a network that is 80 % sure right 80 % of the time?
 
-Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 2: pixels in bins by the
-probability of the class that is predicted. Counted in integers, so that images and ranks add up. The logits
-themselves round by the number of threads of a process on a CPU, which the tenth digit of the error may show.
+Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 2: pixels are put in bins by the
+probability of the predicted class. Counts are integers, so images and ranks add up. On a CPU the rounding of the logits
+depends on the number of threads, which can change the tenth digit of the error.
 """
 
 import math
@@ -18,24 +18,24 @@ from torch import Tensor
 from unetdist.data.labels import IGNORE_INDEX
 
 NUM_BINS = 15
-"""Of equal width; the paper's."""
+"""Number of bins of equal width, from the paper."""
 
 UNIT = 2**24
-"""Parts of a probability of 1 that are counted."""
+"""Units in which confidence is counted: a probability of 1 is this many."""
 
 
 def reliability_counts(logits: Tensor, mask: Tensor) -> Tensor:
-    """Pixels of one image by confidence; ignored ones left out.
+    """Count the pixels of one image by confidence, without ignored ones.
 
     Args:
         logits: (C, H, W) floating point.
         mask: (H, W) uint8 classes.
 
     Returns:
-        (3, NUM_BINS) int64: pixels, right pixels, and the sum of confidences in units of 1 / `UNIT`. Bin b holds
+        (3, NUM_BINS) int64: pixels, correct pixels, and the sum of confidences in units of 1 / `UNIT`. Bin b holds
         confidences above b / NUM_BINS up to (b + 1) / NUM_BINS.
     """
-    # float64, because in float32 the last bit of exp depends on where threads and vectors part the image.
+    # float64, because in float32 the last bit of exp depends on how threads and vectors divide the image.
     highest, pred = logits.max(0)
     confidence = 1 / (logits.double() - highest).exp_().sum(0)
     parts = (confidence * UNIT).round().long()
@@ -49,20 +49,20 @@ def reliability_counts(logits: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Reliability:
-    """What (3, NUM_BINS) counts of any number of images say; confidences and accuracies are ratios 0..1."""
+    """Calibration of any number of images; confidences and accuracies are ratios 0..1."""
 
     pixels: NDArray[np.int64]
-    """(NUM_BINS,) pixels of each bin."""
+    """(NUM_BINS,) number of pixels in each bin."""
     accuracy: NDArray[np.float64]
-    """(NUM_BINS,) share of them that is right; nan in an empty bin."""
+    """(NUM_BINS,) fraction of correct pixels; nan in an empty bin."""
     confidence: NDArray[np.float64]
     """(NUM_BINS,) mean probability of the predicted class; nan in an empty bin."""
     error: float
-    """Expected calibration error: the mean of |accuracy - confidence|, weighted by pixels; nan without any."""
+    """Expected calibration error: the mean of |accuracy - confidence|, weighted by pixels; nan without pixels."""
 
     @classmethod
     def from_counts(cls, counts: NDArray[np.int64]) -> "Reliability":
-        """Of summed `reliability_counts`."""
+        """Score the sum of `reliability_counts` over images."""
         pixels, right, parts = counts
         filled = np.where(pixels > 0, pixels, 1)
         accuracy = np.where(pixels > 0, right / filled, np.nan)
@@ -72,7 +72,7 @@ class Reliability:
         return cls(pixels, accuracy, confidence, error)
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON can hold it, nan as None."""
+        """Return JSON types, with None for nan."""
         return {
             "expected_calibration_error": None if math.isnan(self.error) else self.error,
             "pixels": self.pixels.tolist(),
@@ -82,17 +82,17 @@ class Reliability:
 
 
 def reliability_diagram(reliability: Reliability, title: str) -> NDArray[np.uint8]:
-    """Accuracy of each bin as a bar, confidence as a mark, and below the share of pixels: (H, W, 3) uint8."""
+    """Draw each bin's accuracy (bar), confidence (mark) and fraction of pixels (below): (H, W, 3) uint8."""
     left, top, side, low, bar = 64, 56, 450, 96, 450 // NUM_BINS
     canvas = Image.new("RGB", (left + side + 24, top + side + low + 88), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
     font, ink, frame = ImageFont.load_default(15), (25, 25, 25), (140, 140, 140)
     bottom, floor = top + side, top + side + low + 44
-    shares = reliability.pixels / max(1, reliability.pixels.sum())
-    for index, share in enumerate(shares.tolist()):
+    fractions = reliability.pixels / max(1, reliability.pixels.sum())
+    for index, fraction in enumerate(fractions.tolist()):
         x = left + index * bar
-        draw.rectangle((x + 2, floor - round(share * low), x + bar - 2, floor), (170, 170, 170))
-        if share > 0:
+        draw.rectangle((x + 2, floor - round(fraction * low), x + bar - 2, floor), (170, 170, 170))
+        if fraction > 0:
             accuracy, confidence = reliability.accuracy[index], reliability.confidence[index]
             draw.rectangle((x + 2, bottom - round(accuracy * side), x + bar - 2, bottom), (70, 120, 180))
             level = bottom - round(confidence * side)

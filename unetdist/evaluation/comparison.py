@@ -1,12 +1,12 @@
-"""Whether one model is better than another: both scored on the same images, compared image by image.
+"""Is one model better than another? Compares two models image by image on the same images.
 
-The images are resampled alike for both models (paired bootstrap; Efron and Tibshirani 1993, "An Introduction to the
-Bootstrap", chapter 8), so that what makes an image hard for both cancels in the difference. The test is approximate
-randomization (Noreen 1989, "Computer-Intensive Methods for Testing Hypotheses", chapter 2): if the models are alike,
-the two matrices of an image may change sides without anybody noticing.
+Interval: a paired bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 8) draws the same
+images for both models, so the difficulty that they share cancels in the difference. Test: approximate randomization
+(Noreen 1989, "Computer-Intensive Methods for Testing Hypotheses", chapter 2) swaps the two models' matrices of random
+images; if the models are equally good, that changes nothing systematic.
 
-Both ask about other images of the same kind; neither knows how far another seed of the training would lie. They take
-images as independent, which frames of one film are not: there the interval is too narrow.
+Both answer for new images of the same kind, and not for another seed of the training. They treat images as independent,
+which frames of one film are not: there the interval is too narrow.
 """
 
 import math
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.errors import ConfigError
-from unetdist.evaluation.metrics import PoissonBootstrap, mean_iou
+from unetdist.evaluation.metrics import PoissonBootstrap, mean_iou, none_if_nan, quantiles
 
 SWAPS = 9999
-"""Random assignments of the test; with the observed one 10000."""
+"""Number of random swaps in the test; with the observed assignment 10000."""
 
 BLOCK = 2**22
-"""Random numbers that are drawn together."""
+"""Random numbers that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,24 @@ class Comparison:
     miou_b: float
     interval_b: tuple[float, float]
     interval_difference: tuple[float, float]
-    """Of B - A, over images drawn alike for both."""
+    """Interval of B - A, with the same images drawn for both."""
     p_value: float
-    """Share of swaps of images that part the models at least as far, either way; nan without a valid pixel."""
+    """Fraction of swaps with a difference at least as large, in either direction; nan without a valid pixel."""
     num_samples: int
 
     @property
     def difference(self) -> float:
-        """By how much the mIoU of B is above that of A."""
+        """The mIoU of B minus that of A."""
         return self.miou_b - self.miou_a
 
     def to_mapping(self) -> dict[str, Any]:
-        """As JSON types, nan as None."""
+        """Return JSON types, with None for nan."""
         return {
-            "a": {"miou": _json(self.miou_a), "miou_interval_95": _bounds(self.interval_a)},
-            "b": {"miou": _json(self.miou_b), "miou_interval_95": _bounds(self.interval_b)},
-            "difference": _json(self.difference),
+            "a": {"miou": none_if_nan(self.miou_a), "miou_interval_95": _bounds(self.interval_a)},
+            "b": {"miou": none_if_nan(self.miou_b), "miou_interval_95": _bounds(self.interval_b)},
+            "difference": none_if_nan(self.difference),
             "difference_interval_95": _bounds(self.interval_difference),
-            "p_value": _json(self.p_value),
+            "p_value": none_if_nan(self.p_value),
             "test": f"randomization of images, two-sided, {SWAPS} swaps",
             "num_samples": self.num_samples,
         }
@@ -65,43 +65,42 @@ def compare(
     """Compare two models by the confusion matrices of the same images.
 
     Args:
-        a: (N, C, C), by image; rows target, columns prediction.
-        b: likewise of the other model.
-        replicates: of the bootstrap.
-        seed: of all draws.
+        a: (N, C, C) matrices of the first model, by image; rows target, columns prediction.
+        b: (N, C, C) matrices of the second model.
+        replicates: number of bootstrap replicates.
+        seed: seed for all random draws.
 
     Raises:
-        ConfigError: they are not of the same images.
+        ConfigError: the matrices are not of the same images.
     """
     if a.shape != b.shape or not np.array_equal(a.sum(2), b.sum(2)):
         raise ConfigError(
-            "the two models were not scored on the same masks, so no image can be compared with itself; "
-            "score both on the same shards."
+            "the two models were not scored on the same masks, so their images cannot be compared; score both on the "
+            "same shards."
         )
     draws = [PoissonBootstrap(a.shape[1], replicates, seed) for _ in range(2)]
     for sample_id, pair in enumerate(zip(a, b, strict=True)):
         for bootstrap, confusion in zip(draws, pair, strict=True):
             bootstrap.add(sample_id, confusion)
     miou_a, miou_b = (float(_miou(_columns(each).sum(0))) for each in (a, b))
-    differences = _miou(draws[1].sums) - _miou(draws[0].sums)
     return Comparison(
         miou_a,
         draws[0].interval(0.95),
         miou_b,
         draws[1].interval(0.95),
-        _quantiles(differences),
+        quantiles(_miou(draws[1].sums) - _miou(draws[0].sums), 0.95),
         _randomization_test(_columns(a), _columns(b), seed),
         len(a),
     )
 
 
 def _randomization_test(a: NDArray[np.int64], b: NDArray[np.int64], seed: int) -> float:
-    """Two-sided p-value, never 0: the observed assignment counts as one (Phipson and Smyth 2010)."""
+    """Return the two-sided p-value; never 0, because the observed assignment counts too (Phipson and Smyth 2010)."""
     sum_a, sum_b = a.sum(0), b.sum(0)
     observed = abs(float(_miou(sum_b) - _miou(sum_a)))
     if math.isnan(observed):
         return math.nan
-    # Products of float64 are fast and, below 2^53 pixels, exact.
+    # A matrix product in float64 is fast, and exact below 2^53 pixels.
     change = (b - a).reshape(len(a), -1).astype(np.float64)
     as_far = 1
     rows = max(1, BLOCK // len(a))
@@ -115,25 +114,13 @@ def _randomization_test(a: NDArray[np.int64], b: NDArray[np.int64], seed: int) -
 
 
 def _columns(confusions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N, 3, C): right, target and predicted pixels of each class."""
+    """Return (N, 3, C): correct, target and predicted pixels of each class."""
     return np.stack([confusions.diagonal(axis1=1, axis2=2), confusions.sum(2), confusions.sum(1)], 1)
 
 
 def _miou(columns: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of (..., 3, C); nan without a pixel."""
+    """Compute the mIoU of (..., 3, C) columns; nan without a pixel."""
     return mean_iou(columns[..., 0, :], columns[..., 1, :], columns[..., 2, :])
-
-
-def _quantiles(values: NDArray[np.float64]) -> tuple[float, float]:
-    values = values[~np.isnan(values)]
-    if not values.size:
-        return math.nan, math.nan
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _json(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _bounds(interval: tuple[float, float]) -> list[float] | None:

@@ -1,4 +1,4 @@
-"""An exact score of a data set: each sample once, counted in integers, summed over ranks, proven complete."""
+"""Scores a data set exactly: each sample once, counted in integers, summed over ranks, checked against the manifest."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 
 from unetdist.data.batch import Batch
+from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.distributed.collectives import all_reduce_sum
-from unetdist.errors import ConfigError
+from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation.boundary import BoundaryScores
 from unetdist.evaluation.calibration import Reliability
-from unetdist.evaluation.completeness import Expected, fingerprint, prove_complete
-from unetdist.evaluation.examples import Example, Examples
-from unetdist.evaluation.image_counts import ImageCounts
-from unetdist.evaluation.metrics import Scores
+from unetdist.evaluation.examples import Examples, ScoredImage
+from unetdist.evaluation.metrics import ImageCounts, Scores
 from unetdist.model.inference import InferenceConfig
 from unetdist.model.losses import Loss
 
-Predict = Callable[[Tensor], Tensor | None]
-"""Image (B, C, H, W) uint8 -> logits (B, num_classes, H, W) at the same height and width; None on a rank that only
-helped with them, while another one counts them."""
+PredictForRank = Callable[[Tensor], Tensor | None]
+"""Image (B, C, H, W) uint8 -> logits (B, num_classes, H, W) of the same height and width. Where ranks predict an image
+together, one of them gets the logits and the others get None."""
+
+FINGERPRINT_BLOCK = 2**20
+"""Sample ids that are hashed at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +41,10 @@ class ValidationConfig:
     """Replicates of the bootstrap over images behind the 95 % interval of mIoU."""
 
     boundary: bool = False
-    """Score outlines too (boundary IoU, Cheng et al. 2021)."""
+    """Also score outlines (boundary IoU, Cheng et al. 2021)."""
 
     calibration: bool = False
-    """Compare confidence and accuracy too (expected calibration error, Guo et al. 2017)."""
+    """Also compare confidence with accuracy (expected calibration error, Guo et al. 2017)."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "bootstrap_replicates"):
@@ -50,6 +52,19 @@ class ValidationConfig:
                 raise ConfigError(
                     f"validation.{name} ({getattr(self, name)}) must be at least 1; use the default."
                 )
+
+
+@dataclass(frozen=True)
+class ExpectedCounts:
+    """The contents of a data set according to its manifest."""
+
+    source: str
+    """Path or URL of the shards, for messages."""
+
+    num_samples: int
+    class_names: tuple[str, ...]
+    class_pixels: np.ndarray
+    """(num_classes,) int64: pixels of each class over all masks."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +85,11 @@ class Report:
     per_image: np.ndarray | None = None
     """(num_samples, C, C) int64: the confusion matrix of each image, by its id."""
 
-    examples: tuple[Example, ...] = field(default=(), compare=False)
+    examples: tuple[ScoredImage, ...] = field(default=(), compare=False)
     """The first images and the worst, with their prediction, on each rank."""
 
     def to_mapping(self) -> dict[str, Any]:
-        """The report as JSON types; NaN, the score of an absent class, becomes None."""
+        """Return the report as JSON types; nan, the score of an absent class, becomes None."""
         low, high = self.interval
         return {
             **self.scores.to_record(),
@@ -88,15 +103,14 @@ class Report:
 
 
 class LeftEarlyError(Exception):
-    """The data set was not scored to its end, because somebody asked to stop."""
+    """Validation ended before all samples were scored, because a stop was requested."""
 
 
 def evaluate(
-    predict: Predict,
+    predict: PredictForRank,
     batches: Iterable[Batch],
     *,
-    expected: Expected,
-    class_names: tuple[str, ...],
+    expected: ExpectedCounts,
     loss: Loss,
     cfg: ValidationConfig,
     device: torch.device,
@@ -108,87 +122,149 @@ def evaluate(
     """Collective. Score `batches`, this rank's part of the data set, and sum over ranks.
 
     Args:
-        predict: the network, unwrapped, in evaluation mode.
-        batches: every sample of the data set once, spread over the ranks in any way; or all on each rank, where
-            `predict` gives the logits of each to one.
+        predict: the unwrapped network in evaluation mode, on `device`.
+        batches: every sample once, divided among the ranks in any way; or all samples on each rank, if `predict`
+            returns the logits of each image on one rank only.
         expected: counts of the manifest.
-        class_names: by class index.
-        loss: criterion to report beside the scores; its share form is summed over the whole data set.
+        loss: criterion to report; summed over the whole data set.
         cfg: settings.
         device: where `predict` runs.
-        num_examples: how many images to keep in the report, half of them the first and half the worst.
-        per_image: whether to keep the confusion matrix of every image of the data set.
+        num_examples: number of images to keep in the report, half of them the first and half the worst.
+        per_image: whether to keep the confusion matrix of every image.
         on_batch: called with the number of images after each batch.
-        is_over: asked before each batch: whether to leave.
+        is_over: called before each batch; True ends the validation.
 
     Raises:
-        DataError: samples or pixels that were counted differ from `expected`.
-        LeftEarlyError: on every rank, where `is_over` said so on any.
+        DataError: the counted samples or pixels differ from `expected`.
+        LeftEarlyError: on every rank, if `is_over` returned True on any.
     """
-    num_classes = len(class_names)
-    images = ImageCounts(
-        num_classes,
-        replicates=cfg.bootstrap_replicates,
-        boundary=cfg.boundary,
-        calibration=cfg.calibration,
-        num_kept=expected.num_samples if per_image else 0,
-    )
-    loss_parts = torch.zeros(4, dtype=torch.float64, device=device)  # two sums, two denominators
-    seen = torch.zeros(2, dtype=torch.int64)
-    was_left = torch.zeros(1, dtype=torch.int64)
+    tally = _Tally(expected, loss, cfg, device, num_kept=expected.num_samples if per_image else 0)
     examples = Examples(num_examples)
     for batch in batches:
         if is_over():
-            was_left += 1
+            tally.was_left += 1
             break
         there = batch.to(device, non_blocking=True)
         examples.read()
         logits = predict_fixed(predict, there.image, cfg.batch_size)
         if logits is not None:
-            mask, class_pixels = there.mask, there.class_pixels
-            preds = logits.argmax(1)
-            for index, sample_id in enumerate(batch.ids.tolist()):
-                one = slice(index, index + 1)  # image by image: the sums of a batch round by its company
-                loss_parts += torch.cat(
-                    [loss.sums(logits[one], mask[one]).double(), loss.denominators(class_pixels[one])]
-                )
-                confusion = images.add(sample_id, logits[index], preds[index], mask[index])
-                of_image = batch.image[index], batch.mask[index], preds[index]
-                examples.add(sample_id, confusion, *of_image)
-            seen += torch.tensor([len(batch.ids), fingerprint(batch.ids.numpy())])
+            tally.add(batch.ids, there, logits, examples)
         on_batch(len(batch.ids))
+    tally.reduce()
+    return tally.report(cfg, examples.gather(device))
 
-    counts = torch.cat([was_left, seen, images.to_vector()]).to(device)
-    counts, loss_parts = all_reduce_sum(counts).cpu(), all_reduce_sum(loss_parts).cpu()
-    if counts[0]:
-        raise LeftEarlyError
-    seen = counts[1:3]
-    images.load_vector(counts[3:])
-    total = images.confusion.numpy()
-    prove_complete(total, seen.tolist(), expected, class_names)
-    per_unit = torch.where(loss_parts[2:] > 0, loss_parts[:2] / loss_parts[2:], 0.0)
-    return Report(
-        confusion=total,
-        scores=Scores.from_confusion(total, class_names),
-        interval=images.bootstrap.interval(0.95),
-        loss=float(per_unit.sum()),
-        num_samples=int(seen[0]),
-        boundary=BoundaryScores.from_counts(images.boundary.numpy(), class_names) if cfg.boundary else None,
-        reliability=Reliability.from_counts(images.reliability.numpy()) if cfg.calibration else None,
-        per_image=images.per_image.numpy() if per_image else None,
-        examples=examples.gather(device),
-    )
+
+class _Tally:
+    """The counts of this rank, and after `reduce` those of all ranks."""
+
+    def __init__(
+        self, expected: ExpectedCounts, loss: Loss, cfg: ValidationConfig, device: torch.device, num_kept: int
+    ) -> None:
+        self.expected, self.loss, self.device = expected, loss, device
+        self.images = ImageCounts(
+            len(expected.class_names),
+            replicates=cfg.bootstrap_replicates,
+            boundary=cfg.boundary,
+            calibration=cfg.calibration,
+            num_kept=num_kept,
+        )
+        # Two numerators and two denominators stay apart until the end: a mean of means would depend on the ranks.
+        self.loss_parts = torch.zeros(4, dtype=torch.float64, device=device)
+        self.seen = torch.zeros(2, dtype=torch.int64)
+        self.was_left = torch.zeros(1, dtype=torch.int64)
+
+    def add(self, ids: Tensor, batch: Batch, logits: Tensor, examples: Examples) -> None:
+        """Count a batch that is on the device; `ids` are on the CPU."""
+        mask, preds = batch.mask, logits.argmax(1)
+        for index, sample_id in enumerate(ids.tolist()):
+            # Image by image, because the rounding of a batch's sum depends on which images are in it.
+            one = slice(index, index + 1)
+            self.loss_parts += torch.cat(
+                [
+                    self.loss.sums(logits[one], mask[one]).double(),
+                    self.loss.denominators(batch.class_pixels[one]),
+                ]
+            )
+            confusion = self.images.add(sample_id, logits[index], preds[index], mask[index])
+            examples.add(sample_id, confusion, batch.image[index], mask[index], preds[index])
+        self.seen += torch.tensor([len(ids), fingerprint(ids.numpy())])
+
+    def reduce(self) -> None:
+        """Collective. Sum over ranks, and check the sums against the manifest."""
+        counts = torch.cat([self.was_left, self.seen, self.images.to_vector()]).to(self.device)
+        counts, self.loss_parts = all_reduce_sum(counts).cpu(), all_reduce_sum(self.loss_parts).cpu()
+        if counts[0]:
+            raise LeftEarlyError
+        self.seen = counts[1:3]
+        self.images.load_vector(counts[3:])
+        prove_complete(self.images.confusion.numpy(), self.seen.tolist(), self.expected)
+
+    def report(self, cfg: ValidationConfig, examples: tuple[ScoredImage, ...]) -> Report:
+        images, names = self.images, self.expected.class_names
+        confusion = images.confusion.numpy()
+        numerators, denominators = self.loss_parts[:2], self.loss_parts[2:]
+        losses = torch.where(denominators > 0, numerators / denominators, 0.0)
+        return Report(
+            confusion=confusion,
+            scores=Scores.from_confusion(confusion, names),
+            interval=images.bootstrap.interval(0.95),
+            loss=float(losses.sum()),
+            num_samples=int(self.seen[0]),
+            boundary=BoundaryScores.from_counts(images.boundary.numpy(), names) if cfg.boundary else None,
+            reliability=Reliability.from_counts(images.reliability.numpy()) if cfg.calibration else None,
+            per_image=images.per_image.numpy() if len(images.per_image) else None,
+            examples=examples,
+        )
 
 
 @torch.inference_mode()
-def predict_fixed(predict: Predict, image: Tensor, batch_size: int) -> Tensor | None:
-    """Logits of `image`, computed in a batch of exactly `batch_size`.
-
-    Kernels are chosen by shape, and another kernel rounds differently: with a batch that is partly empty on one
-    count of ranks and full on another, pixels near a tie would flip. So the batch is filled with its last image.
-    """
+def predict_fixed(predict: PredictForRank, image: Tensor, batch_size: int) -> Tensor | None:
+    """Compute the logits of `image` in a batch of exactly `batch_size`."""
+    # Kernels are chosen by shape, and another kernel rounds differently. If a batch were partly empty with one number
+    # of ranks and full with another, pixels near a tie would flip. So it is filled up with copies of its last image.
     missing = batch_size - len(image)
     if missing > 0:
         image = torch.cat([image, image[-1:].expand(missing, -1, -1, -1)])
     logits = predict(image)
     return None if logits is None else logits[: batch_size - missing]
+
+
+def prove_complete(confusion: np.ndarray, seen: list[int], expected: ExpectedCounts) -> None:
+    """Check that each sample and each pixel of the data set was counted exactly once.
+
+    Args:
+        confusion: (C, C) int64 over the whole data set; rows target.
+        seen: number of samples, and the sum of the `fingerprint`s of their ids.
+        expected: counts of the manifest.
+
+    Raises:
+        DataError: the counts differ.
+    """
+    num_samples, counted_fingerprint = seen
+    problem = ""
+    if num_samples != expected.num_samples:
+        problem = f"{num_samples} samples were scored, the manifest lists {expected.num_samples}"
+    elif counted_fingerprint != _fingerprint_of_all(num_samples):
+        problem = f"{num_samples} samples were scored, but some of them twice and others never"
+    else:
+        counted = zip(expected.class_names, confusion.sum(1), expected.class_pixels, strict=True)
+        for name, pixels, listed in counted:
+            if pixels != listed:
+                problem = f"{pixels} pixels of class {name} were scored, the manifest lists {listed}"
+    if problem:
+        raise DataError(
+            f"{problem}; the score would be wrong, so it is refused; run launch/shard_dataset.py again on this folder",
+            source=expected.source,
+        )
+
+
+def fingerprint(sample_ids: np.ndarray) -> int:
+    """Sum the hashes of sample ids; wraps at 64 bits, as the sum over ranks does."""
+    return int(keyed_hash(Stream.SCORED, sample_ids).view(np.int64).sum())
+
+
+def _fingerprint_of_all(num_samples: int) -> int:
+    # In blocks, because there may be a billion samples.
+    starts = range(0, num_samples, FINGERPRINT_BLOCK)
+    blocks = [fingerprint(np.arange(at, min(at + FINGERPRINT_BLOCK, num_samples))) for at in starts]
+    return int(np.array(blocks, np.int64).sum())

@@ -1,4 +1,4 @@
-"""Which of the scored images are shown: the first ones, the same at each validation, and the worst of all ranks."""
+"""Chooses the scored images to show: the first ones, which are the same at each validation, and the worst."""
 
 import math
 from dataclasses import dataclass
@@ -13,16 +13,18 @@ from unetdist.distributed.collectives import broadcast, broadcast_tensor, gather
 from unetdist.evaluation.metrics import mean_iou
 
 LARGEST_PX = 512
-"""Pictures are shrunk to this width and height: they are sent between ranks, and each validation keeps them."""
+"""Largest width and height of a kept image."""
 
 
 @dataclass(frozen=True)
-class Example:
-    """One scored image, for the eye, shrunk to `LARGEST_PX`."""
+class ScoredImage:
+    """An image with its mask and prediction, no larger than `LARGEST_PX`."""
 
     id: int
+    """Sample id."""
+
     miou: float
-    """Of this image alone, over the classes in it or in its prediction; nan where all is ignored."""
+    """mIoU of this image, 0..1, over the classes in its mask or prediction; nan if every pixel is ignored."""
 
     image: NDArray[np.uint8]
     """(H, W, 3)."""
@@ -34,41 +36,29 @@ class Example:
     """(H, W) class indices."""
 
     is_worst: bool = False
-    """Whether it was chosen for its score."""
+    """Whether it was chosen for its low score."""
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One scored image, for the eye: image (H, W, 3) uint8, mask and pred (H, W) class indices."""
-
-    key: str
-    image: np.ndarray
-    mask: np.ndarray
-    pred: np.ndarray
-    miou: float = math.nan
-    """Of this image alone, 0..1; nan: no pixel of it counts."""
-
-    is_worst: bool = False
-    """Whether it is shown because it is among the worst."""
+    key: str = ""
+    """Name of the sample in its shard."""
 
     @property
     def caption(self) -> str:
-        """What stands below it."""
+        """Text to show below the image."""
         score = "" if math.isnan(self.miou) else f", mIoU {100 * self.miou:.1f} %"
         return f"{'worst: ' if self.is_worst else ''}{self.key}{score}"
 
 
 class Examples:
-    """Chooses among the images of all ranks, whichever rank scores which: half of them first, half of them worst."""
+    """Chooses among the images of all ranks, whichever rank scores them: half are the first, half the worst."""
 
     def __init__(self, num_examples: int) -> None:
-        """Choose that many; of an odd number one more for its score."""
+        """Choose `num_examples` images; an odd one is chosen for its score."""
         self.num_first, self.num_worst = num_examples // 2, num_examples - num_examples // 2
-        self._kept: list[Example] = []
+        self._kept: list[ScoredImage] = []
         self._waiting: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
 
     def add(self, sample_id: int, confusion: Tensor, image: Tensor, mask: Tensor, pred: Tensor) -> None:
-        """Consider an image; tensors may be on a device, which is not waited for.
+        """Consider an image. The tensors may be on a device, which is not waited for.
 
         Args:
             sample_id: id of the sample.
@@ -81,7 +71,7 @@ class Examples:
             self._waiting.append((sample_id, confusion, image, mask, pred.to(torch.uint8)))
 
     def read(self) -> None:
-        """Choose among what was added; called a batch later, there is nothing to wait for."""
+        """Choose among the added images. One batch later the device has finished them, so this does not wait."""
         if not self._waiting:
             return
         counts = torch.stack([confusion for _, confusion, *_ in self._waiting]).cpu().numpy()
@@ -92,18 +82,19 @@ class Examples:
 
     def _offer(self, sample_id: int, miou: float, planes: list[Tensor]) -> None:
         mious = {**{each.id: each.miou for each in self._kept}, sample_id: miou}
-        # The first may be among the worst, and are shown once: so many more may be needed.
-        chosen = {*sorted(mious)[: self.num_first], *_worst(mious)[: self.num_worst + self.num_first]}
+        # An image that is among the first and the worst is shown once, so the next worst may be needed.
+        chosen = {*sorted(mious)[: self.num_first], *_worst_first(mious)[: self.num_worst + self.num_first]}
         if sample_id in chosen:
             image, mask, pred = (plane.cpu().numpy() for plane in planes)
+            # Kept images are sent between ranks and stay in memory, so they are small.
             image, mask, pred = shrink(LARGEST_PX, image.transpose(1, 2, 0), mask, pred)
             kept = [each for each in self._kept if each.id in chosen]
-            self._kept = [*kept, Example(sample_id, miou, image, mask, pred)]
+            self._kept = [*kept, ScoredImage(sample_id, miou, image, mask, pred)]
 
-    def gather(self, device: torch.device) -> tuple[Example, ...]:
-        """Collective. The chosen of all ranks, on each: the first by id, then the worst, from bad to better.
+    def gather(self, device: torch.device) -> tuple[ScoredImage, ...]:
+        """Collective. Return the chosen images of all ranks on each rank: the first by id, then the worst.
 
-        `device` is where the backend computes.
+        `device` is the one on which the backend communicates.
         """
         if not self.num_first + self.num_worst:
             return ()
@@ -122,29 +113,20 @@ class Examples:
         gathered = []
         for place, offer in enumerate(broadcast([[i, *offers[i]] for i in ids], device)):
             sample_id, miou, height, width, owner = offer
-            planes = _share(mine.get(sample_id), (height, width), owner, device)
+            planes = np.empty((5, height, width), np.uint8)
+            if (own := mine.get(sample_id)) is not None:
+                planes[:3], planes[3], planes[4] = own.image.transpose(2, 0, 1), own.mask, own.pred
+            broadcast_tensor(torch.from_numpy(planes), owner, device)
             image, is_worst = planes[:3].transpose(1, 2, 0), place >= self.num_first
-            gathered.append(Example(sample_id, miou, image, planes[3], planes[4], is_worst=is_worst))
+            gathered.append(ScoredImage(sample_id, miou, image, planes[3], planes[4], is_worst=is_worst))
         return tuple(gathered)
 
     def _choose(self, mious: dict[int, float]) -> list[int]:
-        """Ids of the first, then of the worst of the others."""
         first = sorted(mious)[: self.num_first]
         others = {sample_id: miou for sample_id, miou in mious.items() if sample_id not in first}
-        return first + _worst(others)[: self.num_worst]
+        return first + _worst_first(others)[: self.num_worst]
 
 
-def _share(
-    mine: Example | None, size: tuple[int, int], owner: int, device: torch.device
-) -> NDArray[np.uint8]:
-    """Collective. (5, *size) on each rank: image, mask and prediction of an example, which only `owner` has."""
-    planes = np.empty((5, *size), np.uint8)
-    if mine is not None:
-        planes[:3], planes[3], planes[4] = mine.image.transpose(2, 0, 1), mine.mask, mine.pred
-    broadcast_tensor(torch.from_numpy(planes), owner, device)
-    return planes
-
-
-def _worst(mious: dict[int, float]) -> list[int]:
-    """Ids from bad to better, ties by id; last those of which nothing counts."""
+def _worst_first(mious: dict[int, float]) -> list[int]:
+    """Sort ids by mIoU, ties by id; images with only ignored pixels come last."""
     return sorted(mious, key=lambda i: (math.isnan(mious[i]), mious[i], i))

@@ -1,4 +1,4 @@
-"""The confusion matrix, in integers, and everything computed from it, in float64."""
+"""Confusion matrices in integers, and the scores computed from them in float64."""
 
 import math
 from collections.abc import Sequence
@@ -13,15 +13,17 @@ from torch import Tensor
 from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError, DataError
+from unetdist.evaluation.boundary import boundary_counts
+from unetdist.evaluation.calibration import NUM_BINS, reliability_counts
 
 
 def confusion_matrix(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     """Count pixels by target and prediction.
 
-    On CUDA this neither waits for the device nor depends on the order of its additions.
+    On CUDA this does not wait for the device, and the result does not depend on the order of additions.
 
     Args:
-        pred: Integer classes 0..num_classes-1 of any shape, such as (B, H, W).
+        pred: integer classes 0..num_classes-1 of any shape, such as (B, H, W).
         mask: uint8 classes of the same shape; `IGNORE_INDEX` where a pixel does not count.
         num_classes: C.
 
@@ -29,8 +31,8 @@ def confusion_matrix(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
         (C, C) int64, rows target, columns prediction.
 
     Raises:
-        DataError: On CPU, if either holds another class. On CUDA, where looking would be waiting, such
-            a pixel is not counted, and the caller's comparison with the manifest's pixels fails.
+        DataError: on CPU, if either holds another class. On CUDA such a pixel is not counted, because a check would
+            wait for the device; the caller's comparison with the manifest then fails.
     """
     assert pred.shape == mask.shape, (pred.shape, mask.shape)
     if mask.device.type == "cpu":
@@ -43,7 +45,7 @@ def confusion_matrix(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
                 )
     target, pred = mask.long().flatten(), pred.long().flatten()
     counted = (target < num_classes) & (pred >= 0) & (pred < num_classes)
-    # One more bin takes what does not count. Not bincount: on CUDA it reads back its range.
+    # The last bin takes the pixels that do not count. Not bincount, which on CUDA waits to read the range of its input.
     cells = torch.where(counted, target * num_classes + pred, num_classes**2)
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=mask.device)
     counts.scatter_add_(0, cells, torch.ones_like(cells))
@@ -54,23 +56,23 @@ def confusion_matrix(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
 class Scores:
     """Scores of a confusion matrix, all ratios 0..1 in float64; nan where there is nothing to divide by.
 
-    With t the pixels of a class, p those predicted as it and h those of both: iou = h / (t + p - h),
+    For a class with t target pixels, p predicted pixels and h pixels that are both: iou = h / (t + p - h),
     dice = 2h / (t + p), precision = h / p, recall = h / t.
     """
 
     class_names: tuple[str, ...]
     iou: NDArray[np.float64]
-    """(C,); nan for a class that is absent from target and prediction."""
+    """(C,); nan for a class that is in neither target nor prediction."""
     dice: NDArray[np.float64]
-    """(C,); nan likewise."""
+    """(C,); nan for the same classes."""
     precision: NDArray[np.float64]
     """(C,); nan for a class that is never predicted."""
     recall: NDArray[np.float64]
     """(C,); nan for a class that is absent from the target."""
     miou: float
-    """Mean of `iou` over the classes that are not `absent`; nan if all are."""
+    """Mean of `iou` over the classes that are not `absent`; nan if all are absent."""
     pixel_accuracy: float
-    """Share of the valid pixels that are right."""
+    """Fraction of correct pixels among the valid ones."""
     fw_iou: float
     """Mean of `iou` weighted by the pixels of each class (frequency-weighted IoU)."""
     absent: tuple[str, ...]
@@ -97,31 +99,29 @@ class Scores:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """The scores as JSON can hold them: per class under `classes`, nan as None."""
+        """Return JSON types: scores by class in `classes`, None for nan."""
         ratios = ("iou", "dice", "precision", "recall")
         return {
-            "miou": _json(self.miou),
-            "pixel_accuracy": _json(self.pixel_accuracy),
-            "fw_iou": _json(self.fw_iou),
+            "miou": none_if_nan(self.miou),
+            "pixel_accuracy": none_if_nan(self.pixel_accuracy),
+            "fw_iou": none_if_nan(self.fw_iou),
             "absent": list(self.absent),
             "classes": {
-                name: {ratio: _json(getattr(self, ratio)[index]) for ratio in ratios}
+                name: {ratio: none_if_nan(getattr(self, ratio)[index]) for ratio in ratios}
                 for index, name in enumerate(self.class_names)
             },
         }
 
 
 class PoissonBootstrap:
-    """An interval for the mIoU by resampling images, each drawn Poisson(1) times in each replicate.
+    """Interval of the mIoU from resampled images: each replicate draws each image Poisson(1) times.
 
-    Independent Poisson counts stand in for the multinomial draw of Efron's bootstrap (Chamandy et al. 2012,
-    "Estimating uncertainty for massive data streams"), so an image can be added when and where it is seen.
-    Its counts are a hash of (seed, sample_id, replicate): the same on any rank, in any order, with any
-    numpy.
+    Independent Poisson counts replace the multinomial draw of Efron's bootstrap (Chamandy et al. 2012, "Estimating
+    uncertainty for massive data streams"), so images can be added one by one, on any rank.
 
     Attributes:
-        sums: (replicates, 3, C) int64: right, target and predicted pixels of each class. Over several
-            processes, add the `sums` of all, in place or by assignment, before `interval`.
+        sums: (replicates, 3, C) int64: correct, target and predicted pixels of each class. With several processes, add
+            the `sums` of all, in place or by assignment, before `interval`.
     """
 
     def __init__(self, num_classes: int, replicates: int = 1000, seed: int = 0) -> None:
@@ -129,28 +129,129 @@ class PoissonBootstrap:
         self._seed = seed
 
     def add(self, sample_id: int, confusion: NDArray[np.int64]) -> None:
-        """Add the (C, C) confusion matrix of one image, whose number is `sample_id`; each image once."""
+        """Add the (C, C) confusion matrix of an image; each image once."""
         columns = np.stack([np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)])
+        # A hash of the key, not a generator: the same draws on any rank, in any order, with any version of numpy.
         hashes = keyed_hash(Stream.BOOTSTRAP, self._seed, sample_id, np.arange(len(self.sums)))
         draws = np.searchsorted(_POISSON, hashes, side="right")
         self.sums += draws[:, None, None] * columns
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Bounds between which the mIoU lies in the share `level` of the replicates, as many below as above.
+        """Return the central interval that holds the fraction `level` of the replicates' mIoU.
 
-        Replicates without a pixel are left out; (nan, nan) if that is all of them.
+        Replicates without a pixel are left out; (nan, nan) if no others remain.
 
         Raises:
-            ConfigError: If `level` is not between 0 and 1.
+            ConfigError: `level` is not between 0 and 1.
         """
         if not 0 < level < 1:
             raise ConfigError(f"level ({level}) must be between 0 and 1; use 0.95")
-        mious = mean_iou(self.sums[:, 0], self.sums[:, 1], self.sums[:, 2])
-        mious = mious[~np.isnan(mious)]
-        if not mious.size:
-            return math.nan, math.nan
-        low, high = np.quantile(mious, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        return quantiles(mean_iou(self.sums[:, 0], self.sums[:, 1], self.sums[:, 2]), level)
+
+
+class ImageCounts:
+    """Sums of what is counted in each image.
+
+    Attributes:
+        confusion: (C, C) int64, summed over images.
+        boundary: (2, C) int64 `boundary_counts`, summed; zeros unless requested.
+        reliability: (3, NUM_BINS) int64 `reliability_counts`, summed; zeros unless requested.
+        bootstrap: sums over resampled images.
+        per_image: (num_kept, C, C) int64, the confusion matrix of each image by id; zeros for images of other ranks.
+    """
+
+    # Counts stay on the device until there are several, because reading them waits for the device.
+    READ_EVERY = 64
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        replicates: int,
+        boundary: bool = False,
+        calibration: bool = False,
+        num_kept: int = 0,
+    ) -> None:
+        self._with_boundary, self._with_calibration = boundary, calibration
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.boundary = torch.zeros(2, num_classes, dtype=torch.int64)
+        self.reliability = torch.zeros(3, NUM_BINS, dtype=torch.int64)
+        self.per_image = torch.zeros(num_kept, num_classes, num_classes, dtype=torch.int64)
+        self.bootstrap = PoissonBootstrap(num_classes, replicates=replicates)
+        self._unread: list[tuple[int, Tensor, Tensor]] = []
+
+    def add(self, sample_id: int, logits: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
+        """Count an image and return its confusion matrix, on the device.
+
+        Args:
+            sample_id: id of the sample.
+            logits: (C, H, W).
+            pred: (H, W) classes.
+            mask: (H, W) classes.
+        """
+        others = []
+        if self._with_boundary:
+            others.append(boundary_counts(pred, mask, len(self.confusion)).flatten())
+        if self._with_calibration:
+            others.append(reliability_counts(logits, mask).flatten())
+        confusion = confusion_matrix(pred, mask, len(self.confusion))
+        self._unread.append((sample_id, confusion, torch.cat(others) if others else confusion.new_zeros(0)))
+        if len(self._unread) == self.READ_EVERY:
+            self.read()
+        return confusion
+
+    def read(self) -> None:
+        """Add the counts that are still on the device to the sums."""
+        if not self._unread:
+            return
+        ids, confusions, others = zip(*self._unread, strict=True)
+        self._unread = []
+        for sample_id, confusion in zip(ids, torch.stack(confusions).cpu(), strict=True):
+            self.confusion += confusion
+            self.bootstrap.add(sample_id, confusion.numpy())
+            if len(self.per_image):
+                self.per_image[sample_id] += confusion
+        other = torch.stack(others).sum(0).cpu()
+        if self._with_boundary:
+            self.boundary += other[: self.boundary.numel()].view_as(self.boundary)
+        if self._with_calibration:
+            self.reliability += other[-self.reliability.numel() :].view_as(self.reliability)
+
+    def to_vector(self) -> Tensor:
+        """Return all sums as one int64 vector, to be added over ranks."""
+        self.read()
+        return torch.cat([part.flatten() for part in self._parts()])
+
+    def load_vector(self, vector: Tensor) -> None:
+        """Replace this rank's sums by those of all ranks."""
+        parts = self._parts()
+        for part, values in zip(parts, torch.split(vector, [part.numel() for part in parts]), strict=True):
+            part.copy_(values.view_as(part))
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        draws = torch.from_numpy(self.bootstrap.sums)  # shares its memory
+        return self.confusion, draws, self.boundary, self.reliability, self.per_image
+
+
+def mean_iou(hits: Any, targets: Any, predictions: Any) -> NDArray[np.float64]:
+    """Average the IoU of the classes that occur over the last axis; nan where none occurs."""
+    iou = _ratio(hits, targets + predictions - hits)
+    has_class = ~np.isnan(iou)
+    return _ratio(np.where(has_class, iou, 0).sum(axis=-1), has_class.sum(axis=-1))
+
+
+def quantiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """Return the bounds of the central fraction `level` of the values that are not nan; nan if all are nan."""
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def none_if_nan(value: float) -> float | None:
+    """Return the value as JSON can hold it."""
+    return None if math.isnan(value) else float(value)
 
 
 def _ratio(numerator: Any, denominator: Any) -> NDArray[np.float64]:
@@ -160,21 +261,10 @@ def _ratio(numerator: Any, denominator: Any) -> NDArray[np.float64]:
     return ratio
 
 
-def mean_iou(hits: Any, targets: Any, predictions: Any) -> NDArray[np.float64]:
-    """Mean over the last axis of the IoU of the classes that occur; nan where none does."""
-    iou = _ratio(hits, targets + predictions - hits)
-    has_class = ~np.isnan(iou)
-    return _ratio(np.where(has_class, iou, 0).sum(axis=-1), has_class.sum(axis=-1))
-
-
-def _json(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
 def _poisson_thresholds() -> NDArray[np.uint64]:
-    """2^64 P(X <= k), k = 0..15, X ~ Poisson(1): a 64-bit number draws the count of thresholds up to it."""
-    share_up_to = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(16)])
-    return np.array([int(share * 2**64) for share in share_up_to], dtype=np.uint64)
+    """Return 2^64 P(X <= k), k = 0..15, for X ~ Poisson(1): a 64-bit number draws the count of thresholds below it."""
+    cumulative = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(16)])
+    return np.array([int(probability * 2**64) for probability in cumulative], dtype=np.uint64)
 
 
 _POISSON = _poisson_thresholds()

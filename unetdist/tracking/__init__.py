@@ -1,7 +1,10 @@
-"""Watching a run: in the terminal, in `metrics.jsonl`, in dashboards that mirror it."""
+"""Shows how a run goes: in the terminal, in `metrics.jsonl`, and in dashboards that mirror this file.
 
-from unetdist.evaluation.examples import Picture
-from unetdist.tracking.config import TrackingConfig
+In: measured values and validation reports, on rank 0. Out: lines in `metrics.jsonl`, tables in the terminal, and the
+same numbers with pictures in wandb, trackio, TensorBoard or MLflow. Errors here never stop a training.
+"""
+
+from unetdist.tracking.dashboard import TrackingConfig
 from unetdist.tracking.tracker import Tracker
 
-__all__ = ["Picture", "Tracker", "TrackingConfig"]
+__all__ = ["Tracker", "TrackingConfig"]

@@ -1,63 +1,28 @@
-"""What is measured between two log lines: sums stay on the device until they are read."""
+"""Measures the training between two log lines, and names everything that is logged."""
 
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from unetdist.distributed.collectives import World, all_reduce_sum
+from unetdist.evaluation.evaluate import Report
 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainStats:
-    """Training between two log lines."""
-
-    loss: float
-    """Mean over steps of the loss of the global batch, without skipped ones."""
-
-    lr: float
-    """Learning rate of the last step."""
-
-    grad_norm: float
-    """Norm of the last step's gradient, before clipping."""
-
-    images_per_s: float
-    """Over all processes."""
-
-    data_s: float
-    """Seconds per step that a process waited for data; the largest over ranks."""
-
-    step_s: float
-    """Seconds per step."""
-
-    epoch: float
-    """Passes over the data so far."""
-
-    num_bad: int
-    """Samples that could not be read and were left blank."""
-
-    bad_steps: int
-    """Steps of the run so far that were skipped, for their loss or gradient was not finite."""
-
-    is_compiled: bool | None = None
-    """Whether the steps were compiled; None: they were not to be."""
-
-
 class Meter:
-    """Counts steps, loss and time since it was last read."""
+    """Sums loss, steps and time until it is read."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was measured, such as after a validation, whose time is no step time."""
+        """Forget the sums, for example after a validation, whose time is not step time."""
         self._loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
         self._good_steps = torch.zeros((), dtype=torch.float64, device=self.world.device)
         self._num_bad = 0
@@ -66,23 +31,23 @@ class Meter:
         self._began = time.perf_counter()
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items, with the wait for each counted as data time."""
+        """Yield the same items, and count the wait for each as data time."""
         began = time.perf_counter()
         for item in items:
             self._data_s += time.perf_counter() - began
             yield item
             began = time.perf_counter()
 
-    def add(self, shares: Iterable[Tensor], is_bad: Tensor, num_bad: int) -> None:
-        """Count an optimizer step; does not wait for the device.
+    def add(self, losses: Iterable[Tensor], is_bad: Tensor, num_bad: int) -> None:
+        """Count an optimizer step without waiting for the device.
 
         Args:
-            shares: (), of the loss, one for each micro-batch.
-            is_bad: () bool, whether it was skipped.
-            num_bad: samples that were left blank.
+            losses: () loss of each micro-batch.
+            is_bad: () bool, whether the step was skipped.
+            num_bad: number of samples that were left blank.
         """
-        for share in shares:
-            self._loss += torch.where(is_bad, 0.0, share)
+        for loss in losses:
+            self._loss += torch.where(is_bad, 0.0, loss)
         self._good_steps += ~is_bad
         self._num_bad += num_bad
         self._steps += 1
@@ -96,25 +61,53 @@ class Meter:
         epoch: float,
         bad_steps: int,
         is_compiled: bool | None = None,
-    ) -> TrainStats:
-        """Collective. Sum over ranks, wait for the device, start anew."""
+    ) -> dict[str, float]:
+        """Collective. Sum over ranks, wait for the device, and restart.
+
+        Returns:
+            Values by name; times are seconds per step, and `data_s` is that of the slowest rank.
+        """
         waits = torch.zeros(self.world.world_size, dtype=torch.float64, device=self.world.device)
         waits[self.world.rank] = self._data_s
         bad = torch.tensor([self._num_bad], dtype=torch.float64, device=self.world.device)
-        numbers = all_reduce_sum(torch.cat([self._loss[None], bad, waits])).tolist()
+        loss, num_bad, *data_s = all_reduce_sum(torch.cat([self._loss[None], bad, waits])).tolist()
         good_steps = float(self._good_steps)
         step_s = (time.perf_counter() - self._began) / self._steps
-        stats = TrainStats(
-            loss=numbers[0] / good_steps if good_steps else math.nan,
-            lr=lr,
-            grad_norm=float(grad_norm),
-            images_per_s=global_batch_size / step_s,
-            data_s=max(numbers[2:]) / self._steps,
-            step_s=step_s,
-            epoch=epoch,
-            num_bad=int(numbers[1]),
-            bad_steps=bad_steps,
-            is_compiled=is_compiled,
-        )
+        values = {
+            "train/loss": loss / good_steps if good_steps else math.nan,  # without skipped steps
+            "train/lr": lr,
+            "train/grad_norm": float(grad_norm),  # before clipping
+            "train/epoch": epoch,
+            "train/bad_samples": num_bad,
+            "train/bad_steps": bad_steps,
+            "time/images_per_s": global_batch_size / step_s,
+            "time/data_s": max(data_s) / self._steps,
+            "time/step_s": step_s,
+        }
+        if is_compiled is not None:
+            values["time/is_compiled"] = float(is_compiled)
         self.restart()
-        return stats
+        return values
+
+
+def validation_metrics(report: Report) -> dict[str, float]:
+    """Name the values of a validation; ratios 0..1, nan for an absent class."""
+    scores, (low, high) = report.scores, report.interval
+    values = {
+        "val/loss": report.loss,
+        "val/miou": scores.miou,
+        "val/miou_low": low,
+        "val/miou_high": high,
+        "val/pixel_accuracy": scores.pixel_accuracy,
+        "val/fw_iou": scores.fw_iou,
+    }
+    for kind in ("iou", "dice", "precision", "recall"):
+        per_class = zip(scores.class_names, getattr(scores, kind), strict=True)
+        values |= {f"val/{kind}/{name}": float(value) for name, value in per_class}
+    if (boundary := report.boundary) is not None:
+        per_class = zip(boundary.class_names, boundary.iou, strict=True)
+        values |= {f"val/boundary_iou/{name}": float(value) for name, value in per_class}
+        values["val/boundary_miou"] = boundary.miou
+    if report.reliability is not None:
+        values["val/calibration_error"] = report.reliability.error
+    return values

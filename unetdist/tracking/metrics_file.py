@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: all numbers of a run, one JSON object per line."""
+"""`metrics.jsonl`: all logged values of a run, one JSON object per line."""
 
 import errno
 import json
@@ -14,28 +14,27 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def row_of(line: str) -> dict[str, float | None]:
-    """The numbers of a line by their names, "step" among them; `ValueError` where it is no such line."""
+    """Return the values of a line by name, with "step". Raises ValueError if it is not such a line."""
     row = json_records.build(dict[str, float | None], json_records.parse(line))
     if row.get("step") is None:
-        raise ValueError("it names no step")
+        raise ValueError("it has no step")
     return row
 
 
 class MetricsFile:
     """One JSON object per line: {"step": ..., name: value or null}.
 
-    A run that continues from a checkpoint repeats the steps after it: `continue_after` drops their old lines, so that
-    nothing stands in the file twice.
+    A run that continues from a checkpoint repeats the steps after it. `continue_after` drops their old lines, so that
+    each step is in the file once.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._first_step: int | None = None
-        self._unwritten = ""
-        """Lines that the disk had no room for."""
+        self._unwritten = ""  # lines for which the disk had no room
 
     def continue_after(self, step: int) -> None:
-        """Drop what was written after `step`, and a line that a crash cut short; make the file where there is none."""
+        """Drop the lines after `step` and an incomplete last line; create the file if it is absent."""
         self._rewrite(lambda values: values["step"] <= step)
         self._first_step = step
 
@@ -43,16 +42,17 @@ class MetricsFile:
         """Append one line, after those that could not be written before.
 
         Raises:
-            OSError: it cannot be written; it is kept for the next call, and no half of it is left in the file.
+            OSError: the line cannot be written. It is kept for the next call, and no part of it is in the file.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._unwritten += json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False) + "\n"
-        if step == self._first_step:  # its validation, made up for; perhaps not for the first time
+        # A validation that was interrupted is repeated when the run continues, perhaps more than once.
+        if step == self._first_step:
             self._rewrite(lambda old: old["step"] != step or old.keys().isdisjoint(values))
         self.flush()
 
     def flush(self) -> None:
-        """Append what could not be written before; `OSError` where it still cannot."""
+        """Append the lines that could not be written before. Raises OSError if they still cannot be written."""
         if not self._unwritten:
             return
         lines = self._unwritten.encode()
@@ -64,7 +64,7 @@ class MetricsFile:
         self._unwritten = ""
 
     def rows(self) -> dict[int, dict[str, float]]:
-        """All that stands in the file, by step and name, but for what was not finite."""
+        """Return all finite values, by step and name."""
         rows: dict[int, dict[str, float]] = {}
         for line in self._lines():
             values = _values_of(line)
@@ -81,7 +81,7 @@ class MetricsFile:
 
 
 def _values_of(line: str) -> dict[str, Any]:
-    """As written; of a line that was cut short, only a step after all others."""
+    """Return the values of a line. An incomplete line counts as a step after all others."""
     try:
         return dict(row_of(line))
     except ValueError:

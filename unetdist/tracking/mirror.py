@@ -1,4 +1,4 @@
-"""The thread that talks to a dashboard."""
+"""The thread that sends rows to a dashboard, so that a slow or broken one cannot stop the training."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,38 +10,37 @@ from queue import SimpleQueue
 from threading import Thread
 
 from unetdist.cli.logs import logger
-from unetdist.tracking.dashboard import Dashboard, Row
+from unetdist.tracking.dashboard import Dashboard, StepRow
 
 MOST_WAITING = 32
-"""Rows that wait with their pictures for a dashboard that does not answer; of more, the numbers wait alone."""
+"""StepRows that may wait with their images. Later rows wait without, because images would fill the memory."""
 
 QUIET_S = 5.0
-"""How long the end of a run waits for a dashboard without a word."""
+"""Seconds that the end of a run waits for a dashboard before it logs that it waits."""
 
 CLOSE_S = 600.0
-"""How long it waits for one that takes what is left: large uploads may take a while."""
+"""Seconds that it waits for a dashboard that makes progress, because large uploads take a while."""
 
 HUNG_S = 60.0
-"""How long for one that does not open, or does not take a row: nobody answers there."""
+"""Seconds that it waits for a dashboard that does not open or does not take a row."""
 
 HURRY_S = 20.0
-"""How long where the run was asked to stop: whoever asks may soon kill."""
+"""Seconds that it waits if a stop was requested, because a kill may follow soon."""
 
 LOOK_S = 0.1
-"""Between two looks at whether it is done."""
+"""Seconds between two checks."""
 
 
 class Mirror:
-    """A dashboard, told from a thread of its own: one that hangs holds up nothing, one that fails is left out.
+    """A dashboard with a thread of its own.
 
-    What it was not told is no loss: it stands in `metrics.jsonl`, from which the next start of the run sends it.
+    StepRows that it does not get are not lost: the next start of the run sends them from `metrics.jsonl`.
     """
 
     def __init__(self, name: str, open_it: Callable[[], Dashboard]) -> None:
-        """Open the dashboard, in its thread; `name` is for messages."""
+        """Open the dashboard in its thread; `name` is for messages."""
         self.name = name
-        self.has_all = False
-        """Whether it was closed, and took all that it was told."""
+        self.has_all = False  # whether it took all rows and was closed
         self._open = open_it
         self._waiting: SimpleQueue[Callable[[Dashboard], None] | None] = SimpleQueue()
         self._has_failed = False
@@ -49,30 +48,30 @@ class Mirror:
         self._thread = Thread(target=self._run, name=f"dashboard-{name}", daemon=True)
         self._thread.start()
 
-    def send(self, row: Row) -> None:
-        """Show what the dashboard does not hold yet of a row."""
-        told = row if self._waiting.qsize() < MOST_WAITING else replace(row, shown=None)
+    def send(self, row: StepRow) -> None:
+        """Queue the part of a row that the dashboard lacks."""
+        queued = row if self._waiting.qsize() < MOST_WAITING else replace(row, report=None)
 
         def send(dashboard: Dashboard) -> None:
-            if (lacking := dashboard.lacks(told)) is not None:
+            if (lacking := dashboard.lacks(queued)) is not None:
                 dashboard.send(lacking)
 
         if not self._has_failed:
             self._waiting.put(send)
 
     def end(self, facts: Mapping[str, float], best: Path | None) -> None:
-        """Ask for `Dashboard.close` after all that was told."""
+        """Queue `Dashboard.close` after all rows."""
         self._waiting.put(partial(self._close, facts, best))
         self._waiting.put(None)
 
     def wait(self, in_hurry: Callable[[], bool], *, since: float) -> None:
-        """Wait until it is closed, unless it takes too long.
+        """Wait until the dashboard is closed or takes too long.
 
         Args:
-            in_hurry: whether the run was asked to stop.
-            since: when the waiting for all dashboards began, on the monotonic clock.
+            in_hurry: returns whether a stop was requested.
+            since: start of the wait for all dashboards, on the monotonic clock.
         """
-        is_told = False
+        is_announced = False
         while self._thread.is_alive():
             self._thread.join(LOOK_S)
             waited_s = time.monotonic() - since
@@ -81,17 +80,17 @@ class Mirror:
             limit_s = HURRY_S if in_hurry() else CLOSE_S
             if waited_s > limit_s or (waited_s > QUIET_S and hung_s > HUNG_S):
                 logger.warning(
-                    "%s did not take all within %.0f s; the rest is sent when the same command is started again",
+                    "%s did not take everything within %.0f s; start the same command again to send the rest",
                     self.name,
                     max(waited_s, hung_s),
                 )
                 return
-            if waited_s > QUIET_S and not is_told:
-                is_told = True
-                logger.info("waiting for %s to take what is left", self.name)
+            if waited_s > QUIET_S and not is_announced:
+                is_announced = True
+                logger.info("waiting for %s to take the rest", self.name)
 
     def _close(self, facts: Mapping[str, float], best: Path | None, dashboard: Dashboard) -> None:
-        self._busy_since = None  # An upload may take its time.
+        self._busy_since = None  # an upload may take a while
         dashboard.close(facts, best)
 
     def _run(self) -> None:
@@ -104,11 +103,11 @@ class Mirror:
                 action(dashboard)
                 self._busy_since = None
             self.has_all = True
-        except BaseException as error:  # whatever it is, an exit too, it must not end days of training
+        except BaseException as error:  # even SystemExit: it must not end days of training
             self._has_failed = True
             logger.warning(
-                "%s failed and is left out: %s: %s; training continues, and the same command, started again, sends "
-                "what it lacks",
+                "%s failed and gets no more rows: %s: %s; the training continues. Start the same command again to send "
+                "the rest",
                 self.name,
                 type(error).__name__,
                 error,

@@ -1,23 +1,23 @@
-"""What a run looks like in the terminal."""
+"""Tables and progress notes for the terminal."""
 
 import math
+from collections.abc import Mapping
 
 from rich.markup import escape
 from rich.table import Table
 
 from unetdist.evaluation.comparison import Comparison
-from unetdist.tracking.meter import TrainStats
-from unetdist.tracking.names import Validation
+from unetdist.evaluation.evaluate import Report
 
 
-def scores_table(report: Validation, *, of: str, is_best: bool = False, loss_name: str = "loss") -> Table:
-    """A validation as a table for the terminal, in percent; `of` says what was scored."""
+def scores_table(report: Report, *, of: str, is_best: bool = False, loss_name: str = "loss") -> Table:
+    """Return the table of a validation, in percent; `of` names the data."""
     scores, confusion, boundary = report.scores, report.confusion, report.boundary
     low, high = report.interval
     best = ", [green]best so far[/green]" if is_best else ""
     bounds = f"95 % interval {_percent(low)} .. {_percent(high)}"
-    outlines = "" if boundary is None else f", boundary mIoU {_percent(boundary.miou)} %"
-    title = f"{escape(of)}: mIoU {_percent(scores.miou)} % ({bounds}){outlines}{best}"
+    boundary_miou = "" if boundary is None else f", boundary mIoU {_percent(boundary.miou)} %"
+    title = f"{escape(of)}: mIoU {_percent(scores.miou)} % ({bounds}){boundary_miou}{best}"
     absent = "; absent, not in mIoU: " + escape(", ".join(scores.absent)) if scores.absent else ""
     caption = f"{loss_name} {report.loss:.4f}, pixel accuracy {_percent(scores.pixel_accuracy)} %"
     if report.reliability is not None:
@@ -40,9 +40,9 @@ def scores_table(report: Validation, *, of: str, is_best: bool = False, loss_nam
 
 
 def comparison_table(comparison: Comparison, names: tuple[str, str], *, of: str) -> Table:
-    """Two models scored on the same images, in percent; `names` says which, A first."""
+    """Return the table of two models that were scored on the same images, in percent; `of` names the data."""
     title = f"{escape(of)}: {comparison.num_samples} images, p = {comparison.p_value:.4f}"
-    caption = "p: two-sided randomization test over images; it knows nothing of other seeds of the training"
+    caption = "p: two-sided randomization test over images; it says nothing about other training seeds"
     table = Table("model", title=title, caption=caption, title_justify="left", caption_justify="left")
     for heading in ("mIoU %", "95 % interval"):
         table.add_column(heading, justify="right")
@@ -56,12 +56,14 @@ def comparison_table(comparison: Comparison, names: tuple[str, str], *, of: str)
     return table
 
 
-def train_note(stats: TrainStats) -> str:
-    """What stands beside the progress bar; short, for the bar gets what is left of the line."""
-    wait = stats.data_s / stats.step_s if stats.step_s > 0 else 0.0
-    bad = f"  {stats.num_bad} bad samples" if stats.num_bad else ""
-    bad += f"  {stats.bad_steps} bad steps" if stats.bad_steps else ""
-    return f"loss {stats.loss:.4f}  {stats.images_per_s:.1f} img/s  data wait {100 * wait:.0f} %{bad}"
+def train_note(values: Mapping[str, float]) -> str:
+    """Return a short note for the right of the progress bar, from the values of `Meter.read`."""
+    step_s = values["time/step_s"]
+    wait = values["time/data_s"] / step_s if step_s > 0 else 0.0
+    counts = {"bad samples": values["train/bad_samples"], "bad steps": values["train/bad_steps"]}
+    bad = "".join(f"  {count:.0f} {name}" for name, count in counts.items() if count)
+    speed = values["time/images_per_s"]
+    return f"loss {values['train/loss']:.4f}  {speed:.1f} img/s  data wait {100 * wait:.0f} %{bad}"
 
 
 def _percent(ratio: float) -> str:

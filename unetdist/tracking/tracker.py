@@ -1,9 +1,9 @@
-"""One object that the trainer tells how it goes."""
+"""The object through which the trainer logs: terminal, `metrics.jsonl` and dashboards."""
 
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,26 +14,30 @@ from accelerate import Accelerator
 from unetdist.cli import json_records
 from unetdist.cli.logs import ProgressBar, console, logger, progress
 from unetdist.data.labels import Palette
-from unetdist.evaluation.examples import Picture
+from unetdist.evaluation.evaluate import Report
 from unetdist.storage import files as storage
-from unetdist.tracking.config import TrackingConfig, check_installed, open_dashboard
-from unetdist.tracking.dashboard import Row, Shown, TrackedRun
-from unetdist.tracking.meter import TrainStats
+from unetdist.tracking.dashboard import (
+    StepRow,
+    TrackedRun,
+    TrackingConfig,
+    check_installed,
+    open_dashboard,
+)
+from unetdist.tracking.meter import validation_metrics
 from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
 from unetdist.tracking.mirror import Mirror
-from unetdist.tracking.names import Validation, train_metrics, validation_metrics
 from unetdist.tracking.terminal import scores_table, train_note
 
 MARKS_FILE = "dashboards.json"
-"""In the run's folder: of each dashboard, the last step that it holds, and the step of the best weights there."""
+"""Name of a file in the run's folder: for each dashboard, its last step and the step of its best weights."""
 
 
 class Tracker:
-    """Tells the user, on rank 0, how a run goes; on other ranks every method does nothing.
+    """Shows on rank 0 how a run goes; on other ranks every method does nothing.
 
-    `metrics.jsonl` holds all numbers; each dashboard is a mirror of it. A step is sent once, with its validation where
-    it has one. What a dashboard lacks when a run goes on, because the process was killed or the network was away, is
-    sent from the file, and what it holds already is not sent again. Nothing that fails here stops the training.
+    `metrics.jsonl` has all values, and each dashboard mirrors it. A step is sent once, together with its validation.
+    When a run continues, a dashboard gets the rows that it lacks, for example because the process was killed or the
+    network was down. Errors here never stop the training.
     """
 
     def __init__(
@@ -46,14 +50,14 @@ class Tracker:
         config: Mapping[str, Any],
         palette: Palette,
     ) -> None:
-        """Prepare what `start` opens.
+        """Check that the dashboards are installed; `start` opens them.
 
         Args:
             cfg: settings.
-            accelerator: makes the dashboards' trackers.
-            run_dir: folder of the run; all files lie below it.
-            run_name: what the dashboards call the run.
-            config: resolved settings to show beside it, JSON types.
+            accelerator: says which rank this is.
+            run_dir: folder of the run.
+            run_name: name of the run in the dashboards.
+            config: resolved settings to show, JSON types.
             palette: classes and colours.
 
         Raises:
@@ -86,10 +90,9 @@ class Tracker:
         self._began = time.monotonic()
 
     def start(self, *, step: int, max_steps: int, owes_validation: bool = False) -> None:
-        """Show the progress of a run that stands at `step`; forget what was logged of later ones.
+        """Start the display of a run at `step`, drop the rows of later steps, and open the dashboards.
 
-        Dashboards are opened, and are sent what they lack of the steps before. `owes_validation`: that of `step` is
-        still to come. Of a run that has ended only those are opened that lack something.
+        `owes_validation` means that the validation of `step` is still to come.
         """
         is_over = step >= max_steps and not owes_validation
         if not is_over:
@@ -108,52 +111,39 @@ class Tracker:
         self._marks = _marks_in(self._run_dir / MARKS_FILE)
         self._last_sent = max(rows, default=-1)
         for name in self.cfg.dashboards:
+            # A finished run opens only the dashboards that lack something.
             if is_over and self._marks.get(name, {}).get("step", -1) >= self._last_sent:
                 continue
             mirror = Mirror(name, partial(open_dashboard, name, self._run(step=step)))
             for at, values in rows.items():
-                mirror.send(Row(at, values))
+                mirror.send(StepRow(at, values))
             self._mirrors.append(mirror)
 
     def log_train(
-        self, stats: TrainStats, *, step: int, samples_seen: int, validation_follows: bool = False
+        self, values: Mapping[str, float], *, step: int, samples_seen: int, validation_follows: bool = False
     ) -> None:
-        """Log what was measured since the last call; dashboards hear of it with the validation of that step."""
+        """Log the values of `Meter.read`; dashboards get them with the validation of the step, if one follows."""
         if not self.is_main:
             return
         if self._bar is not None:
-            self._bar.advance(step - self._step, train_note(stats))
+            self._bar.advance(step - self._step, train_note(values))
         self._step = step
-        self._log({**train_metrics(stats, samples_seen=samples_seen), "time/hours": self._hours}, step)
+        self._log({**values, "train/samples_seen": samples_seen, "time/hours": self._hours}, step)
         if not validation_follows:
             self._send(step)
 
-    def log_validation(
-        self,
-        report: Validation,
-        *,
-        step: int,
-        pictures: Sequence[Picture],
-        is_best: bool,
-    ) -> None:
-        """Log a validation.
-
-        Args:
-            report: what it came to.
-            step: optimizer steps done.
-            pictures: examples.
-            is_best: whether no validation of this run had a higher mIoU.
-        """
+    def log_validation(self, report: Report, *, step: int, is_best: bool) -> None:
+        """Log a validation; `is_best` if no earlier one of this run had a higher mIoU."""
         if not self.is_main:
             return
         console.print(scores_table(report, of=f"step {step}", is_best=is_best))
         values = validation_metrics(report)
         self._note_best(values, step)
         self._log(values, step)
-        self._send(step, Shown(report.scores, report.confusion, pictures))
+        self._send(step, report)
 
     def close(self, in_hurry: Callable[[], bool] = lambda: False) -> None:
-        """End the run's display and files; waits for uploads, not so long `in_hurry`. May be called twice."""
+        """End display and dashboards; waits for uploads, but only briefly if `in_hurry`. May be called twice."""
         self._screen.close()
         self._bar = None
         self._has_warned = False
@@ -174,7 +164,7 @@ class Tracker:
 
     @property
     def _hours(self) -> float:
-        """That the run has taken up to now, without the time between its restarts."""
+        """Hours that the run has taken so far, without the time between restarts."""
         return self._hours_before + (time.monotonic() - self._began) / 3600
 
     def _note_best(self, values: Mapping[str, float], step: int) -> None:
@@ -185,19 +175,19 @@ class Tracker:
         self._try(lambda: self._metrics.write(values, step))
         self._pending |= {name: value for name, value in values.items() if math.isfinite(value)}
 
-    def _send(self, step: int, shown: Shown | None = None) -> None:
-        row, self._pending, self._last_sent = Row(step, self._pending, shown), {}, step
+    def _send(self, step: int, report: Report | None = None) -> None:
+        row, self._pending, self._last_sent = StepRow(step, self._pending, report), {}, step
         for mirror in self._mirrors:
             mirror.send(row)
 
     def _try(self, action: Callable[[], object]) -> None:
-        """Do something with the run's files; a full disk must not end days of training."""
+        # A full disk must not end days of training.
         try:
             action()
         except Exception as error:
             if not self._has_warned:
                 logger.warning(
-                    "%s failed: %s: %s; training goes on, and what it lacks is written once that is possible",
+                    "%s failed: %s: %s; the training continues, and missing lines are written as soon as possible",
                     METRICS_FILE,
                     type(error).__name__,
                     error,

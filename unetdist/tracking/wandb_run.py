@@ -1,83 +1,82 @@
 """A run in wandb, through Accelerate's tracker."""
 
-import json
-import math
 import netrc
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 from accelerate.utils import LoggerType
 
 from unetdist.cli import credentials
 from unetdist.cli.logs import logger
 from unetdist.data import drawing as draw
 from unetdist.data.labels import IGNORE_INDEX
-from unetdist.tracking.dashboard import Dashboard, Mode, Row, Shown, TrackedRun, sheets_of
+from unetdist.evaluation.evaluate import Report
+from unetdist.evaluation.metrics import none_if_nan
+from unetdist.storage.files import write_text
+from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun, WandbMode
 
 ID_FILE = "wandb_id"
+STEP_FILE = "wandb_step"
+"""Names in the run's folder: the id of the run in wandb, and the last step that was handed to wandb."""
 
 
 class WandbRun(Dashboard):
-    """A run in wandb; each restart continues the same run."""
+    """A run in wandb; each restart continues the run of the same id."""
 
     def __init__(self, run: TrackedRun) -> None:
         super().__init__(run)
         import wandb
 
         folder = run.folder.resolve()
-        # wandb keeps the words of the command.
+        # wandb uploads the command line.
         sys.argv[1:] = map(credentials.mask, sys.argv[1:])
-        # By default tables lie in the home folder, and a dead network holds the end of a run forever.
+        # By default wandb keeps tables in the home folder, and waits without end if the network dies at the end.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
-        os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # Then it is logged offline.
-        run_id = run.own_id(ID_FILE)
-        options = {"name": run.name, "id": run_id, "resume": "allow", "dir": str(folder)}
-        chosen = wandb_mode(run.mode)
-        # Before it is opened: wandb writes at most every few seconds, so who is killed leaves less than was logged.
-        recorded = last_recorded_step(folder / "wandb", run_id)
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
+        is_new = not (run.folder / ID_FILE).exists()
+        options = {"name": run.name, "id": run.own_id(ID_FILE), "resume": "allow", "dir": str(folder)}
+        mode = wandb_mode(run.mode)
         try:
-            self._start({**options, "mode": chosen})
+            self._start({**options, "mode": mode})
         except Exception as error:
-            if chosen == "offline":
+            if mode == "offline":
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
             logger.warning("wandb cannot be reached (%s); this run is logged offline", reason)
-            wandb.teardown()  # else the id is still held by the run that could not start
+            wandb.teardown()  # otherwise the run that could not start still holds the id
             self._start({**options, "mode": "offline"})
         if self._wandb.offline:
-            logger.info(
-                "wandb is offline. Look at the run: wandb leet %s   "
-                "Upload it later: wandb login; wandb sync %s",
-                folder / "wandb",
-                folder / "wandb" / "offline-run-*",
-            )
-            self._last_step = run.step if recorded is None else recorded
+            self._last_step = -1 if is_new else self._last_sent()
+            self._say_offline(folder / "wandb")
         else:
             self._last_step = self._wandb.starting_step - 1
         self._wandb.define_metric("val/miou", summary="max")
 
-    def lacks(self, row: Row) -> Row | None:
-        """The row, unless it or a later one is there: steps must not fall."""
+    def lacks(self, row: StepRow) -> StepRow | None:
+        """Return the row if its step is above the last one; wandb ignores any other."""
         return row if row.step > self._last_step else None
 
-    def send(self, row: Row) -> None:
-        """Show a row: numbers, and of a validation tables, the confusion matrix, pictures."""
-        self._tracker.log(dict(row.values), step=row.step, commit=row.shown is None)
-        if row.shown is not None:  # once the step is known, by which wandb names the files
-            values = self._tables(row.shown)
-            if row.shown.pictures:
-                values |= self._pictures(row.shown)
+    def send(self, row: StepRow) -> None:
+        """Show a row, and for a validation tables, the confusion matrix and images."""
+        self._tracker.log(dict(row.values), step=row.step, commit=row.report is None)
+        if row.report is not None:
+            # In a second call, because wandb names the files by the step, which it knows only now.
+            heat_map, panels = self.drawn(row.report)
+            values = self._tables(row.report, heat_map)
+            if panels:
+                values |= self._pictures(row.report, panels)
             self._tracker.log(values, step=row.step, commit=True)
         self._last_step = row.step
+        write_text(self.run.folder / STEP_FILE, f"{row.step}\n")
 
     def close(self, facts: Mapping[str, float], best: Path | None) -> None:
-        """Finish the run, with its best weights as an artifact, which says how good they are and of what classes."""
+        """Finish the run, with its best weights as an artifact that names their score and classes."""
         import wandb
 
         self._wandb.summary.update(dict(facts))
@@ -98,71 +97,70 @@ class WandbRun(Dashboard):
         )
         self._wandb = self._tracker.tracker
 
-    def _tables(self, shown: Shown) -> dict[str, Any]:
-        """Scores per class, and the confusion matrix as a picture and as numbers."""
+    def _last_sent(self) -> int:
+        """Return the last step that earlier processes handed to wandb."""
+        try:
+            return int((self.run.folder / STEP_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return self.run.step
+
+    def _say_offline(self, folder: Path) -> None:
+        logger.info(
+            "wandb is offline. Look at the run: wandb leet %s   Upload it later: wandb login; wandb sync %s",
+            folder,
+            folder / "offline-run-*",
+        )
+        if self._last_step >= 0:
+            # wandb writes its files in blocks of 32 KiB, so a killed process leaves less than it logged.
+            logger.info(
+                "wandb's files go on after step %d. If the run was killed, they may lack some rows before it; "
+                "metrics.jsonl has all of them",
+                self._last_step,
+            )
+
+    def _tables(self, report: Report, heat_map: np.ndarray) -> dict[str, Any]:
+        """Return scores per class, and the confusion matrix as a picture and as numbers."""
         import wandb
 
-        scores, confusion = shown.scores, shown.confusion
+        scores, confusion = report.scores, report.confusion
         names = list(scores.class_names)
         columns = [scores.iou, scores.dice, scores.precision, scores.recall, confusion.sum(1)]
-        classes = [[name, *map(_none_if_nan, row)] for name, *row in zip(names, *columns, strict=True)]
+        classes = [[name, *map(none_if_nan, row)] for name, *row in zip(names, *columns, strict=True)]
         matrix = [[name, *map(int, row)] for name, row in zip(names, confusion, strict=True)]
         return {
             "val/classes": wandb.Table(
                 ["class", "iou", "dice", "precision", "recall", "target_pixels"], classes
             ),
-            "val/confusion": wandb.Image(draw.heat_map(confusion, names)),
+            "val/confusion": wandb.Image(heat_map),
             "val/confusion_table": wandb.Table(["target", *(f"predicted {name}" for name in names)], matrix),
         }
 
-    def _pictures(self, shown: Shown) -> dict[str, Any]:
-        """Images under switchable masks, in wandb's colours, and panels in the palette's colours."""
+    def _pictures(self, report: Report, panels: list[np.ndarray]) -> dict[str, Any]:
+        """Return images under masks that can be switched on, and panels in the palette's colours."""
         import wandb
 
-        pictures = shown.pictures
         labels = {**dict(enumerate(self.run.palette.class_names)), IGNORE_INDEX: "ignored"}
-        # wandb shows a list of pictures rightly only if all are of one size.
-        images = draw.pad_alike([each.image for each in pictures], 255)
-        masks = draw.pad_alike([each.mask for each in pictures], IGNORE_INDEX)
-        preds = draw.pad_alike([each.pred for each in pictures], IGNORE_INDEX)
-        masked, panels = [], []
-        for picture, image, mask, pred, sheet in zip(
-            pictures, images, masks, preds, sheets_of(shown, self.run.palette), strict=True
-        ):
+        # wandb shows a list of images correctly only if all have one size.
+        images = draw.pad_alike([each.image for each in report.examples], 255)
+        masks = draw.pad_alike([each.mask for each in report.examples], IGNORE_INDEX)
+        preds = draw.pad_alike([each.pred for each in report.examples], IGNORE_INDEX)
+        captions = [each.caption for each in report.examples]
+        masked = []
+        for caption, image, mask, pred in zip(captions, images, masks, preds, strict=True):
             layers = {
                 "target": {"mask_data": mask, "class_labels": labels},
                 "prediction": {"mask_data": pred, "class_labels": labels},
             }
-            masked.append(wandb.Image(image, caption=picture.caption, masks=layers, file_type="jpg"))
-            panels.append(wandb.Image(sheet, caption=picture.caption, file_type="jpg"))
-        return {"val/pictures": masked, "val/panels": panels}
+            masked.append(wandb.Image(image, caption=caption, masks=layers, file_type="jpg"))
+        shown = [
+            wandb.Image(panel, caption=caption, file_type="jpg")
+            for panel, caption in zip(panels, captions, strict=True)
+        ]
+        return {"val/pictures": masked, "val/panels": shown}
 
 
-def last_recorded_step(folder: Path, run_id: str) -> int | None:
-    """The last step in the files that wandb keeps of a run, -1: none; None where they cannot be read."""
-    files = sorted(
-        folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb"), key=lambda file: file.parent.name[-24:]
-    )
-    for file in reversed(files):  # a restart records only what the files before it lack
-        read = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(file)]
-        # In a session of its own, where a Ctrl-C that asks the run to stop does not reach it.
-        done = subprocess.run(read, capture_output=True, text=True, check=False, start_new_session=True)
-        if done.returncode != 0:
-            logger.warning(
-                "%s cannot be read (%s); what wandb lacks of this run from before stays away from it",
-                file,
-                done.stderr.strip().splitlines()[-1:] or "no reason is told",
-            )
-            return None
-        rows = [json.loads(line) for line in done.stdout.splitlines() if '"history"' in line]
-        steps = [int(row["history"]["item"]["_step"]) for row in rows if row["type"] == "history"]
-        if steps:
-            return max(steps)
-    return -1
-
-
-def wandb_mode(mode: Mode) -> str:
-    """What `auto` means here; without an account wandb would ask for one, or fail where nobody can answer."""
+def wandb_mode(mode: WandbMode) -> str:
+    """Resolve `auto`. Without an account wandb would ask for one, or fail where nobody can answer."""
     if mode != "auto":
         return mode
     import wandb
@@ -177,10 +175,10 @@ def wandb_mode(mode: Mode) -> str:
 
 
 def _has_login(server: str, default_server: str) -> bool:
-    """Whether `wandb login` has left a key for this server in the netrc file."""
+    """Return whether `wandb login` stored a key for this server in the netrc file."""
     hosts = {urlsplit(server).netloc}
     if server == default_server:
-        hosts.add("api.wandb.ai")  # the public server's name in older logins; wandb accepts them still
+        hosts.add("api.wandb.ai")  # the server's name in older logins, which wandb still accepts
     home = Path.home()
     files = [os.environ["NETRC"]] if "NETRC" in os.environ else [home / ".netrc", home / "_netrc"]
     for path in files:
@@ -190,7 +188,3 @@ def _has_login(server: str, default_server: str) -> bool:
             continue
         return not hosts.isdisjoint(known)
     return False
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)

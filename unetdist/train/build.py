@@ -34,8 +34,7 @@ from unetdist.distributed.rendezvous import open_store
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation.evaluate import Report
-from unetdist.evaluation.scoring import build_validator
-from unetdist.evaluation.validation import Validator
+from unetdist.evaluation.validator import Validator, build_validator
 from unetdist.model.config import check_norm
 from unetdist.model.losses import Loss, build_loss
 from unetdist.model.saved_model import save_model

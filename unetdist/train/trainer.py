@@ -14,7 +14,7 @@ from unetdist.distributed.collectives import MixedPrecision, StopSignal, World, 
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.errors import ConfigError, TrainingError
 from unetdist.evaluation.evaluate import LeftEarlyError, Report
-from unetdist.evaluation.validation import Validator
+from unetdist.evaluation.validator import Validator
 from unetdist.tracking import Tracker
 from unetdist.tracking.meter import Meter
 from unetdist.train.checkpoint import Checkpoints, RunState
@@ -319,8 +319,7 @@ class Trainer:
         if is_best:
             self.state.best_miou, self.state.best_step = report.scores.miou, self.state.step
             self.save_weights("best", report)
-        pictures = self.validator.pictures(report)
-        self.tracker.log_validation(report, step=self.state.step, pictures=pictures, is_best=is_best)
+        self.tracker.log_validation(report, step=self.state.step, is_best=is_best)
         self.meter.restart()  # a validation does not count as step time
 
     def leaves_validation(self) -> bool:

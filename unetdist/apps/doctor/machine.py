@@ -20,7 +20,7 @@ from unetdist.distributed.collectives import all_reduce_sum
 from unetdist.distributed.hardware import cpu_model, free_bytes, num_cores
 from unetdist.errors import ConfigError
 from unetdist.model.timm_encoder import import_timm
-from unetdist.tracking.config import check_installed
+from unetdist.tracking.dashboard import check_installed
 from unetdist.tracking.wandb_run import wandb_mode
 
 SHOWN = ("torch", "accelerate", "webdataset", "numpy", "opencv-python-headless", "wandb")

@@ -28,7 +28,7 @@ from unetdist.distributed.collectives import all_reduce_min
 from unetdist.distributed.hardware import free_bytes
 from unetdist.errors import UnetdistError
 from unetdist.evaluation.evaluate import LeftEarlyError
-from unetdist.evaluation.validation import Validator, shares_windows
+from unetdist.evaluation.validator import Validator, shares_windows
 from unetdist.storage.folders import open_folder
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
@@ -162,9 +162,9 @@ def take_steps(
     return {
         "number": number,
         "first_s": first_s,
-        "step_s": stats.step_s,
-        "data_s": stats.data_s,
-        "loss": stats.loss if math.isfinite(stats.loss) else None,
+        "step_s": stats["time/step_s"],
+        "data_s": stats["time/data_s"],
+        "loss": stats["train/loss"] if math.isfinite(stats["train/loss"]) else None,
         "skipped": trainer.step.report_skipped().total,
         "not_compiled": trainer.step.model_with_loss.problem,
         "memory": memory,

@@ -16,7 +16,7 @@ from unetdist.data.samples import Samples
 from unetdist.errors import ConfigError
 from unetdist.evaluation.evaluate import ValidationConfig
 from unetdist.evaluation.metrics import PoissonBootstrap, mean_iou
-from unetdist.evaluation.scoring import evaluations
+from unetdist.evaluation.validator import evaluations
 from unetdist.model.inference import InferenceConfig
 from unetdist.model.saved_model import SavedModel
 from unetdist.predict import predict_image
