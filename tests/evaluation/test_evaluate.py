@@ -8,11 +8,13 @@ import torch
 from tests.distributed.launcher import run_ranks
 from unetdist.data.batch import Batch
 from unetdist.errors import ConfigError, DataError
-from unetdist.evaluation.completeness import Expected
+from unetdist.evaluation import evaluate as module
 from unetdist.evaluation.evaluate import (
+    ExpectedCounts,
     LeftEarlyError,
     ValidationConfig,
     evaluate,
+    fingerprint,
     predict_fixed,
 )
 from unetdist.evaluation.metrics import Scores
@@ -38,7 +40,7 @@ def expected(num_samples=7, **changes):
     pixels = np.array([int((MASKS[:num_samples] == c).sum()) for c in range(3)])
     for name, value in changes.items():
         pixels[CLASSES.index(name)] += value
-    return Expected("shards/val", num_samples, pixels)
+    return ExpectedCounts("shards/val", num_samples, CLASSES, pixels)
 
 
 def run(batches, expect=None, batch_size=1, is_over=lambda: False, extras=False, **loss):
@@ -46,7 +48,6 @@ def run(batches, expect=None, batch_size=1, is_over=lambda: False, extras=False,
         predict,
         batches,
         expected=expect or expected(),
-        class_names=CLASSES,
         loss=build_loss(LossConfig(**loss), num_classes=3),
         cfg=ValidationConfig(
             batch_size=batch_size, bootstrap_replicates=50, boundary=extras, calibration=extras
@@ -132,8 +133,7 @@ def test_the_report_is_json_with_none_for_what_is_not_defined():
     report = evaluate(
         lambda image: torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(len(image), 3, 5, 6),
         [only_sky],
-        expected=Expected("x", 1, np.array([30, 0, 0])),
-        class_names=CLASSES,
+        expected=ExpectedCounts("x", 1, CLASSES, np.array([30, 0, 0])),
         loss=build_loss(LossConfig(), num_classes=3),
         cfg=ValidationConfig(bootstrap_replicates=1),
         device=torch.device("cpu"),
@@ -155,6 +155,13 @@ def test_settings_that_cannot_work_are_refused(name):
         ValidationConfig(**{name: 0})
 
 
+@pytest.mark.parametrize("num_samples", [1, 4, 5, 12])
+def test_the_fingerprint_of_all_samples_comes_in_blocks(num_samples, monkeypatch):
+    monkeypatch.setattr(module, "FINGERPRINT_BLOCK", 4)
+    assert module._fingerprint_of_all(num_samples) == fingerprint(np.arange(num_samples)[::-1])
+    assert module._fingerprint_of_all(num_samples) != fingerprint(np.arange(1, num_samples + 1))
+
+
 def left_on_one_rank():
     rank = torch.distributed.get_rank()
     asked = iter([False, rank == 1])
@@ -166,18 +173,15 @@ def left_on_one_rank():
     return False
 
 
-def test_all_ranks_leave_when_one_is_asked_to():
-    """The other one, which is not, goes on to the end of its part."""
-    assert run_ranks(left_on_one_rank, 2) == [True, True]
-
-
 def everything(parts):
     rank = torch.distributed.get_rank()
+    assert len(parts) == 1 or left_on_one_rank()
     report = run([batch(*ids) for ids in parts[rank]], batch_size=2, extras=True)
     return report.to_mapping(), report.per_image
 
 
-def test_outlines_calibration_and_every_image_are_the_same_on_any_number_of_ranks():
+def test_all_counts_are_the_same_on_any_number_of_ranks_which_leave_when_one_is_asked_to():
+    """A rank that is not asked goes on to the end of its part, and then leaves too."""
     ((whole, per_image),) = run_ranks(everything, 1, [[(0, 1), (2, 3), (4, 5), (6,)]])
     for mapping, images in run_ranks(everything, 2, [[(6, 2)], [(0,), (5, 4), (3, 1)]]):
         assert mapping == {**whole, "loss": pytest.approx(whole["loss"], rel=1e-12)}

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError, DataError
-from unetdist.evaluation.metrics import PoissonBootstrap, Scores, confusion_matrix
+from unetdist.evaluation.boundary import boundary_counts
+from unetdist.evaluation.calibration import reliability_counts
+from unetdist.evaluation.metrics import ImageCounts, PoissonBootstrap, Scores, confusion_matrix
 
 NAMES = ("sky", "road", "car")
 
@@ -159,7 +161,7 @@ def test_bootstrap_agrees_with_drawing_images_with_replacement():
 
 
 def test_bootstrap_draws_are_poisson_and_independent():
-    num_images, replicates = 300, 400
+    num_images, replicates = 200, 300
     one_pixel = np.array([[1]])
     draws = np.empty((num_images, replicates), dtype=np.int64)
     for sample_id in range(num_images):
@@ -168,11 +170,11 @@ def test_bootstrap_draws_are_poisson_and_independent():
         draws[sample_id] = bootstrap.sums[:, 0, 0]
     shares = np.bincount(draws.flatten(), minlength=6)[:6] / draws.size
     expected = [math.exp(-1) / math.factorial(count) for count in range(6)]
-    assert np.abs(shares - expected).max() < 0.006
+    assert np.abs(shares - expected).max() < 0.008
     for correlation in (np.corrcoef(draws), np.corrcoef(draws.T)):
         others = correlation[~np.eye(len(correlation), dtype=bool)]
         assert abs(others.mean()) < 0.01
-        assert others.std() < 0.07
+        assert others.std() < 0.09
 
 
 def test_bootstrap_seeds_differ_and_large_ids_work():
@@ -197,6 +199,52 @@ def test_bootstrap_of_nothing_is_nan_without_a_warning():
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95])
-def test_a_level_that_is_no_share_is_refused(level):
+def test_a_level_that_is_not_a_fraction_is_refused(level):
     with pytest.raises(ConfigError, match=rf"level \({level}\) must be between 0 and 1; use 0.95"):
         PoissonBootstrap(3).interval(level)
+
+
+def prediction(number):
+    generator = torch.Generator().manual_seed(number)
+    logits = torch.randn(3, 40, 30, generator=generator)
+    return logits, logits.argmax(0), torch.randint(0, 3, (40, 30), generator=generator).to(torch.uint8)
+
+
+def test_the_device_is_read_only_now_and_then_and_every_image_counts(monkeypatch):
+    images = ImageCounts(3, replicates=5, boundary=True, calibration=True, num_kept=10)
+    at_once = PoissonBootstrap(3, replicates=5)
+    reads = []
+    monkeypatch.setattr(images, "READ_EVERY", 4)
+    read = images.read
+    monkeypatch.setattr(images, "read", lambda: (reads.append(len(images._unread)), read()))
+    for number in range(10):
+        images.add(number, *prediction(number))
+    assert reads == [4, 4]
+    images.read()
+    images.read()
+    several = [prediction(number) for number in range(10)]
+    each = [confusion_matrix(pred, mask, 3) for _, pred, mask in several]
+    for number, confusion in enumerate(each):
+        at_once.add(number, confusion.numpy())
+    assert images.confusion.equal(sum(each))
+    assert images.per_image.equal(torch.stack(each))
+    assert (images.bootstrap.sums == at_once.sums).all()
+    assert images.boundary.equal(sum(boundary_counts(pred, mask, 3) for _, pred, mask in several))
+    assert images.reliability.equal(sum(reliability_counts(logits, mask) for logits, _, mask in several))
+
+
+@pytest.mark.parametrize(("boundary", "calibration"), [(False, False), (True, False), (False, True)])
+def test_sums_of_ranks_are_those_of_one(boundary, calibration):
+    whole, *ranks = (
+        ImageCounts(3, replicates=5, boundary=boundary, calibration=calibration, num_kept=4) for _ in range(3)
+    )
+    for number in range(4):
+        for counts in (whole, ranks[number % 2]):
+            counts.add(number, *prediction(number))
+    total = ranks[0].to_vector() + ranks[1].to_vector()
+    ranks[0].load_vector(total)
+    assert total.equal(whole.to_vector())
+    assert ranks[0].to_vector().equal(total)
+    assert ranks[0].bootstrap.interval() == whole.bootstrap.interval()
+    assert bool(whole.boundary.any()) == boundary
+    assert bool(whole.reliability.any()) == calibration

@@ -75,10 +75,10 @@ def test_two_models_are_compared_on_the_same_images(trained, monkeypatch, tmp_pa
     assert 0 < numbers["comparison"]["p_value"] <= 1
 
 
-def test_files_of_one_model_are_not_written_of_two(trained, monkeypatch, capsys):
+def test_files_of_one_model_are_refused_with_two(trained, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         evaluate(trained, monkeypatch, "--compare", "a", "b", "--per-image", "x.npz", model=False)
-    assert "are of one model; give --model instead of --compare" in capsys.readouterr().err
+    assert "give --model instead of --compare" in capsys.readouterr().err
 
 
 def test_windows_and_several_views_are_options(trained, monkeypatch, tmp_path):

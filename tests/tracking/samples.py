@@ -3,17 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from unetdist.data.labels import Palette
 from unetdist.evaluation.boundary import BoundaryScores
 from unetdist.evaluation.calibration import NUM_BINS, Reliability
+from unetdist.evaluation.evaluate import Report
+from unetdist.evaluation.examples import ScoredImage
 from unetdist.evaluation.metrics import Scores
-from unetdist.tracking import Picture
-from unetdist.tracking.meter import TrainStats
 
 NAMES = ("sky", "road", "tree")
 PALETTE = Palette.from_records(
@@ -30,23 +30,33 @@ OUTLINES = BoundaryScores(NAMES, np.array([0.5, 0.25, np.nan]), 0.375)
 RELIABILITY = Reliability.from_counts(
     np.stack([np.eye(1, NUM_BINS, 12, dtype=np.int64)[0] * n for n in (200, 165, 0)])
 )
-REPORT = SimpleNamespace(
-    scores=SCORES, confusion=CONFUSION, loss=0.25, interval=(0.6, 0.71), boundary=None, reliability=None
-)
-FULL_REPORT = SimpleNamespace(**{**vars(REPORT), "boundary": OUTLINES, "reliability": RELIABILITY})
-"""With all that is scored on request; the expected calibration error is 82.5 %."""
+REPORT = Report(CONFUSION, SCORES, interval=(0.6, 0.71), loss=0.25, num_samples=2)
+FULL_REPORT = replace(REPORT, boundary=OUTLINES, reliability=RELIABILITY)
+"""With everything that is scored on request; the expected calibration error is 82.5 %."""
+
+MEASURED = {
+    "train/loss": 0.5,
+    "train/lr": 0.01,
+    "train/grad_norm": 2.0,
+    "train/epoch": 1.5,
+    "train/bad_samples": 0,
+    "train/bad_steps": 0,
+    "time/images_per_s": 12.5,
+    "time/data_s": 0.1,
+    "time/step_s": 0.4,
+}
+"""Values as `Meter.read` returns them."""
 
 
-def stats(**changes: float) -> TrainStats:
-    values = {"loss": 0.5, "lr": 0.01, "grad_norm": 2.0, "images_per_s": 12.5, "data_s": 0.1, "step_s": 0.4}
-    return TrainStats(**{**values, "epoch": 1.5, "num_bad": 0, "bad_steps": 0, **changes})
+def shown(*images: ScoredImage) -> Report:
+    return replace(REPORT, examples=images)
 
 
-def picture(key: str, height: int = 20, width: int = 30, channels: int = 3) -> Picture:
+def picture(key: str, height: int = 20, width: int = 30, channels: int = 3) -> ScoredImage:
     rng = np.random.default_rng(0)
     mask = rng.choice([0, 1, 255], (height, width)).astype(np.uint8)
     image = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
-    return Picture(key, image, mask, np.minimum(mask, 1).astype(np.int64))
+    return ScoredImage(0, float("nan"), image, mask, np.minimum(mask, 1), key=key)
 
 
 def wandb_records(run_dir: Path) -> list[dict]:

@@ -3,12 +3,12 @@ import time
 
 import pytest
 
-from tests.tracking.samples import CONFUSION, SCORES, picture
+from tests.tracking.samples import picture, shown
 from unetdist.tracking import mirror as module
-from unetdist.tracking.dashboard import Row, Shown
+from unetdist.tracking.dashboard import StepRow
 from unetdist.tracking.mirror import Mirror
 
-SHOWN = Shown(SCORES, CONFUSION, [picture("a")])
+SHOWN = shown(picture("a"))
 
 
 class Slow:
@@ -42,7 +42,7 @@ def close(mirror, in_hurry=False):
     mirror.wait(lambda: in_hurry, since=time.monotonic())
 
 
-GIVEN_UP = "mlflow did not take all within 0 s; the rest is sent when the same command is started again"
+GIVEN_UP = "mlflow did not take everything within 0 s; start the same command again to send the rest"
 
 
 def test_one_that_hangs_holds_up_nothing(said, impatient):
@@ -50,16 +50,16 @@ def test_one_that_hangs_holds_up_nothing(said, impatient):
     slow = Slow()
     mirror = Mirror("mlflow", lambda: slow)
     for step in range(module.MOST_WAITING + 5):
-        mirror.send(Row(step, {"val/miou": 0.5}, SHOWN))  # returns at once
+        mirror.send(StepRow(step, {"val/miou": 0.5}, SHOWN))  # returns at once
     close(mirror)
     assert not mirror.has_all
-    assert said == ["waiting for mlflow to take what is left", GIVEN_UP]
+    assert said == ["waiting for mlflow to take the rest", GIVEN_UP]
     slow.may.set()
     mirror.wait(lambda: False, since=time.monotonic())
     # Of those that waited too long only the numbers are left: their pictures would fill the memory.
     assert [row.step for row in slow.rows] == list(range(module.MOST_WAITING + 5))
-    assert [row.shown is None for row in slow.rows[:3]] == [False] * 3
-    assert slow.rows[-1].shown is None
+    assert [row.report is None for row in slow.rows[:3]] == [False] * 3
+    assert slow.rows[-1].report is None
     assert mirror.has_all
 
 
@@ -67,7 +67,7 @@ def test_one_that_hangs_while_it_opens_holds_up_nothing(said, impatient):
     impatient.setattr(module, "HUNG_S", 0.1)
     may = threading.Event()
     mirror = Mirror("mlflow", lambda: may.wait(20) and Slow())
-    mirror.send(Row(1, {"a": 1.0}))
+    mirror.send(StepRow(1, {"a": 1.0}))
     close(mirror)
     assert said[-1] == GIVEN_UP
     may.set()
@@ -83,7 +83,7 @@ def test_an_upload_may_take_its_time_unless_the_run_was_asked_to_stop(said, impa
     impatient.setattr(module, limit, 0.2)
     slow = Uploading()
     close(Mirror("mlflow", lambda: slow), in_hurry)
-    assert said == ["waiting for mlflow to take what is left", GIVEN_UP]
+    assert said == ["waiting for mlflow to take the rest", GIVEN_UP]
     slow.may.set()
 
 
@@ -95,25 +95,25 @@ def test_what_it_holds_is_not_sent():
     half = Half()
     half.may.set()
     mirror = Mirror("x", lambda: half)
-    mirror.send(Row(1, {"a": 1.0, "b": 2.0}))
-    mirror.send(Row(2, {"a": 1.0}))
+    mirror.send(StepRow(1, {"a": 1.0, "b": 2.0}))
+    mirror.send(StepRow(2, {"a": 1.0}))
     close(mirror)
-    assert half.rows == [Row(1, {"b": 2.0})]
+    assert half.rows == [StepRow(1, {"b": 2.0})]
     assert mirror.has_all
 
 
 @pytest.mark.parametrize(
     "error", [SystemExit(1), KeyboardInterrupt(), AssertionError("odd"), OSError("away")]
 )
-def test_whatever_a_dashboard_raises_at_its_start_stops_nothing_and_is_told(said, impatient, error):
+def test_whatever_a_dashboard_raises_at_its_start_stops_nothing_and_is_logged(said, impatient, error):
     def fail():
         raise error
 
     mirror = Mirror("mlflow", fail)
     mirror.wait(lambda: False, since=time.monotonic())
-    mirror.send(Row(1, {"train/loss": 0.5}))
+    mirror.send(StepRow(1, {"train/loss": 0.5}))
     close(mirror)
     assert not mirror.has_all
     assert [line.split(":")[1].strip() for line in said] == [type(error).__name__]
-    assert "started again, sends what it lacks" in said[0]
+    assert "Start the same command again" in said[0]
     assert mirror._waiting.qsize() <= 2  # rows do not pile up for nobody

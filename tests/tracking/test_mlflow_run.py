@@ -5,11 +5,11 @@ from contextlib import closing
 import pytest
 from accelerate import PartialState
 
-from tests.tracking.samples import CONFUSION, PALETTE, SCORES, picture
+from tests.tracking.samples import PALETTE, picture, shown
 from unetdist.cli.logs import logger
 from unetdist.errors import DataError
-from unetdist.tracking.dashboard import Row, Shown, TrackedRun
-from unetdist.tracking.mlflow_run import MlflowRun
+from unetdist.tracking.dashboard import StepRow, TrackedRun
+from unetdist.tracking.local_dashboards import MlflowRun
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the packages that it imports
@@ -51,13 +51,13 @@ def test_a_restart_is_the_same_run_and_adds_what_is_missing(tmp_path, monkeypatc
     (best / "model.safetensors").write_text("weights")
     run = open_run(folder)
     assert said == [f"MLflow: mlflow ui --backend-store-uri sqlite:///{tmp_path}/runs/mlflow.db"]
-    run.send(Row(10, {"train/loss": 0.5, "val/iou/a (b)": 0.25}, Shown(SCORES, CONFUSION, [picture("a")])))
+    run.send(StepRow(10, {"train/loss": 0.5, "val/iou/a (b)": 0.25}, shown(picture("a"))))
     run.close({"best/miou": 0.25, "best/step": 10}, best)
 
     again = open_run(folder, {"optim": {"lr": 0.1}, "name": "r", "watched": "otherwise"})
-    row = Row(10, {"train/loss": 0.5, "val/iou/a (b)": 0.25, "train/lr": 0.1})
+    row = StepRow(10, {"train/loss": 0.5, "val/iou/a (b)": 0.25, "train/lr": 0.1})
     assert dict(again.lacks(row).values) == {"train/lr": 0.1}
-    again.send(Row(20, {"train/loss": 0.5}))
+    again.send(StepRow(20, {"train/loss": 0.5}))
     again.close({"best/miou": 0.25, "best/step": 10}, None)
 
     assert steps(folder, "train/loss") == [10, 20]
@@ -109,6 +109,6 @@ def test_a_half_made_store_says_how_to_begin_anew(tmp_path):
         )
     with pytest.raises(
         DataError,
-        match=r"mlflow\.db: cannot be opened .*duplicate column name: step.*move it away: the same command",
+        match=r"mlflow\.db: cannot be opened .*duplicate column name: step.*move the file away",
     ):
         open_run(tmp_path / "r")

@@ -3,9 +3,9 @@ from collections import Counter
 import pytest
 from accelerate import PartialState
 
-from tests.tracking.samples import CONFUSION, PALETTE, SCORES, picture
-from unetdist.tracking.dashboard import Row, Shown, TrackedRun
-from unetdist.tracking.tensorboard_run import TensorBoardRun
+from tests.tracking.samples import PALETTE, picture, shown
+from unetdist.tracking.dashboard import StepRow, TrackedRun
+from unetdist.tracking.local_dashboards import TensorBoardRun
 
 event_files = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
 
@@ -35,11 +35,11 @@ def events(folder):
 
 def test_a_restart_adds_what_is_missing(tmp_path):
     run = open_run(tmp_path)
-    run.send(Row(10, {"train/loss": 0.5}))
+    run.send(StepRow(10, {"train/loss": 0.5}))
     # As of a process that was killed in the middle of a row: files are flushed, so there is no end to write.
-    run.send(Row(20, {"train/loss": 0.5}))
+    run.send(StepRow(20, {"train/loss": 0.5}))
     again = open_run(tmp_path)
-    rows = [Row(step, {"train/loss": 0.5, "train/lr": 0.1}) for step in (10, 20, 30)]
+    rows = [StepRow(step, {"train/loss": 0.5, "train/lr": 0.1}) for step in (10, 20, 30)]
     lacking = [again.lacks(row) for row in rows]
     assert [dict(row.values) for row in lacking] == [{"train/lr": 0.1}] * 2 + [
         {"train/loss": 0.5, "train/lr": 0.1}
@@ -59,7 +59,7 @@ def test_a_restart_adds_what_is_missing(tmp_path):
 
 def test_a_validation_shows_its_confusion_and_its_pictures(tmp_path):
     run = open_run(tmp_path)
-    run.send(Row(10, {"val/miou": 0.5}, Shown(SCORES, CONFUSION, [picture("a"), picture("b", 40, 9)])))
+    run.send(StepRow(10, {"val/miou": 0.5}, shown(picture("a"), picture("b", 40, 9))))
     run.close({}, None)
     tags = {tag for step, tag in events(tmp_path) if step == 10}
     assert tags == {"val/miou", "val/confusion", "val/pictures/0", "val/pictures/1"}
@@ -68,11 +68,11 @@ def test_a_validation_shows_its_confusion_and_its_pictures(tmp_path):
 def test_a_file_that_a_crash_cut_short_is_read_up_to_there(tmp_path):
     run = open_run(tmp_path)
     for step in (10, 20):
-        run.send(Row(step, {"train/loss": 0.5}))
+        run.send(StepRow(step, {"train/loss": 0.5}))
     run.close({}, None)
     (file,) = tmp_path.rglob("events.out.tfevents.*")
     file.write_bytes(file.read_bytes()[:-7])
     again = open_run(tmp_path)
-    assert again.lacks(Row(10, {"train/loss": 0.5})) is None
-    assert again.lacks(Row(20, {"train/loss": 0.5})) is not None
+    assert again.lacks(StepRow(10, {"train/loss": 0.5})) is None
+    assert again.lacks(StepRow(20, {"train/loss": 0.5})) is not None
     again.close({}, None)

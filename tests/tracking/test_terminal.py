@@ -1,18 +1,16 @@
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 from rich.console import Console
 
-from tests.tracking.samples import FULL_REPORT, NAMES, REPORT, stats
+from tests.tracking.samples import FULL_REPORT, MEASURED, NAMES, REPORT
 from unetdist.evaluation.comparison import Comparison
 from unetdist.evaluation.metrics import Scores
 from unetdist.tracking.terminal import comparison_table, scores_table, train_note
 
 
 def text_of(confusion, names=NAMES, is_best=False):
-    report = SimpleNamespace(
-        **{**vars(REPORT), "confusion": confusion, "scores": Scores.from_confusion(confusion, names)}
-    )
+    report = replace(REPORT, confusion=confusion, scores=Scores.from_confusion(confusion, names))
     console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(scores_table(report, of="step 30", is_best=is_best))
@@ -47,10 +45,10 @@ def test_class_names_are_no_markup():
 
 
 def test_note_is_short_and_says_what_is_slow():
-    assert train_note(stats()) == "loss 0.5000  12.5 img/s  data wait 25 %"
-    assert train_note(stats(num_bad=3)).endswith("3 bad samples")
-    assert train_note(stats(bad_steps=3)).endswith("3 bad steps")
-    assert "wait 0 %" in train_note(stats(step_s=0.0))
+    assert train_note(MEASURED) == "loss 0.5000  12.5 img/s  data wait 25 %"
+    assert train_note({**MEASURED, "train/bad_samples": 3.0}).endswith("3 bad samples")
+    assert train_note({**MEASURED, "train/bad_steps": 3}).endswith("3 bad steps")
+    assert "wait 0 %" in train_note({**MEASURED, "time/step_s": 0.0})
 
 
 def test_outlines_and_confidence_are_told_where_they_were_scored():

@@ -1,9 +1,10 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from tests.tracking.samples import CONFUSION, NAMES, PALETTE, REPORT, SCORES, picture, stats
+from tests.tracking.samples import CONFUSION, MEASURED, NAMES, PALETTE, REPORT, SCORES, picture, shown
 from unetdist.cli.logs import logger
 from unetdist.evaluation.metrics import Scores
 from unetdist.tracking import Tracker, TrackingConfig
@@ -22,8 +23,8 @@ def make(run_dir, accelerator=MAIN, **cfg):
 def log_some(tracker, steps=(10, 20), *, start=0, max_steps=20):
     tracker.start(step=start, max_steps=max_steps)
     for step in steps:
-        tracker.log_train(stats(), step=step, samples_seen=4 * step, validation_follows=True)
-        tracker.log_validation(REPORT, step=step, pictures=[picture("a")], is_best=True)
+        tracker.log_train(MEASURED, step=step, samples_seen=4 * step, validation_follows=True)
+        tracker.log_validation(REPORT, step=step, is_best=True)
     tracker.close()
 
 
@@ -76,19 +77,7 @@ def test_every_name_is_in_the_file(tmp_path):
     log_some(make(tmp_path), steps=(10,))
     train, validation = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert 0 < train.pop("time/hours") < 1
-    assert train == {
-        "step": 10,
-        "train/loss": 0.5,
-        "train/lr": 0.01,
-        "train/grad_norm": 2.0,
-        "train/epoch": 1.5,
-        "train/samples_seen": 40,
-        "train/bad_samples": 0,
-        "train/bad_steps": 0,
-        "time/images_per_s": 12.5,
-        "time/data_s": 0.1,
-        "time/step_s": 0.4,
-    }
+    assert train == {"step": 10, "train/samples_seen": 40, **MEASURED}
     of_all = {"loss", "miou", "miou_low", "miou_high", "pixel_accuracy", "fw_iou"}
     of_class = {f"{kind}/{name}" for kind in ("iou", "dice", "precision", "recall") for name in NAMES}
     assert validation.keys() == {"step"} | {f"val/{name}" for name in of_all | of_class}
@@ -104,7 +93,7 @@ def test_progress_counts_steps(tmp_path, monkeypatch):
     tracker.start(step=30, max_steps=100)
     monkeypatch.setattr(tracker, "_bar", SimpleNamespace(advance=lambda amount, note: amounts.append(amount)))
     for step in (40, 50, 55):
-        tracker.log_train(stats(), step=step, samples_seen=0)
+        tracker.log_train(MEASURED, step=step, samples_seen=0)
     tracker.close()
     assert amounts == [10, 10, 5]
 
@@ -119,15 +108,15 @@ def test_a_step_is_told_once_with_its_validation(tmp_path, told):
     dashboard = told()
     tracker = make(tmp_path, tracker="wandb")
     tracker.start(step=0, max_steps=20)
-    tracker.log_train(stats(), step=5, samples_seen=20)
-    tracker.log_train(stats(), step=10, samples_seen=40, validation_follows=True)
-    tracker.log_validation(REPORT, step=10, pictures=[picture("a")], is_best=True)
+    tracker.log_train(MEASURED, step=5, samples_seen=20)
+    tracker.log_train(MEASURED, step=10, samples_seen=40, validation_follows=True)
+    tracker.log_validation(shown(picture("a")), step=10, is_best=True)
     tracker.close()
     first, second = dashboard.rows
-    assert (first.step, first.values["train/loss"], first.shown) == (5, 0.5, None)
+    assert (first.step, first.values["train/loss"], first.report) == (5, 0.5, None)
     assert (second.step, second.values["train/loss"], second.values["val/miou"]) == (10, 0.5, SCORES.miou)
     assert "val/iou/tree" not in second.values  # absent: a gap in the curve
-    assert [each.key for each in second.shown.pictures] == ["a"]
+    assert [each.key for each in second.report.examples] == ["a"]
     assert dashboard.calls == ["open", "send", "send", "close"]
     ((facts, best),) = dashboard.ends
     assert (facts["best/miou"], facts["best/step"], best) == (SCORES.miou, 10, None)
@@ -140,7 +129,7 @@ def test_what_a_dashboard_lacks_is_sent_when_the_run_goes_on(tmp_path, told):
     dashboard = told(held={10: names})
     tracker = make(tmp_path, tracker="tensorboard")
     tracker.start(step=20, max_steps=60)  # that of the checkpoint: 30 will come again
-    tracker.log_train(stats(), step=30, samples_seen=0)
+    tracker.log_train(MEASURED, step=30, samples_seen=0)
     tracker.close()
     assert [row.step for row in dashboard.rows] == [10, 20, 30]
     assert dashboard.rows[0].values.keys() & names == set()
@@ -154,12 +143,12 @@ def test_a_validation_that_was_interrupted_is_told_with_its_step_when_it_is_made
     dashboard = told()
     tracker = make(tmp_path, tracker="wandb")
     tracker.start(step=0, max_steps=20)
-    tracker.log_train(stats(), step=10, samples_seen=40, validation_follows=True)
+    tracker.log_train(MEASURED, step=10, samples_seen=40, validation_follows=True)
     tracker.close()  # a signal came
     assert dashboard.rows == []
     tracker = make(tmp_path, tracker="wandb")
     tracker.start(step=10, max_steps=20, owes_validation=True)
-    tracker.log_validation(REPORT, step=10, pictures=[], is_best=True)
+    tracker.log_validation(REPORT, step=10, is_best=True)
     tracker.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     (row,) = dashboard.rows
@@ -183,10 +172,10 @@ def test_the_best_weights_are_kept_once(tmp_path, told):
     (tmp_path / "best").mkdir()
     log_some(make(tmp_path, tracker="mlflow"), steps=(10,))
     log_some(make(tmp_path, tracker="mlflow"), steps=(20,), start=10)  # no better
-    better = SimpleNamespace(**{**vars(REPORT), "scores": SCORES_BETTER})
+    better = replace(REPORT, scores=SCORES_BETTER)
     tracker = make(tmp_path, tracker="mlflow")
     tracker.start(step=20, max_steps=30)
-    tracker.log_validation(better, step=30, pictures=[], is_best=True)
+    tracker.log_validation(better, step=30, is_best=True)
     tracker.close()
     assert [best for _, best in dashboard.ends] == [tmp_path / "best", None, tmp_path / "best"]
     assert [facts["best/step"] for facts, _ in dashboard.ends] == [10, 10, 30]
@@ -207,8 +196,8 @@ def test_a_broken_dashboard_is_told_once_and_stops_nothing(tmp_path, told, warni
     log_some(make(tmp_path, tracker="wandb"))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
     assert warnings == [
-        "wandb failed and is left out: OSError: no space left; training continues, and the same command, started "
-        "again, sends what it lacks"
+        "wandb failed and gets no more rows: OSError: no space left; the training continues. Start the same command "
+        "again to send the rest"
     ]
 
 

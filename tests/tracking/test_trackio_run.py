@@ -13,17 +13,17 @@ TOLD = """
 import os, sys
 from pathlib import Path
 from accelerate import PartialState
-from tests.tracking.samples import CONFUSION, PALETTE, SCORES, picture
-from unetdist.tracking.dashboard import Row, Shown, TrackedRun
-from unetdist.tracking.trackio_run import TrackioRun
+from tests.tracking.samples import PALETTE, picture, shown
+from unetdist.tracking.dashboard import StepRow, TrackedRun
+from unetdist.tracking.local_dashboards import TrackioRun
 PartialState(cpu=True)
 folder, config = Path(sys.argv[1]), {"optim": {"lr": 0.1}}
 run = TrackioRun(
     TrackedRun(project="p", mode="auto", folder=folder, name="r", config=config, palette=PALETTE, step=0)
 )
 for step in (10, 20, 30):
-    shown = Shown(SCORES, CONFUSION, [picture("a")]) if step == 20 else None
-    row = run.lacks(Row(step, {"train/loss": 0.5}, shown))
+    report = shown(picture("a")) if step == 20 else None
+    row = run.lacks(StepRow(step, {"train/loss": 0.5}, report))
     if row is not None:
         run.send(row)
     if step == int(sys.argv[2]):
