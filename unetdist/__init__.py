@@ -1,24 +1,37 @@
-"""unetdist trains U-Nets for semantic segmentation, with the same result on any number of processes."""
+"""unetdist trains U-Nets for semantic segmentation on one CPU, one GPU or many machines."""
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetdist.model.inference import InferenceConfig as InferenceConfig
-    from unetdist.predict.hub import UNet as UNet
+    from unetdist.data.labels import Palette
+    from unetdist.evaluation.metrics import Scores, confusion_matrix
+    from unetdist.model.inference import InferenceConfig
+    from unetdist.predict.hub import UNet
+
+__all__ = ["InferenceConfig", "Palette", "Scores", "UNet", "confusion_matrix"]
 
 __version__ = "0.1.0"
 
 STARTED_BY = (os.getpid(), os.getppid())
 """This process and its parent before torch was loaded, which takes seconds: see `signals.follow_launcher`."""
 
-FACE = {"UNet": "unetdist.predict.hub", "InferenceConfig": "unetdist.model.inference"}
-"""What a user of trained models needs; loaded when asked for, since torch takes seconds."""
+_MODULES = {
+    "InferenceConfig": "unetdist.model.inference",
+    "Palette": "unetdist.data.labels",
+    "Scores": "unetdist.evaluation.metrics",
+    "UNet": "unetdist.predict.hub",
+    "confusion_matrix": "unetdist.evaluation.metrics",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in FACE:
+    # Loaded on first use, because torch takes seconds.
+    if name not in _MODULES:
         raise AttributeError(f"module 'unetdist' has no attribute {name!r}")
-    from importlib import import_module
+    return getattr(import_module(_MODULES[name]), name)
 
-    return getattr(import_module(FACE[name]), name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
