@@ -29,13 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, help="YAML of the ablation")
+    parser.add_argument("--parallel", type=_count, default=1, metavar="N", help="runs at a time (%(default)s)")
     parser.add_argument(
-        "--parallel", type=_count, default=1, metavar="N", help="runs at a time (%(default)s)"
-    )
-    parser.add_argument(
-        "--per-image",
-        action="store_true",
-        help="also score finished runs image by image, and compare over images",
+        "--per-image", action="store_true", help="also score finished runs image by image, and compare over images"
     )
     args, words = parser.parse_known_args(argv)
     ablation = read_ablation(args.file, words)

@@ -25,8 +25,11 @@ from install import MIN_PYTHON, ROOT, SetupError, make_environment, newer_python
 
 GROUPS = {"quickstart": [], "setup": ["test", "lint"], "test": ["test"], "lint": ["lint"], "timm": ["timm"]}
 
+# Processes for all tests; each of them loads torch, and some start several processes of their own.
+MAX_WORKERS = 4
+
+# Images with shapes that the quickstart draws.
 NUM_IMAGES = {"train": 480, "val": 96}
-"""Images with shapes that the quickstart draws."""
 
 
 class CommandError(Exception):
@@ -57,6 +60,18 @@ def lint(python: Path) -> None:
     run(str(python), "-m", "ruff", "check", ".")
     run(str(python), "-m", "ruff", "format", "--check", ".")
     run(str(python), "-m", "mypy")
+
+
+def test(python: Path, arguments: list[str]) -> None:
+    """Run the tests that the arguments for pytest name, or all of them."""
+    if arguments:
+        run(str(python), "-m", "pytest", *arguments)
+        return
+    # One thread each: workers that share cores would wait for each other in every operation of torch.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    # A file stays in one process, so that its fixtures are made once.
+    run(str(python), "-m", "pytest", "-n", str(workers), "--dist", "loadfile")
 
 
 def launch_arguments(python: Path) -> list[str]:
@@ -94,9 +109,7 @@ def quickstart(python: Path) -> None:
         options += f" --out quickstart/shards/{split}"
         run(str(python), "launch/shard_dataset.py", *options.split())
     run(*accelerate, "launch/train.py", "--config", "configs/shapes.yaml")
-    score = (
-        "--model runs/quickstart/best --data quickstart/shards/val --json runs/quickstart/metrics_best.json"
-    )
+    score = "--model runs/quickstart/best --data quickstart/shards/val --json runs/quickstart/metrics_best.json"
     run(*accelerate, "launch/evaluate.py", *score.split())
     predict = "--model runs/quickstart/best --input quickstart/val/images --out runs/quickstart/predictions --overlay"
     run(str(python), "launch/predict.py", *predict.split())
@@ -121,8 +134,7 @@ Done in {seconds:.0f} s: mIoU {miou:.3f} on the validation images.
 Next, with your own data (images, colour-coded masks, and a Labels.txt that names the colours):
 
 {activate}  python launch/shard_dataset.py --images DIR --masks DIR --labels Labels.txt --out shards --val-fraction 0.2
-  cp configs/shapes.yaml configs/mine.yaml      # then set name, data.train: shards/train, data.val: shards/val
-  accelerate launch {launch} launch/train.py --config configs/mine.yaml
+  accelerate launch {launch} launch/train.py --config configs/my_data.yaml
 """
 
 
@@ -160,7 +172,7 @@ def main() -> int:
         if args.ci or args.command == "lint":
             lint(python)
         if args.command == "test":
-            run(str(python), "-m", "pytest", *rest)
+            test(python, rest)
         elif args.command == "quickstart":
             quickstart(python)
     except SetupError as error:

@@ -28,12 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--full", action="store_true", help="read all shards (default: some of them, in seconds)"
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write findings and measurements to this file"
-    )
+    parser.add_argument("--full", action="store_true", help="read all shards (default: some of them, in seconds)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write findings and measurements to this file")
     args, words = parser.parse_known_args(argv)
     config, refusal = None, ""
     try:

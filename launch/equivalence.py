@@ -65,9 +65,7 @@ def compare_worlds(config: Config, worlds: Sequence[int], *, steps: int, float64
     noise = next(lines for run, lines in zip(runs[1:], records, strict=True) if run.is_nudged)
     rows = [
         ComparisonRow(
-            run,
-            compare(reference, lines, noise, float64=float64),
-            broken_by(plan.trained, (worlds[0], run.world_size)),
+            run, compare(reference, lines, noise, float64=float64), broken_by(plan.trained, (worlds[0], run.world_size))
         )
         for run, lines in zip(runs[1:], records, strict=True)
     ]

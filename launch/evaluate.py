@@ -69,9 +69,7 @@ def parse() -> argparse.Namespace:
     add_inference_options(parser)
     args = parser.parse_args()
     if args.compare and (args.per_image or args.reliability_diagram):
-        parser.error(
-            "--per-image and --reliability-diagram need one model; give --model instead of --compare"
-        )
+        parser.error("--per-image and --reliability-diagram need one model; give --model instead of --compare")
     if args.per_image and not args.per_image.endswith(".npz"):
         parser.error(f"--per-image ({args.per_image}) must be a file name that ends with .npz")
     return args
@@ -109,9 +107,7 @@ def show_difference(args: argparse.Namespace, reports: list[Report]) -> None:
         print_scores(report, name)
     console.print(comparison_table(comparison, tuple(args.compare), of=mask(args.data)))
     if args.json is not None:
-        models = [
-            {"model": name, **report.to_mapping()} for name, report in zip(args.compare, reports, strict=True)
-        ]
+        models = [{"model": name, **report.to_mapping()} for name, report in zip(args.compare, reports, strict=True)]
         numbers = {"data": mask(args.data), "comparison": comparison.to_mapping(), "models": models}
         write_numbers(args.json, numbers)
 
@@ -141,9 +137,7 @@ def naming(option: str, file: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            f"{option} ({file}) cannot be written ({error.strerror}); give another file."
-        ) from None
+        raise ConfigError(f"{option} ({file}) cannot be written ({error.strerror}); give another file.") from None
     logger.info("%s is written to %s", option.removeprefix("--"), file)
 
 

@@ -86,9 +86,7 @@ def _write(saved: SavedModel, args: argparse.Namespace) -> Predict:
         if calibration is not None:
             quantize(args.out, [picture.image for picture in calibration])
     except OSError as error:
-        raise ConfigError(
-            f"--out ({args.out}) cannot be written ({error.strerror}); give another file."
-        ) from None
+        raise ConfigError(f"--out ({args.out}) cannot be written ({error.strerror}); give another file.") from None
     return open_onnx(args.out)
 
 
@@ -99,12 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, type=Path, metavar="DIR", help="a trained model: runs/NAME/best")
-    add(
-        "--format",
-        choices=("onnx", "torch"),
-        default="onnx",
-        help="onnx, or torch.export's .pt2 (default: onnx)",
-    )
+    add("--format", choices=("onnx", "torch"), default="onnx", help="onnx, or torch.export's .pt2 (default: onnx)")
     add("--out", required=True, type=Path, metavar="FILE", help="such as model.onnx or model.pt2")
     add("--argmax", action="store_true", help="give class indices, uint8 (batch, height, width), not logits")
     add(
@@ -113,25 +106,13 @@ def make_parser() -> argparse.ArgumentParser:
         default="fp32",
         help="of weights and layers; fp16 halves the file, int8 quarters it (default: fp32)",
     )
-    add(
-        "--opset",
-        type=int,
-        choices=OPSETS,
-        metavar="N",
-        help="version of ONNX's operators, 18 to 23 (default: 20)",
-    )
+    add("--opset", type=int, choices=OPSETS, metavar="N", help="version of ONNX's operators, 18 to 23 (default: 20)")
     add(
         "--check",
         metavar="PATH",
         help="shards, image or folder of images to compare on (default: the run's data.val, else drawn shapes)",
     )
-    add(
-        "--num-images",
-        type=int,
-        default=128,
-        metavar="N",
-        help="compare on the first N (default: %(default)s)",
-    )
+    add("--num-images", type=int, default=128, metavar="N", help="compare on the first N (default: %(default)s)")
     add(
         "--calibrate",
         metavar="PATH",

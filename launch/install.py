@@ -25,8 +25,8 @@ MIN_PYTHON = (3, 11)
 MIN_TORCH = (2, 11)
 # pip 23, which comes with Python 3.11, takes three times as long
 MIN_PIP = (26, 0)
+# Disk space for an installation; the default torch for Linux includes the CUDA libraries.
 DISK_GB = {"cpu": 3, "default": 9}
-"""Disk space for an installation; the default torch for Linux includes the CUDA libraries."""
 
 
 class SetupError(Exception):
@@ -156,9 +156,7 @@ def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bo
     packages(python, here, groups, torch_index=torch_index, unpinned=unpinned)
     if "timm" in groups:
         check_timm(python)
-    stamp.write_text(
-        " ".join([wanted, *sorted({*groups, *(done[1:] if done[:1] == [wanted] else [])})]), "utf-8"
-    )
+    stamp.write_text(" ".join([wanted, *sorted({*groups, *(done[1:] if done[:1] == [wanted] else [])})]), "utf-8")
     say(f"installed torch {version_in(python, 'torch')} and the rest in {time.monotonic() - began:.0f} s")
     return python
 
@@ -196,10 +194,7 @@ def packages(python: Path, here: Path, groups: list[str], *, torch_index: str | 
         torch = f"torch==={present}"
     else:
         torch, reason = choose_torch(
-            offered(python, "torch", index),
-            has_gpu=has_nvidia_gpu(),
-            system=platform.system(),
-            tested=tested_torch(),
+            offered(python, "torch", index), has_gpu=has_nvidia_gpu(), system=platform.system(), tested=tested_torch()
         )
         say(f"{reason} ({torch})")
         needed, free = DISK_GB["cpu" if "+cpu" in torch else "default"], shutil.disk_usage(here).free / 2**30

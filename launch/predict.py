@@ -69,11 +69,7 @@ def _parse() -> argparse.Namespace:
     add("--model", required=True, metavar="DIR", help="a trained model: runs/NAME/best")
     add("--input", required=True, nargs="+", metavar="WHAT", help="see above")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; keeps inner folders")
-    add(
-        "--color",
-        action="store_true",
-        help="also write NAME_color.png: the classes in the colours of Labels.txt",
-    )
+    add("--color", action="store_true", help="also write NAME_color.png: the classes in the colours of Labels.txt")
     add(
         "--overlay",
         action="store_true",

@@ -49,9 +49,7 @@ def _write_gallery(file: Path, scored: dict[str, ScoredRun], count: int) -> None
         with write_atomic(file) as out:
             picture.save(out, "PNG", optimize=True)
     except OSError as error:
-        raise ConfigError(
-            f"--gallery ({file}) cannot be written ({error.strerror}); give another file."
-        ) from None
+        raise ConfigError(f"--gallery ({file}) cannot be written ({error.strerror}); give another file.") from None
     logger.info("%s written", file)
 
 
@@ -60,9 +58,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.pictures < 0:
         raise ConfigError(f"--pictures ({args.pictures}) must be 0 or more; use 4.")
     if args.gallery and (args.gallery.suffix != ".png" or not args.pictures):
-        raise ConfigError(
-            f"--gallery ({args.gallery}) must end with .png and needs --pictures of at least 1."
-        )
+        raise ConfigError(f"--gallery ({args.gallery}) must end with .png and needs --pictures of at least 1.")
     if len(args.runs) > MAX_RUNS:
         raise ConfigError(f"{len(args.runs)} runs do not fit on one page; give at most {MAX_RUNS}.")
 
@@ -92,12 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="folder of a run: runs/NAME; the others are compared with the first",
     )
-    add(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the HTML file (default: report.html in the first run's folder)",
-    )
+    add("--out", type=Path, metavar="FILE", help="the HTML file (default: report.html in the first run's folder)")
     add("--weights", choices=("best", "last"), default="best", help="which weights (default: best)")
     add(
         "--data",

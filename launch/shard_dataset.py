@@ -47,9 +47,7 @@ def write(args: argparse.Namespace) -> int:
     if args.image_range == ["auto"]:
         convert = with_measured_range(convert, source, options.workers)
     layout = split.LayoutOptions(
-        samples_per_shard=args.samples_per_shard,
-        shard_size_mb=args.shard_size_mb,
-        keep_order=args.keep_order,
+        samples_per_shard=args.samples_per_shard, shard_size_mb=args.shard_size_mb, keep_order=args.keep_order
     )
     report = write_dataset(source, parts, palette, convert=convert, layout=layout, options=options)
     return print_report(report, list(parts))
@@ -66,9 +64,7 @@ def open_source(args: argparse.Namespace) -> tuple[sources.SampleSource, Palette
     if args.list:
         return sources.from_list(args.list, images=args.images, masks=args.masks), palette
     if not (args.images and args.masks):
-        raise ConfigError(
-            "no source; give --images DIR --masks DIR, --list FILE, --dataset NAME or --shapes N."
-        )
+        raise ConfigError("no source; give --images DIR --masks DIR, --list FILE, --dataset NAME or --shapes N.")
     names = {"image_name": args.image_name, "mask_name": args.mask_name}
     return sources.from_folders(args.images, args.masks, **names), palette
 
@@ -80,9 +76,7 @@ def index(args: argparse.Namespace) -> int:
     tars = foreign_tars.find_tars(args.location, args.out)
     template = args.mask_name or (args.mask_ext and "{stem}." + args.mask_ext.lstrip("."))
     names = (
-        MemberNames(template, args.image_name)
-        if template
-        else foreign_tars.guess_names(tars, image=args.image_name)
+        MemberNames(template, args.image_name) if template else foreign_tars.guess_names(tars, image=args.image_name)
     )
     convert = command.convert_options(args)
     warn_of_raw_masks(convert.exif)

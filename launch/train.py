@@ -23,10 +23,7 @@ def main() -> int:
     with build_trainer(config) as trainer:
         finished = trainer.fit()
         if trainer.world.is_main:
-            print(
-                printable(describe_end(Path(config.runs_dir) / config.name, trainer.state, finished)),
-                flush=True,
-            )
+            print(printable(describe_end(Path(config.runs_dir) / config.name, trainer.state, finished)), flush=True)
     return 0 if finished else STOPPED_EARLY
 
 

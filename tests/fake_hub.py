@@ -102,9 +102,7 @@ def fake_hub() -> Iterator[tuple[FakeHub, str]]:
             self._send(content, 200, {"ETag": f'"{oid(content)}"', "X-Repo-Commit": hub.revision(name)})
 
         def _answer(self, answer, status=200, headers=None):
-            self._send(
-                json.dumps(answer).encode(), status, {"Content-Type": "application/json", **(headers or {})}
-            )
+            self._send(json.dumps(answer).encode(), status, {"Content-Type": "application/json", **(headers or {})})
 
         def _send(self, content, status, headers):
             self.send_response(status)

@@ -13,11 +13,7 @@ class NoCopies(TorchDispatchMode):
     """A copy from one device to another raises; so does every read-back, if the device is `meta`."""
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if func in COPIES:

@@ -138,9 +138,7 @@ def test_a_module_imports_only_from_rooms_above_its_own(path):
 def test_no_import_goes_round():
     graph = {file_id(path): imports_of(path) for path in FILES}
     names = {f"unetdist.{name.removesuffix('.py').replace('/', '.')}": name for name in graph}
-    edges = {
-        name: {names[module] for module in modules if module in names} for name, modules in graph.items()
-    }
+    edges = {name: {names[module] for module in modules if module in names} for name, modules in graph.items()}
     done: set[str] = set()
 
     def visit(name: str, way: tuple[str, ...]) -> None:
@@ -161,9 +159,7 @@ def test_framework_stays_in_few_hands(path, framework):
     assert not touched or file_id(path) in FRAMEWORK_FILES[framework], f"{file_id(path)} imports {framework}"
 
 
-@pytest.mark.parametrize(
-    "path", [*FILES, *sorted((ROOT / "launch").glob("*.py"))], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "launch").glob("*.py"))], ids=lambda path: path.name)
 def test_files_stay_small_and_well_named(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MAX_LINES, f"{path.relative_to(ROOT)} has {lines} lines: it does two things"

@@ -39,18 +39,9 @@ def test_the_commands_for_ones_own_data_run_as_they_stand(tmp_path):
     python = f"{shlex.quote(sys.executable)} "
     accelerate = python + "-m accelerate.commands.accelerate_cli "
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for command in (
-        shard,
-        f"{doctor} {SHORT}",
-        f"{train} {SHORT}",
-        evaluate,
-        predict,
-        report,
-    ):
+    for command in (shard, f"{doctor} {SHORT}", f"{train} {SHORT}", evaluate, predict, report):
         line = re.sub("^python ", python, re.sub("^accelerate ", accelerate, command))
-        done = subprocess.run(
-            shlex.split(line), cwd=tmp_path, capture_output=True, text=True, env=environment
-        )
+        done = subprocess.run(shlex.split(line), cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     assert (tmp_path / "metrics.json").exists()
     ids = np.asarray(Image.open(next((tmp_path / "predictions").glob("*_ids.png"))))

@@ -14,8 +14,8 @@ __all__ = ["InferenceConfig", "Palette", "Scores", "UNet", "confusion_matrix"]
 
 __version__ = "0.1.0"
 
+# This process and its parent before torch was loaded, which takes seconds: see `signals.follow_launcher`.
 STARTED_BY = (os.getpid(), os.getppid())
-"""This process and its parent before torch was loaded, which takes seconds: see `signals.follow_launcher`."""
 
 _MODULES = {
     "InferenceConfig": "unetdist.model.inference",

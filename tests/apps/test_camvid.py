@@ -63,17 +63,7 @@ def test_the_confusion_is_equal_on_1_2_and_3_processes_and_to_numpy_on_the_predi
     assert confusions[0] == confusions[1] == confusions[2]
 
     best, out = trained / "runs" / "camvid_small" / "best", trained / "predictions"
-    run(
-        "launch/predict.py",
-        "--model",
-        best,
-        "--input",
-        source / "val" / "images",
-        "--out",
-        out,
-        "--device",
-        "cpu",
-    )
+    run("launch/predict.py", "--model", best, "--input", source / "val" / "images", "--out", out, "--device", "cpu")
     colors = [line.split()[:3] for line in (source / "Labels.txt").read_text().splitlines()]
     expected = np.zeros((11, 11), np.int64)
     for file in sorted((source / "val" / "masks").iterdir()):

@@ -17,15 +17,7 @@ from tests.distributed.launcher import run_ranks
 from tests.synthetic import PALETTE_RECORDS, settings_of, write_shards
 from unetdist.apps.doctor import command, data, folders, machine, training
 from unetdist.apps.doctor.command import connect, examine, run_checks
-from unetdist.apps.doctor.examination import (
-    Examination,
-    Finding,
-    Screen,
-    by_rank,
-    describe,
-    duration,
-    listed,
-)
+from unetdist.apps.doctor.examination import Examination, Finding, Screen, by_rank, describe, duration, listed
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
 from unetdist.data.manifest import Manifest
@@ -121,9 +113,7 @@ def test_a_good_run_passes_and_nothing_is_left_of_the_trial(folder, capsys):
     assert " for 4 images, " in named["validation"]["fact"]
     measured = found["measured"]
     assert measured["run_s"] > 4 * measured["step_s"] > 0
-    assert (
-        measured["checkpoint_bytes"] > 3 * measured["weights_bytes"]
-    )  # weights, two moments, averaged weights
+    assert measured["checkpoint_bytes"] > 3 * measured["weights_bytes"]  # weights, two moments, averaged weights
     assert "the run can start" in screen
     assert contents(folder) == before
     assert not (folder / "runs").exists()
@@ -220,9 +210,7 @@ def test_several_processes_examine_together_and_a_rank_without_data_is_named(fol
 
 def ask_on_ranks():
     rank = int(os.environ["RANK"])
-    exam = Examination(
-        config=None, world=World(rank=rank, world_size=2), scratch=None, store=open_store("ask")
-    )
+    exam = Examination(config=None, world=World(rank=rank, world_size=2), scratch=None, store=open_store("ask"))
 
     def local():
         if rank == 1:
@@ -288,12 +276,7 @@ def test_errors_are_described_by_their_kind():
 
 @pytest.mark.parametrize(
     ("texts", "joined"),
-    [
-        (["a", "a"], "a"),
-        (["a", "b", "a"], "rank 0, 2: a; rank 1: b"),
-        ([None, "b"], "rank 1: b"),
-        ([None, None], ""),
-    ],
+    [(["a", "a"], "a"), (["a", "b", "a"], "rank 0, 2: a; rank 1: b"), ([None, "b"], "rank 1: b"), ([None, None], "")],
 )
 def test_ranks_that_agree_are_quoted_once(texts, joined):
     assert by_rank(texts) == joined
@@ -375,10 +358,7 @@ def test_the_quota_of_a_container_is_obeyed(tmp_path):
 def test_unequal_and_busy_devices_are_warned_of(tmp_path):
     ranks = [{"device": "A, 80 GB", "device_used": 0.5}, {"device": "B, 40 GB", "device_used": 0.0}]
     found = found_by(machine.judge_devices, exam_of(tmp_path), ranks)
-    assert (found["devices"].level, found["devices"].fact) == (
-        "warning",
-        "rank 0: A, 80 GB; rank 1: B, 40 GB",
-    )
+    assert (found["devices"].level, found["devices"].fact) == ("warning", "rank 0: A, 80 GB; rank 1: B, 40 GB")
     assert found["device memory"].fact == "rank 0: 50 % of its memory is taken"
 
 
@@ -470,10 +450,7 @@ def test_mostly_ignored_masks_are_warned_of(folder):
         ("val", ["in no validation image: tree"]),
         (
             "train",
-            [
-                "in no training image: tree; cannot be learnt",
-                "only in validation images: tree; counts as 0 in mIoU",
-            ],
+            ["in no training image: tree; cannot be learnt", "only in validation images: tree; counts as 0 in mIoU"],
         ),
     ],
 )
@@ -598,10 +575,7 @@ def test_peak_memory_is_that_of_the_context():
     assert memory["host"] > alone["host"] + 0.9 * much - (1 << 26)
 
 
-@pytest.mark.parametrize(
-    ("laps", "seconds"),
-    [([0.0, 9.0, 10.0, 11.0], 100.0), ([0.0, 9.0], 900.0), ([0.0], 0.0)],
-)
+@pytest.mark.parametrize(("laps", "seconds"), [([0.0, 9.0, 10.0, 11.0], 100.0), ([0.0, 9.0], 900.0), ([0.0], 0.0)])
 def test_the_first_batch_of_a_validation_only_warms_up(laps, seconds):
     assert training.seconds_of(100, laps) == pytest.approx(seconds)
 
@@ -636,9 +610,7 @@ def test_steps_that_wait_for_data_and_long_validations_are_warned_of(tmp_path, t
     assert (found.level, "trainer.eval_every" in found.remedy) == ("warning", True)
 
 
-@pytest.mark.parametrize(
-    ("free", "level"), [(1_000_000, "problem"), (3_600_000, "warning"), (9_000_000, "ok")]
-)
+@pytest.mark.parametrize(("free", "level"), [(1_000_000, "problem"), (3_600_000, "warning"), (9_000_000, "ok")])
 def test_a_disk_that_is_too_small_is_found(tmp_path, monkeypatch, free, level):
     exam = exam_of(tmp_path)
     exam.measured = {"checkpoint_bytes": 1_000_000, "weights_bytes": 250_000}

@@ -23,11 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub = programs.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(sub)
         sub.add_argument(
-            "--out",
-            type=Path,
-            default=Path("runs/benchmark"),
-            metavar="DIR",
-            help="folder for results (%(default)s)",
+            "--out", type=Path, default=Path("runs/benchmark"), metavar="DIR", help="folder for results (%(default)s)"
         )
     args = parser.parse_args(words)
     set_up_logging()

@@ -26,14 +26,7 @@ from tests.benchmarks.harness import (
     run_child,
     write_results,
 )
-from tests.benchmarks.pictures import (
-    Size,
-    add_pictures,
-    palette_of,
-    parse_case,
-    write_pictures,
-    write_test_card,
-)
+from tests.benchmarks.pictures import Size, add_pictures, palette_of, parse_case, write_pictures, write_test_card
 from unetdist.errors import ConfigError
 
 CONTENDERS = (
@@ -59,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     cases = f"size of the pictures and side of the crop, or original:CROP ({' '.join(CASES)}; --images: original:512)"
     add("--cases", type=parse_case, nargs="+", metavar="WxH:CROP", help=cases)
-    add(
-        "--workers", type=int, nargs="+", default=[0], metavar="N", help="worker processes, as in 0 1 2 4 (0)"
-    )
+    add("--workers", type=int, nargs="+", default=[0], metavar="N", help="worker processes, as in 0 1 2 4 (0)")
     add("--batch-size", type=int, default=16, metavar="N", help="(%(default)s)")
     add("--seconds", type=float, default=1.0, metavar="S", help="length of a contender's round (%(default)s)")
     add("--core", type=int, help="the core used with 0 workers (the last one)")
@@ -73,9 +64,7 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
     cores = sorted(os.sched_getaffinity(0))
     core = cores[-1] if args.core is None else args.core
     if core not in cores:
-        raise ConfigError(
-            f"--core ({core}) is not among the cores of this process, {cores}; use {cores[-1]}."
-        )
+        raise ConfigError(f"--core ({core}) is not among the cores of this process, {cores}; use {cores[-1]}.")
     against = [CONTENDERS[0], *choose(args.against, CONTENDERS[1:])]
     cases: list[Results] = []
     more = {"core": core, "batch_size": args.batch_size, "images": str(args.images)}
@@ -114,11 +103,7 @@ def measure(
     classes = palette_of(args).num_classes
     results.check(
         lambda contender: child(
-            contender,
-            "check",
-            card=card,
-            num_classes=classes,
-            packages=["torch", "pillow", *contender.packages],
+            contender, "check", card=card, num_classes=classes, packages=["torch", "pillow", *contender.packages]
         )
     )
     results.measure(lambda contender: child(contender, "measure", seconds=args.seconds), args.rounds)

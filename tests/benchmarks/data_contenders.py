@@ -101,9 +101,7 @@ def check(
         found = replace(Job(**given), num_workers=0)
         pairs = [[np.asarray(part).copy() for part in batch] for batch in islice(CONTENDERS[name](found), 4)]
         images, masks = (np.stack(parts) for parts in zip(*pairs, strict=True))
-        problem = shape_problem(images, masks, found, classes) or (
-            pairing_problem(images, masks) if is_card else None
-        )
+        problem = shape_problem(images, masks, found, classes) or (pairing_problem(images, masks) if is_card else None)
         if problem:
             raise ValueError(problem)
     return {"versions": versions_of(packages)}
@@ -115,9 +113,7 @@ def shape_problem(images: np.ndarray, masks: np.ndarray, job: Job, num_classes: 
         return f"images are {images.dtype} and masks {masks.dtype}, not uint8 (masks: or int64)"
     shapes = [(job.batch_size, job.crop, job.crop, 3), (job.batch_size, 3, job.crop, job.crop)]
     if images.shape[1:] not in shapes or masks.size != images.size // 3:
-        return (
-            f"batches are {images.shape[1:]} and {masks.shape[1:]}, not {shapes[0]} with as many mask pixels"
-        )
+        return f"batches are {images.shape[1:]} and {masks.shape[1:]}, not {shapes[0]} with as many mask pixels"
     unknown = np.unique(masks[(masks >= num_classes) & (masks != 255)])
     return f"masks hold {unknown.tolist()}, which are no classes" if len(unknown) else None
 
@@ -363,9 +359,7 @@ def datasets_streaming(job: Job) -> Batches:
 
     folder = job.written("parquet", lambda folder: write_parquet(folder, job))
     dataset: Any = load_dataset("parquet", data_files=f"{folder}/*.parquet", split="train", streaming=True)
-    dataset = dataset.shuffle(seed=job.seed, buffer_size=1000).map(
-        transform, remove_columns=["image", "mask"]
-    )
+    dataset = dataset.shuffle(seed=job.seed, buffer_size=1000).map(transform, remove_columns=["image", "mask"])
     collate = lambda examples: default_collate([example["pair"] for example in examples])  # noqa: E731
     epoch = 0
     while True:
@@ -415,9 +409,7 @@ def files_opencv(job: Job) -> Batches:
         top, left, flip = window(*parts[1].shape, job.crop, rng)
         parts = [part[top : top + job.crop, left : left + job.crop] for part in parts]
         parts = [cv2.flip(part, 1) if flip else part for part in parts]
-        return torch.from_numpy(np.ascontiguousarray(parts[0])), torch.from_numpy(
-            np.ascontiguousarray(parts[1])
-        )
+        return torch.from_numpy(np.ascontiguousarray(parts[0])), torch.from_numpy(np.ascontiguousarray(parts[1]))
 
     return _files(job, read)
 

@@ -60,24 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     case = "student:480x352:8" if has_gpu else "student:128x96:4"
     add_pictures(parser)
     add = parser.add_argument
-    shape = {
-        "metavar": "PRESET:WxH:BATCH",
-        "help": f"network, size of the pictures, images per forward pass ({case})",
-    }
+    shape = {"metavar": "PRESET:WxH:BATCH", "help": f"network, size of the pictures, images per forward pass ({case})"}
     add("--case", type=parse_train_case, default=parse_train_case(case), **shape)
-    add(
-        "--precision",
-        choices=DTYPES,
-        default="bf16" if has_gpu else "fp32",
-        help="of evaluation (%(default)s)",
-    )
+    add("--precision", choices=DTYPES, default="bf16" if has_gpu else "fp32", help="of evaluation (%(default)s)")
     add("--workers", type=int, default=default_workers(), metavar="N", help="worker processes (%(default)s)")
-    add(
-        "--model",
-        type=Path,
-        metavar="DIR",
-        help="trained weights, as in runs/NAME/best (default: random ones)",
-    )
+    add("--model", type=Path, metavar="DIR", help="trained weights, as in runs/NAME/best (default: random ones)")
     add_measuring(parser, rounds=5, samples=500 if has_gpu else 200)
 
 
@@ -95,10 +82,7 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
         "num_workers": args.workers,
         "precision": args.precision,
     }
-    cases = [
-        Results(f"evaluation {case} {args.precision}", EVALUATION),
-        Results(f"prediction {case}", PREDICTION),
-    ]
+    cases = [Results(f"evaluation {case} {args.precision}", EVALUATION), Results(f"prediction {case}", PREDICTION)]
     for results, functions in zip(cases, ("evaluate", "predict"), strict=True):
         counted: dict[str, np.ndarray] = {}
 
@@ -110,9 +94,7 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
                 log=folder / "logs" / f"{functions}_{contender.name}.log",
             )
 
-        def check(
-            contender: Contender, counted: dict[str, np.ndarray] = counted, child: Any = child
-        ) -> dict[str, Any]:
+        def check(contender: Contender, counted: dict[str, np.ndarray] = counted, child: Any = child) -> dict[str, Any]:
             counted[contender.name] = np.array(child(contender)["confusion"])
             if problem := count_problem(counted[contender.name], counted.get(OURS)):
                 raise VoidError(problem)
@@ -120,8 +102,7 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
 
         results.check(check)
         results.measure(
-            lambda contender, child=child: {k: v for k, v in child(contender).items() if k != "confusion"},
-            args.rounds,
+            lambda contender, child=child: {k: v for k, v in child(contender).items() if k != "confusion"}, args.rounds
         )
         print_table(results, {"MiB": lambda row: f"{row['peak_mib']:.0f}"})
     write_results(args.out, "eval", facts, cases, workers=args.workers)
@@ -143,11 +124,7 @@ def count_problem(counts: np.ndarray, ours: np.ndarray | None) -> str | None:
     if counts.sum() != ours.sum():
         return f"it counts {counts.sum()} pixels, ours {ours.sum()}"
     fraction = abs(counts - ours).sum() / 2 / ours.sum()
-    return (
-        f"{100 * fraction:.1f} % of its pixels have another class than ours"
-        if fraction > DISAGREEMENT
-        else None
-    )
+    return f"{100 * fraction:.1f} % of its pixels have another class than ours" if fraction > DISAGREEMENT else None
 
 
 def evaluate(name: str, job: dict[str, Any]) -> dict[str, Any]:

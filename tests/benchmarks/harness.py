@@ -60,9 +60,7 @@ def choose(names: str, known: Sequence[Contender]) -> list[Contender]:
     by_name = {contender.name: contender for contender in known}
     chosen = list(by_name) if names == "all" else [name.strip() for name in names.split(",")]
     if unknown := [name for name in chosen if name not in by_name]:
-        raise ConfigError(
-            f"--against ({names}): unknown {unknown[0]!r}; use all or some of {', '.join(by_name)}."
-        )
+        raise ConfigError(f"--against ({names}): unknown {unknown[0]!r}; use all or some of {', '.join(by_name)}.")
     return [by_name[name] for name in chosen]
 
 
@@ -150,10 +148,7 @@ class Results:
                 self.reject(contender.name, str(error))
 
     def measure(
-        self,
-        run: Callable[[Contender], dict[str, Any]],
-        num_rounds: int,
-        keep: Callable[[], object] = lambda: None,
+        self, run: Callable[[Contender], dict[str, Any]], num_rounds: int, keep: Callable[[], object] = lambda: None
     ) -> None:
         """Run every contender once per round, in a random order; `keep` is called after each run.
 
@@ -187,28 +182,18 @@ class Results:
         rows = []
         for contender in self.contenders:
             name = contender.name
-            row = {
-                "name": name,
-                "title": contender.title,
-                "void": self.void.get(name),
-                **self.facts.get(name, {}),
-            }
+            row = {"name": name, "title": contender.title, "void": self.void.get(name), **self.facts.get(name, {})}
             if name not in self.void and (rates := self.rates(name)):
                 row["images_per_s"] = spread(rates)
                 both = [each for each in self.rounds if name in each and OURS in each]
                 if both and OURS not in self.void:
                     row["ours_is_faster_by"] = spread(
                         [
-                            each[OURS]["images"]
-                            / each[OURS]["seconds"]
-                            * each[name]["seconds"]
-                            / each[name]["images"]
+                            each[OURS]["images"] / each[OURS]["seconds"] * each[name]["seconds"] / each[name]["images"]
                             for each in both
                         ]
                     )
-                if peaks := [
-                    each[name]["peak_mib"] for each in self.rounds if "peak_mib" in each.get(name, {})
-                ]:
+                if peaks := [each[name]["peak_mib"] for each in self.rounds if "peak_mib" in each.get(name, {})]:
                     row["peak_mib"] = statistics.median(peaks)
             rows.append(row)
         return rows
@@ -231,10 +216,7 @@ def print_table(results: Results, columns: Mapping[str, Callable[[dict[str, Any]
         for at, key, form in ((0, "images_per_s", ".4g"), (2, "ours_is_faster_by", ".2f")):
             if key in row and (at == 0 or row["name"] != OURS):
                 found = row[key]
-                cells[at : at + 2] = (
-                    f"{found['median']:{form}}",
-                    f"{found['low']:{form}} .. {found['high']:{form}}",
-                )
+                cells[at : at + 2] = (f"{found['median']:{form}}", f"{found['low']:{form}} .. {found['high']:{form}}")
         table.add_row(escape(row["title"]), *cells, *(cell(row) for cell in columns.values()))
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     console.print(table)
@@ -242,9 +224,7 @@ def print_table(results: Results, columns: Mapping[str, Callable[[dict[str, Any]
         console.print(f"  {escape(name)} is void: {escape(reason)}")
 
 
-def write_results(
-    out: Path, name: str, facts: Mapping[str, Any], cases: Sequence[Results], **more: Any
-) -> None:
+def write_results(out: Path, name: str, facts: Mapping[str, Any], cases: Sequence[Results], **more: Any) -> None:
     """Write OUT/NAME.json and, if anything was measured, the chart OUT/NAME.png."""
     write_json(out / f"{name}.json", {**facts, **more, "cases": [case.to_mapping() for case in cases]})
     if any(case.rounds for case in cases):
@@ -270,9 +250,7 @@ def draw_chart(cases: Sequence[Results], caption: str) -> Image.Image:
             if "images_per_s" not in row:
                 pen.text((left, y), "void", faint, font, anchor="lm")
                 continue
-            low, end, high = (
-                left + length * row["images_per_s"][key] / longest for key in ("low", "median", "high")
-            )
+            low, end, high = (left + length * row["images_per_s"][key] / longest for key in ("low", "median", "high"))
             pen.rectangle((left, y - 9, end, y + 9), blue if row["name"] == OURS else grey)
             pen.line((low, y, high, y), ink, 2)
             ratio = row.get("ours_is_faster_by", {}).get("median")
@@ -299,15 +277,10 @@ def machine_facts(command: Sequence[str]) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Hash of the checkout, with a plus sign if the code was changed since; None outside a checkout."""
-    questions = (
-        ["rev-parse", "--short=12", "HEAD"],
-        ["status", "--porcelain", "--", "unetdist", "launch", "tests"],
-    )
+    questions = (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "unetdist", "launch", "tests"])
     try:
         commit, changes = (
-            subprocess.run(
-                ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
-            ).stdout.strip()
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
             for words in questions
         )
     except (OSError, subprocess.CalledProcessError):
@@ -326,12 +299,7 @@ def add_peers_python(parser: argparse.ArgumentParser) -> None:
     """Options of the programs that run other people's packages."""
     add = parser.add_argument
     add("--against", default="all", metavar="NAMES", help="all, or names separated by commas (all)")
-    add(
-        "--peers-python",
-        default=sys.executable,
-        metavar="PATH",
-        help="python that has the other programs' packages",
-    )
+    add("--peers-python", default=sys.executable, metavar="PATH", help="python that has the other programs' packages")
 
 
 def add_measuring(parser: argparse.ArgumentParser, *, rounds: int, samples: int) -> None:

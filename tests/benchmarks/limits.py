@@ -43,9 +43,7 @@ def parse_network(text: str) -> tuple[UNetConfig, tuple[int, int]]:
     """WIDTHS:HxW, with the channels of each level, or of the first of five."""
     found = re.fullmatch(r"([1-9]\d*(?:,[1-9]\d*)*):([1-9]\d*)x([1-9]\d*)", text)
     if found is None:
-        raise argparse.ArgumentTypeError(
-            f"invalid WIDTHS:HxW value: {text!r}; use 16:352x480 or 16,32,64:352x480"
-        )
+        raise argparse.ArgumentTypeError(f"invalid WIDTHS:HxW value: {text!r}; use 16:352x480 or 16,32,64:352x480")
     widths = tuple(map(int, found[1].split(",")))
     if len(widths) == 1:
         widths = tuple(widths[0] << level for level in range(LEVELS))
@@ -88,30 +86,21 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
     torch.backends.cudnn.benchmark = True
     cases = []
     console = Console()
-    console.print(
-        f"peaks: {peaks.flops / 1e12:.3g} TFLOP/s, {peaks.bandwidth / 1e9:.0f} GB/s ({args.precision})"
-    )
+    console.print(f"peaks: {peaks.flops / 1e12:.3g} TFLOP/s, {peaks.bandwidth / 1e9:.0f} GB/s ({args.precision})")
     for config, size in args.cases:
         layers = layers_of(config, args.classes, size)
         case = limits_of(layers, args.batch_size, peaks, DTYPES[args.precision].itemsize)
         case = {"widths": list(config.level_widths), "size": list(size), **case}
         speeds = ", ".join(f"{name} {speed:.4g}" for name, speed in case["images_per_s"].items())
         widths = "-".join(map(str, config.level_widths))
-        console.print(
-            f"U-Net {widths}, {size[0]}x{size[1]}: {case['gflop_per_image']:.4g} GFLOP an image", end=""
-        )
+        console.print(f"U-Net {widths}, {size[0]}x{size[1]}: {case['gflop_per_image']:.4g} GFLOP an image", end="")
         console.print(f"; images/s of training at most: {speeds}")
         if args.peaks is None:
             case["passes"] = time_layers(layers, args.batch_size, device, args.precision, peaks)
             console.print(_table(case["passes"]))
         cases.append(case)
     name = torch.cuda.get_device_name() if device.type == "cuda" else facts["cpu"]
-    more = {
-        "device": name,
-        "peaks": asdict(peaks),
-        "batch_size": args.batch_size,
-        "precision": args.precision,
-    }
+    more = {"device": name, "peaks": asdict(peaks), "batch_size": args.batch_size, "precision": args.precision}
     write_json(args.out / "limits.json", {**facts, **more, "num_classes": args.classes, "cases": cases})
 
 
@@ -170,9 +159,7 @@ def calls_of(
     def backward(*wanted: bool) -> Any:
         return torch.ops.aten.convolution_backward(out, given, weight, None, *rest, [*wanted, False])
 
-    calls: dict[str, Callable[[], Any]] = {
-        "forward": lambda: torch.ops.aten.convolution(given, weight, None, *rest)
-    }
+    calls: dict[str, Callable[[], Any]] = {"forward": lambda: torch.ops.aten.convolution(given, weight, None, *rest)}
     if not layer.is_first:
         calls["input gradient"] = lambda: backward(True, False)
     calls["weight gradient"] = lambda: backward(False, True)
@@ -206,9 +193,7 @@ def measure_peaks(device: torch.device, precision: str) -> Peaks:
     try:
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         product = 2 * size**3 / seconds_per_call(lambda: left @ right, device, of=min)
-        image = torch.randn(batch, 256, 64, 64, device=device, dtype=dtype).to(
-            memory_format=torch.channels_last
-        )
+        image = torch.randn(batch, 256, 64, 64, device=device, dtype=dtype).to(memory_format=torch.channels_last)
         weight = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
         seconds = seconds_per_call(lambda: F.conv2d(image, weight, padding=1), device, of=min)
     finally:

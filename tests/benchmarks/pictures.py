@@ -132,11 +132,7 @@ def _pairs(args: Namespace, palette: Palette, size: Size) -> Iterator[tuple[byte
 def _fitted(data: bytes, mask: np.ndarray, size: Size) -> tuple[bytes, np.ndarray]:
     """JPEG and classes, scaled to cover the size and cut; the file's own bytes if it has the size already."""
     image = Image.open(io.BytesIO(data))
-    if (
-        image.format == "JPEG"
-        and image.mode == "RGB"
-        and (not size.width or image.size == (size.width, size.height))
-    ):
+    if image.format == "JPEG" and image.mode == "RGB" and (not size.width or image.size == (size.width, size.height)):
         return data, mask
     width, height = (size.width, size.height) if size.width else image.size
     scale = max(width / image.width, height / image.height)

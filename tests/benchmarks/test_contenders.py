@@ -73,9 +73,7 @@ def test_a_data_path_loads_the_test_card_and_is_timed(name, card):
 
 
 def test_a_loader_that_pairs_or_crops_wrongly_is_found(card):
-    images, masks = (
-        np.asarray(part)[None] for part in next(data_contenders.CONTENDERS["files-opencv"](card))
-    )
+    images, masks = (np.asarray(part)[None] for part in next(data_contenders.CONTENDERS["files-opencv"](card)))
     assert pairing_problem(images, masks) is None
     assert "do not belong" in pairing_problem(images, np.roll(masks, 1, axis=-1))
     assert "flipped" in pairing_problem(images[:, :1].repeat(16, 1), masks[:, :1].repeat(16, 1))

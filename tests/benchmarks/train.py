@@ -45,10 +45,7 @@ CONTENDERS = (
     Contender("careful", "the best a careful user would write"),
 )
 # Ours with a part of the fast path added or removed, whatever the facts of the run say.
-ON_GPU = (
-    Contender("ours-graphs", "ours, with CUDA graphs"),
-    Contender("ours-no-graphs", "ours, without CUDA graphs"),
-)
+ON_GPU = (Contender("ours-graphs", "ours, with CUDA graphs"), Contender("ours-no-graphs", "ours, without CUDA graphs"))
 
 # Pictures are larger than the crop by so much, so that the crop is random.
 MARGIN_PX = 8
@@ -89,11 +86,7 @@ def default_workers() -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `train`."""
     has_gpu = torch.cuda.is_available()
-    cases = (
-        ("classic:512x512:32", "student:480x352:32", "student:480x352:2")
-        if has_gpu
-        else ("student:128x96:4",)
-    )
+    cases = ("classic:512x512:32", "student:480x352:32", "student:480x352:2") if has_gpu else ("student:128x96:4",)
     add_peers_python(parser)
     add_pictures(parser)
     add = parser.add_argument
@@ -138,19 +131,13 @@ def run(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
 
 
 def measure(
-    args: argparse.Namespace,
-    case: TrainCase,
-    results: Results,
-    limit: Mapping[str, float],
-    keep: Callable[[], object],
+    args: argparse.Namespace, case: TrainCase, results: Results, limit: Mapping[str, float], keep: Callable[[], object]
 ) -> None:
     """Write pictures and shards, check the losses, run the rounds."""
     folder = args.work.absolute() / "train" / f"{case.width}x{case.height}"
     size = Size(case.width + MARGIN_PX, case.height + MARGIN_PX)
     write_pictures(folder / "pictures", args, size, args.samples)
-    pictures = Job(
-        str(folder / "pictures"), str(folder / "formats"), min(case.width, case.height), case.batch_size
-    )
+    pictures = Job(str(folder / "pictures"), str(folder / "formats"), min(case.width, case.height), case.batch_size)
     job = TrainJob(
         pictures=pictures.pictures,
         shards=write_our_shards(pictures),
@@ -172,17 +159,13 @@ def measure(
         )
 
     def check(contender: Contender) -> dict[str, Any]:
-        found = child(
-            contender, "check", steps=args.check_steps, packages=["torch", "accelerate", *contender.packages]
-        )
+        found = child(contender, "check", steps=args.check_steps, packages=["torch", "accelerate", *contender.packages])
         results.facts[contender.name] = {**found, **limit}
         keep()
         return results.facts[contender.name]
 
     results.check(check)
-    for name, problem in loss_problems(
-        {name: found["loss"] for name, found in results.facts.items()}
-    ).items():
+    for name, problem in loss_problems({name: found["loss"] for name, found in results.facts.items()}).items():
         results.reject(name, problem)
     results.measure(lambda contender: child(contender, "measure", seconds=args.seconds), args.rounds, keep)
 

@@ -99,11 +99,7 @@ def check(name: str, job: dict[str, Any], steps: int, packages: list[str]) -> di
             raise EndedError
 
     run(name, {**job, "logs_loss": True}, after_step)
-    found = {
-        "first_step_s": ended[1] - STARTED,
-        "loss": sum(losses) / last,
-        "versions": versions_of(packages),
-    }
+    found = {"first_step_s": ended[1] - STARTED, "loss": sum(losses) / last, "versions": versions_of(packages)}
     if steps - last > 1:
         images = (steps - last - 1) * job["batch_size"]
         found["alone_images_per_s"] = images / (ended[steps - last] - ended[1])
@@ -336,9 +332,7 @@ def copied_ahead(loader: Iterable[Batch], device: torch.device) -> Iterator[Batc
             yield current
 
 
-def ours(
-    job: TrainJob, after_step: AfterStep, *, performance: str = "auto", graphs: bool | None = None
-) -> None:
+def ours(job: TrainJob, after_step: AfterStep, *, performance: str = "auto", graphs: bool | None = None) -> None:
     """The loop of launch/train.py, without validation and checkpoints, which the others do not have here.
 
     `graphs`: compile with CUDA graphs or without, whatever the facts of the run say.
@@ -359,13 +353,7 @@ def ours(
             "data": {"train": job.shards, "num_workers": job.num_workers},
             "augment": {"crop_size": [job.height, job.width], "flip_horizontal": 0.5},
             "model": {"widths": job.widths},
-            "optim": {
-                "kind": "adamw",
-                "lr": job.lr,
-                "weight_decay": 0.01,
-                "schedule": "constant",
-                "warmup_steps": 0,
-            },
+            "optim": {"kind": "adamw", "lr": job.lr, "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0},
             "trainer": {
                 "global_batch_size": job.batch_size,
                 "max_steps": ENDLESS,

@@ -41,12 +41,7 @@ def gradients() -> dict[str, float]:
 def test_ddp_averages_and_no_sync_holds_back():
     """Why the loss share is multiplied by the world size, and how micro-batches are accumulated."""
     for rank, found in enumerate(run_ranks(gradients, 2)):
-        assert found == {
-            "prepared": 1.5,
-            "no_sync": 1.0 + rank,
-            "no_sync then sync": 3.0,
-            "unwrapped": 1.0 + rank,
-        }
+        assert found == {"prepared": 1.5, "no_sync": 1.0 + rank, "no_sync then sync": 3.0, "unwrapped": 1.0 + rank}
 
 
 def scheduler_steps() -> float:

@@ -25,9 +25,7 @@ def wait_until(condition) -> None:
 def test_keys_outlive_those_who_wrote_them():
     """Why each group of processes meets under a fresh name: a launcher keeps its store over all restarts."""
     host = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    dist.TCPStore("127.0.0.1", host.port, is_master=False, wait_for_workers=False).set(
-        "address", "of the dead"
-    )
+    dist.TCPStore("127.0.0.1", host.port, is_master=False, wait_for_workers=False).set("address", "of the dead")
     second = dist.TCPStore("127.0.0.1", host.port, is_master=False, wait_for_workers=False)
     assert second.check(["address"])
     assert not dist.PrefixStore("fresh", second).check(["address"])
@@ -67,9 +65,7 @@ def test_accelerate_keeps_the_group_that_it_finds():
 
 def is_stopped(pid: int) -> bool:
     """Whether all threads of a process are: a signal to stop reaches them one after the other."""
-    states = [
-        file.read_text().rsplit(")", 1)[1].split()[0] for file in Path(f"/proc/{pid}/task").glob("*/stat")
-    ]
+    states = [file.read_text().rsplit(")", 1)[1].split()[0] for file in Path(f"/proc/{pid}/task").glob("*/stat")]
     return set(states) == {"T"}
 
 

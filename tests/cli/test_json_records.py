@@ -30,13 +30,7 @@ class Outer:
     is_done: bool = False
 
 
-GOOD = {
-    "inner": [{"name": "x", "count": 3}],
-    "size": [4, 5],
-    "mean": 2,
-    "channels": 3,
-    "kind": None,
-}
+GOOD = {"inner": [{"name": "x", "count": 3}], "size": [4, 5], "mean": 2, "channels": 3, "kind": None}
 
 
 def test_what_fits_becomes_the_dataclass():

@@ -78,9 +78,7 @@ def test_torchrun_shows_an_error_as_the_cause(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         logs.run_script(_refuse)
     failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
-    assert "traceback : error: lr (-1) must be above 0; use 0.001." in str(
-        ChildFailedError("train.py", {0: failure})
-    )
+    assert "traceback : error: lr (-1) must be above 0; use 0.001." in str(ChildFailedError("train.py", {0: failure}))
 
 
 def test_our_own_bugs_keep_their_traceback():
@@ -107,9 +105,7 @@ def test_a_lost_connection_is_told_in_words(capsys, monkeypatch, tmp_path, text)
         logs.run_script(main)
     assert exited.value.code == 1
     told = capsys.readouterr().err
-    assert told.startswith(
-        "[rank 3] error: the connection to another process of the run is lost: it ended, or its"
-    )
+    assert told.startswith("[rank 3] error: the connection to another process of the run is lost: it ended, or its")
     assert told.endswith(f"the same command continues the run. ({text.splitlines()[0]})\n")
     assert not (tmp_path / "error.json").exists()
 

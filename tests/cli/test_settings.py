@@ -57,9 +57,7 @@ def test_the_command_line_wins_over_the_file_over_the_default(write):
 
 
 def test_a_field_that_one_section_alone_has_may_go_without_it():
-    config = parse(
-        "--name", "x", "--kind", "focal", "--smoothing=0.25", "--model.widths", "[3]", "--crop", "null"
-    )
+    config = parse("--name", "x", "--kind", "focal", "--smoothing=0.25", "--model.widths", "[3]", "--crop", "null")
     assert config == Root(name="x", loss=Loss(kind="focal", smoothing=0.25), model=Model(widths=(3,)))
 
 
@@ -71,9 +69,7 @@ class TwoLosses:
 
 
 def test_a_field_of_several_sections_asks_for_its_section():
-    with pytest.raises(
-        ConfigError, match=r"'--smoothing' may be --first.smoothing or --second.smoothing; write"
-    ):
+    with pytest.raises(ConfigError, match=r"'--smoothing' may be --first.smoothing or --second.smoothing; write"):
         settings.parse(TwoLosses, ["--smoothing", "0.1"], prog="train.py", description="Train.")
     parsed = settings.parse(TwoLosses, ["--kind", "one"], prog="train.py", description="Train.")
     assert parsed == TwoLosses(kind="one")
@@ -95,9 +91,7 @@ def test_a_section_may_hold_a_section(write):
     config = settings.parse(Nested, argv, prog="train.py", description="Train.")
     assert config == Nested(score=Score(loss=Loss(kind="focal", smoothing=0.25)))
     assert settings.from_mapping(Nested, settings.to_mapping(config)) == config
-    with pytest.raises(
-        ConfigError, match=r"unknown option '--score.loss.knd'; did you mean 'score.loss.kind'\?"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown option '--score.loss.knd'; did you mean 'score.loss.kind'\?"):
         settings.parse(Nested, ["--score.loss.knd", "ce"], prog="train.py", description="Train.")
     with pytest.raises(ConfigError, match="unknown setting 'score.loss.knd'; did you mean 'kind'"):
         settings.from_mapping(Nested, {"score": {"loss": {"knd": "ce"}}})
@@ -112,16 +106,10 @@ def test_the_resolved_file_reads_back_to_an_equal_object(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "name: x\nloss: {smothing: 1}",
-            r"run.yaml: unknown setting 'loss.smothing'; did you mean 'smoothing'\?",
-        ),
+        ("name: x\nloss: {smothing: 1}", r"run.yaml: unknown setting 'loss.smothing'; did you mean 'smoothing'\?"),
         ("name: x\nlos: {}", r"unknown setting 'los'; did you mean 'loss'\?"),
         ("name: x\nzzz: 1", "unknown setting 'zzz'; known: name, loss, model"),
-        (
-            "name: x\nmodel: 3",
-            "'model' is a section, not a value .3.; write its settings below it, such as 'widths",
-        ),
+        ("name: x\nmodel: 3", "'model' is a section, not a value .3.; write its settings below it, such as 'widths"),
         ("name: x\nname: y", r"'name' is given twice \(line 2\); remove one"),
         ("name: [", "run.yaml: not readable as YAML"),
         ("", "run.yaml: holds no settings"),
@@ -225,10 +213,7 @@ def test_a_file_that_stands_for_more_than_settings_is_refused_within_seconds(wri
 
 def test_an_alias_stands_for_its_value(write):
     assert parse("--config", write("name: &a b\nmodel: {widths: [&w 8, *w, *w]}")).model.widths == (8, 8, 8)
-    assert parse("--config", write("name: &a b\nloss: {kind: ce}\nmodel: {crop: &c [1, 2]}")).model.crop == (
-        1,
-        2,
-    )
+    assert parse("--config", write("name: &a b\nloss: {kind: ce}\nmodel: {crop: &c [1, 2]}")).model.crop == (1, 2)
 
 
 @pytest.mark.parametrize("nulls", [{"data": {"train": "x", "num_workers": None}}, {"name": None}])

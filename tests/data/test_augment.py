@@ -149,9 +149,7 @@ def test_flips_and_turns_are_as_likely_as_asked():
     augment = augmenter(crop_size=(9, 9), flip_horizontal=0.2, quarter_turns=0.75)
     seen = {}
     for number in range(2000):
-        corner = tuple(
-            augment(image, mask, epoch=0, sample_id=number)[0][[0, 0], [0, 1], :2].ravel().tolist()
-        )
+        corner = tuple(augment(image, mask, epoch=0, sample_id=number)[0][[0, 0], [0, 1], :2].ravel().tolist())
         seen[corner] = seen.get(corner, 0) + 1
     counts = sorted(seen.values())
     assert len(counts) == 8
@@ -164,9 +162,7 @@ def test_scale_is_log_uniform_and_shows_things_at_its_size():
     mask[30:70, 30:70] = 1
     image = COLORS[mask]
     augment = augmenter(crop_size=(220, 220), scale_min=0.5, scale_max=2)
-    sides = [
-        np.sqrt((augment(image, mask, epoch=0, sample_id=number)[1] == 1).sum()) / 40 for number in range(300)
-    ]
+    sides = [np.sqrt((augment(image, mask, epoch=0, sample_id=number)[1] == 1).sum()) / 40 for number in range(300)]
     assert 0.49 < min(sides) < 0.56
     assert 1.85 < max(sides) < 2.02
     assert abs(np.mean(np.log2(sides))) < 5 * 0.58 / np.sqrt(300)
@@ -179,12 +175,8 @@ def test_rare_class_crops_show_the_rare_class():
     image = COLORS[mask]
 
     def share(probability, class_pixels, **options):
-        augment = augmenter(
-            crop_size=(40, 40), rare_class_crop=probability, class_pixels=class_pixels, **options
-        )
-        return np.mean(
-            [(augment(image, mask, epoch=0, sample_id=number)[1] == 2).any() for number in range(300)]
-        )
+        augment = augmenter(crop_size=(40, 40), rare_class_crop=probability, class_pixels=class_pixels, **options)
+        return np.mean([(augment(image, mask, epoch=0, sample_id=number)[1] == 2).any() for number in range(300)])
 
     assert share(0, (45_000, 15_000, 9, 0)) < 0.05
     assert share(1, (45_000, 15_000, 9, 0)) == 1  # 9 pixels against thousands: practically always drawn.
@@ -206,17 +198,13 @@ def test_rare_class_crops_stay_inside_the_picture():
 def test_rare_class_crop_of_a_wholly_ignored_mask_is_an_ordinary_crop():
     mask = np.full((50, 60), 255, np.uint8)
     image = _coordinates((50, 60))
-    both = [
-        augmenter(crop_size=(20, 20), rare_class_crop=p)(image, mask, epoch=0, sample_id=7)[0] for p in (0, 1)
-    ]
+    both = [augmenter(crop_size=(20, 20), rare_class_crop=p)(image, mask, epoch=0, sample_id=7)[0] for p in (0, 1)]
     np.testing.assert_array_equal(*both)
 
 
 def test_from_the_native_epochs_on_only_the_scale_is_gone():
     mask = blobs(3)
-    config = AugmentConfig(
-        crop_size=(30, 40), scale_min=0.5, scale_max=2, flip_horizontal=0.5, hue=0.1, cutmix=1
-    )
+    config = AugmentConfig(crop_size=(30, 40), scale_min=0.5, scale_max=2, flip_horizontal=0.5, hue=0.1, cutmix=1)
     known = {"seed": 0, "class_pixels": (1000,) * 4, "mean": MEAN}
     whole, finished = Augmenter(config, **known), Augmenter(config, **known, native_from=3)
     draws = whole.draws([(0, number) for number in range(20)])
@@ -242,10 +230,7 @@ def test_a_place_is_found_as_in_the_list_of_all(density):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"crop_size": (0, 9)},
-            r"augment.crop_size \(\[0, 9\]\) must be a height and a width over 0; use \[256",
-        ),
+        ({"crop_size": (0, 9)}, r"augment.crop_size \(\[0, 9\]\) must be a height and a width over 0; use \[256"),
         ({"flip_vertical": 1.5}, r"augment.flip_vertical \(1.5\) must be from 0 to 1; use 0.1"),
         ({"classmix": 1.5}, r"augment.classmix \(1.5\) must be from 0 to 1; use 0.1"),
         (
@@ -260,10 +245,7 @@ def test_a_place_is_found_as_in_the_list_of_all(density):
             r"scale_min \(2.0\) must be over 0 and at most augment.scale_max \(1.0\); use 0.5 and 2",
         ),
         ({"scale_min": 0.0, "crop_size": (9, 9)}, r"scale_min \(0.0\) must be over 0"),
-        (
-            {"scale_max": 2.0},
-            r"scale_max \(2.0\) must be 1 without augment.crop_size; set",
-        ),
+        ({"scale_max": 2.0}, r"scale_max \(2.0\) must be 1 without augment.crop_size; set"),
         ({"quarter_turns": 0.5}, r"quarter_turns \(0.5\) must be 0 without augment.crop_size; set"),
         ({"rare_class_crop": 0.5}, r"rare_class_crop \(0.5\) must be 0 without augment.crop_size; set"),
     ],
@@ -401,10 +383,7 @@ def test_without_scale_it_is_exactly_slice_flip_and_rot90(window):
 @given(windows)
 def test_the_warp_at_scale_one_is_exact_too(window):
     """So its matrix has the flips, turns and offsets right, to the pixel."""
-    for pixels, fill, interpolation in [
-        (COLOR, (1, 2, 3), cv2.INTER_LINEAR),
-        (MASK, (255,), cv2.INTER_NEAREST),
-    ]:
+    for pixels, fill, interpolation in [(COLOR, (1, 2, 3), cv2.INTER_LINEAR), (MASK, (255,), cv2.INTER_NEAREST)]:
         box = Box(0, 0, *MASK.shape)
         warped = window._warp(pixels, box, fill, interpolation)
         np.testing.assert_array_equal(warped, by_numpy(pixels, window, fill if len(fill) == 3 else 255))
@@ -450,9 +429,7 @@ def test_pixel_centres_do_not_shift(scale, turns, flip):
     mask = window.apply(ramp_x, fill=(255,), interpolation=cv2.INTER_NEAREST)
     for pixels in (image, mask):
         error = pixels - expected
-        assert (
-            abs(error).max() <= 0.5 + 1 / 32
-        )  # Half a grey value, and OpenCV's table of 32 steps per pixel.
+        assert abs(error).max() <= 0.5 + 1 / 32  # Half a grey value, and OpenCV's table of 32 steps per pixel.
         if scale not in (0.5, 2.0):  # There all centres are ties, or quarters.
             assert abs(error.mean()) < 0.03
 

@@ -95,9 +95,7 @@ def test_a_changed_shard(tmp_path, cache, folder, shards):
 
 def test_a_truncated_shard(tmp_path, cache, folder, shards):
     os.truncate(tmp_path / "data" / "000000.tar", 1000)
-    with pytest.raises(
-        DataError, match="not the one that the manifest lists: 1000 bytes with sha256 .* found"
-    ):
+    with pytest.raises(DataError, match="not the one that the manifest lists: 1000 bytes with sha256 .* found"):
         cache.fetch(folder, shards[0])
     assert files_in(cache) == []
 
@@ -116,9 +114,7 @@ def test_a_shard_that_grew_is_not_taken_in_whole(tmp_path, cache, folder, server
 def test_a_missing_shard(tmp_path, cache, folder, shards):
     (tmp_path / "data" / "000000.tar").unlink()
     (tmp_path / "data" / "000000.tar.idx").unlink()
-    with pytest.raises(
-        DataError, match=r"^http://.*/000000.tar: is not there; copy the data set again, or run"
-    ):
+    with pytest.raises(DataError, match=r"^http://.*/000000.tar: is not there; copy the data set again, or run"):
         cache.fetch(folder, shards[0])
     with pytest.raises(DataError, match=r"^http://.*/000000.tar.idx: cannot be read \(No such file\); copy"):
         cache.index(folder, shards[0])
@@ -141,9 +137,7 @@ def test_indexes(tmp_path, cache, folder, server, shards):
     np.testing.assert_array_equal(cache.index(folder, shards[2]), expected)
     assert server.num_requests(".idx") == 2
     (tmp_path / "data" / "000000.tar.idx").write_bytes(b"nonsense")
-    with pytest.raises(
-        DataError, match=r"^http://.*/000000.tar.idx: is not the index that the manifest lists; c"
-    ):
+    with pytest.raises(DataError, match=r"^http://.*/000000.tar.idx: is not the index that the manifest lists; c"):
         cache.index(folder, shards[0])
     with pytest.raises(DataError, match=r"^http://.*/000000.tar.idx: is damaged \(.+\); copy"):
         cache.index(folder, replace(shards[0], index_sha256=""))
@@ -186,9 +180,7 @@ def test_an_entry_of_another_user_is_used_all_the_same(cache, folder, shards, mo
 
 def test_a_cache_that_cannot_be_locked(cache, folder, shards, monkeypatch):
     monkeypatch.setattr("filelock.FileLock.acquire", _refuse)
-    with pytest.raises(
-        CacheFullError, match=r"cannot be locked \(Permission denied\); free space on its disk, or g"
-    ):
+    with pytest.raises(CacheFullError, match=r"cannot be locked \(Permission denied\); free space on its disk, or g"):
         cache.fetch(folder, shards[0])
 
 
@@ -264,9 +256,7 @@ def test_what_somebody_has_mended_meanwhile_is_not_dropped(cache, folder, shards
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(
-        ConfigError, match=r"the cache .*file/cache cannot be made \(Not a directory\); give a"
-    ):
+    with pytest.raises(ConfigError, match=r"the cache .*file/cache cannot be made \(Not a directory\); give a"):
         ShardCache(tmp_path / "file" / "cache", 1)
 
 
@@ -284,10 +274,7 @@ def fetch_all(directory, url, shards, queue):
 def test_two_jobs_share_a_cache(tmp_path, server, shards):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    jobs = [
-        context.Process(target=fetch_all, args=(tmp_path / "cache", server.url, shards, queue))
-        for _ in range(4)
-    ]
+    jobs = [context.Process(target=fetch_all, args=(tmp_path / "cache", server.url, shards, queue)) for _ in range(4)]
     for job in jobs:
         job.start()
     for _ in jobs:

@@ -36,15 +36,11 @@ def luma(image):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
-@pytest.mark.parametrize(
-    ("channels", "expected"), [(1, luma(RGB)), (3, RGB), (4, np.dstack([RGB, GREY | 255]))]
-)
+@pytest.mark.parametrize(("channels", "expected"), [(1, luma(RGB)), (3, RGB), (4, np.dstack([RGB, GREY | 255]))])
 def test_lossless_rgb(kind, channels, expected):
     options = {"lossless": True} if kind == "WEBP" else {}
     pixels = decode_image(encode(RGB, kind, **options), channels)
-    if (
-        channels == 1
-    ):  # OpenCV and PIL round luma differently; ours is OpenCV's, whatever decoded the colours.
+    if channels == 1:  # OpenCV and PIL round luma differently; ours is OpenCV's, whatever decoded the colours.
         assert abs(pixels.astype(int) - expected).max() <= 1
         expected = cv2.cvtColor(RGB, cv2.COLOR_RGB2GRAY)[..., None]
     np.testing.assert_array_equal(pixels, expected)
@@ -198,8 +194,7 @@ def _few_bit_png(values, bits):
         (b"IEND", b""),
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
 
 
@@ -229,13 +224,9 @@ def test_our_own_limit_of_pixels_holds(monkeypatch):
     assert decode_mask(encode(mask)).shape == VALUES.shape
     assert Image.MAX_IMAGE_PIXELS == 1
     monkeypatch.setattr(decode, "MAX_PIXELS", 100)
-    with pytest.raises(
-        DataError, match=r"image cannot be read \(\d+x\d+ are more than 100 pixels\); replace the"
-    ):
+    with pytest.raises(DataError, match=r"image cannot be read \(\d+x\d+ are more than 100 pixels\); replace the"):
         decode_image(encode(picture), 3)
-    with pytest.raises(
-        DataError, match=r"mask cannot be read \(22x13 are more than 100 pixels\); replace the"
-    ):
+    with pytest.raises(DataError, match=r"mask cannot be read \(22x13 are more than 100 pixels\); replace the"):
         decode_mask(encode(mask))
     assert Image.MAX_IMAGE_PIXELS == 1
 
@@ -263,9 +254,7 @@ def claiming(data, frame, width, height):
         pytest.param(png_of(60000, 60000, body=zlib.compress(bytes(1000))), id="PNG"),
         pytest.param(png_of(2**31 - 1, 2**31 - 1), id="PNG-31-bits"),
         pytest.param(claiming(encode(RGB, "JPEG"), b"\xff\xc0", 65500, 65500), id="JPEG"),
-        pytest.param(
-            claiming(encode(RGB, "JPEG", progressive=True), b"\xff\xc2", 65500, 65500), id="progressive"
-        ),
+        pytest.param(claiming(encode(RGB, "JPEG", progressive=True), b"\xff\xc2", 65500, 65500), id="progressive"),
     ],
 )
 def test_a_header_that_claims_more_than_the_bytes_can_hold_is_refused(read, data):
@@ -297,9 +286,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 3
 
 def test_a_pointer_is_told_by_its_name_and_remedy():
     refuse_pointer(b"version 2 of the labels", "the label file")
-    with pytest.raises(
-        DataError, match=r"^the label file was not fetched, .* Git LFS pointer .* `git lfs pull`"
-    ):
+    with pytest.raises(DataError, match=r"^the label file was not fetched, .* Git LFS pointer .* `git lfs pull`"):
         refuse_pointer(POINTER, "the label file")
 
 

@@ -42,9 +42,7 @@ def test_at_half_opacity_only_the_classes_have_colour():
 
 def test_a_tint_is_an_overlay_without_its_legend():
     image, mask = random_image(260, 300, 1), halves(260, 300, 0, IGNORE_INDEX)
-    assert np.array_equal(
-        drawing.tint(image, mask, COLORS), drawing.overlay(image, mask, COLORS, NAMES)[:260]
-    )
+    assert np.array_equal(drawing.tint(image, mask, COLORS), drawing.overlay(image, mask, COLORS, NAMES)[:260])
     assert drawing.tint(random_image(3, 2), halves(3, 2, 0, 1), COLORS).shape == (3, 2, 3)
 
 
@@ -115,9 +113,7 @@ def test_panels_stand_side_by_side():
 
 def test_a_gallery_has_a_row_for_each_and_one_legend():
     masks = [halves(300, 260, 0, 1), halves(260, 300, 2, 2)]
-    rows = [
-        (f"row {n}", random_image(*mask.shape), mask, np.zeros_like(mask)) for n, mask in enumerate(masks)
-    ]
+    rows = [(f"row {n}", random_image(*mask.shape), mask, np.zeros_like(mask)) for n, mask in enumerate(masks)]
     drawn = drawing.gallery(rows, COLORS, NAMES)
     assert drawn.shape[0] > 300 + 260
     assert drawn.shape[1] >= 3 * 300
@@ -163,9 +159,7 @@ def test_heat_map_is_dark_where_the_pixels_are():
     drawn = drawing.heat_map(confusion, names).astype(int)
     cell = 44
     margin = drawn.shape[0] - 3 * cell - 10
-    corners = drawn[margin + 3 :: cell, margin + 3 :: cell].sum(axis=-1)[
-        :3, :3
-    ]  # beside the number, inside the frame
+    corners = drawn[margin + 3 :: cell, margin + 3 :: cell].sum(axis=-1)[:3, :3]  # beside the number, inside the frame
     assert corners[0, 0] < corners[2, 0] == corners[2, 2] < corners[0, 1] < corners[0, 2] == 3 * 255
     assert (corners[1] == 3 * 255).all()
 

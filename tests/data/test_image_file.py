@@ -137,9 +137,7 @@ def test_more_bits_than_the_model_knows_are_refused_by_every_door():
         lambda: pixels_of_pillow(Image.open(io.BytesIO(data)), 3, None),
         lambda: eight_bit_of_model(as_values(TWELVE_BITS[..., 0]), None),
     ):
-        with pytest.raises(
-            DataError, match="uint16 pixels of .*the model does not say .*--image-range LOW HIGH"
-        ):
+        with pytest.raises(DataError, match="uint16 pixels of .*the model does not say .*--image-range LOW HIGH"):
             door()
 
 
@@ -182,8 +180,7 @@ def test_arrays_of_other_bands_are_refused(shape):
 def test_shards_of_another_range_are_warned_of(caplog):
     warn_of_other_range("shards/val", SIXTEEN_BITS, RANGE)
     assert (
-        "shards/val: its images have black and white at 0 and 65535, the training images at 0 and 4080"
-        in caplog.text
+        "shards/val: its images have black and white at 0 and 65535, the training images at 0 and 4080" in caplog.text
     )
     caplog.clear()
     for theirs, ours in ((RANGE, RANGE), (None, RANGE), (RANGE, None)):

@@ -42,9 +42,7 @@ def assert_exact(data: bytes, box: tuple[int, int, int, int]) -> bool:
     piece, y, x = part
     top, left, bottom, right = box
     for whole, pixels in zip(decoders(data), decoders(piece), strict=True):
-        assert np.array_equal(
-            pixels[top - y : bottom - y, left - x : right - x], whole[top:bottom, left:right]
-        )
+        assert np.array_equal(pixels[top - y : bottom - y, left - x : right - x], whole[top:bottom, left:right])
     return True
 
 
@@ -71,16 +69,10 @@ def test_any_box_of_any_picture_is_exact(draw):
     per_row = -(-width // MCU[sampling][1])
     interval = draw.draw(st.sampled_from([n for n in range(1, per_row + 1) if per_row % n == 0]))
     data = jpeg(
-        (height, width),
-        sampling,
-        interval,
-        draw.draw(st.integers(0, 9)),
-        quality=draw.draw(st.integers(5, 100)),
+        (height, width), sampling, interval, draw.draw(st.integers(0, 9)), quality=draw.draw(st.integers(5, 100))
     )
     top, left = draw.draw(st.integers(0, height - 1)), draw.draw(st.integers(0, width - 1))
-    assert_exact(
-        data, (top, left, draw.draw(st.integers(top + 1, height)), draw.draw(st.integers(left + 1, width)))
-    )
+    assert_exact(data, (top, left, draw.draw(st.integers(top + 1, height)), draw.draw(st.integers(left + 1, width))))
 
 
 def test_a_part_is_small():
@@ -154,10 +146,7 @@ def test_twelve_bits_are_not_baseline_here():
 
 
 def test_what_decoders_do_not_need_is_left_out():
-    plain, described = (
-        jpeg(),
-        jpeg(exif=b"Exif\0\0" + bytes(5000), comment=b"a comment", icc_profile=bytes(70000)),
-    )
+    plain, described = (jpeg(), jpeg(exif=b"Exif\0\0" + bytes(5000), comment=b"a comment", icc_profile=bytes(70000)))
     box = (50, 50, 60, 60)
     assert cut(plain, parse_header(plain), *box) == cut(described, parse_header(described), *box)
 

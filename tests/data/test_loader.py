@@ -53,9 +53,7 @@ def open_train(folder, *, data=None, augment=AUGMENT, **options):
 def open_val(folder, *, num_workers=0, batch_size=3, **options):
     cfg = DataConfig(train="-", num_workers=num_workers)
     manifest = Manifest.load(folder)
-    return val_loader(
-        cfg, manifest, folder, channels=3, num_classes=NUM_CLASSES, batch_size=batch_size, **options
-    )
+    return val_loader(cfg, manifest, folder, channels=3, num_classes=NUM_CLASSES, batch_size=batch_size, **options)
 
 
 def take(loader, steps):
@@ -86,9 +84,7 @@ def test_same_pixels_for_any_world_and_accumulation(folder, world_size, micro_ba
     if 6 % (world_size * micro_batch_size):
         micro_batch_size = 6 // world_size
     ranks = [
-        content(
-            take(open_train(folder, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size), 5)
-        )
+        content(take(open_train(folder, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size), 5))
         for rank in range(world_size)
     ]
     together = [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)]
@@ -128,9 +124,7 @@ def test_the_last_epochs_are_native_wherever_the_run_is_resumed(folder):
     whole = content(take(open_train(folder, augment=MIXED, native_from=2, **options), 22))
     assert whole[:11] == content(take(open_train(folder, augment=MIXED, **options), 11))
     assert whole[11:] == content(take(open_train(folder, augment=plain, from_sample=22, **options), 11))
-    assert whole[15:] == content(
-        take(open_train(folder, augment=MIXED, native_from=2, from_sample=30, **options), 7)
-    )
+    assert whole[15:] == content(take(open_train(folder, augment=MIXED, native_from=2, from_sample=30, **options), 7))
 
 
 def test_the_classes_are_counted_after_mixing(folder):
@@ -203,9 +197,7 @@ next(loader)
 import sys
 sys.kept = loader
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], timeout=60, cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], timeout=60, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -227,9 +219,7 @@ def test_bad_samples_left_blank_until_there_are_too_many(tmp_path):
 
 def test_a_blank_sample_without_crop_has_the_size_of_the_others(tmp_path):
     write_small_shards(tmp_path, [3], encoded={1: BAD})
-    loader = open_train(
-        tmp_path, augment=AugmentConfig(), data={"on_bad_sample": "blank"}, micro_batch_size=6
-    )
+    loader = open_train(tmp_path, augment=AugmentConfig(), data={"on_bad_sample": "blank"}, micro_batch_size=6)
     assert next(loader)[0].image.shape == (6, 3, 12, 16)
 
 
@@ -318,9 +308,7 @@ def test_validation_can_be_repeated_with_the_same_workers(folder):
 
 def test_validation_of_mixed_sizes(tmp_path):
     write_small_shards(tmp_path, [7], sizes=[(12, 16), (12, 16), (9, 20)])
-    batches = [
-        (batch.ids.tolist(), tuple(batch.mask.shape[1:])) for batch in open_val(tmp_path, batch_size=4)
-    ]
+    batches = [(batch.ids.tolist(), tuple(batch.mask.shape[1:])) for batch in open_val(tmp_path, batch_size=4)]
     assert batches == [
         ([0, 1], (12, 16)),
         ([2], (9, 20)),
@@ -366,9 +354,7 @@ def test_local_shards_need_neither_cache_nor_prefetch(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("cache_gb", [0, 1])
-def test_a_run_over_shards_of_another_machine_sees_what_a_local_one_sees(
-    url, tmp_path, num_workers, cache_gb
-):
+def test_a_run_over_shards_of_another_machine_sees_what_a_local_one_sees(url, tmp_path, num_workers, cache_gb):
     def steps(location):
         cfg = remote_config(location, tmp_path, num_workers=num_workers, cache_gb=cache_gb, lanes=3, window=4)
         folder, manifest = open_data(cfg, cfg.train)

@@ -80,10 +80,7 @@ def change_manifest(folder: Path, **changes) -> None:
         ({"channels": 2}, r"damaged \(channels \(2\)"),
         ({"class_pixels": [1, 2]}, r"damaged \(class_pixels has 2 numbers for 1 classes"),
         ({"mask_format": "color"}, r"damaged \(only one of mask_format and unknown_colors is null"),
-        (
-            {"palette_records": [{"index": 0, "id": 999, "name": "x", "color": [1, 2, 3]}]},
-            r"damaged .*id \(999\)",
-        ),
+        ({"palette_records": [{"index": 0, "id": 999, "name": "x", "color": [1, 2, 3]}]}, r"damaged .*id \(999\)"),
         (
             {"shards": [{"name": "a\0b", "num_samples": 5, "num_bytes": 9000, "sha256": "ab"}]},
             r"damaged \(shards\[0\]\.name",
@@ -126,9 +123,7 @@ def test_a_manifest_lies_anywhere(tmp_path):
     assert (tmp_path / "new" / MANIFEST_NAME).read_text() == json.dumps(
         json.loads((tmp_path / "new" / MANIFEST_NAME).read_text()), indent=1
     ) + "\n"
-    assert (
-        Manifest.load(url) == Manifest.load(open_folder(url)) == Manifest.load(tmp_path / "new") == MANIFEST
-    )
+    assert Manifest.load(url) == Manifest.load(open_folder(url)) == Manifest.load(tmp_path / "new") == MANIFEST
     with pytest.raises(DataError, match=rf"^{url}/x: no manifest\.json here.*launch/shard_dataset\.py"):
         Manifest.load(f"{url}/x")
     (tmp_path / "new" / MANIFEST_NAME).write_text("{")

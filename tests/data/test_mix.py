@@ -79,9 +79,7 @@ def test_cutmix_replaces_a_rectangle_of_image_and_mask(channels):
         assert found.sample_id == one.sample_id
 
 
-@pytest.mark.parametrize(
-    ("classes", "taken"), [((0, 1, 2, 3, 255), 2), ((1, 2, 4), 2), ((3,), 1), ((255,), 0)]
-)
+@pytest.mark.parametrize(("classes", "taken"), [((0, 1, 2, 3, 255), 2), ((1, 2, 4), 2), ((3,), 1), ((255,), 0)])
 def test_classmix_replaces_what_half_of_the_classes_of_the_partner_cover(classes, taken):
     one, other = sample(0), sample(1, classes=classes)
     chosen = set()

@@ -54,9 +54,7 @@ def test_a_lost_shard_on_a_server(tmp_path, shard):
     folder = open_folder(f"file://{tmp_path}")
     opened = RangedShard(folder, shard, rows_of(tmp_path, shard))
     (tmp_path / shard.name).unlink()
-    with pytest.raises(
-        DataError, match=r"^file://.*000000.tar: is not there any more; copy the data set again"
-    ):
+    with pytest.raises(DataError, match=r"^file://.*000000.tar: is not there any more; copy the data set again"):
         opened.sample(0)
     with pytest.raises(DataError, match=r"^file://.*000000.tar: is not there; copy the data set again"):
         RangedShard(folder, shard, rows_of(tmp_path, shard))

@@ -80,8 +80,7 @@ def test_survives_pickle_and_fork(folder):
     assert_reads(reader, 0)
     assert_reads(pickle.loads(pickle.dumps(reader)), 5)
     children = [
-        multiprocessing.get_context("fork").Process(target=assert_reads, args=(reader, number))
-        for number in range(4)
+        multiprocessing.get_context("fork").Process(target=assert_reads, args=(reader, number)) for number in range(4)
     ]
     for child in children:
         child.start()
@@ -153,9 +152,7 @@ def test_index_that_points_beyond_the_shard(folder):
     rows[2, 0] = rows[2, 3] = 10**6
     save_index(folder / "000000.tar", rows)
     reader = ShardReader(folder, without_index_hashes(Manifest.load(folder)))
-    with pytest.raises(
-        DataError, match=r"000000.tar: \d+ bytes wanted at 1000000, 0 found: the index does not"
-    ):
+    with pytest.raises(DataError, match=r"000000.tar: \d+ bytes wanted at 1000000, 0 found: the index does not"):
         reader.read(2)
     with pytest.raises(DataError, match=r"000000.tar: no member at the offset of sample 2; copy"):
         reader.key(2)
@@ -248,9 +245,7 @@ def test_without_a_cache(folder, server):
 def test_a_cache_that_is_too_small(folder, server, tmp_path_factory):
     """Is no fault where samples can be asked for one by one, and one clear error where they cannot."""
     cache = ShardCache(tmp_path_factory.mktemp("cache"), 4000)
-    assert ShardReader(server.url, Manifest.load(server.url), cache=cache).read_many(range(8)) == samples_of(
-        folder
-    )
+    assert ShardReader(server.url, Manifest.load(server.url), cache=cache).read_many(range(8)) == samples_of(folder)
     server.has_ranges = False
     reader = ShardReader(server.url, Manifest.load(server.url), cache=cache)
     with pytest.raises(CacheFullError, match=r"000002.tar: \d+ bytes do not fit into the cache"):
@@ -262,10 +257,7 @@ def test_one_request_per_sample_and_one_per_index(folder, server, cache):
     assert len(server.requests) == 1
     reader.check()
     reader.read_many([0, 3, 4, 5])
-    assert [server.num_requests(suffix) for suffix in ("000000.tar", "000002.tar")] == [
-        2,
-        4,
-    ]  # And one for the size.
+    assert [server.num_requests(suffix) for suffix in ("000000.tar", "000002.tar")] == [2, 4]  # And one for the size.
     assert server.num_requests(".idx") == 2
     reader.read_many([0, 3, 4, 5])
     ShardReader(server.url, reader.manifest, cache=cache).read(3)
@@ -400,8 +392,7 @@ def test_reads_after_a_fork(folder, server, cache):
     reader = ShardReader(server.url, Manifest.load(server.url), cache=cache)
     assert_reads(reader, 0)
     children = [
-        multiprocessing.get_context("fork").Process(target=assert_reads, args=(reader, number))
-        for number in range(4)
+        multiprocessing.get_context("fork").Process(target=assert_reads, args=(reader, number)) for number in range(4)
     ]
     for child in children:
         child.start()

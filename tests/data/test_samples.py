@@ -78,25 +78,15 @@ def test_a_bad_sample_left_blank(tmp_path, fault, caplog):
     assert "scene.1/frame 4" in caplog.text
 
 
-def test_a_mixed_sample_is_laid_together_of_two_that_are_changed_as_in_their_own_places(
-    tmp_path, monkeypatch
-):
+def test_a_mixed_sample_is_laid_together_of_two_that_are_changed_as_in_their_own_places(tmp_path, monkeypatch):
     samples, manifest = open_samples(tmp_path)
     config = AugmentConfig(
-        crop_size=(9, 11),
-        scale_min=0.7,
-        scale_max=1.4,
-        flip_horizontal=0.5,
-        hue=0.1,
-        cutmix=0.4,
-        classmix=0.4,
+        crop_size=(9, 11), scale_min=0.7, scale_max=1.4, flip_horizontal=0.5, hue=0.1, cutmix=0.4, classmix=0.4
     )
     augmenter = Augmenter(config, seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
     dataset = TrainDataset(samples, augmenter, on_bad_sample="raise", blank_size=(9, 11))
     read, read_many = [], ShardReader.read_many
-    monkeypatch.setattr(
-        ShardReader, "read_many", lambda reader, ids: read.append(ids) or read_many(reader, ids)
-    )
+    monkeypatch.setattr(ShardReader, "read_many", lambda reader, ids: read.append(ids) or read_many(reader, ids))
     keys, partners = [(3, 0), (3, 1), (3, 2), (3, 4)], [(3, 1), (3, 0), (3, 3), (4, 2)]
     kinds = set()
     for epoch in range(30):
@@ -158,9 +148,7 @@ def test_a_crop_that_is_cut_out_of_the_jpeg_has_the_pixels_of_the_whole(tmp_path
     encoded = {0: (file.getvalue(), encode_mask(mask))}
     manifest = write_small_shards(tmp_path, [1], sizes=[(120, 200)], encoded=encoded)
     samples = Samples(ShardReader(tmp_path, manifest), channels=3, num_classes=NUM_CLASSES)
-    config = AugmentConfig(
-        crop_size=(40, 50), flip_horizontal=0.5, scale_min=0.7, scale_max=1.5, quarter_turns=0.5
-    )
+    config = AugmentConfig(crop_size=(40, 50), flip_horizontal=0.5, scale_min=0.7, scale_max=1.5, quarter_turns=0.5)
     augmenter = Augmenter(config, seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
     dataset = TrainDataset(samples, augmenter, on_bad_sample="raise", blank_size=(40, 50))
     header = parse_header(file.getvalue())
@@ -177,9 +165,7 @@ def test_a_fault_of_the_place_is_never_left_blank(tmp_path, monkeypatch):
     dataset = train_dataset(tmp_path, on_bad_sample="blank")
 
     def refuse(*_):
-        raise SourceError(
-            "cannot be read; check the address and your permission.", source="s3://bucket/a.tar"
-        )
+        raise SourceError("cannot be read; check the address and your permission.", source="s3://bucket/a.tar")
 
     monkeypatch.setattr(ShardReader, "_open", refuse)
     item = dataset[MicroBatch([(0, 1)])]

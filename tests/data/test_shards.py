@@ -15,15 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unetdist.data.manifest import Shard
-from unetdist.data.shards import (
-    encode_index,
-    encode_mask,
-    escape_key,
-    index_path,
-    load_index,
-    open_shard,
-    unescape_key,
-)
+from unetdist.data.shards import encode_index, encode_mask, escape_key, index_path, load_index, open_shard, unescape_key
 from unetdist.data.tar_index import index_tar, read_key
 
 KEYS = ("a", "city/b.c", "ümlaut%2E/" + "long" * 60, "__skipped__/x", "not-utf8-\udce9")

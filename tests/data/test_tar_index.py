@@ -17,11 +17,7 @@ from unetdist.errors import ConfigError, DataError
 
 @pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_foreign_tars_are_indexed_as_tarfile_reads_them(tmp_path, format_):
-    keys = [
-        "a",
-        "d" * 90 + "/" + "e" * 60,
-        *(["f" * 200, "é" * 80] if format_ != tarfile.USTAR_FORMAT else []),
-    ]
+    keys = ["a", "d" * 90 + "/" + "e" * 60, *(["f" * 200, "é" * 80] if format_ != tarfile.USTAR_FORMAT else [])]
     path = tmp_path / "foreign.tar"
     with tarfile.open(path, "w", format=format_) as tar:
         folder = tarfile.TarInfo("d")
@@ -107,10 +103,7 @@ def test_a_member_whose_long_name_is_damaged_is_missed(tmp_path):
         (["a.jpg", "a.mask.png", "b.mask.png"], "key b has 0 images besides its mask"),
         (["a.jpg", "a.png", "a.mask.png"], "key a has 2 images besides its mask"),
         (["a.jpg", "a.mask.png", "a.JPG"], r"key a has two members \.jpg; remove one"),
-        (
-            ["a.jpg", "a.mask.png", "b.jpg", "b.mask.png", "a.json"],
-            "members of key a are not side by side.*sort=name",
-        ),
+        (["a.jpg", "a.mask.png", "b.jpg", "b.mask.png", "a.json"], "members of key a are not side by side.*sort=name"),
     ],
 )
 def test_samples_that_are_not_whole_are_refused(tmp_path, names, message):
@@ -139,9 +132,7 @@ def test_templates_tell_images_and_masks_apart(tmp_path):
     assert index[:, 1::2].tolist() == [[512, 512 + 1024, index[0, 5]]]
     with pytest.raises(DataError, match=r"key d/1 has no mask 1_color\.png \(it has _leftImg8bit\.png\)"):
         index_tar(path, MemberNames("{stem}_color.png", "{stem}_leftImg8bit.png"))
-    with pytest.raises(
-        DataError, match=r"key d/1 has 0 images besides its mask .*\{stem\}_l\.png is expected\."
-    ):
+    with pytest.raises(DataError, match=r"key d/1 has 0 images besides its mask .*\{stem\}_l\.png is expected\."):
         index_tar(path, MemberNames("{stem}_gtFine_color.png", "{stem}_l.png"))
     twice = foreign(tmp_path / "1.tar", ["1_m.png", "1_M.png"])
     with pytest.raises(DataError, match="key 1 has two masks; remove one"):
@@ -249,9 +240,7 @@ def test_an_extended_header_need_not_be_utf8_and_may_not_be_huge(tmp_path):
     extended.type, extended.size = b"x", 7
     member = tarfile.TarInfo("a.png").tobuf(tarfile.USTAR_FORMAT)
     path = tmp_path / "0.tar"
-    path.write_bytes(
-        extended.tobuf(tarfile.USTAR_FORMAT) + b"7 \xff\xfe=b\n" + bytes(505) + member + bytes(1024)
-    )
+    path.write_bytes(extended.tobuf(tarfile.USTAR_FORMAT) + b"7 \xff\xfe=b\n" + bytes(505) + member + bytes(1024))
     with open(path, "rb") as file:
         assert [member.name for member in read_members(file, path)] == ["a.png"]
     extended.size = 2**62

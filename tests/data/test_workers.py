@@ -78,9 +78,7 @@ def test_a_worker_that_is_killed():
     next(arrived)
     (worker,) = set(multiprocessing.active_children()) - others
     worker.kill()
-    with pytest.raises(
-        DataError, match=r"was killed \(DataLoader worker .*\), as .* fewer data.num_workers or"
-    ):
+    with pytest.raises(DataError, match=r"was killed \(DataLoader worker .*\), as .* fewer data.num_workers or"):
         for _ in arrived:
             pass
 
@@ -139,9 +137,7 @@ def test_progress_tells_the_first_sample_of_the_step():
     assert progress.value == 12  # four micro-batches: the second step has begun
 
 
-@pytest.mark.parametrize(
-    ("num_samples", "batch_size", "world_size"), [(11, 3, 1), (11, 2, 3), (1, 4, 2), (8, 4, 2)]
-)
+@pytest.mark.parametrize(("num_samples", "batch_size", "world_size"), [(11, 3, 1), (11, 2, 3), (1, 4, 2), (8, 4, 2)])
 def test_validation_has_each_sample_once(num_samples, batch_size, world_size):
     ranks = [
         ValBatches(part_of(num_samples, rank=rank, world_size=world_size), batch_size=batch_size)

@@ -88,9 +88,7 @@ def steps_by_hand(case, num_steps):
     """Per step its (epoch, sample id), lane by lane."""
     places = by_hand(case, case.first + num_steps * case.batch)
     steps = [places[at : at + case.batch] for at in range(0, len(places), case.batch)]
-    return [
-        [(epoch, number) for epoch, _, number in sorted(step, key=lambda place: place[1])] for step in steps
-    ]
+    return [[(epoch, number) for epoch, _, number in sorted(step, key=lambda place: place[1])] for step in steps]
 
 
 def steps_of(case, num_steps, rank=0, world_size=1):
@@ -217,13 +215,9 @@ def pixels_of_loader(case, folder, augment, native_from, num_steps, rank=0, num_
     shares=st.sampled_from([(1, 0), (0, 1), (0.5, 0.5), (0.3, 0.3)]),
     native_from=st.sampled_from([None, 1, 5]),
 )
-def test_mixed_samples_are_the_same_for_any_processes_micro_batch_and_resume(
-    case, before, shares, native_from
-):
+def test_mixed_samples_are_the_same_for_any_processes_micro_batch_and_resume(case, before, shares, native_from):
     """Against one process that has the whole step in one batch, and began `before` steps earlier."""
-    augment = AugmentConfig(
-        crop_size=(7, 9), scale_min=0.7, scale_max=1.4, cutmix=shares[0], classmix=shares[1]
-    )
+    augment = AugmentConfig(crop_size=(7, 9), scale_min=0.7, scale_max=1.4, cutmix=shares[0], classmix=shares[1])
     case = case._replace(first=case.first + before * case.batch)
     one = case._replace(
         first=case.first - before * case.batch, world_size=1, micro_batch_size=case.batch, accumulation=1
@@ -232,21 +226,14 @@ def test_mixed_samples_are_the_same_for_any_processes_micro_batch_and_resume(
         folder = Path(name)
         write_small_shards(folder, case.sizes)
         whole = pixels_of_loader(one, folder, augment, native_from, before + 2)
-        ranks = [
-            pixels_of_loader(case, folder, augment, native_from, 2, rank) for rank in range(case.world_size)
-        ]
+        ranks = [pixels_of_loader(case, folder, augment, native_from, 2, rank) for rank in range(case.world_size)]
     assert [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)] == whole[before:]
 
 
 @pytest.mark.parametrize(
     ("num_workers", "case"),
     [
-        (
-            1,
-            Case(
-                [4, 0, 5, 2], 5, lanes=3, window=4, world_size=2, micro_batch_size=1, accumulation=3, first=7
-            ),
-        ),
+        (1, Case([4, 0, 5, 2], 5, lanes=3, window=4, world_size=2, micro_batch_size=1, accumulation=3, first=7)),
         (2, Case([7, 1, 9], 7, lanes=4, window=3, world_size=1, micro_batch_size=4, accumulation=1, first=3)),
     ],
 )

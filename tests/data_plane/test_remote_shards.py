@@ -84,9 +84,7 @@ def nginx(shards, tmp_path):
         f"user {user}; daemon off; pid {tmp_path}/pid; error_log stderr; events {{}} "
         f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; root {shards}; }} }}"
     )
-    with subprocess.Popen(
-        ["nginx", "-p", str(tmp_path), "-c", str(settings)], stderr=subprocess.DEVNULL
-    ) as process:
+    with subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(settings)], stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 30
         while not is_listening(port):
             assert time.monotonic() < deadline
@@ -129,10 +127,7 @@ def test_streamed_then_cached(url, shards, tmp_path):
         prefetcher.close()
     assert reader.read_many(IDS) == expected
     assert {type(shard) for shard in reader._opened.values()} == {LocalShard}
-    assert (
-        sorted(path.suffix for path in cache.directory.iterdir() if path.is_file())
-        == [".idx"] * 5 + [".tar"] * 5
-    )
+    assert sorted(path.suffix for path in cache.directory.iterdir() if path.is_file()) == [".idx"] * 5 + [".tar"] * 5
 
 
 def test_a_bucket_can_be_written_to(s3):
@@ -158,9 +153,7 @@ def test_a_manifest_goes_up_and_comes_down(s3):
     manifest = Manifest.load(s3)
     manifest.save("s3://data/copy")
     assert Manifest.load("s3://data/copy") == manifest
-    with pytest.raises(
-        DataError, match=r"^s3://data/nowhere: no manifest\.json here, .*launch/shard_dataset"
-    ):
+    with pytest.raises(DataError, match=r"^s3://data/nowhere: no manifest\.json here, .*launch/shard_dataset"):
         Manifest.load("s3://data/nowhere")
 
 

@@ -96,9 +96,7 @@ print(peak_mib())
 @needs_proc
 def test_an_order_of_a_billion_samples():
     """In a million shards; the numbers of the samples alone would be eight gigabytes."""
-    done = subprocess.run(
-        [sys.executable, "-c", ORDER], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", ORDER], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 512
 
@@ -110,11 +108,7 @@ def test_any_shape_of_data_set_is_dealt_once_to_any_number_of_ranks(sizes, world
     order = Order(sizes, seed=1, lanes=64, window=256)
     batch = 2 * world_size
     first_epochs = range(0, 2 * order.num_samples, batch)
-    taken = [
-        order.rank_slice(first, batch, rank, world_size)
-        for first in first_epochs
-        for rank in range(world_size)
-    ]
+    taken = [order.rank_slice(first, batch, rank, world_size) for first in first_epochs for rank in range(world_size)]
     epoch, sample_id = np.concatenate(taken, axis=1)
     for number in (0, 1):
         assert sorted(sample_id[epoch == number].tolist()) == list(range(order.num_samples))
@@ -141,7 +135,5 @@ def test_loaders_of_any_shape_give_each_sample_once(sizes, world_size, tmp_path)
         steps = list(itertools.islice(train, num_samples))
         trained += [number for step in steps for batch in step for number in batch.ids.tolist()]
         scored += [number for batch in val for number in batch.ids.tolist()]
-    assert np.bincount(trained).tolist() == [2 * world_size] * num_samples, (
-        "steps of a whole number of epochs"
-    )
+    assert np.bincount(trained).tolist() == [2 * world_size] * num_samples, "steps of a whole number of epochs"
     assert sorted(scored) == list(range(num_samples))

@@ -112,9 +112,7 @@ def _environment(rank: int, world_size: int) -> dict[str, str]:
     }
 
 
-def _rank_main(
-    job: bytes, environment: dict[str, str], folder: str, out: Connection, timeout_s: float
-) -> None:
+def _rank_main(job: bytes, environment: dict[str, str], folder: str, out: Connection, timeout_s: float) -> None:
     os.environ.update(environment)
     warnings.simplefilter("error")
     torch.set_num_threads(1)

@@ -56,11 +56,7 @@ CHOICE = {"name": "step_00000042.safetensors", "loss": [0.1, 1e-310, None], "grÃ
 
 def told_by_rank_zero() -> list:
     rank = dist.get_rank()
-    return [
-        broadcast(CHOICE if rank == 0 else "longer or shorter, never sent"),
-        broadcast(rank),
-        broadcast(""),
-    ]
+    return [broadcast(CHOICE if rank == 0 else "longer or shorter, never sent"), broadcast(rank), broadcast("")]
 
 
 def test_broadcast_tells_the_value_of_rank_zero():
@@ -115,15 +111,11 @@ def accelerated() -> tuple[World, int, bool, dict[str, torch.Tensor]]:
 def test_accelerator_knows_every_process_and_keeps_to_itself(world_size):
     results = run_ranks(accelerated, world_size)
     for rank, (world, accumulation, is_bf16, buffers) in enumerate(results):
-        assert world == World(
-            rank=rank, world_size=world_size, local_world_size=world_size, device=torch.device("cpu")
-        )
+        assert world == World(rank=rank, world_size=world_size, local_world_size=world_size, device=torch.device("cpu"))
         assert world.is_main is (rank == 0)
         assert accumulation == 1
         assert is_bf16
-        assert buffers["running_mean"].item() == pytest.approx(
-            0.1 * rank
-        )  # each rank its own: none broadcast
+        assert buffers["running_mean"].item() == pytest.approx(0.1 * rank)  # each rank its own: none broadcast
 
 
 def test_every_rank_introduces_itself(capsys):
@@ -132,8 +124,7 @@ def test_every_rank_introduces_itself(capsys):
         log_ranks(World(rank=rank, world_size=4))
     node = os.uname().nodename
     assert capsys.readouterr().err.splitlines() == [
-        f"[rank {rank}] INFO rank {rank} of 4: node {node}, process {os.getpid()}, cpu, no backend"
-        for rank in (0, 3)
+        f"[rank {rank}] INFO rank {rank} of 4: node {node}, process {os.getpid()}, cpu, no backend" for rank in (0, 3)
     ]
 
 

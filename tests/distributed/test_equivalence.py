@@ -59,9 +59,7 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 2), (2, 2), (4, 1)])
-def test_weights_after_20_steps_do_not_depend_on_processes_or_accumulation(
-    reference, world_size, accumulation
-):
+def test_weights_after_20_steps_do_not_depend_on_processes_or_accumulation(reference, world_size, accumulation):
     folder, expected = reference
     micro_batch_size = 8 // world_size // accumulation
     values = values_of(folder, f"w{world_size}a{accumulation}", micro_batch_size=micro_batch_size)
@@ -148,7 +146,4 @@ def train_averaged(values: dict[str, Any]) -> dict[str, Any]:
     torch.set_default_dtype(torch.float64)
     with build_trainer(settings.from_mapping(Config, values)) as trainer:
         trainer.fit()
-        return {
-            **trainer.model.state_dict(),
-            **{f"ema.{k}": v for k, v in trainer.ema.module.state_dict().items()},
-        }
+        return {**trainer.model.state_dict(), **{f"ema.{k}": v for k, v in trainer.ema.module.state_dict().items()}}

@@ -16,9 +16,7 @@ def test_a_cpu_is_named_with_the_cores_that_may_be_used(monkeypatch):
 
 def test_a_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
-    assert (
-        hardware.describe(World(world_size=8, device=torch.device("cuda:0"))) == "8 processes on NVIDIA H200"
-    )
+    assert hardware.describe(World(world_size=8, device=torch.device("cuda:0"))) == "8 processes on NVIDIA H200"
 
 
 def test_a_system_without_a_name_for_its_processor_has_a_kind(monkeypatch):

@@ -36,11 +36,7 @@ def _set_and_count(setting, sizes):
 
 @pytest.mark.parametrize(
     ("setting", "kept"),
-    [
-        ("none", {48: False}),
-        ("all", {48: True, 256: True}),
-        ("all, then some", {16: True, 48: False}),
-    ],
+    [("none", {48: False}), ("all", {48: True, 256: True}), ("all, then some", {16: True, 48: False})],
 )
 def test_freed_memory_is_used_again_if_that_was_asked_for(setting, kept):
     found = faults_of(setting, list(kept))

@@ -4,11 +4,7 @@ import unetdist.distributed.launch_check as launch_check
 from unetdist.distributed.launch_check import asked_processes, check_launch, check_options
 from unetdist.errors import LaunchError
 
-SINGLE = {
-    "ACCELERATE_MIXED_PRECISION": "no",
-    "ACCELERATE_DYNAMO_BACKEND": "NO",
-    "ACCELERATE_USE_CPU": "False",
-}
+SINGLE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "False"}
 """What `accelerate launch train.py` gives to a single process."""
 
 CONNECTED = {
@@ -23,22 +19,16 @@ CONNECTED = {
 """What it gives to one of two connected processes."""
 
 
-@pytest.mark.parametrize(
-    "env", [{}, SINGLE, CONNECTED, {"SLURM_STEP_NUM_TASKS": "1"}, {"MASTER_PORT": "29500"}]
-)
+@pytest.mark.parametrize("env", [{}, SINGLE, CONNECTED, {"SLURM_STEP_NUM_TASKS": "1"}, {"MASTER_PORT": "29500"}])
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
 def test_sound_launches_pass(env, mixed_precision):
     check_launch(env, mixed_precision=mixed_precision)
-    check_launch(
-        env, mixed_precision=mixed_precision, asked_processes=int(env.get("WORLD_SIZE", 1)), num_gpus=8
-    )
+    check_launch(env, mixed_precision=mixed_precision, asked_processes=int(env.get("WORLD_SIZE", 1)), num_gpus=8)
 
 
 def test_one_process_in_place_of_several():
     env = {**SINGLE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    with pytest.raises(
-        LaunchError, match=r"started one process only .*cpu\.yaml --num_processes 3 launch/train"
-    ):
+    with pytest.raises(LaunchError, match=r"started one process only .*cpu\.yaml --num_processes 3 launch/train"):
         check_launch(env, asked_processes=3)
     with pytest.raises(
         LaunchError, match=r"--num_processes 2 .*If your shell exports MASTER_ADDR, `unset MASTER_ADDR`"
@@ -48,9 +38,7 @@ def test_one_process_in_place_of_several():
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_tasks_that_nobody_connected(name):
-    with pytest.raises(
-        LaunchError, match=rf"{name} \(4\) says .* each would train alone .*srun --ntasks-per-node=1"
-    ):
+    with pytest.raises(LaunchError, match=rf"{name} \(4\) says .* each would train alone .*srun --ntasks-per-node=1"):
         check_launch({name: "4"})
     check_launch({**CONNECTED, name: "4"})
 
@@ -58,9 +46,7 @@ def test_tasks_that_nobody_connected(name):
 @pytest.mark.parametrize("missing", ["WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_half_a_rendezvous(missing):
     env = {name: value for name, value in CONNECTED.items() if name != missing}
-    with pytest.raises(
-        LaunchError, match=rf"set but not {missing}: .*Start with `accelerate launch`, or `unset RANK"
-    ):
+    with pytest.raises(LaunchError, match=rf"set but not {missing}: .*Start with `accelerate launch`, or `unset RANK"):
         check_launch(env)
 
 
@@ -75,25 +61,19 @@ def test_left_over_world_size():
 )
 def test_fewer_than_asked_for(asked, world_size, local_size, advice):
     env = {**CONNECTED, "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(local_size)}
-    with pytest.raises(
-        LaunchError, match=rf"asked for {asked} processes and started {world_size}\. .*{advice}"
-    ):
+    with pytest.raises(LaunchError, match=rf"asked for {asked} processes and started {world_size}\. .*{advice}"):
         check_launch(env, asked_processes=asked)
     check_launch(env, asked_processes=world_size)
 
 
 def test_more_processes_than_gpus():
-    with pytest.raises(
-        LaunchError, match=r"2 processes on this machine would share 1 GPU\(s\).*--num_processes 1 "
-    ):
+    with pytest.raises(LaunchError, match=r"2 processes on this machine would share 1 GPU\(s\).*--num_processes 1 "):
         check_launch(CONNECTED, num_gpus=1)
 
 
 @pytest.mark.parametrize("name", launch_check.OTHER_ENGINES)
 def test_other_engines(name):
-    with pytest.raises(
-        LaunchError, match=rf"{name} \(true\) asks for .*exact loss and metric; .*`unset {name}`"
-    ):
+    with pytest.raises(LaunchError, match=rf"{name} \(true\) asks for .*exact loss and metric; .*`unset {name}`"):
         check_launch({**CONNECTED, name: "true"})
     check_launch({**CONNECTED, name: "false"})
 
@@ -125,9 +105,7 @@ def test_gpus_that_would_stay_idle():
 
 @pytest.mark.parametrize(("launched", "ours"), [("fp16", "no"), ("bf16", "fp16"), ("fp8", "bf16")])
 def test_another_mixed_precision(launched, ours):
-    with pytest.raises(
-        LaunchError, match=rf"\({launched}\) is not the mixed_precision of the settings \({ours}\)"
-    ):
+    with pytest.raises(LaunchError, match=rf"\({launched}\) is not the mixed_precision of the settings \({ours}\)"):
         check_launch({**CONNECTED, "ACCELERATE_MIXED_PRECISION": launched}, mixed_precision=ours)
     check_launch({**CONNECTED, "ACCELERATE_MIXED_PRECISION": ours}, mixed_precision=ours)
 
@@ -138,16 +116,7 @@ PYTHON = "/venv/bin/python"
 @pytest.mark.parametrize(
     "command",
     [
-        [
-            PYTHON,
-            "/venv/bin/accelerate",
-            "launch",
-            "--num_processes",
-            "3",
-            "train.py",
-            "--num_processes",
-            "9",
-        ],
+        [PYTHON, "/venv/bin/accelerate", "launch", "--num_processes", "3", "train.py", "--num_processes", "9"],
         [PYTHON, "/venv/bin/accelerate", "launch", "--cpu", "--num-processes=3", "train.py"],
         [PYTHON, "/venv/bin/accelerate-launch", "--multi_gpu", "--num_processes=3", "train.py"],
         [PYTHON, "-m", "accelerate.commands.launch", "--num_processes", "3", "-m", "train"],
@@ -159,11 +128,7 @@ def test_asked_for_on_the_command_line(command):
 
 @pytest.mark.parametrize(
     "command",
-    [
-        ["bash"],
-        [PYTHON, "train.py", "--num_processes", "3"],
-        [PYTHON, "/venv/bin/accelerate", "launch", "t.py"],
-    ],
+    [["bash"], [PYTHON, "train.py", "--num_processes", "3"], [PYTHON, "/venv/bin/accelerate", "launch", "t.py"]],
 )
 def test_nothing_asked_for(command, monkeypatch):
     monkeypatch.setattr(launch_check, "default_config_file", "/no/such/file")
@@ -199,11 +164,7 @@ LAUNCH = [PYTHON, "/venv/bin/accelerate", "launch"]
 @pytest.mark.parametrize(
     ("options", "refused", "instead"),
     [
-        (
-            ["--gradient_accumulation_steps", "4"],
-            r"--gradient_accumulation_steps \(4\)",
-            "trainer.micro_batch",
-        ),
+        (["--gradient_accumulation_steps", "4"], r"--gradient_accumulation_steps \(4\)", "trainer.micro_batch"),
         (["--gradient-clipping=0.5"], r"--gradient_clipping \(0.5\)", "optim.clip_norm"),
         (["--use_megatron_lm"], r"--use_megatron_lm \(True\)", "DDP"),
         (["--cpu", "--use_megatron_lm"], r"--use_megatron_lm", "DDP"),
@@ -232,16 +193,7 @@ def test_options_that_no_process_would_hear_of(options, refused, instead):
         [],
         ["--cpu", "--num_processes=1", "--mixed_precision", "no", "--quiet"],
         ["--gradient_accumulation_steps", "1", "--dynamo_backend", "no", "--max_restarts", "0"],
-        [
-            "--multi_gpu",
-            "--num_machines",
-            "2",
-            "--machine_rank",
-            "1",
-            "--main_process_ip",
-            "node0",
-            "--debug",
-        ],
+        ["--multi_gpu", "--num_machines", "2", "--machine_rank", "1", "--main_process_ip", "node0", "--debug"],
     ],
 )
 def test_options_that_are_heeded(options):

@@ -101,9 +101,7 @@ def test_of_two_processes_of_one_rank_the_later_one_trains(store, pool, rank):
     second = come(store, pool, rank, 2)
     time.sleep(0.3)
     other = come(store, pool, 1 - rank, 2)
-    with pytest.raises(
-        LaunchError, match=f"another process has come as rank {rank} to node0:29500 .*end one of"
-    ):
+    with pytest.raises(LaunchError, match=f"another process has come as rank {rank} to node0:29500 .*end one of"):
         first.result()
     assert other.result() == second.result()
 
@@ -116,8 +114,7 @@ def test_a_store_that_nobody_hosts_is_named_without_a_stack(monkeypatch, capfd, 
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(
-        LaunchError,
-        match=rf"rank 1 could not reach 127.0.0.1:{port}, .* within 0 s .*refused.*is rank 0's machine up",
+        LaunchError, match=rf"rank 1 could not reach 127.0.0.1:{port}, .* within 0 s .*refused.*is rank 0's machine up"
     ):
         connect("gloo", timeout_s=5, wait_s=600 if agent == "True" else 0.2)
     assert "frame #" not in capfd.readouterr().err
@@ -128,16 +125,9 @@ def test_a_port_that_another_program_has_is_named(monkeypatch):
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         port = listening.getsockname()[1]
-        for name, value in {
-            "RANK": 0,
-            "WORLD_SIZE": 2,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }.items():
+        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, str(value))
-        with pytest.raises(
-            LaunchError, match=r"another program uses that port; choose another --main_process_port"
-        ):
+        with pytest.raises(LaunchError, match=r"another program uses that port; choose another --main_process_port"):
             connect("gloo", timeout_s=5, wait_s=5)
 
 
@@ -217,9 +207,7 @@ def lost_store(port: int) -> None:
 
 
 def test_a_store_that_ends_meanwhile_is_named():
-    text = (
-        "rank 1 lost 127.0.0.1:.*, where the processes meet .*: rank 0 or its launcher has ended.*continues"
-    )
+    text = "rank 1 lost 127.0.0.1:.*, where the processes meet .*: rank 0 or its launcher has ended.*continues"
     with pytest.raises(RankError, match=text):
         run_ranks(lost_store, 2, free_port())
 

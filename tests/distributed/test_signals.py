@@ -57,9 +57,7 @@ def test_a_request_elsewhere_is_one_and_is_told_once(stop, caplog, monkeypatch):
         stop.note_elsewhere()
     assert stop.requested_anywhere
     assert not stop.requested
-    assert caplog.messages == [
-        "another process was asked to stop: stopping within a few steps, with a checkpoint"
-    ]
+    assert caplog.messages == ["another process was asked to stop: stopping within a few steps, with a checkpoint"]
 
 
 def test_a_request_here_is_one_anywhere_and_told_by_itself(stop, caplog):
@@ -161,9 +159,7 @@ time.sleep(20)
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 @pytest.mark.parametrize(("variable", "told"), [("ACCELERATE_MIXED_PRECISION", True), ("HARMLESS", False)])
 def test_a_launcher_that_is_killed_takes_its_training_along(variable, told):
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "TORCH"))
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "TORCH"))}
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, LAUNCHED],
         env={**environment, variable: "no"},

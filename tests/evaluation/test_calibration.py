@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from unetdist.evaluation.calibration import (
-    NUM_BINS,
-    UNIT,
-    Reliability,
-    reliability_counts,
-    reliability_diagram,
-)
+from unetdist.evaluation.calibration import NUM_BINS, UNIT, Reliability, reliability_counts, reliability_diagram
 
 
 def random_image(seed=0, classes=5):

@@ -49,9 +49,7 @@ def run(batches, expect=None, batch_size=1, is_over=lambda: False, extras=False,
         batches,
         expected=expect or expected(),
         loss=build_loss(LossConfig(**loss), num_classes=3),
-        cfg=ValidationConfig(
-            batch_size=batch_size, bootstrap_replicates=50, boundary=extras, calibration=extras
-        ),
+        cfg=ValidationConfig(batch_size=batch_size, bootstrap_replicates=50, boundary=extras, calibration=extras),
         device=torch.device("cpu"),
         num_examples=2,
         per_image=extras,
@@ -95,9 +93,7 @@ def test_an_incomplete_score_is_refused(ids, message):
 
 
 def test_other_pixels_than_the_manifest_lists_are_refused():
-    with pytest.raises(
-        DataError, match="pixels of class road were scored, the manifest lists .*; the score would be"
-    ):
+    with pytest.raises(DataError, match="pixels of class road were scored, the manifest lists .*; the score would be"):
         run([batch(*range(7))], expected(road=1), batch_size=7)
 
 
@@ -127,9 +123,7 @@ def test_a_partial_batch_is_filled_up_so_that_every_image_meets_the_same_kernels
 
 
 def test_the_report_is_json_with_none_for_what_is_not_defined():
-    only_sky = Batch(
-        IMAGES[:1], torch.zeros(1, 5, 6, dtype=torch.uint8), torch.tensor([0]), torch.tensor([[30, 0, 0]])
-    )
+    only_sky = Batch(IMAGES[:1], torch.zeros(1, 5, 6, dtype=torch.uint8), torch.tensor([0]), torch.tensor([[30, 0, 0]]))
     report = evaluate(
         lambda image: torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(len(image), 3, 5, 6),
         [only_sky],

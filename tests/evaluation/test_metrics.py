@@ -78,9 +78,7 @@ def test_a_class_in_neither_target_nor_prediction_is_left_out_by_name():
     scores = Scores.from_confusion(np.array([[6, 0, 2], [0, 0, 0], [0, 0, 2]]), NAMES)
     assert scores.absent == ("road",)
     assert scores.miou == pytest.approx((6 / 8 + 2 / 4) / 2)
-    assert [math.isnan(ratio[1]) for ratio in (scores.iou, scores.dice, scores.precision, scores.recall)] == [
-        True
-    ] * 4
+    assert [math.isnan(ratio[1]) for ratio in (scores.iou, scores.dice, scores.precision, scores.recall)] == [True] * 4
 
 
 def test_a_class_that_is_only_predicted_counts_as_0():
@@ -150,9 +148,7 @@ def test_bootstrap_agrees_with_drawing_images_with_replacement():
     low, high = bootstrap_of(confusions, range(60), replicates=4000).interval(0.95)
     rng = np.random.default_rng(1)
     stacked = np.stack(confusions)
-    mious = [
-        Scores.from_confusion(stacked[rng.integers(0, 60, 60)].sum(axis=0), NAMES).miou for _ in range(4000)
-    ]
+    mious = [Scores.from_confusion(stacked[rng.integers(0, 60, 60)].sum(axis=0), NAMES).miou for _ in range(4000)]
     plain_low, plain_high = np.quantile(mious, [0.025, 0.975])
     width = plain_high - plain_low
     assert abs(low - plain_low) < 0.08 * width

@@ -148,9 +148,7 @@ def scored(trained):
             validator.score(saved.model, is_over=lambda: world.rank == 1)
         except LeftEarlyError:
             left = True
-    shown = [
-        (each.id, each.miou, each.is_worst, each.image, each.mask, each.pred) for each in report.examples
-    ]
+    shown = [(each.id, each.miou, each.is_worst, each.image, each.mask, each.pred) for each in report.examples]
     return report.to_mapping(), report.per_image, shown, left
 
 

@@ -125,13 +125,7 @@ def test_bad_pictures_do_not_end_a_prediction(tmp_path, monkeypatch, model, capf
     for name in ("a", "z"):
         Image.fromarray(damaged.PIXELS).save(folder / f"{name}.png")
     bad = len(damaged.impossible())
-    for duplicate in (
-        "bad_claims.jpg",
-        "bad_claims.png",
-        "bad_claims.gif",
-        "bad_claims.bmp",
-        "bad_claims.ppm",
-    ):
+    for duplicate in ("bad_claims.jpg", "bad_claims.png", "bad_claims.gif", "bad_claims.bmp", "bad_claims.ppm"):
         (folder / duplicate).rename(folder / f"{duplicate.replace('.', '_')}{Path(duplicate).suffix}")
     assert predict(monkeypatch, "--model", model, "--input", folder, "--out", tmp_path / "out") == 1
     for name in ("a", "z"):
@@ -150,16 +144,12 @@ def test_a_picture_that_needs_more_memory_than_there_is_fails_alone(tmp_path, mo
 
     def scarce(saved, images, **options):
         if images[0].shape[0] == 60:
-            raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: 9 GB"
-            )
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: 9 GB")
         return predict_images(saved, images, **options)
 
     monkeypatch.setattr(volume, "predict_images", scarce)
     saved = load_model(model, torch.device("cpu"))
-    (failure,) = volume.predict_files(
-        saved, [str(tmp_path / f"{n}.png") for n in ("a", "huge", "z")], tmp_path / "out"
-    )
+    (failure,) = volume.predict_files(saved, [str(tmp_path / f"{n}.png") for n in ("a", "huge", "z")], tmp_path / "out")
     assert failure.source.endswith("huge.png")
     assert "--window" in failure.reason
     assert len(list((tmp_path / "out").glob("*_ids.png"))) == 2

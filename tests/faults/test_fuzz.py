@@ -32,11 +32,7 @@ from unetdist.train.config import Config
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 12))
 fuzz = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 fuzz_slowly = settings(fuzz, max_examples=EXAMPLES if "FUZZ_EXAMPLES" in os.environ else 5)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -122,9 +122,7 @@ def test_colour_masks_of_0_and_255_get_a_remedy_that_gives_their_class(shard):
     assert "'255 255 255 crack'" in text
     manifest, _ = shard(CRACK.replace("255 0 0 crack", "255 255 255 crack"), masks)
     assert list(manifest.class_pixels) == pixels(BLACK_AND_WHITE, 2)
-    assert "'background' (0) is the only class" in refused(
-        shard, CRACK, masks, "--mask-format", "ids", "--overwrite"
-    )
+    assert "'background' (0) is the only class" in refused(shard, CRACK, masks, "--mask-format", "ids", "--overwrite")
 
 
 @pytest.mark.parametrize("greys", [(0, 128, 255), (0, 40000 // 257 * 257, 65535)])
@@ -267,9 +265,7 @@ def test_ids_that_count_from_1_get_the_lines_that_list_them(shard):
 def test_how_ids_were_taken_is_told(shard):
     """Ids 1 to 11 of a file with 12 lines are all listed, but one class off."""
     _, told = shard(STREET, [np.minimum(mask + 1, 11).astype(np.uint8) for mask in IDS])
-    assert re.search(
-        r"lines of \S+Labels.txt count from 0: 0 c0, 1 c1, .*, 11 c11; none holds 0 \(c0\)", told
-    )
+    assert re.search(r"lines of \S+Labels.txt count from 0: 0 c0, 1 c1, .*, 11 c11; none holds 0 \(c0\)", told)
     _, told = shard(STREET, [palette_of(STREET).colorize(mask) for mask in IDS], "--overwrite")
     assert "hold ids" not in told
 

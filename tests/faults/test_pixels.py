@@ -90,14 +90,7 @@ def kinds() -> dict[str, Kind]:
         for orientation in range(1, 9) if kind in ("JPEG", "TIFF") else (3, 6):
             data = saved_by_pillow(drawn(3), kind, orientation)
             found[f"EXIF {orientation} {kind}"] = Kind(data, kind.lower(), 3)
-    for mode, kind in (
-        ("1", "PNG"),
-        ("P", "PNG"),
-        ("P", "GIF"),
-        ("LA", "PNG"),
-        ("CMYK", "JPEG"),
-        ("RGB", "JPEG"),
-    ):
+    for mode, kind in (("1", "PNG"), ("P", "PNG"), ("P", "GIF"), ("LA", "PNG"), ("CMYK", "JPEG"), ("RGB", "JPEG")):
         file = io.BytesIO()
         Image.fromarray(drawn(3)).convert(mode).save(file, kind)
         suffix = "jfif" if mode == "RGB" else kind.lower()
@@ -148,9 +141,7 @@ def saved_model(kind: Kind) -> SavedModel:
 def watched(model: torch.nn.Module) -> Iterator[list[np.ndarray]]:
     """What comes into a network, each (H, W, C)."""
     seen: list[np.ndarray] = []
-    hook = model.register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0][0].permute(1, 2, 0).numpy())
-    )
+    hook = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0].permute(1, 2, 0).numpy()))
     yield seen
     hook.remove()
 
@@ -165,9 +156,7 @@ def through_shards(kind: Kind, file: Path) -> np.ndarray:
 def through_files(kind: Kind, file: Path) -> np.ndarray:
     saved = saved_model(kind)
     with watched(saved.model) as seen:
-        failures = predict_files(
-            saved, str(file.parent), file.parent.parent / "out", num_workers=1, overwrite=True
-        )
+        failures = predict_files(saved, str(file.parent), file.parent.parent / "out", num_workers=1, overwrite=True)
     if failures:
         raise DataError(failures[0].reason)
     return seen[0]
@@ -265,9 +254,7 @@ def table() -> str:
             if isinstance(pixels, str):
                 cells.append(pixels.split(":")[0].split(";")[0][:70])
             else:
-                cells.append(
-                    "equal" if not isinstance(first, str) and np.array_equal(pixels, first) else "DIFFERS"
-                )
+                cells.append("equal" if not isinstance(first, str) and np.array_equal(pixels, first) else "DIFFERS")
         values = "unknown" if kind.image_range is None else "{:g} {:g}".format(*kind.image_range)
         rows.append(f"| {name} | {values} | {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -58,12 +58,7 @@ def root(tmp_path) -> Path:
 
 def shard(root: Path, out: str, *options: object) -> Manifest:
     words = ["--images", root / "images", "--masks", root / "masks", "--labels", root / "Labels.txt"]
-    SHARD(
-        [
-            str(word)
-            for word in [*words, "--workers", 1, "--samples-per-shard", 2, "--out", root / out, *options]
-        ]
-    )
+    SHARD([str(word) for word in [*words, "--workers", 1, "--samples-per-shard", 2, "--out", root / out, *options]])
     return Manifest.load(root / out)
 
 
@@ -79,11 +74,7 @@ def test_the_range_travels_from_sharding_to_prediction(root, monkeypatch):
         trainer.fit()
     folder = root / "runs/tiny/last"
     saved = load_model(folder)
-    assert (
-        saved.image_range
-        == tuple(json.loads((folder / "config.json").read_text())["image_range"])
-        == TWELVE_BITS
-    )
+    assert saved.image_range == tuple(json.loads((folder / "config.json").read_text())["image_range"]) == TWELVE_BITS
     assert json.loads(metadata_of(saved, argmax=False, precision="fp32")["image_range"]) == [0, 4095]
     assert "0 to 4095" in (folder / "README.md").read_text()
 

@@ -80,9 +80,7 @@ def weights(tmp_path, train):
     return read
 
 
-def test_a_second_training_in_the_folder_is_refused_and_leaves_the_first_as_it_is(
-    train, tmp_path, monkeypatch
-):
+def test_a_second_training_in_the_folder_is_refused_and_leaves_the_first_as_it_is(train, tmp_path, monkeypatch):
     run = tmp_path / "runs" / "tiny"
     monkeypatch.setattr(run_folder, "WAIT_S", 0.3)
     run.mkdir(parents=True)
@@ -111,9 +109,7 @@ def test_trainings_that_share_their_checkpoints_are_kept_apart_too(train, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
-def test_a_full_disk_ends_the_run_with_its_name_and_a_status_that_says_failed(
-    train, tmp_path, small_disk, name
-):
+def test_a_full_disk_ends_the_run_with_its_name_and_a_status_that_says_failed(train, tmp_path, small_disk, name):
     words = ["--checkpoint.folder", tmp_path / "elsewhere", "--model.widths", "[32, 64]"]
     words += ["--data.val", "null"] if name == "last" else []
     place = small_disk
@@ -205,9 +201,7 @@ def test_on_a_full_disk_it_trains_on_and_continues_once_there_is_room(tmp_path, 
     assert weights("full") == weights("whole")
 
 
-def test_a_truncated_checkpoint_and_a_lost_pointer_cost_the_steps_since_the_one_before(
-    tmp_path, train, weights
-):
+def test_a_truncated_checkpoint_and_a_lost_pointer_cost_the_steps_since_the_one_before(tmp_path, train, weights):
     expected = weights("whole")
     folder = tmp_path / "whole" / "tiny" / "checkpoints"
     newest = folder / f"step_{LONG:08d}.safetensors"

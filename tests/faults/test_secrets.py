@@ -73,9 +73,7 @@ def test_a_training_and_what_follows_keep_no_secret(served, heard, tmp_path, mon
     train, val = (with_secrets(f"{served.url}/{part}") for part in ("train", "val"))
     words = ["--data.train", train, f"--data.val={val}"]
     assert run("train", monkeypatch, "--config", tmp_path / "mine.yaml", *words) == 0
-    for (
-        thread
-    ) in threading.enumerate():  # on a busy machine wandb may start when its process would have ended
+    for thread in threading.enumerate():  # on a busy machine wandb may start when its process would have ended
         if thread.name.startswith("dashboard-"):
             thread.join(120)
     password = b64encode(b"me:Pa55word").decode()
@@ -106,17 +104,6 @@ def test_a_report_of_an_older_run_tells_no_secret(served, tmp_path, monkeypatch)
     folder = write_run(tmp_path / "run", val=val)
     assert tell_tales(folder) == [str(folder / "config.yaml")]
     for data in ([], ["--data", val]):
-        run(
-            "report",
-            monkeypatch,
-            folder,
-            "--num-workers",
-            0,
-            "--pictures",
-            1,
-            "--out",
-            tmp_path / "x/x.html",
-            *data,
-        )
+        run("report", monkeypatch, folder, "--num-workers", 0, "--pictures", 1, "--out", tmp_path / "x/x.html", *data)
         assert tell_tales(tmp_path / "x") == []
     assert (tmp_path / "x/x.html").read_text().count('<figure class="card">') == 2

@@ -49,9 +49,7 @@ def test_no_image_is_turned_against_its_mask(tmp_path, drawn):
         write_pair(tmp_path, f"square{orientation}", drawn=drawn, orientation=orientation)
     for orientation in (2, 3, 4):
         write_pair(tmp_path, f"wide{orientation}", drawn=drawn, orientation=orientation, size=(12, 16))
-    with pytest.raises(
-        DataError, match=r"(?s)10 problems.*EXIF orientation.*--exif raw or --exif upright"
-    ) as caught:
+    with pytest.raises(DataError, match=r"(?s)10 problems.*EXIF orientation.*--exif raw or --exif upright") as caught:
         shard(tmp_path)
     assert "square1" not in str(caught.value)
     shard(tmp_path, "--exif", drawn)
@@ -83,9 +81,7 @@ def write_plain(root, count=6, *, start=0):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for number in range(start, start + count):
         random = np.random.default_rng(number)
-        Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(
-            root / f"images/{number:02d}.png"
-        )
+        Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(root / f"images/{number:02d}.png")
         Image.fromarray(random.integers(0, 2, (16, 16), np.uint8)).save(root / f"masks/{number:02d}.png")
 
 
@@ -114,9 +110,7 @@ def test_copies_are_told_and_never_parted(tmp_path, capfd):
     assert "2 of 2 validation images are also in the training set" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "text", ["0 background\n1 thing\n", "background\nthing\n", "id,name\n0,background\n1,thing\n"]
-)
+@pytest.mark.parametrize("text", ["0 background\n1 thing\n", "background\nthing\n", "id,name\n0,background\n1,thing\n"])
 def test_masks_of_ids_need_no_colours(tmp_path, text, capfd):
     write_plain(tmp_path)
     (tmp_path / "Labels.txt").write_text(text)

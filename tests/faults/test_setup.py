@@ -12,10 +12,7 @@ from unetdist.errors import ConfigError
 from unetdist.model.timm_encoder import TimmEncoder
 
 FAULT = "operator torchvision::nms does not exist"
-PACKAGES = {
-    "timm": ("1.0.31", "import torchvision"),
-    "torchvision": ("0.28.0", f"raise RuntimeError('{FAULT}')"),
-}
+PACKAGES = {"timm": ("1.0.31", "import torchvision"), "torchvision": ("0.28.0", f"raise RuntimeError('{FAULT}')")}
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,5 @@ def test_loops_learn_in_every_precision(tmp_path, precision):
     job = Job(str(tmp_path / "pictures"), str(tmp_path / "formats"), crop=32, batch_size=4)
     shards = write_our_shards(job)
     for name in ("accelerate", "milesial", "ours-off"):
-        given = TrainJob(
-            job.pictures, shards, 32, 48, 4, num_classes=2, widths=[4, 8], precision=precision, lr=0.01
-        )
+        given = TrainJob(job.pictures, shards, 32, 48, 4, num_classes=2, widths=[4, 8], precision=precision, lr=0.01)
         assert check(name, asdict(given), 40, ["torch"])["loss"] < 0.6  # It began near log 2.

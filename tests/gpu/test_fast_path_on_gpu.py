@@ -37,12 +37,7 @@ def test_losses_are_those_of_the_plain_path(train, logged, choosing, name, mixed
         "model": {"widths": [8, 16, 16], "deep_supervision": True},
         "loss": {"dice_weight": 0.5, "class_weights": "median_frequency"},
         "optim": {"lr": 0.003, "clip_norm": 1.0},
-        "trainer": {
-            "max_steps": 12,
-            "log_every": 1,
-            "ema_decay": 0.9,
-            "mixed_precision": mixed_precision,
-        },
+        "trainer": {"max_steps": 12, "log_every": 1, "ema_decay": 0.9, "mixed_precision": mixed_precision},
     }
     for run, path in (("plain", PLAIN), ("fast", PATHS[name])):
         choosing(path)

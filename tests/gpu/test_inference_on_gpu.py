@@ -22,13 +22,7 @@ def test_a_network_that_returns_its_input_gives_back_the_image_exactly(image):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"flips": True},
-        {"scales": (0.75, 1.25)},
-        {"window": (48, 64), "flips": True, "scales": (1.0, 1.5)},
-    ],
+    "values", [{}, {"flips": True}, {"scales": (0.75, 1.25)}, {"window": (48, 64), "flips": True, "scales": (1.0, 1.5)}]
 )
 @pytest.mark.parametrize("resize", [None, (80, 60)])
 def test_as_on_the_cpu(image, values, resize):

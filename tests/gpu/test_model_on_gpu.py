@@ -15,9 +15,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16", "fp16"])
 def test_convolutions_keep_channels_last(building, mixed_precision):
     with building(
-        "cuda",
-        model={"widths": [8, 16, 32], "residual": True},
-        trainer={"mixed_precision": mixed_precision},
+        "cuda", model={"widths": [8, 16, 32], "residual": True}, trainer={"mixed_precision": mixed_precision}
     ) as trainer:
         wrong = []
 

@@ -47,9 +47,7 @@ def waiting_is_an_error():
 def test_20_steps_are_those_of_the_cpu(train, logged, dtype, optim, tolerance):
     torch.set_default_dtype(dtype)
     trainer = {"max_steps": 20, "micro_batch_size": 2, "ema_decay": 0.9, "log_every": 1}
-    cpu, cuda = (
-        train(device, name=device, optim=optim, trainer=trainer, **EXACT) for device in ("cpu", "cuda")
-    )
+    cpu, cuda = (train(device, name=device, optim=optim, trainer=trainer, **EXACT) for device in ("cpu", "cuda"))
     assert difference(cpu, cuda) <= tolerance
     torch.testing.assert_close(
         torch.tensor(logged("train/loss", "cuda")),

@@ -23,9 +23,7 @@ def file(tmp_path):
         write_shards(tmp_path / name, count)
     values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs")
     write_text(tmp_path / "base.yaml", settings.to_yaml(values))
-    text = (
-        f"base: {tmp_path / 'base.yaml'}\nseeds: [0]\nvariants: {{plain: , group: {{model.norm: group}}}}\n"
-    )
+    text = f"base: {tmp_path / 'base.yaml'}\nseeds: [0]\nvariants: {{plain: , group: {{model.norm: group}}}}\n"
     write_text(tmp_path / "tried.yaml", text)
     return tmp_path / "tried.yaml"
 
@@ -36,10 +34,7 @@ def test_variants_are_trained_once_and_compared(file, monkeypatch, capsys):
     assert script.main(words) == 0
     folder = file.parent / "runs" / "tried"
     results = json.loads((folder / "results.json").read_text())
-    assert [(one["variant"], list(one["miou"])) for one in results["variants"]] == [
-        ("plain", ["0"]),
-        ("group", ["0"]),
-    ]
+    assert [(one["variant"], list(one["miou"])) for one in results["variants"]] == [("plain", ["0"]), ("group", ["0"])]
     assert results["variants"][1]["changes"] == {"model.norm": "group"}
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/last/model.safetensors")}
     assert len(before) == 2

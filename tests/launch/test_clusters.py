@@ -29,9 +29,7 @@ def documents():
 def names(value, path=""):
     """Dotted paths of all keys."""
     if isinstance(value, dict):
-        return {f"{path}.{key}" for key in value}.union(
-            *(names(item, f"{path}.{key}") for key, item in value.items())
-        )
+        return {f"{path}.{key}" for key in value}.union(*(names(item, f"{path}.{key}") for key, item in value.items()))
     if isinstance(value, list):
         return set().union(*(names(item, f"{path}[{number}]") for number, item in enumerate(value)))
     return set()
@@ -47,9 +45,7 @@ def names(value, path=""):
 )
 def test_kubeflow_knows_every_key(kind, model):
     """Its models leave out what they do not know."""
-    models = pytest.importorskip(
-        "kubeflow_trainer_api.models", reason="kubeflow_trainer_api is not installed"
-    )
+    models = pytest.importorskip("kubeflow_trainer_api.models", reason="kubeflow_trainer_api is not installed")
     document = documents()[kind]
     assert names(getattr(models, model).from_dict(document).to_dict()) == names(document)
 
@@ -137,9 +133,7 @@ def test_each_machine_joins_with_its_number(given, first, tmp_path):
     stub.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
     stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, env={**values, "PATH": path}, cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, env={**values, "PATH": path}, cwd=ROOT, capture_output=True, text=True, check=True)
     name, *words = done.stdout.splitlines()
     assert name == "launch", shlex.join(words)
     args = launch_command_parser().parse_args(words)

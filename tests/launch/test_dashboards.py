@@ -40,9 +40,7 @@ def runs(tmp_path_factory):
     outputs = []
     for step in (22, 45, None):
         outputs.append(train(folder, kill_after=step))
-        (folder / f"metrics_{len(outputs)}.jsonl").write_bytes(
-            (folder / "runs/tiny/metrics.jsonl").read_bytes()
-        )
+        (folder / f"metrics_{len(outputs)}.jsonl").write_bytes((folder / "runs/tiny/metrics.jsonl").read_bytes())
     return folder / "runs/tiny", outputs
 
 

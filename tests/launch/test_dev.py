@@ -91,10 +91,7 @@ def test_old_python_hands_over_to_a_newer_one_or_says_where_to_get_it(dev, monke
 def test_set_up_needs_nothing_but_python():
     """Isolated, without site-packages: what a fresh machine has."""
     done = subprocess.run(
-        [sys.executable, "-S", "-E", str(LAUNCH / "dev.py"), "--help"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-S", "-E", str(LAUNCH / "dev.py"), "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "quickstart" in done.stdout

@@ -72,9 +72,7 @@ def test_double_precision_leaves_mixed_precision_out(config, trained, capsys):
 
 
 def test_what_a_run_would_refuse_is_refused_before_any_is_started(config, trained, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"global_batch_size \(8\) must be divisible by the processes \(3\)"
-    ):
+    with pytest.raises(ConfigError, match=r"global_batch_size \(8\) must be divisible by the processes \(3\)"):
         script.main([*config, "--world", "1,3"])
     with pytest.raises(ConfigError, match=r"unknown option '--model.nrom'; did you mean 'model.norm'"):
         script.main([*config, "--model.nrom", "group"])

@@ -22,14 +22,7 @@ def model(tmp_path):
     """Of a run whose validation set is there."""
     saved = saved_model()
     folder = tmp_path / "run" / "best"
-    save_model(
-        folder,
-        saved.model.state_dict(),
-        model=saved.model.config,
-        palette=saved.palette,
-        resize=None,
-        facts={},
-    )
+    save_model(folder, saved.model.state_dict(), model=saved.model.config, palette=saved.palette, resize=None, facts={})
     write_shards(tmp_path / "val", 3)
     (tmp_path / "run/config.yaml").write_text(f"data:\n  val: {tmp_path / 'val'}\n")
     return folder
@@ -56,9 +49,7 @@ def test_onnx_in_bytes_is_written_and_agrees(model, tmp_path, capsys):
 
 
 def test_what_does_not_agree_ends_with_1(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        script, "open_torch", lambda file: lambda image: saved_model().model(image).roll(1, 1)
-    )
+    monkeypatch.setattr(script, "open_torch", lambda file: lambda image: saved_model().model(image).roll(1, 1))
     assert export(model, tmp_path / "x.pt2", "--format", "torch") == 1
     assert "DIFFERS" in capsys.readouterr().out
 
@@ -67,14 +58,8 @@ def test_what_does_not_agree_ends_with_1(model, tmp_path, monkeypatch, capsys):
     ("words", "message"),
     [
         (("--format", "torch", "--opset", 18), r"--opset is of ONNX alone; use --format onnx"),
-        (
-            ("--format", "torch", "--precision", "int8"),
-            r"--precision int8 is of ONNX alone; use --format onnx",
-        ),
-        (
-            ("--precision", "int8"),
-            r"--precision int8 and --calibrate go together: .* such as --precision int8 --cal",
-        ),
+        (("--format", "torch", "--precision", "int8"), r"--precision int8 is of ONNX alone; use --format onnx"),
+        (("--precision", "int8"), r"--precision int8 and --calibrate go together: .* such as --precision int8 --cal"),
         (("--num-images", 0), r"--num-images \(0\) must be 1 or more; use 128"),
     ],
 )

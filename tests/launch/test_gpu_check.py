@@ -74,9 +74,7 @@ def test_what_is_cut_short_or_fails_has_shown_its_numbers_and_the_rest_goes_on(t
     done = check(tmp_path, PYTHON=str(stand_in), CALLS=str(calls), LIMIT_S="12")
     assert done.returncode == 1, done.stderr
     summary = "\n".join(" ".join(line.split()) for line in (folder / "summary.txt").read_text().splitlines())
-    assert (
-        done.stdout.count("measured alone") == 2 * summary.count("measured alone") > 0
-    )  # at once, and in the end
+    assert done.stdout.count("measured alone") == 2 * summary.count("measured alone") > 0  # at once, and in the end
     for text in (
         "NVIDIA Made-up, commit ",
         "student:480x352:32 careful first step 40.0 s, 2000 images/s, ours 1.50 x, 0.25 of the limit",

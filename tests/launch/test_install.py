@@ -46,8 +46,7 @@ def test_torch_fits_the_machine(install, offered, has_gpu, system, requirement):
 
 
 @pytest.mark.parametrize(
-    ("version", "fits"),
-    [("2.11.0", True), ("2.13.0+cpu", True), ("3.0", True), ("2.10.9+cu130", False), (None, False)],
+    ("version", "fits"), [("2.11.0", True), ("2.13.0+cpu", True), ("3.0", True), ("2.10.9+cu130", False), (None, False)]
 )
 def test_installed_torch_in_the_range_is_kept(install, version, fits):
     assert install.fits(version) is fits
@@ -91,11 +90,7 @@ def test_python_without_venv_is_told_where_to_get_it(install, monkeypatch, tmp_p
 )
 def test_torchvision_is_of_the_build_of_torch(install, monkeypatch, tmp_path, torch, planned, offered, line):
     plan = {"install": [{"metadata": {"name": "torchvision", "version": planned}}]}
-    answers = {
-        "--report": json.dumps(plan),
-        "index": f"Available versions: {', '.join(offered)}",
-        "-c": torch,
-    }
+    answers = {"--report": json.dumps(plan), "index": f"Available versions: {', '.join(offered)}", "-c": torch}
 
     def answer(command, **_):
         text = next(text for word, text in answers.items() if word in command)

@@ -39,9 +39,7 @@ def test_a_gallery_shows_the_best_and_the_worst(tmp_path):
         assert two.height > two.width / 2
     (tmp_path / "taken").write_text("a file where the folder should be")
     lost = str(tmp_path / "taken/g.png")
-    with pytest.raises(
-        ConfigError, match=r"--gallery \(.+g.png\) cannot be written \(.+\); give another file"
-    ):
+    with pytest.raises(ConfigError, match=r"--gallery \(.+g.png\) cannot be written \(.+\); give another file"):
         script.main([folder, "--num-workers", "0", "--pictures", "1", "--gallery", lost])
     gone = str(write_run(tmp_path / "y", val=tmp_path / "gone"))
     with pytest.raises(ConfigError, match=r"--gallery \(.+\) has no pictures"):
@@ -58,10 +56,7 @@ def test_a_validation_set_that_is_gone_costs_the_pictures_alone(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["x", "--gallery", "g.jpg"],
-            r"--gallery \(g.jpg\)",
-        ),
+        (["x", "--gallery", "g.jpg"], r"--gallery \(g.jpg\)"),
         (["x", "--gallery", "g.png", "--pictures", "0"], r"--pictures of at least 1"),
         (["x", "--pictures", "-1"], r"--pictures \(-1\) must be 0 or more; use 4"),
         ([str(number) for number in range(9)], r"^9 runs .* 8"),

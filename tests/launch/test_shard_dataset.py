@@ -54,10 +54,7 @@ def test_a_problem_ends_it_with_1_and_no_traceback(root, tmp_path):
     command = [sys.executable, SCRIPT, *pairs(root), "--out", tmp_path / "out"]
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert (
-        result.stderr.startswith("error: 1 problem in 19 samples")
-        or "\nerror: 1 problem in 19" in result.stderr
-    )
+    assert result.stderr.startswith("error: 1 problem in 19 samples") or "\nerror: 1 problem in 19" in result.stderr
     assert "day0/00.jpg" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
@@ -105,12 +102,7 @@ def test_the_built_in_shapes_need_nothing(tmp_path, capsys):
     run("--shapes", 20, "--seed", 3, "--out", tmp_path / "out", "--workers", 1)
     manifest = Manifest.load(tmp_path / "out")
     assert manifest.num_samples == 20
-    assert [record["name"] for record in manifest.palette_records] == [
-        "background",
-        "circle",
-        "square",
-        "triangle",
-    ]
+    assert [record["name"] for record in manifest.palette_records] == ["background", "circle", "square", "triangle"]
     assert min(manifest.class_pixels) > 0
     assert "triangle" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"shapes \(0\) must be 1 or more; use 400"):
@@ -127,10 +119,7 @@ def test_options_reach_the_shards(root, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--labels", "LABELS"],
-            "no source; give --images DIR --masks DIR, --list FILE, --dataset NAME or --shapes N",
-        ),
+        (["--labels", "LABELS"], "no source; give --images DIR --masks DIR, --list FILE, --dataset NAME or --shapes N"),
         (["--images", "x", "--masks", "y"], r"--labels is missing; .*--labels Labels\.txt"),
         (["index", "x"], r"--labels is missing; .*--labels Labels\.txt"),
     ],
@@ -165,9 +154,7 @@ def test_index_makes_a_data_set_of_foreign_tars(tmp_path, capsys):
     (tmp_path / "Labels.txt").write_text("0 0 0 ground\n9 0 9 tree\n")
     pack(tmp_path / "tars" / "a.tar", ["a", "b"])
     arguments = ["index", tmp_path / "tars", "--labels", tmp_path / "Labels.txt", "--workers", 1]
-    with pytest.raises(
-        DataError, match=r"no manifest is written\.\nbad tar \(1\)\n.*has no mask a\.mask\.png"
-    ):
+    with pytest.raises(DataError, match=r"no manifest is written\.\nbad tar \(1\)\n.*has no mask a\.mask\.png"):
         run(*arguments, "--mask-ext", "mask.png")
     run(*arguments)
     assert Manifest.load(tmp_path / "tars").num_samples == 2
@@ -179,9 +166,7 @@ def test_the_command_after_an_index_looks_at_the_true_location_and_prints_none_o
 ):
     looked = []
     monkeypatch.setattr(script, "index_tars", lambda *args, **options: "indexed")
-    monkeypatch.setattr(
-        script, "next_command", lambda locations: looked.extend(locations) or next_command(locations)
-    )
+    monkeypatch.setattr(script, "next_command", lambda locations: looked.extend(locations) or next_command(locations))
     folder = "https://user:secret@host.invalid/tars"
     run("index", f"{folder}/{{0..1}}.tar", "--mask-ext", "png", "--labels", root / "Labels.txt")
     assert [location.rstrip("/") for location in looked] == [folder]
@@ -221,9 +206,7 @@ def test_index_takes_templates_and_refuses_two_ways_to_name_masks(tmp_path):
     (tmp_path / "Labels.txt").write_text("0 0 0 ground\n9 0 9 tree\n")
     pack(tmp_path / "tars" / "a.tar", ["a", "b"])
     arguments = ["index", tmp_path / "tars", "--labels", tmp_path / "Labels.txt", "--workers", 1]
-    with pytest.raises(
-        ConfigError, match="--mask-ext does not go with --mask-name: each of them alone tells"
-    ):
+    with pytest.raises(ConfigError, match="--mask-ext does not go with --mask-name: each of them alone tells"):
         run(*arguments, "--mask-ext", "seg.png", "--mask-name", "{stem}.seg.png")
     out = ["--out", tmp_path / "out"]
     run(*arguments, *out, "--mask-name", "{stem}.seg.png", "--image-name", "{stem}.jpeg")

@@ -104,6 +104,4 @@ def test_a_signal_to_a_node_reaches_the_launcher_and_becomes_exit_code_75(number
 
 @pytest.mark.parametrize("code", [0, 1, 3])
 def test_without_a_signal_a_node_exits_as_its_launcher_does(code):
-    assert (
-        subprocess.run(["bash", ROOT / "launch" / "node.sh", "bash", "-c", f"exit {code}"]).returncode == code
-    )
+    assert subprocess.run(["bash", ROOT / "launch" / "node.sh", "bash", "-c", f"exit {code}"]).returncode == code

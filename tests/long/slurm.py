@@ -73,10 +73,7 @@ class Slurm:
         """Start it, and wait for its nodes."""
         self.folder = Path(tempfile.mkdtemp(prefix="slurm_"))  # a socket's path must be short
         self.env = environment(
-            PATH=PATH,
-            VIRTUAL_ENV=sys.prefix,
-            SLURM_CONF=str(self.folder / "slurm.conf"),
-            GLOO_SOCKET_IFNAME="lo",
+            PATH=PATH, VIRTUAL_ENV=sys.prefix, SLURM_CONF=str(self.folder / "slurm.conf"), GLOO_SOCKET_IFNAME="lo"
         )
         self._inside = Namespace(("--mount", "--pid"), "mount -t proc proc /proc")
         self._daemons: list[subprocess.Popen[bytes]] = []
@@ -116,9 +113,7 @@ class Slurm:
 
     def call(self, *words: str, cwd: Path | None = None) -> str:
         """What one of SLURM's commands prints, errors too."""
-        done = subprocess.run(
-            words, env=self.env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        done = subprocess.run(words, env=self.env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         return done.stdout
 
     def submit(self, script: Path, *words: str, cwd: Path, options: Sequence[str]) -> str:

@@ -10,9 +10,7 @@ pytestmark = pytest.mark.long
 
 
 def test_a_training_loop_beside_ours(tmp_path, capsys):
-    words = (
-        "train --against careful --cases student:32x32:2 --samples 8 --rounds 1 --seconds 0.01 --workers 1"
-    )
+    words = "train --against careful --cases student:32x32:2 --samples 8 --rounds 1 --seconds 0.01 --workers 1"
     words += " --check-steps 3 --precision fp32 --work"
     assert script.main([*words.split(), str(tmp_path / "work"), "--out", str(tmp_path / "out")]) == 0
     assert "the best a careful user would write" in capsys.readouterr().out

@@ -81,11 +81,7 @@ def test_kills_leave_no_trace_though_each_restart_has_another_number_of_processe
 
 
 def train_through_kills(
-    run_dir: Path,
-    words: tuple[str, ...],
-    attempts: list[tuple[int, str]],
-    chance: random.Random,
-    **env: str,
+    run_dir: Path, words: tuple[str, ...], attempts: list[tuple[int, str]], chance: random.Random, **env: str
 ) -> None:
     """Start a run as often as there are attempts, on as many processes as each has, and kill each at its moment."""
     checkpoints = run_dir / "checkpoints"
@@ -126,9 +122,7 @@ def kill(attempt: Launched, moment: str, checkpoints: Path, chance: random.Rando
 def kill_writer(attempt: Launched, checkpoints: Path, spared: int) -> str:
     """SIGKILL for rank 0 while a checkpoint is half written, not in the first `spared` such moments."""
     before = committed(checkpoints)
-    attempt.wait_until(
-        lambda: committed(checkpoints) - before
-    )  # it has removed what others left half written
+    attempt.wait_until(lambda: committed(checkpoints) - before)  # it has removed what others left half written
     writer = attempt.ranks()[0]
     seen: set[int] = set()
 

@@ -34,8 +34,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     unet = UNet(UNetConfig(), NUM_CLASSES, mean=[127.0] * 3, std=[60.0] * 3)
     records = [
-        {"index": i, "id": i, "name": f"class {i}", "color": [20 * i, 255 - 20 * i, 99]}
-        for i in range(NUM_CLASSES)
+        {"index": i, "id": i, "name": f"class {i}", "color": [20 * i, 255 - 20 * i, 99]} for i in range(NUM_CLASSES)
     ]
     palette = Palette.from_records(records)
     save_model(folder, unet.state_dict(), model=unet.config, palette=palette, resize=None, facts={})
@@ -48,22 +47,9 @@ def predicted(model, folder, width, height, *words):
     waves = np.stack([np.sin(x / 90), np.cos(y / 70), np.sin((x + y) / 110)], axis=2)
     picture = folder / f"{width}x{height}.jpg"
     Image.fromarray((127 + 120 * waves).astype(np.uint8)).save(picture, quality=90)
-    script = [
-        ROOT / "launch/predict.py",
-        "--device",
-        "cpu",
-        "--model",
-        model,
-        "--input",
-        picture,
-        "--out",
-        folder,
-    ]
+    script = [ROOT / "launch/predict.py", "--device", "cpu", "--model", model, "--input", picture, "--out", folder]
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, *map(str, [*script, *words])],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", PEAK, *map(str, [*script, *words])], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     with Image.open(folder / f"{picture.stem}_ids.png") as ids:

@@ -18,9 +18,7 @@ def test_ranks_that_hang_leave_their_stacks_and_are_restarted(how, tmp_path):
     output = run_restarting(tmp_path, seed=1, how=how, max_restarts=2, num_processes=3)
     for attempt in range(2):
         rank, step = (tmp_path / f"hung_{attempt}").read_text().split()
-        stacks = {
-            path.stem: path.read_text() for path in (tmp_path / f"attempt_{attempt}").rglob("rank_*.txt")
-        }
+        stacks = {path.stem: path.read_text() for path in (tmp_path / f"attempt_{attempt}").rglob("rank_*.txt")}
         assert ("restarting.py" in stacks.pop(f"rank_{rank}")) is (how == "sleep"), output
         assert any("in all_reduce" in text for text in stacks.values()), stacks
         assert f"no progress for 3 s (trainer.heartbeat_s) in step {step}: " in output

@@ -57,9 +57,7 @@ class Job:
 
     def wait_for_start(self, number: int) -> None:
         """Wait until it was requeued and runs for the `number`th time."""
-        self.wait_until(
-            lambda: self.fact("Restarts") == str(number - 1) and self.fact("JobState") == "RUNNING"
-        )
+        self.wait_until(lambda: self.fact("Restarts") == str(number - 1) and self.fact("JobState") == "RUNNING")
 
     def wait_until(self, is_true) -> None:
         """Wait for something to happen; the end of the job before it fails the test."""

@@ -69,9 +69,7 @@ class Job:
 
     def output(self) -> str:
         """Of both."""
-        return "\n".join(
-            f"--- node{number}\n{self.log(number).read_text(errors='replace')}" for number in (0, 1)
-        )
+        return "\n".join(f"--- node{number}\n{self.log(number).read_text(errors='replace')}" for number in (0, 1))
 
     def train_beyond(self, step: int) -> None:
         """Wait until more than so many steps are made."""

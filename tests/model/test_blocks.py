@@ -97,9 +97,7 @@ def test_a_gate_is_the_formula_of_the_paper():
     gate = AttentionGate(6, 10).double()
     skip, coarse = torch.randn(2, 6, 8, 4).double(), torch.randn(2, 10, 4, 2).double()
     w = gate.state_dict()
-    inner = F.conv2d(skip, w["skip.weight"], stride=2) + F.conv2d(
-        coarse, w["coarse.weight"], w["coarse.bias"]
-    )
+    inner = F.conv2d(skip, w["skip.weight"], stride=2) + F.conv2d(coarse, w["coarse.weight"], w["coarse.bias"])
     weight = F.conv2d(F.relu(inner), w["weight.weight"], w["weight.bias"])
     weight = F.interpolate(weight, size=(8, 4), mode="bilinear", align_corners=False)
     torch.testing.assert_close(gate(skip, coarse), skip * torch.sigmoid(weight))
@@ -117,10 +115,7 @@ def test_a_step_up_joins_what_the_gate_lets_through():
 
 def test_bilinear_doubles_as_if_it_convolved_afterwards():
     up = UpBlock(6, 4, num_convs=1, norm="none", residual=False, upsample="bilinear").double()
-    x, skip = (
-        torch.randn(2, 6, 3, 5, dtype=torch.float64),
-        torch.randn(2, 4, 6, 10, dtype=torch.float64),
-    )
+    x, skip = (torch.randn(2, 6, 3, 5, dtype=torch.float64), torch.randn(2, 4, 6, 10, dtype=torch.float64))
     doubled = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     expected = up.block(torch.cat([skip, F.conv2d(doubled, up.up.weight, up.up.bias)], dim=1))
     torch.testing.assert_close(up(x, skip), expected, rtol=0, atol=1e-12)

@@ -194,18 +194,14 @@ def test_a_uniform_image_looks_alike_at_every_scale():
 def test_everything_together_is_close_to_its_parts(resize):
     image = picture(100, 130)
     inference = windowed(window=(40, 40), flips=True, scales=(1.0, 1.25))
-    whole = predict_logits(
-        smooth, image, resize=resize, inference=dataclasses.replace(inference, window=None)
-    )
+    whole = predict_logits(smooth, image, resize=resize, inference=dataclasses.replace(inference, window=None))
     together = predict_logits(smooth, image, resize=resize, inference=inference)
     assert (together.exp() - whole.exp()).abs().mean() < 0.01
 
 
 def test_certainty_has_a_finite_logarithm():
     image = picture()
-    averaged = predict_logits(
-        lambda image: image.float() * 1000, image, inference=InferenceConfig(flips=True)
-    )
+    averaged = predict_logits(lambda image: image.float() * 1000, image, inference=InferenceConfig(flips=True))
     assert averaged.isfinite().all()
     assert averaged.argmax(1).equal(image.argmax(1))
 
@@ -223,10 +219,7 @@ def test_the_mean_of_windows_in_half_precision_is_float32():
         ({"overlap": 1.0}, r"inference.overlap \(1.0\) must be at least 0 and below 1; use 0.5"),
         ({"overlap": -0.1}, "inference.overlap"),
         ({"window_batch": 0}, r"inference.window_batch \(0\) must be at least 1; use 2"),
-        (
-            {"scales": ()},
-            r"inference.scales \(\[\]\) must be one or more numbers above 0; use \[0.75, 1.0, 1.25\]",
-        ),
+        ({"scales": ()}, r"inference.scales \(\[\]\) must be one or more numbers above 0; use \[0.75, 1.0, 1.25\]"),
         ({"scales": (1.0, 0.0)}, "inference.scales"),
         ({"scales": (float("nan"),)}, "inference.scales"),
     ],

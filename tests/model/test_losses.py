@@ -95,9 +95,7 @@ def test_cross_entropy_is_torchs_mean(label_smoothing):
         ignore_index=IGNORE_INDEX,
         label_smoothing=label_smoothing,
     )
-    torch.testing.assert_close(
-        loss(logits, mask, loss.denominators(count(mask))), expected, rtol=1e-13, atol=0
-    )
+    torch.testing.assert_close(loss(logits, mask, loss.denominators(count(mask))), expected, rtol=1e-13, atol=0)
 
 
 def test_units_count_weighted_pixels_and_images_with_a_valid_one():
@@ -111,9 +109,7 @@ def test_sums_over_units_are_the_loss():
     loss = make_loss(**TERMS["all"])
     logits, mask = batch(3)
     denominators = loss.denominators(count(mask))
-    torch.testing.assert_close(
-        (loss.sums(logits, mask) / denominators).sum(), loss(logits, mask, denominators)
-    )
+    torch.testing.assert_close((loss.sums(logits, mask) / denominators).sum(), loss(logits, mask, denominators))
 
 
 @pytest.mark.parametrize("settings_", TERMS.values(), ids=TERMS)
@@ -146,9 +142,7 @@ def test_ignored_pixels_do_not_matter(settings_):
     logits, mask = batch(3)
     denominators = loss.denominators(count(mask))
     changed = torch.where((mask == IGNORE_INDEX)[:, None], logits * 3 + 1, logits)
-    torch.testing.assert_close(
-        loss(changed, mask, denominators), loss(logits, mask, denominators), rtol=1e-13, atol=0
-    )
+    torch.testing.assert_close(loss(changed, mask, denominators), loss(logits, mask, denominators), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("settings_", TERMS.values(), ids=TERMS)
@@ -330,9 +324,7 @@ def test_class_weights_are_the_formulas(rule, expected):
 
 
 def test_the_median_of_an_even_number_is_between_the_middle_two():
-    weights = class_weights(
-        "median_frequency", num_classes=2, class_pixels=[10, 30], presence_pixels=[100, 100]
-    )
+    weights = class_weights("median_frequency", num_classes=2, class_pixels=[10, 30], presence_pixels=[100, 100])
     assert weights.tolist() == pytest.approx([2.0, 2 / 3])
 
 

@@ -63,9 +63,7 @@ def test_a_crash_between_the_two_files_cannot_part_weights_and_config(tmp_path, 
 
 def test_wrapped_weights_are_refused(tmp_path):
     wrapped = torch.nn.ModuleDict({"module": unet()})
-    with pytest.raises(
-        CheckpointError, match=r"belongs to a wrapped model; save the state_dict of the module inside"
-    ):
+    with pytest.raises(CheckpointError, match=r"belongs to a wrapped model; save the state_dict of the module inside"):
         save_model(tmp_path, wrapped.state_dict(), model=CONFIG, palette=PALETTE, resize=None, facts={})
 
 
@@ -76,18 +74,14 @@ def test_what_is_no_model_says_so(tmp_path):
     with pytest.raises(CheckpointError, match=r"is damaged .*; use another checkpoint or train again"):
         load_model(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / MODEL_FILE)
-    with pytest.raises(
-        CheckpointError, match=r"has format None, this version reads 'unetdist-model-1'; use weights"
-    ):
+    with pytest.raises(CheckpointError, match=r"has format None, this version reads 'unetdist-model-1'; use weights"):
         load_model(tmp_path)
 
 
 def test_weights_of_another_architecture_say_so(tmp_path):
     other = UNet(UNetConfig(widths=(4, 8, 8)), 3, mean=[1.0] * 3, std=[1.0] * 3)
     save(tmp_path, other)
-    with pytest.raises(
-        CheckpointError, match=r"does not fit .*: it holds bottleneck\..*one of 44 tensors too many"
-    ):
+    with pytest.raises(CheckpointError, match=r"does not fit .*: it holds bottleneck\..*one of 44 tensors too many"):
         load_model(tmp_path)
 
 
@@ -105,9 +99,7 @@ def test_layout_and_gradients_are_those_of_training(tmp_path):
     model = unet()
     save(tmp_path, model)
     loaded = load_model(tmp_path).model
-    for (name, parameter), (_, other) in zip(
-        model.named_parameters(), loaded.named_parameters(), strict=True
-    ):
+    for (name, parameter), (_, other) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
         assert (parameter.stride(), parameter.requires_grad) == (other.stride(), other.requires_grad), name
 
 

@@ -27,8 +27,7 @@ class Pyramid(nn.Module):
         self.feature_info = SimpleNamespace(channels=lambda: widths, reduction=lambda: list(strides))
         self.pretrained_cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
         self.layers = nn.ModuleList(
-            nn.Conv2d(in_channels, width, stride, stride)
-            for width, stride in zip(widths, strides, strict=True)
+            nn.Conv2d(in_channels, width, stride, stride) for width, stride in zip(widths, strides, strict=True)
         )
         # As ConvNeXt and Swin do: numbers are read while it is made, and a tensor is not saved.
         (scale,) = torch.linspace(1.0, 2.0, 1).tolist()
@@ -85,9 +84,7 @@ def test_a_model_chooses_no_repository_and_no_folder(library, name):
 def test_pretrained_weights_bring_their_pixel_statistics_and_stay_as_they_are(library, monkeypatch):
     drawn = []
     create = library.create_model
-    monkeypatch.setattr(
-        library, "create_model", lambda *a, **k: drawn.append(net := create(*a, **k)) or _biased(net)
-    )
+    monkeypatch.setattr(library, "create_model", lambda *a, **k: drawn.append(net := create(*a, **k)) or _biased(net))
     model = unet(encoder="two", pretrained=True)
     assert library.asked == [("two", True)]
     assert model.mean.flatten().tolist() == pytest.approx([127.5, 102, 76.5])

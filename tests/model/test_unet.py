@@ -79,9 +79,7 @@ def test_state_dict_has_readable_keys():
     }
 
 
-GRID = list(
-    product(["batch", "sync_batch", "group", "instance", "none"], ["transpose", "bilinear"], [False, True])
-)
+GRID = list(product(["batch", "sync_batch", "group", "instance", "none"], ["transpose", "bilinear"], [False, True]))
 
 
 RESIDUAL = {"encoder_blocks": (2, 1, 2), "attention": True, "drop_path": 0.1}
@@ -106,12 +104,7 @@ def test_every_kind_trains_on_any_size(norm, upsample, residual, size, more):
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    depth=st.integers(0, 4),
-    height=st.integers(1, 40),
-    width=st.integers(1, 40),
-    channels=st.sampled_from([1, 3]),
-)
+@given(depth=st.integers(0, 4), height=st.integers(1, 40), width=st.integers(1, 40), channels=st.sampled_from([1, 3]))
 def test_any_size_is_the_crop_of_its_padded_self(depth, height, width, channels):
     model = unet(widths=(3,) * (depth + 1), norm="group", in_channels=channels).eval()
     image = pictures(1, channels, height, width)
@@ -120,9 +113,7 @@ def test_any_size_is_the_crop_of_its_padded_self(depth, height, width, channels)
     full = 64
     repeated = F.pad(image.float(), (0, full - width, 0, full - height), mode="replicate")
     factor = 2**depth
-    padded_height, padded_width = (
-        max(2 * factor, (size + factor - 1) // factor * factor) for size in (height, width)
-    )
+    padded_height, padded_width = (max(2 * factor, (size + factor - 1) // factor * factor) for size in (height, width))
     padded = model(repeated[..., :padded_height, :padded_width])
     assert padded.shape == (1, 5, padded_height, padded_width)
     assert torch.equal(padded[..., :height, :width], logits)
@@ -149,16 +140,12 @@ def test_drop_path_grows_in_a_line_on_the_way_down():
     rates = {name: module.p for name, module in model.named_modules() if isinstance(module, DropPath)}
     assert list(rates.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0, 0])
     simple = unet(residual=True, drop_path=0.3)
-    assert [level.drop_path.p for level in (*simple.encoder, simple.bottleneck)] == pytest.approx(
-        [0.1, 0.2, 0.3]
-    )
+    assert [level.drop_path.p for level in (*simple.encoder, simple.bottleneck)] == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_new_options_keep_the_weights_that_a_seed_draws():
     """The sum of all weights of a seed, as it was before there were gates and residual levels."""
-    total = sum(
-        parameter.detach().double().sum() for parameter in unet(seed=0, deep_supervision=True).parameters()
-    )
+    total = sum(parameter.detach().double().sum() for parameter in unet(seed=0, deep_supervision=True).parameters())
     assert float(total) == pytest.approx(51.1309081446816, abs=1e-6)
 
 
@@ -175,9 +162,7 @@ def test_auxiliary_logits_go_from_fine_to_coarse():
 def test_mean_and_std_are_in_pixel_units_and_travel_with_the_weights():
     model = unet().eval()
     bare = UNet(model.config, 5, [0, 0, 0], [1, 1, 1]).eval()
-    bare.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if k not in ("mean", "std")}, strict=False
-    )
+    bare.load_state_dict({k: v for k, v in model.state_dict().items() if k not in ("mean", "std")}, strict=False)
     image = pictures(2, 3, 9, 9)
     normalised = (image - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(bare(normalised), model(image))
@@ -218,12 +203,8 @@ def test_the_same_seed_draws_the_same_weights():
     assert not torch.equal(one.head.weight, other.head.weight)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning"
-)  # raised inside torch.export
-@pytest.mark.parametrize(
-    ("traced_size", "more"), [((50, 70), {}), ((48, 64), RESIDUAL)], ids=["plain", "more"]
-)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # raised inside torch.export
+@pytest.mark.parametrize(("traced_size", "more"), [((50, 70), {}), ((48, 64), RESIDUAL)], ids=["plain", "more"])
 def test_exports_for_any_size(traced_size, more):
     model = unet(widths=(3, 4, 5), **more).eval()
     dynamic = torch.export.Dim.DYNAMIC
@@ -253,11 +234,7 @@ def test_learns_two_pictures_by_heart():
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
-        (
-            [1.0],
-            [1.0, 1.0, 1.0],
-            r"mean \(\[1.0\]\) must be one finite number .* each of the 3 input channels",
-        ),
+        ([1.0], [1.0, 1.0, 1.0], r"mean \(\[1.0\]\) must be one finite number .* each of the 3 input channels"),
         ([1.0, 1.0, 1.0], [1.0, -1.0, 1.0], r"std \(\[1.0, -1.0, 1.0\]\) must be .* not negative"),
         ([1.0, float("nan"), 1.0], [1.0, 1.0, 1.0], r"mean \(.*nan.*use those of the training manifest"),
     ],
@@ -268,9 +245,7 @@ def test_statistics_that_do_not_fit_are_refused(mean, std, message):
 
 
 def test_an_image_with_other_channels_is_refused():
-    with pytest.raises(
-        DataError, match="image has 1 channels, the model takes 3; convert the image, or train"
-    ):
+    with pytest.raises(DataError, match="image has 1 channels, the model takes 3; convert the image, or train"):
         unet()(pictures(1, 1, 8, 8))
 
 
@@ -297,10 +272,7 @@ def test_presets_give_widths_and_widths_overrule_them():
 def test_a_preset_may_have_residual_blocks_and_they_can_be_overruled():
     assert UNetConfig().level_blocks is None
     residual = UNetConfig(preset="residual")
-    assert (residual.level_widths, residual.level_blocks) == (
-        (32, 64, 128, 256, 512, 512),
-        (1, 2, 2, 4, 4, 2),
-    )
+    assert (residual.level_widths, residual.level_blocks) == ((32, 64, 128, 256, 512, 512), (1, 2, 2, 4, 4, 2))
     assert UNetConfig(preset="residual", widths=(4,) * 6).level_blocks == (1, 2, 2, 4, 4, 2)
     assert UNetConfig(preset="residual", widths=(4, 8), encoder_blocks=1).level_blocks == 1
     assert not UNetConfig(preset="residual", encoder_blocks=0).level_blocks
@@ -315,26 +287,17 @@ def test_a_preset_may_have_residual_blocks_and_they_can_be_overruled():
         ({"widths": (10**9, 10**9)}, r"widths \(\[1000000000, .* channel counts from 1 to 65536"),
         ({"encoder_convs": 10**9}, r"encoder_convs \(1000000000\) must be from 1 to 64"),
         ({"in_channels": 10**9}, r"in_channels \(1000000000\) must be from 1 to 65536"),
-        (
-            {"encoder_convs": 0},
-            r"encoder_convs \(0\) must be from 1 to 64, .*; use one number or a list of 5",
-        ),
+        ({"encoder_convs": 0}, r"encoder_convs \(0\) must be from 1 to 64, .*; use one number or a list of 5"),
         ({"encoder_convs": (2, 2)}, r"encoder_convs \(\(2, 2\)\) must be .* for 5 widths; .* a list of 5"),
         ({"decoder_convs": (2, 2, 0, 2)}, r"decoder_convs \(.*\) must be from 1 to 64, .* a list of 4"),
         ({"encoder_blocks": (2, 2)}, r"encoder_blocks \(\(2, 2\)\) must be .* for 5 widths; .* a list of 5"),
         ({"encoder_blocks": (1, 0), "widths": (4, 8)}, r"encoder_blocks \(\(1, 0\)\) must be from 1 to 64"),
-        (
-            {"preset": "residual", "widths": (8, 16)},
-            r"encoder_blocks \(\(1, 2, .*for 2 widths; .* a list of 2",
-        ),
+        ({"preset": "residual", "widths": (8, 16)}, r"encoder_blocks \(\(1, 2, .*for 2 widths; .* a list of 2"),
         ({"drop_path": -0.1}, r"drop_path \(-0.1\) must be at least 0 and below 1; use 0"),
         ({"drop_path": 0.1}, r"drop_path \(0.1\) must have residual blocks to drop; use encoder_blocks: 2"),
         ({"dropout": 1.0}, r"dropout \(1.0\) must be at least 0 and below 1; use 0"),
         ({"pretrained": True}, r"pretrained \(true\) must have a model.encoder; use a name such as"),
-        (
-            {"encoder": "resnet34", "decoder_convs": (1, 2, 1, 1)},
-            r"decoder_convs \(.*\) must be one number with",
-        ),
+        ({"encoder": "resnet34", "decoder_convs": (1, 2, 1, 1)}, r"decoder_convs \(.*\) must be one number with"),
         ({"in_channels": 0}, r"in_channels \(0\) must be from 1 to 65536; use 3 for RGB"),
     ],
 )
@@ -348,7 +311,5 @@ def test_sync_batch_without_gpus_is_refused():
     check_norm(config, device_type="cpu", world_size=1)
     check_norm(config, device_type="cuda", world_size=2)
     check_norm(UNetConfig(norm="batch"), device_type="cpu", world_size=2)
-    with pytest.raises(
-        ConfigError, match=r"model.norm \(sync_batch\) must have a GPU .* 2 processes.*; use group"
-    ):
+    with pytest.raises(ConfigError, match=r"model.norm \(sync_batch\) must have a GPU .* 2 processes.*; use group"):
         check_norm(config, device_type="cpu", world_size=2)

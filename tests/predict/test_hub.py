@@ -86,16 +86,12 @@ def test_tensors_of_any_floats_are_understood(folder):
     expected = pixels_of(ramp, 1, (0, 255))
     for form in (ramp.double(), ramp.clone().requires_grad_()):
         assert np.array_equal(pixels_of(form, 1, (0, 255)), expected)
-    assert np.array_equal(
-        pixels_of(ramp.bfloat16(), 1, (0, 255)), pixels_of(ramp.bfloat16().float(), 1, (0, 255))
-    )
+    assert np.array_equal(pixels_of(ramp.bfloat16(), 1, (0, 255)), pixels_of(ramp.bfloat16().float(), 1, (0, 255)))
     model = UNet.from_pretrained(folder)
     with pytest.raises(DataError, match=r"float32 pixels .*model\.image_range"):
         model.predict(ramp.bfloat16())
     model.image_range = (0, 255)  # as the message says
-    assert np.array_equal(
-        model.predict(ramp.bfloat16()), model.predict(pixels_of(ramp.bfloat16(), 1, (0, 255)))
-    )
+    assert np.array_equal(model.predict(ramp.bfloat16()), model.predict(pixels_of(ramp.bfloat16(), 1, (0, 255))))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "P"])
@@ -105,27 +101,18 @@ def test_an_image_without_pixels_is_refused(mode):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [
-        np.zeros((4, 4, 3)),
-        np.zeros((3, 4, 5), np.uint8),
-        np.zeros((0, 0, 3), np.uint8),
-        torch.zeros(3, 4, 4),
-    ],
+    "values", [np.zeros((4, 4, 3)), np.zeros((3, 4, 5), np.uint8), np.zeros((0, 0, 3), np.uint8), torch.zeros(3, 4, 4)]
 )
 def test_what_is_no_image_is_refused(values):
     with pytest.raises(
-        DataError,
-        match=r"of shape \(0, 0, 3\); give uint8|has 5 bands|float(32|64) pixels .*--image-range LOW HIGH",
+        DataError, match=r"of shape \(0, 0, 3\); give uint8|has 5 bands|float(32|64) pixels .*--image-range LOW HIGH"
     ):
         pixels_of(values, 3)
 
 
 @pytest.mark.parametrize("thing", [None, [Image.new("RGB", (4, 4))]])
 def test_what_is_of_no_kind_that_holds_an_image_is_refused(thing):
-    with pytest.raises(
-        DataError, match=rf"an image is a {type(thing).__name__}; give a path, .* one at a time"
-    ):
+    with pytest.raises(DataError, match=rf"an image is a {type(thing).__name__}; give a path, .* one at a time"):
         pixels_of(thing, 3)
 
 
@@ -160,9 +147,7 @@ def test_a_repository_is_downloaded_but_for_its_pictures(folder, image, monkeypa
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert UNet.from_pretrained("me/streets", revision="v1").predict(image).shape == (21, 30)
-    assert asked == [
-        ("me/streets", {"allow_patterns": ["model.safetensors", "config.json"], "revision": "v1"})
-    ]
+    assert asked == [("me/streets", {"allow_patterns": ["model.safetensors", "config.json"], "revision": "v1"})]
 
 
 def test_a_repository_that_is_not_there_is_named_with_a_remedy(monkeypatch):
@@ -226,12 +211,7 @@ def test_a_push_can_be_pulled_by_others_and_lasts_without_a_network(folder, imag
     with fake_hub() as (hub, address):
         environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
         assert run(push).endswith("me/streets")
-        assert set(hub.repositories["me/streets"]) == {
-            "model.safetensors",
-            "config.json",
-            "README.md",
-            "example.png",
-        }
+        assert set(hub.repositories["me/streets"]) == {"model.safetensors", "config.json", "README.md", "example.png"}
         assert json.loads(run(pull)) == expected
         assert not any(path.endswith("example.png") for method, path in hub.requests if method == "GET")
         missing = subprocess.run(

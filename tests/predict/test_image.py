@@ -64,14 +64,10 @@ def test_the_result_of_an_image_does_not_depend_on_its_company(network):
     assert np.array_equal(together, alone)
 
 
-@pytest.mark.parametrize(
-    "inference", [InferenceConfig(), InferenceConfig(window=(8, 8)), InferenceConfig(flips=True)]
-)
+@pytest.mark.parametrize("inference", [InferenceConfig(), InferenceConfig(window=(8, 8)), InferenceConfig(flips=True)])
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_probabilities_in_255ths(network, inference, batch_size):
-    (one,) = predict_images(
-        network, images(1), batch_size=batch_size, inference=inference, with_probabilities=True
-    )
+    (one,) = predict_images(network, images(1), batch_size=batch_size, inference=inference, with_probabilities=True)
     assert one.probabilities.shape == (2, 20, 30)
     assert one.probabilities.dtype == np.uint8
     assert np.abs(one.probabilities.sum(0, dtype=int) - 255).max() <= 1
@@ -81,6 +77,4 @@ def test_probabilities_in_255ths(network, inference, batch_size):
 
 def test_images_that_were_resized_already_are_not_resized_again(network):
     (once,) = predict_images(network, images(1), resized_to=(24, 16))
-    assert np.array_equal(
-        once.classes, predict_image(SavedModel(network.model, PALETTE, None, {}), images(1)[0])
-    )
+    assert np.array_equal(once.classes, predict_image(SavedModel(network.model, PALETTE, None, {}), images(1)[0]))

@@ -19,9 +19,7 @@ def test_results_of_another_model_or_other_settings_are_not_mixed(tmp_path, save
     with pytest.raises(ConfigError, match=r"--out \(.*out\) holds results of other inference; .*--overwrite"):
         predict_files(saved, source, out, inference=windows)
     saved.model.register_buffer("step", torch.tensor(1))
-    with pytest.raises(
-        ConfigError, match="holds results of other weights; give another folder, or --overwrite"
-    ):
+    with pytest.raises(ConfigError, match="holds results of other weights; give another folder, or --overwrite"):
         predict_files(saved, source, out)
     assert predict_files(saved, source, out, overwrite=True) == []
     assert predict_files(saved, source, out) == []

@@ -97,9 +97,7 @@ def test_lists_that_cannot_be_used(tmp_path):
         open_source(tmp_path / "b.txt", tmp_path)
     picture(tmp_path / "a.png")
     (tmp_path / "c.txt").write_text(f"{tmp_path}/a.png\nb/c.png\nhttps://a.org/1.jpg\nd.png\n")
-    with pytest.raises(
-        DataError, match="c.txt: 2 of its 4 images are no files, the first is b/c.png; relative"
-    ):
+    with pytest.raises(DataError, match="c.txt: 2 of its 4 images are no files, the first is b/c.png; relative"):
         open_source(tmp_path / "c.txt", tmp_path)
 
 
@@ -109,9 +107,7 @@ def test_several_images_as_a_shell_names_them(tmp_path):
     words = [str(tmp_path / name) for name in ("x/a.png", "y/a.png")]
     assert targets(open_source(words, tmp_path / "out"), tmp_path / "out") == ["x/a", "y/a"]
     assert targets(open_source(words[:1], tmp_path / "out"), tmp_path / "out") == ["a"]
-    with pytest.raises(
-        DataError, match="--input: 1 of its 2 images are no files, the first is .*x; relative paths"
-    ):
+    with pytest.raises(DataError, match="--input: 1 of its 2 images are no files, the first is .*x; relative paths"):
         open_source([str(tmp_path / "x"), words[1]], tmp_path / "out")
 
 
@@ -126,10 +122,7 @@ def test_a_remote_image_and_folder(tmp_path):
 
 def test_a_remote_folder_without_images(tmp_path):
     (tmp_path / "served").mkdir()
-    with (
-        serve(tmp_path / "served") as server,
-        pytest.raises(DataError, match="no images .* list of their URLs"),
-    ):
+    with serve(tmp_path / "served") as server, pytest.raises(DataError, match="no images .* list of their URLs"):
         open_source(server.url, tmp_path)
 
 

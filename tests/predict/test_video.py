@@ -36,9 +36,7 @@ def test_frames_that_are_not_wanted_keep_their_place(tmp_path, drive):
 
 def test_what_is_no_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    with pytest.raises(
-        DataError, match=r"a.mp4: cannot be read as a video; convert it to MP4 .* of its frames"
-    ):
+    with pytest.raises(DataError, match=r"a.mp4: cannot be read as a video; convert it to MP4 .* of its frames"):
         Video(str(tmp_path / "a.mp4"), tmp_path)
 
 

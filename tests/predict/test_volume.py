@@ -197,9 +197,7 @@ def changed(folder, action):
     """Names of the results that `action` wrote."""
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
     action()
-    return sorted(
-        path.name for path in folder.glob("*.png") if path.stat().st_mtime_ns != before.get(path.name)
-    )
+    return sorted(path.name for path in folder.glob("*.png") if path.stat().st_mtime_ns != before.get(path.name))
 
 
 def test_what_is_there_is_kept_unless_told_otherwise(tmp_path, saved, caplog, monkeypatch):
@@ -258,9 +256,7 @@ def test_processes_share_the_pictures_and_tell_all_failures(tmp_path):
     for name in ("1.png", "4.png"):
         (tmp_path / "in" / name).write_bytes(b"no image")
     ranks = run_ranks(share, 2, tmp_path, None)
-    assert [told for _, told in ranks] == [
-        [("4.png", "image cannot be read"), ("1.png", "image cannot be read")]
-    ] * 2
+    assert [told for _, told in ranks] == [[("4.png", "image cannot be read"), ("1.png", "image cannot be read")]] * 2
     assert [count for count, _ in ranks] == [4, 3]
     assert names_in(tmp_path / "out") == [f"{index}_ids.png" for index in (0, 2, 3, 5, 6, 7, 8)]
 

@@ -32,9 +32,7 @@ def write(root: Path, out: Path | str, source: SampleSource | None = None, **opt
 def contents(folder: Path) -> dict[str, str]:
     """Name -> hash of all that a user sees in the folder."""
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
-        if path.is_file()
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()
     }
 
 

@@ -20,13 +20,7 @@ from unetdist.sharding.plan import WorkPartition
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "ACCELERATE_MIXED_PRECISION",
-        "SLURM_ARRAY_TASK_COUNT",
-    ):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "SLURM_ARRAY_TASK_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -76,11 +70,7 @@ def test_the_processes_of_a_machine_share_its_cores(monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     options = command.run_options(written("--overwrite"))
-    assert (options.workers, options.overwrite, options.partition) == (
-        2,
-        True,
-        WorkPartition(1, 6, is_launched=True),
-    )
+    assert (options.workers, options.overwrite, options.partition) == (2, True, WorkPartition(1, 6, is_launched=True))
 
 
 def test_a_launcher_that_started_one_process_of_several_is_told(monkeypatch, caplog):
@@ -96,27 +86,15 @@ def test_a_launcher_that_started_one_process_of_several_is_told(monkeypatch, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            "--shapes 3 --images x",
-            "--shapes does not go with --images: samples come from one source; leave out",
-        ),
+        ("--shapes 3 --images x", "--shapes does not go with --images: samples come from one source; leave out"),
         ("--shapes 3 --dataset x", "--shapes does not go with --dataset: samples come from one source"),
         ("--shapes 0 --list x", "--shapes does not go with --list: "),
         ("--dataset x --images x --masks y", "leave out --dataset or --images and --masks."),
         ("--dataset x --list y", "--dataset does not go with --list: samples come from one source"),
         ("--shapes 3 --mask-name {stem}.png", "--shapes does not go with --mask-name: shapes are not files"),
-        (
-            "--dataset x --image-name {stem}.png",
-            "--dataset does not go with --image-name: a dataset has columns",
-        ),
-        (
-            "--list x --image-name a --mask-name b",
-            "--image-name and --mask-name: the list itself names the files",
-        ),
-        (
-            "--shapes 3 --labels x",
-            "--labels: the shapes have their own classes; leave out --shapes or --labels.",
-        ),
+        ("--dataset x --image-name {stem}.png", "--dataset does not go with --image-name: a dataset has columns"),
+        ("--list x --image-name a --mask-name b", "--image-name and --mask-name: the list itself names the files"),
+        ("--shapes 3 --labels x", "--labels: the shapes have their own classes; leave out --shapes or --labels."),
         ("--shapes 3 --ignore x", "--shapes does not go with --ignore: "),
         ("--shapes 3 --val-list x --val-fraction 0", "--val-list does not go with --val-fraction: each"),
     ],
@@ -162,9 +140,7 @@ def test_show_draws_the_same_sheet_again(folder, tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     run("show", folder, "--out", tmp_path / "c.png", "--keys", "pictures/001", "pictures/002")
     (tmp_path / "x.yaml").write_text("augment:\n  crop_size: [8, 8]\n")
-    run(
-        "show", folder, "--out", tmp_path / "d.png", "--num", 4, "--seed", 1, "--augment", tmp_path / "x.yaml"
-    )
+    run("show", folder, "--out", tmp_path / "d.png", "--num", 4, "--seed", 1, "--augment", tmp_path / "x.yaml")
     assert len({(tmp_path / name).read_bytes() for name in ("a.png", "c.png", "d.png")}) == 3
 
 
@@ -172,18 +148,9 @@ def test_show_draws_the_same_sheet_again(folder, tmp_path, capsys):
     ("words", "message"),
     [
         (["show", "DATA"], r"--out is missing; give the file of the sheet, such as --out samples\.png"),
-        (
-            ["show", "DATA", "--out", "TAKEN/a.png"],
-            r"--out \(.+a.png\) is not writable \(.+\); give another",
-        ),
-        (
-            ["stats", "DATA", "--png", "TAKEN/a.png"],
-            r"--png \(.+a.png\) is not writable \(.+\); give another",
-        ),
-        (
-            ["stats", "DATA", "--json", "TAKEN/a.json"],
-            r"--json \(.+\) is not writable \(.+\); give another",
-        ),
+        (["show", "DATA", "--out", "TAKEN/a.png"], r"--out \(.+a.png\) is not writable \(.+\); give another"),
+        (["stats", "DATA", "--png", "TAKEN/a.png"], r"--png \(.+a.png\) is not writable \(.+\); give another"),
+        (["stats", "DATA", "--json", "TAKEN/a.json"], r"--json \(.+\) is not writable \(.+\); give another"),
         (["verify", "DATA", "--workers", "0"], r"--workers \(0\) must be 1 or more; use \d+"),
         (["verify", "pipe:cat /x/{name}"], r"commands are no longer run"),
     ],

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 
 from tests.sharding.ingested import samples_of, write
-from tests.sharding.picture_folders import (
-    image_array,
-    mask_array,
-)
+from tests.sharding.picture_folders import image_array, mask_array
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.manifest import Manifest, Shard
 from unetdist.errors import ConfigError, DataError
@@ -66,9 +63,7 @@ def test_options_that_cannot_work_are_refused(make, message):
 
 SIZES = [(4, 5), (4, 5), (7, 3), (2, 9)]
 IMAGES = [image_array(number, size) for number, size in enumerate(SIZES)]
-MASKS = [
-    np.random.default_rng(n).choice(np.array([0, 1, 2, 255], np.uint8), size) for n, size in enumerate(SIZES)
-]
+MASKS = [np.random.default_rng(n).choice(np.array([0, 1, 2, 255], np.uint8), size) for n, size in enumerate(SIZES)]
 MASKS[3][:] = 1
 
 

@@ -70,13 +70,9 @@ def test_a_saved_dataset_gives_the_split_and_keys_that_are_asked_for(tmp_path):
 def test_columns_that_do_not_fit_are_refused(tmp_path):
     make_rows(name=["a", "b", "c"]).to_parquet(tmp_path / "rows.parquet")
     path = str(tmp_path / "rows.parquet")
-    with pytest.raises(
-        DataError, match=r"no column 'label'; it has image, mask, name: choose with --mask-column"
-    ):
+    with pytest.raises(DataError, match=r"no column 'label'; it has image, mask, name: choose with --mask-column"):
         from_dataset(path, mask_column="label")
-    with pytest.raises(
-        DataError, match=r"column 'name' holds .* instead of images; choose another with --mask-column"
-    ):
+    with pytest.raises(DataError, match=r"column 'name' holds .* instead of images; choose another with --mask-column"):
         from_dataset(path, mask_column="name")
     with pytest.raises(DataError, match=r"cannot be loaded: .*--split \(nothing\)"):
         from_dataset(path, split="nothing")

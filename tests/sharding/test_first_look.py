@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.sharding.picture_folders import (
-    COLORS,
-    color_mask,
-    encoded,
-    image_array,
-    mask_array,
-    palette,
-    write_folders,
-)
+from tests.sharding.picture_folders import COLORS, color_mask, encoded, image_array, mask_array, palette, write_folders
 from unetdist.data.image_file import ORIENTATION_TAG
 from unetdist.errors import DataError
 from unetdist.sharding.convert import ConvertOptions
@@ -130,9 +122,7 @@ def test_the_bits_that_are_used_or_the_extremes(low, high, is_integer, expected)
 
 
 def test_auto_is_the_range_of_all_images():
-    options = with_measured_range(
-        ConvertOptions(), source(deep(300), PLAIN, b"damaged", deep(3600)), workers=1
-    )
+    options = with_measured_range(ConvertOptions(), source(deep(300), PLAIN, b"damaged", deep(3600)), workers=1)
     assert options.image_range == (0, 4095)
     floats = source(deep(0.5, dtype=np.float32), deep(1.5, -0.5, dtype=np.float32))
     assert with_measured_range(ConvertOptions(), floats, workers=1).image_range == (-0.5, 1.5)

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.sharding.ingested import contents, samples_of, write
-from tests.sharding.picture_folders import (
-    palette,
-)
+from tests.sharding.picture_folders import palette
 from unetdist.data import shards
 from unetdist.data.decode import decode_mask
 from unetdist.data.manifest import Manifest
@@ -76,9 +74,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(root, tmp_path):
     write(root, tmp_path / "whole")
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILLED_RUN, str(root), str(out), "2"]
-    killed = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
-    )
+    killed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list(out.glob("*.tar"))) == 2
     assert list(out.glob(".*.partial"))
@@ -100,20 +96,14 @@ def test_an_interruption_says_what_stays_and_how_to_go_on(root, tmp_path, monkey
         patch.setattr(folder, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write(root, tmp_path / "out")
-    assert (
-        f"stopped: 2 of 4 shards are complete in {tmp_path / 'out'}; run the same command again"
-        in caplog.text
-    )
+    assert f"stopped: 2 of 4 shards are complete in {tmp_path / 'out'}; run the same command again" in caplog.text
     assert "2 of them kept" in write(root, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (
-            errno.ENOSPC,
-            r"the disk is full: 2 of 4 shards are complete; free some space and run the same command again",
-        ),
+        (errno.ENOSPC, r"the disk is full: 2 of 4 shards are complete; free some space and run the same command again"),
         (errno.EACCES, r"cannot be written \(.*denied.*\): 2 of 4 shards are complete; fix that and run"),
     ],
 )

@@ -100,10 +100,7 @@ def test_index_and_manifest_go_elsewhere_where_asked(tmp_path):
     (tmp_path / "list.txt").write_text("# two\nx/a.tar\n\ny/a.tar\n")
     index(tmp_path / "list.txt", out=tmp_path / "out")
     manifest = Manifest.load(tmp_path / "out")
-    assert [shard.name for shard in manifest.shards] == [
-        str(tmp_path / "x" / "a.tar"),
-        str(tmp_path / "y" / "a.tar"),
-    ]
+    assert [shard.name for shard in manifest.shards] == [str(tmp_path / "x" / "a.tar"), str(tmp_path / "y" / "a.tar")]
     assert all((tmp_path / "out" / shard.index_name).is_file() for shard in manifest.shards)
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["a.tar"]
 
@@ -157,9 +154,7 @@ def test_bad_samples_and_tars_are_told_together(tmp_path):
     assert not (tmp_path / MANIFEST_NAME).exists()
     text = str(caught.value)
     assert "3 problems in 4 tars, no manifest is written." in text
-    assert (
-        f"not in the label file: 2 at x 2, y 0 in {tmp_path}/a.tar, key a" in text or "a.tar, key a" in text
-    )
+    assert f"not in the label file: 2 at x 2, y 0 in {tmp_path}/a.tar, key a" in text or "a.tar, key a" in text
     assert "b.tar, key b: image is 3x2, mask is 3x1 (width x height); pack the sample again" in text
     assert f"bad tar (1)\n  {tmp_path}/c.tar: key c has no mask c.seg.png" in text
 
@@ -171,9 +166,7 @@ def test_folders_that_cannot_be_right_are_refused(tmp_path):
     with pytest.raises(DataError, match="the tars hold no samples"):
         index(tmp_path)
     (tmp_path / ".ingest" / "plan.json").write_text("{}")
-    with pytest.raises(
-        DataError, match="contains index and manifest of shards that this program wrote; give"
-    ):
+    with pytest.raises(DataError, match="contains index and manifest of shards that this program wrote; give"):
         index(tmp_path)
 
 
@@ -181,10 +174,7 @@ def test_folders_that_cannot_be_right_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (
-            errno.ENOSPC,
-            "the disk is full: . of 1 shards are complete; free some space and run the same command",
-        ),
+        (errno.ENOSPC, "the disk is full: . of 1 shards are complete; free some space and run the same command"),
         (errno.EROFS, r"cannot be written \(.*Read-only.*\): . of 1 .*fix that, or give --out DIR, and run"),
     ],
 )
@@ -214,9 +204,7 @@ def test_a_tar_that_cannot_be_read_is_one_of_the_problems(tmp_path):
 
 def test_a_picture_that_unfolds_to_too_much_is_refused_by_its_header(tmp_path, recwarn):
     pack(tmp_path / "a.tar", ["a"], image=encoded(np.zeros((10_000, 9_000), np.uint8)))
-    with pytest.raises(
-        DataError, match=r"image is 9000x10000, which is more than --max-pixels 1000; raise it if"
-    ):
+    with pytest.raises(DataError, match=r"image is 9000x10000, which is more than --max-pixels 1000; raise it if"):
         index(tmp_path, max_pixels=1000)
     assert not recwarn.list
     with pytest.raises(DataError, match="image is 9000x10000, mask is 3x2"):
@@ -263,10 +251,7 @@ def test_masks_are_guessed(tmp_path, extensions, expected, caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("extensions", "message"),
     [
-        (
-            ["png", "depth.png"],
-            r"which pictures are the masks\? Choose one of --mask-ext depth\.png, --mask-ext png",
-        ),
+        (["png", "depth.png"], r"which pictures are the masks\? Choose one of --mask-ext depth\.png, --mask-ext png"),
         (["jpg", "seg.png", "mask.png"], r"--mask-ext jpg, --mask-ext mask\.png, --mask-ext seg\.png"),
         (["jpg", "webp"], "--mask-ext jpg, --mask-ext webp"),
         (["jpg"], r'no two pictures have the same key .* a\.jpg, b\.jpg; .*--mask-name "\{stem\}_mask\.png"'),
@@ -292,9 +277,7 @@ def test_one_tar_a_brace_notation_and_a_list(tmp_path):
     two = find_tars(f"{tmp_path}/x/{{0..1}}.tar")
     assert two.names == ("0.tar", "1.tar")
     (tmp_path / "list.txt").write_text("y/0.tar\nx/0.tar\n")
-    with pytest.raises(
-        ConfigError, match="the tars are in 2 folders; say where index and manifest go with --out"
-    ):
+    with pytest.raises(ConfigError, match="the tars are in 2 folders; say where index and manifest go with --out"):
         find_tars(str(tmp_path / "list.txt"))
     tars = find_tars(str(tmp_path / "list.txt"), str(tmp_path / "out"))
     assert tars.shard_names == (f"{tmp_path}/y/0.tar", f"{tmp_path}/x/0.tar")
@@ -323,13 +306,7 @@ def test_a_manifest_gets_no_passwords_and_no_tokens(tmp_path, caplog):
     assert elsewhere.names == (f"{folder}/0.tar?download=1", f"{folder}/1.tar?download=1")
     assert elsewhere.shard_names == tuple(f"https://host.invalid/x/{n}.tar?download=1" for n in (0, 1))
     assert "~/.netrc" in caplog.text
-    for query in (
-        "?token=secret",
-        "?X-Amz-Signature=secret",
-        "?a=1&sig=secret",
-        ";sig=secret",
-        "#token=secret",
-    ):
+    for query in ("?token=secret", "?X-Amz-Signature=secret", "?a=1&sig=secret", ";sig=secret", "#token=secret"):
         with pytest.raises(ConfigError, match="a manifest must not contain") as caught:
             find_tars(f"https://host.invalid/x/{{0..1}}.tar{query}", str(tmp_path))
         assert "secret" not in str(caught.value)
@@ -373,9 +350,7 @@ def test_a_tar_of_equal_size_that_replaced_another_on_a_server_is_indexed_anew(t
         pack(www / "1.tar", ["new"])
         assert (www / "1.tar").stat().st_size == size
         for rank in range(world_size):
-            account = index(
-                location, out=out, partition=WorkPartition(rank, world_size, is_launched=world_size > 1)
-            )
+            account = index(location, out=out, partition=WorkPartition(rank, world_size, is_launched=world_size > 1))
         assert account
         reader = ShardReader(out, Manifest.load(out))
         assert [reader.key(number) for number in (0, 1)] == ["old", "new"]
@@ -408,7 +383,5 @@ def test_a_large_sample_is_fetched_whole_for_the_guess(tmp_path, monkeypatch):
 
 def test_a_remote_index_cannot_point_at_local_tars(tmp_path):
     (tmp_path / "a.tar").touch()
-    with pytest.raises(
-        ConfigError, match=r"--out \(s3://bucket/b\) is on another machine, which cannot see the tars"
-    ):
+    with pytest.raises(ConfigError, match=r"--out \(s3://bucket/b\) is on another machine, which cannot see the tars"):
         find_tars(str(tmp_path), "s3://bucket/b")

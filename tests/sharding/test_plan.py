@@ -13,11 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.sharding.ingested import contents, write
-from tests.sharding.picture_folders import (
-    color_mask,
-    mask_array,
-    write_folders,
-)
+from tests.sharding.picture_folders import color_mask, mask_array, write_folders
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.sharding import folder, plan
@@ -72,9 +68,7 @@ def test_a_folder_with_shards_of_others_is_refused(root, tmp_path):
     out.mkdir()
     (out / "train-0.tar").write_bytes(b"precious")
     for overwrite in (False, True):
-        with pytest.raises(
-            DataError, match=r"out: contains train-0\.tar, which this command did not write; choose"
-        ):
+        with pytest.raises(DataError, match=r"out: contains train-0\.tar, which this command did not write; choose"):
             write(root, out, overwrite=overwrite)
     assert (out / "train-0.tar").read_bytes() == b"precious"
 
@@ -88,8 +82,7 @@ def test_two_runs_cannot_write_to_one_folder(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
-    [(WorkPartition(0, 2), WorkPartition(2, 3)), (WorkPartition(2, 3), WorkPartition(0, 2))],
+    ("first", "second"), [(WorkPartition(0, 2), WorkPartition(2, 3)), (WorkPartition(2, 3), WorkPartition(0, 2))]
 )
 def test_runs_of_different_sizes_cannot_write_to_one_folder_at_once(root, tmp_path, first, second):
     out = open_folder(tmp_path / "out")
@@ -103,9 +96,7 @@ def test_runs_of_different_sizes_cannot_write_to_one_folder_at_once(root, tmp_pa
                 write(root, tmp_path / "out", partition=second)
         with plan.hold(out, WorkPartition(1, first.world_size), kind=plan.WRITE):
             pass
-    assert (
-        write(root, tmp_path / "out", partition=second) is None
-    )  # the lock files of the first are still there
+    assert write(root, tmp_path / "out", partition=second) is None  # the lock files of the first are still there
     with plan.hold(out, second, kind=plan.WRITE), pytest.raises(DataError, match="wait for it, or stop it"):
         write(root, tmp_path / "out", partition=first)
 
@@ -147,10 +138,7 @@ def test_a_task_that_is_not_last_says_so(root, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(folder.logger, "propagate", True)
     caplog.set_level("INFO")
     write(root, tmp_path / "out", partition=WorkPartition(1, 3))
-    assert (
-        "the shards of task 1 are done, 1 of 4 are complete; the task that finishes last writes"
-        in caplog.text
-    )
+    assert "the shards of task 1 are done, 1 of 4 are complete; the task that finishes last writes" in caplog.text
 
 
 def test_all_problems_of_all_tasks_are_told_by_the_last(root, tmp_path, whole):
@@ -195,9 +183,7 @@ def test_rank_0_of_a_launch_waits_and_tells(root, tmp_path, whole, monkeypatch):
 def test_rank_0_does_not_wait_for_ever(root, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "POLL_S", 0.01)
     monkeypatch.setattr(folder, "WAIT_S", 0.05)
-    with pytest.raises(
-        DataError, match=r"2 of 4 shards are complete, and none was added .* died or hangs.*again"
-    ):
+    with pytest.raises(DataError, match=r"2 of 4 shards are complete, and none was added .* died or hangs.*again"):
         write(root, tmp_path / "out", partition=WorkPartition(0, 2, is_launched=True))
     assert write(root, tmp_path / "out", partition=WorkPartition(1, 2)) is not None
 
@@ -332,9 +318,7 @@ def test_places_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match=r"rank \(3\) must be from 0 to world_size - 1 \(2\); give each"):
         find_partition({}, rank=3, world_size=3)
     for task in ("5", "10", "2"):
-        with pytest.raises(
-            ConfigError, match="array of 3 tasks has gaps: .* start at 4 and this one is .*0-N"
-        ):
+        with pytest.raises(ConfigError, match="array of 3 tasks has gaps: .* start at 4 and this one is .*0-N"):
             find_partition(ARRAY | {"SLURM_ARRAY_TASK_ID": task})
 
 
@@ -344,9 +328,7 @@ def test_two_tasks_that_finish_at_once_write_the_same(root, tmp_path, whole):
     accounts = []
     tasks = [
         threading.Thread(
-            target=lambda rank: accounts.append(
-                write(root, tmp_path / "out", partition=WorkPartition(rank, 2))
-            ),
+            target=lambda rank: accounts.append(write(root, tmp_path / "out", partition=WorkPartition(rank, 2))),
             args=[rank],
         )
         for rank in (0, 1)

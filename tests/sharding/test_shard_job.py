@@ -7,14 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.sharding.ingested import contents, write
-from tests.sharding.picture_folders import (
-    color_mask,
-    encoded,
-    image_array,
-    mask_array,
-    palette,
-    write_folders,
-)
+from tests.sharding.picture_folders import color_mask, encoded, image_array, mask_array, palette, write_folders
 from unetdist.data.shards import ShardWriter
 from unetdist.errors import DataError
 from unetdist.sharding import shard_job
@@ -50,11 +43,9 @@ def test_what_was_damaged_is_written_again(root, tmp_path, harm):
     out = tmp_path / "out"
     write(root, out)
     before = contents(out)
-    path = {
-        "tar": out / "000001.tar",
-        "index": out / "000001.tar.idx",
-        "record": out / ".ingest/000001.json",
-    }[harm.split()[-1]]
+    path = {"tar": out / "000001.tar", "index": out / "000001.tar.idx", "record": out / ".ingest/000001.json"}[
+        harm.split()[-1]
+    ]
     path.unlink() if harm.startswith("no") else path.write_bytes(path.read_bytes()[:-100])
     write(root, out)
     assert contents(out) == before

@@ -82,21 +82,11 @@ def test_two_files_with_one_key_are_a_problem(tmp_path):
     ("names", "options", "error", "message"),
     [
         (["i/a.png"], {"masks": "i"}, ConfigError, r"images and masks are both .*--mask-name"),
-        (
-            ["i/a.png", "m/a.png"],
-            {"mask_name": "a_L"},
-            ConfigError,
-            r"--mask-name \(a_L\) must hold \{stem\}",
-        ),
+        (["i/a.png", "m/a.png"], {"mask_name": "a_L"}, ConfigError, r"--mask-name \(a_L\) must hold \{stem\}"),
         (["i/a.png", "m/a.png"], {"image_name": "a"}, ConfigError, r"--image-name \(a\) must hold \{stem\}"),
         (["i/a.png"], {}, DataError, r"m: no such folder; give the folder of the masks with --masks"),
         (["i/a.txt", "m/a.png"], {}, DataError, r"i: no images here; looked for \*\.jpg .*subfolders"),
-        (
-            ["i/a.jpg", "m/a.png"],
-            {"mask_name": "{stem}_L.png"},
-            DataError,
-            r"m: no masks here; looked for \{stem\}_L",
-        ),
+        (["i/a.jpg", "m/a.png"], {"mask_name": "{stem}_L.png"}, DataError, r"m: no masks here; looked for \{stem\}_L"),
         (
             ["i/a.jpg", "i/b.jpg", "m/a_L.png"],
             {},
@@ -132,9 +122,7 @@ def test_a_list_may_name_files_below_given_folders_or_with_full_path(tmp_path):
 
 def test_a_list_reports_what_is_not_there_or_doubled(tmp_path):
     touch(tmp_path, "a.png", "am.png", "a.jpg")
-    (tmp_path / "list.txt").write_text(
-        "a.png am.png\na.jpg am.png\nb.png am.png\na.png missing.png\nc.png d.png\n"
-    )
+    (tmp_path / "list.txt").write_text("a.png am.png\na.jpg am.png\nb.png am.png\na.png missing.png\nc.png d.png\n")
     source = from_list(tmp_path / "list.txt")
     assert keys(source) == ["a"]
     assert [(problem.kind, Path(problem.where).name) for problem in source.problems] == [
@@ -150,10 +138,7 @@ def test_a_list_reports_what_is_not_there_or_doubled(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            b"a b c\n",
-            r"list\.txt, line 1: expected `image mask`, found 3 fields in 'a b c'; put names .* in quotes",
-        ),
+        (b"a b c\n", r"list\.txt, line 1: expected `image mask`, found 3 fields in 'a b c'; put names .* in quotes"),
         (b"a.png\n", "found 1 fields"),
         (b"it's a name.png\n", "found 3 fields"),
         (b"# nothing\n", r"list\.txt: lists no samples"),
@@ -199,9 +184,7 @@ def test_names_in_two_unicode_forms_are_a_pair(tmp_path):
 
 def test_two_images_whose_names_look_equal_are_a_problem(tmp_path):
     touch(tmp_path, f"i/{unicodedata.normalize('NFD', 'ä')}.jpg", "i/ä.jpg", "m/ä.png")
-    assert [each.kind for each in from_folders(tmp_path / "i", tmp_path / "m").problems] == [
-        "two images with one key"
-    ]
+    assert [each.kind for each in from_folders(tmp_path / "i", tmp_path / "m").problems] == ["two images with one key"]
 
 
 def test_names_that_differ_in_case_are_told_together(tmp_path):

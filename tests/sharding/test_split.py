@@ -60,10 +60,7 @@ def test_a_list_names_val_by_key_or_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "day/3.x\nnight/1\n",
-            r"val\.txt: 1 of 2 lines match no sample, the first is 'night/1'; .*such as day/0\.x",
-        ),
+        ("day/3.x\nnight/1\n", r"val\.txt: 1 of 2 lines match no sample, the first is 'night/1'; .*such as day/0\.x"),
         ("# none\n", "lists 0 of 2 samples, which leaves none for validation"),
         ("day/3.x\nday/4.x\n", "lists 2 of 2 samples, which leaves none for training"),
     ],
@@ -95,9 +92,7 @@ def test_a_split_that_copies_pull_from_its_fraction_is_told_with_both_counts(cap
     train, val = sides(keys, 0.2, dict.fromkeys(keys[:60], digest))
     assert len(val) > 60
     (told,) = caplog.messages
-    assert (
-        f"--val-fraction 0.2 puts {len(train)} samples into training and {len(val)} into validation" in told
-    )
+    assert f"--val-fraction 0.2 puts {len(train)} samples into training and {len(val)} into validation" in told
     assert "60 samples are copies" in told
 
 
@@ -150,13 +145,7 @@ def source_of(root, images):
 
 def test_all_copies_of_an_image_are_known_by_its_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(duplicates, "_HEAD", 4)
-    images = {
-        "b": b"same beginning",
-        "a": b"same beginning",
-        "c": b"same beginnin!",
-        "d": b"same",
-        "e/f": b"same",
-    }
+    images = {"b": b"same beginning", "a": b"same beginning", "c": b"same beginnin!", "d": b"same", "e/f": b"same"}
     images |= {"empty1": b"", "empty2": b""}
     source = source_of(tmp_path, images)
     beginning, same = (hashlib.sha256(data).hexdigest() for data in (b"same beginning", b"same"))

@@ -51,11 +51,7 @@ def test_the_tables_tell_classes_sizes_and_shards(manifest):
 
 def test_a_class_that_does_not_occur_and_sizes_beyond_the_list(manifest):
     changed = dataclasses.replace(
-        manifest,
-        class_pixels=(9, 9, 0),
-        class_images=(3, 3, 0),
-        presence_pixels=(90, 90, 0),
-        sizes=((24, 32, 5),),
+        manifest, class_pixels=(9, 9, 0), class_images=(3, 3, 0), presence_pixels=(90, 90, 0), sizes=((24, 32, 5),)
     )
     assert stats.summarize(changed)["classes"][2]["share_where_present"] is None
     text = printed(changed)
@@ -75,6 +71,4 @@ def test_the_picture_has_a_bar_in_the_colour_of_each_class(manifest):
     for record, pixels in zip(PALETTE_RECORDS[1:], manifest.class_pixels[1:], strict=False):
         length = (picture == record["color"]).all(axis=2).sum(axis=1).max()
         share = pixels / max(manifest.class_pixels)
-        assert length == pytest.approx(share * 420, abs=3), (
-            "as long as the pixels are many, but for the frame"
-        )
+        assert length == pytest.approx(share * 420, abs=3), "as long as the pixels are many, but for the frame"

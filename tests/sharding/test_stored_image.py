@@ -33,14 +33,7 @@ def pixels_of(data: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("pixels", "kind", "channels"),
-    [
-        (RGB, "JPEG", 3),
-        (GREY, "JPEG", 1),
-        (RGB, "PNG", 3),
-        (GREY, "PNG", 1),
-        (RGBA, "PNG", 4),
-        (GREY > 99, "PNG", 1),
-    ],
+    [(RGB, "JPEG", 3), (GREY, "JPEG", 1), (RGB, "PNG", 3), (GREY, "PNG", 1), (RGBA, "PNG", 4), (GREY > 99, "PNG", 1)],
 )
 def test_what_anyone_decodes_keeps_its_bytes(pixels, kind, channels):
     data = encoded(pixels, kind)
@@ -129,9 +122,7 @@ def test_an_image_is_not_turned_by_guess(orientation, resize):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(RGB, "PNG", exif=exif)
-    with pytest.raises(
-        DataError, match=f"EXIF orientation {orientation}, .* add --exif raw or --exif upright"
-    ):
+    with pytest.raises(DataError, match=f"EXIF orientation {orientation}, .* add --exif raw or --exif upright"):
         store_image(data, SIZE, resize=resize)
     if resize is None:
         assert store_image(data, SIZE, exif="raw").data == data

@@ -116,10 +116,7 @@ def write_one(folder, mask, **changes):
 def test_a_mask_of_another_size_and_unknown_classes(tmp_path):
     write_one(tmp_path / "size", np.zeros((24, 30), np.uint8))
     write_one(tmp_path / "class", np.full((24, 32), 7, np.uint8))
-    for name, reason in (
-        ("size", "mask is 30x24, image is 32x24"),
-        ("class", "mask holds class index 7, but there"),
-    ):
+    for name, reason in (("size", "mask is 30x24, image is 32x24"), ("class", "mask holds class index 7, but there")):
         findings, ((kind, where, detail),) = problems_of(tmp_path / name)
         assert (kind, where) == (BAD_SAMPLE, f"{tmp_path / name}/000000.tar, key a")
         assert detail.startswith(reason)
@@ -139,9 +136,7 @@ def test_many_problems_are_cut_and_whole_in_a_file(tmp_path):
     findings, problems = problems_of(tmp_path)
     assert len(problems) > 20
     said = describe(findings, open_folder(tmp_path), Manifest.load(tmp_path))
-    assert said.startswith(
-        f"{tmp_path}: {len(problems)} problems; {findings.num_good} of 40 samples are good.\n"
-    )
+    assert said.startswith(f"{tmp_path}: {len(problems)} problems; {findings.num_good} of 40 samples are good.\n")
     assert re.search(r"\.\.\. and \d+ more", said)
     assert f"All of them are listed in {tmp_path}/problems.txt" in said
     assert len((tmp_path / "problems.txt").read_text().splitlines()) > len(problems)

@@ -5,14 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.sharding.ingested import contents, samples_of, write
-from tests.sharding.picture_folders import (
-    COLORS,
-    color_mask,
-    encoded,
-    image_array,
-    mask_array,
-    write_folders,
-)
+from tests.sharding.picture_folders import COLORS, color_mask, encoded, image_array, mask_array, write_folders
 from unetdist.data.decode import decode_mask
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.errors import DataError
@@ -37,10 +30,7 @@ def test_all_problems_are_told_together_and_no_data_set_is_left(root, tmp_path):
     assert "image is 16x12, mask is 9x9 (width x height); export both at one size" in text
     assert "1 2 3" in text
     assert "x 5, y 4 in day1/03.png" in text
-    assert (
-        "run the same command again (finished shards are kept), or leave bad samples out with --skip-bad"
-        in text
-    )
+    assert "run the same command again (finished shards are kept), or leave bad samples out with --skip-bad" in text
     assert not (tmp_path / "out" / MANIFEST_NAME).exists()
     write_folders(root)
     write(root, tmp_path / "out")

@@ -185,9 +185,7 @@ def test_a_refused_removal_harms_nothing(folder, monkeypatch, caplog):
     monkeypatch.setattr(type(one.folder), "remove", refuse)
     write(one, 15)
     assert newest(folder) == 15
-    assert caplog.messages == [
-        f"{one.folder}: a file that is no longer needed cannot be removed (not allowed)"
-    ]
+    assert caplog.messages == [f"{one.folder}: a file that is no longer needed cannot be removed (not allowed)"]
 
 
 def kill_at(call: int, folder) -> None:
@@ -231,9 +229,7 @@ def small_disk(tmp_path):
     """A file system of 64 KiB."""
     place = tmp_path / "small"
     place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, text=True
-    )
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, text=True)
     if made.returncode != 0:
         pytest.skip(f"only root may mount a file system: {made.stderr.strip()}")
     yield place

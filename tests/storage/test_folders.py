@@ -31,11 +31,7 @@ def folder(request, place):
         with serve(place) as server:
             yield open_folder(server.url)
     else:
-        location = {
-            "path": place,
-            "str": str(place),
-            "file": f"file://{place}",
-        }
+        location = {"path": place, "str": str(place), "file": f"file://{place}"}
         yield open_folder(location[request.param])
 
 

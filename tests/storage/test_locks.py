@@ -29,9 +29,7 @@ def file(tmp_path):
 def test_the_error_names_the_process_that_holds_it(file):
     with hold(file), pytest.raises(HeldError) as told, hold(file):
         pass
-    assert re.fullmatch(
-        rf"process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d", told.value.holder
-    )
+    assert re.fullmatch(rf"process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d", told.value.holder)
     with hold(file):
         pass
 

@@ -56,11 +56,7 @@ def test_reading(url):
     assert downloaded(file) == DATA
     assert downloaded(file, most=50_001) == DATA[:50_001]
     assert downloaded(remote.join(url, "empty")) == b""
-    assert (
-        remote.names_in(url) == ["a b.tar", "empty"]
-        if url.startswith("file")
-        else ["a b.tar", "empty", "folder"]
-    )
+    assert remote.names_in(url) == ["a b.tar", "empty"] if url.startswith("file") else ["a b.tar", "empty", "folder"]
 
 
 def test_names_that_would_mean_something_in_a_link(tmp_path):
@@ -75,12 +71,7 @@ def test_names_that_would_mean_something_in_a_link(tmp_path):
 
 def test_what_is_missing(url):
     file = remote.join(url, "missing")
-    for action in (
-        remote.read,
-        remote.size_of,
-        lambda url: remote.read_range(url, 0, 1),
-        downloaded,
-    ):
+    for action in (remote.read, remote.size_of, lambda url: remote.read_range(url, 0, 1), downloaded):
         with pytest.raises(FileNotFoundError, match="No such file.*missing"):
             action(file)
     assert remote.names_in(file) == []
@@ -191,9 +182,7 @@ def test_a_server_without_ranges(server):
     server.has_ranges = False
     file = remote.join(server.url, "a b.tar")
     assert remote.can_range(file)
-    with pytest.raises(
-        RangesUnsupportedError, match=r"a b.tar: the server sends whole files only \(no ranges\)"
-    ):
+    with pytest.raises(RangesUnsupportedError, match=r"a b.tar: the server sends whole files only \(no ranges\)"):
         remote.read_range(file, 5, 10)
     assert not remote.can_range(file)
     num_requests = len(server.requests)

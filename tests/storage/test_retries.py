@@ -50,17 +50,10 @@ def test_what_may_pass_is_tried_again(error):
 
 @pytest.mark.parametrize(
     "error",
-    [
-        PermissionError(),
-        NotImplementedError(),
-        OSError(errno.EINVAL, "x"),
-        *map(AnswerError, (400, 401, 403, 501)),
-    ],
+    [PermissionError(), NotImplementedError(), OSError(errno.EINVAL, "x"), *map(AnswerError, (400, 401, 403, 501))],
 )
 def test_what_lasts_is_told_at_once(error):
-    with pytest.raises(
-        DataError, match=rf"^{MASKED}: cannot be read \(\w+: .*check the address and your permis"
-    ):
+    with pytest.raises(DataError, match=rf"^{MASKED}: cannot be read \(\w+: .*check the address and your permis"):
         retry(URL, failing(error, 1))
 
 

@@ -27,10 +27,7 @@ def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path):
 
 def test_json_is_readable_and_holds_no_nan(tmp_path):
     storage.write_json(tmp_path / "a.json", {"name": "Gebäude", "values": [1, None]})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {
-        "name": "Gebäude",
-        "values": [1, None],
-    }
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "Gebäude", "values": [1, None]}
     assert "Gebäude" in (tmp_path / "a.json").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="not JSON compliant"):
         storage.write_json(tmp_path / "a.json", {"value": float("nan")})

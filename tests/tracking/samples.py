@@ -27,9 +27,7 @@ CONFUSION = np.array([[90, 10, 0], [25, 75, 0], [0, 0, 0]])
 
 SCORES = Scores.from_confusion(CONFUSION, NAMES)
 OUTLINES = BoundaryScores(NAMES, np.array([0.5, 0.25, np.nan]), 0.375)
-RELIABILITY = Reliability.from_counts(
-    np.stack([np.eye(1, NUM_BINS, 12, dtype=np.int64)[0] * n for n in (200, 165, 0)])
-)
+RELIABILITY = Reliability.from_counts(np.stack([np.eye(1, NUM_BINS, 12, dtype=np.int64)[0] * n for n in (200, 165, 0)]))
 REPORT = Report(CONFUSION, SCORES, interval=(0.6, 0.71), loss=0.25, num_samples=2)
 FULL_REPORT = replace(REPORT, boundary=OUTLINES, reliability=RELIABILITY)
 """With everything that is scored on request; the expected calibration error is 82.5 %."""

@@ -14,11 +14,7 @@ from unetdist.train.config import Config
 
 @pytest.mark.parametrize(
     ("miou", "is_worst", "caption"),
-    [
-        (0.345, False, "day/a, mIoU 34.5 %"),
-        (0.0, True, "worst: day/a, mIoU 0.0 %"),
-        (math.nan, False, "day/a"),
-    ],
+    [(0.345, False, "day/a, mIoU 34.5 %"), (0.0, True, "worst: day/a, mIoU 0.0 %"), (math.nan, False, "day/a")],
 )
 def test_a_caption_says_how_good_the_image_is(miou, is_worst, caption):
     empty = np.zeros((1, 1), np.uint8)
@@ -91,14 +87,11 @@ def test_settings_are_checked():
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"),
-    [("wandb", "wandb"), ("mlflow", r"-e '.\[mlflow\]'"), ("trackio", r"-e '.\[trackio\]'")],
+    ("name", "remedy"), [("wandb", "wandb"), ("mlflow", r"-e '.\[mlflow\]'"), ("trackio", r"-e '.\[trackio\]'")]
 )
 def test_missing_package_is_told_before_the_training(monkeypatch, name, remedy):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    text = (
-        rf"tracking.tracker \({name}\) must be installed; run pip install {remedy}, or use --tracking.tracker"
-    )
+    text = rf"tracking.tracker \({name}\) must be installed; run pip install {remedy}, or use --tracking.tracker"
     with pytest.raises(ConfigError, match=text):
         check_installed(TrackingConfig(tracker=name))
     check_installed(TrackingConfig(tracker="none"))

@@ -75,11 +75,7 @@ def test_a_validation_names_each_class_under_each_ratio():
     values = validation_metrics(REPORT)
     assert values["val/iou/sky"] == 0.72
     assert values["val/recall/road"] == 0.75
-    assert (values["val/miou"], values["val/miou_low"], values["val/miou_high"]) == (
-        REPORT.scores.miou,
-        0.6,
-        0.71,
-    )
+    assert (values["val/miou"], values["val/miou_low"], values["val/miou_high"]) == (REPORT.scores.miou, 0.6, 0.71)
     assert len(values) == 6 + 4 * len(NAMES)
 
 

@@ -27,12 +27,7 @@ def test_a_continued_run_repeats_no_step(tmp_path):
     continued.continue_after(10)
     for step in (20, 30, 40):
         continued.write({"train/loss": 2.0}, step)
-    assert [(line["step"], line["train/loss"]) for line in lines(path)] == [
-        (10, 1.0),
-        (20, 2.0),
-        (30, 2.0),
-        (40, 2.0),
-    ]
+    assert [(line["step"], line["train/loss"]) for line in lines(path)] == [(10, 1.0), (20, 2.0), (30, 2.0), (40, 2.0)]
 
 
 def test_a_validation_that_is_made_up_for_does_not_cost_the_training_line_of_its_step(tmp_path):

@@ -102,9 +102,7 @@ def test_what_it_holds_is_not_sent():
     assert mirror.has_all
 
 
-@pytest.mark.parametrize(
-    "error", [SystemExit(1), KeyboardInterrupt(), AssertionError("odd"), OSError("away")]
-)
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), AssertionError("odd"), OSError("away")])
 def test_whatever_a_dashboard_raises_at_its_start_stops_nothing_and_is_logged(said, impatient, error):
     def fail():
         raise error

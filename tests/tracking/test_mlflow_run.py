@@ -31,9 +31,7 @@ def clean(monkeypatch):
 
 def open_run(folder, config=None):
     config = {"optim": {"lr": 0.1}, "name": "r"} if config is None else config
-    run = TrackedRun(
-        project="p", mode="auto", folder=folder, name="r", config=config, palette=PALETTE, step=0
-    )
+    run = TrackedRun(project="p", mode="auto", folder=folder, name="r", config=config, palette=PALETTE, step=0)
     return MlflowRun(run)
 
 
@@ -72,12 +70,7 @@ def test_a_restart_is_the_same_run_and_adds_what_is_missing(tmp_path, monkeypatc
     assert [file.path for file in files] == ["best/model.safetensors"]
     images = [file.path for file in client.list_artifacts(only.info.run_id, "images")]
     assert {name.split("/")[1].split("+")[0] for name in images} == {"val-confusion", "val-pictures-0"}
-    assert {path.name for path in folder.parent.iterdir()} == {
-        "r",
-        "mlflow.db",
-        ".mlflow.db.lock",
-        "mlflow_files",
-    }
+    assert {path.name for path in folder.parent.iterdir()} == {"r", "mlflow.db", ".mlflow.db.lock", "mlflow_files"}
 
     (folder / "mlflow_id").write_text("0123")  # of a store that was moved away
     anew = open_run(folder)
@@ -104,11 +97,8 @@ def test_a_half_made_store_says_how_to_begin_anew(tmp_path):
     """As one that was killed between a column and the note that it is there."""
     (tmp_path / "r").mkdir()
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
-        store.execute(
-            "CREATE TABLE metrics (key TEXT, value FLOAT, timestamp BIGINT, run_uuid TEXT, step BIGINT)"
-        )
+        store.execute("CREATE TABLE metrics (key TEXT, value FLOAT, timestamp BIGINT, run_uuid TEXT, step BIGINT)")
     with pytest.raises(
-        DataError,
-        match=r"mlflow\.db: cannot be opened .*duplicate column name: step.*move the file away",
+        DataError, match=r"mlflow\.db: cannot be opened .*duplicate column name: step.*move the file away"
     ):
         open_run(tmp_path / "r")

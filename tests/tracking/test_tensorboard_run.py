@@ -17,9 +17,7 @@ def state():
 
 def open_run(folder):
     config = {"optim": {"lr": 0.1}}
-    run = TrackedRun(
-        project="p", mode="auto", folder=folder, name="r", config=config, palette=PALETTE, step=0
-    )
+    run = TrackedRun(project="p", mode="auto", folder=folder, name="r", config=config, palette=PALETTE, step=0)
     return TensorBoardRun(run)
 
 
@@ -41,18 +39,14 @@ def test_a_restart_adds_what_is_missing(tmp_path):
     again = open_run(tmp_path)
     rows = [StepRow(step, {"train/loss": 0.5, "train/lr": 0.1}) for step in (10, 20, 30)]
     lacking = [again.lacks(row) for row in rows]
-    assert [dict(row.values) for row in lacking] == [{"train/lr": 0.1}] * 2 + [
-        {"train/loss": 0.5, "train/lr": 0.1}
-    ]
+    assert [dict(row.values) for row in lacking] == [{"train/lr": 0.1}] * 2 + [{"train/loss": 0.5, "train/lr": 0.1}]
     for row in lacking:
         again.send(row)
     again.close({}, None)
     found = Counter(events(tmp_path))
     assert set(found.values()) == {1}
     names = ("train/loss", "train/lr")
-    assert {key for key in found if key[1] in names} == {
-        (step, name) for step in (10, 20, 30) for name in names
-    }
+    assert {key for key in found if key[1] in names} == {(step, name) for step in (10, 20, 30) for name in names}
     assert sum(tag.startswith("settings") for _, tag in found) == 1
     assert open_run(tmp_path).lacks(rows[1]) is None
 

@@ -183,9 +183,7 @@ def test_the_best_weights_are_kept_once(tmp_path, told):
 
 def test_the_hours_of_a_run_go_on(tmp_path, told):
     dashboard = told()
-    (tmp_path / "metrics.jsonl").write_text(
-        json.dumps({"step": 10, "train/loss": 1.0, "time/hours": 5.0}) + "\n"
-    )
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10, "train/loss": 1.0, "time/hours": 5.0}) + "\n")
     log_some(make(tmp_path, tracker="wandb"), steps=(20,), start=10)
     assert 5 < dashboard.rows[-1].values["time/hours"] < 5.1
 

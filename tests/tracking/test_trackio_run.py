@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip(
-    "trackio", reason="trackio is not installed: it asks for an older Pillow than the tests have"
-)
+pytest.importorskip("trackio", reason="trackio is not installed: it asks for an older Pillow than the tests have")
 
 TOLD = """
 import os, sys

@@ -86,9 +86,7 @@ def test_offline_run_is_complete_and_continues_as_the_same_run(tmp_path, no_acco
     assert "val/iou/tree" not in history[20]  # absent: a gap in the curve
     assert history[20]["val/pictures.count"] == 2
 
-    (artifact,) = [
-        r["artifact"] for r in records if r["type"] == "artifact" and r["artifact"]["type"] == "model"
-    ]
+    (artifact,) = [r["artifact"] for r in records if r["type"] == "artifact" and r["artifact"]["type"] == "model"]
     assert artifact["name"] == f"{saved_id}-best"
     metadata = json.loads(artifact["metadata"])
     assert metadata.pop("time/hours") >= 0
@@ -98,10 +96,7 @@ def test_offline_run_is_complete_and_continues_as_the_same_run(tmp_path, no_acco
         "run": "my run",
         "classes": ["sky", "road", "tree"],
     }
-    assert [entry["path"] for entry in artifact["manifest"]["contents"]] == [
-        "config.json",
-        "model.safetensors",
-    ]
+    assert [entry["path"] for entry in artifact["manifest"]["contents"]] == ["config.json", "model.safetensors"]
     summary = {}
     for record in records:
         if record["type"] == "summary":
@@ -110,9 +105,7 @@ def test_offline_run_is_complete_and_continues_as_the_same_run(tmp_path, no_acco
     assert summary["best/step"] == 20
 
     assert any("wandb leet" in line and "wandb sync" in line for line in said)
-    assert not list(
-        (tmp_path / "home").rglob("*artifacts*")
-    )  # else sync needs the home folder of that machine
+    assert not list((tmp_path / "home").rglob("*artifacts*"))  # else sync needs the home folder of that machine
 
     media = min(run_dir.glob("wandb/offline-run-*/files/media"))  # of the first of the two
     assert len(list(media.glob("images/val/pictures_20_*.jpg"))) == 2

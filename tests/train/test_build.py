@@ -32,9 +32,7 @@ def test_grey_statistics_are_the_luma_of_the_colours(tmp_path):
 
 def test_two_channels_are_no_image(tmp_path):
     write_shards(tmp_path / "train", 4)
-    with pytest.raises(
-        ConfigError, match=r"model.in_channels \(2\) must be 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\)"
-    ):
+    with pytest.raises(ConfigError, match=r"model.in_channels \(2\) must be 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\)"):
         build(tmp_path, model={"in_channels": 2})
 
 
@@ -59,10 +57,7 @@ def test_a_run_without_validation_keeps_its_last_weights(tmp_path):
     ("changed", "message"),
     [
         ({"optim": {"warmup_steps": 4}}, r"optim.warmup_steps \(4\) must be below the 4 steps of the run"),
-        (
-            {"augment": {"native_epochs": 9}},
-            r"augment.native_epochs \(9\) must be at most the \d+ epochs of the run",
-        ),
+        ({"augment": {"native_epochs": 9}}, r"augment.native_epochs \(9\) must be at most the \d+ epochs of the run"),
         ({"trainer": {"micro_batch_size": 3}}, r"global_batch_size \(4\) must be divisible by"),
     ],
 )
@@ -123,9 +118,7 @@ def test_status_says_how_a_run_was_made_fast(tmp_path):
     values = settings_of(tmp_path / "train", None, tmp_path / "runs")
     with build_trainer(settings.from_mapping(Config, values)) as trainer:
         assert trainer.fit()
-    assert (
-        read_status(tmp_path / "runs" / "tiny").performance == "freed memory is kept; no compiler on the CPU"
-    )
+    assert read_status(tmp_path / "runs" / "tiny").performance == "freed memory is kept; no compiler on the CPU"
 
 
 def test_epochs_become_steps():
@@ -149,8 +142,7 @@ def test_native_epochs_are_counted_from_the_end(native_epochs, first):
 
 def test_a_run_has_at_most_its_own_epochs_native():
     with pytest.raises(
-        ConfigError,
-        match=r"augment.native_epochs \(16\) must be at most the 15 epochs of the run; use 1.",
+        ConfigError, match=r"augment.native_epochs \(16\) must be at most the 15 epochs of the run; use 1."
     ):
         first_native_epoch(16, 15)
 
@@ -165,10 +157,7 @@ def test_a_run_has_at_most_its_own_epochs_native():
         ({"max_steps": 0}, r"trainer.max_steps \(0\) must be above 0"),
         ({"max_steps": 1, "global_batch_size": 0}, r"trainer.global_batch_size \(0\) must be above 0"),
         ({"max_steps": 1, "micro_batch_size": -1}, r"trainer.micro_batch_size \(-1\) must be above 0"),
-        (
-            {"max_steps": 1, "ema_decay": 1.0},
-            r"trainer.ema_decay \(1.0\) must be at least 0 and below 1; use 0.999",
-        ),
+        ({"max_steps": 1, "ema_decay": 1.0}, r"trainer.ema_decay \(1.0\) must be at least 0 and below 1; use 0.999"),
     ],
 )
 def test_what_cannot_work_is_refused(values, message):

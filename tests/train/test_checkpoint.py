@@ -102,9 +102,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(checkpoints, slow_disk):
 def test_checkpoints_are_written_one_after_the_other(checkpoints, slow_disk, monkeypatch):
     written = []
     write = checkpoints._files.write
-    monkeypatch.setattr(
-        checkpoints._files, "write", lambda step, *given: (write(step, *given), written.append(step))
-    )
+    monkeypatch.setattr(checkpoints._files, "write", lambda step, *given: (write(step, *given), written.append(step)))
     checkpoints.save(5, {"a": torch.zeros(1)}, {})
     second = threading.Thread(target=checkpoints.save, args=(10, {"a": torch.ones(1)}, {}))
     second.start()
@@ -116,9 +114,7 @@ def test_checkpoints_are_written_one_after_the_other(checkpoints, slow_disk, mon
     assert checkpoints.load_latest(ALONE)[0]["a"].equal(torch.ones(1))
 
 
-def test_a_disk_that_hangs_costs_checkpoints_but_not_the_training(
-    checkpoints, folder, slow_disk, monkeypatch, caplog
-):
+def test_a_disk_that_hangs_costs_checkpoints_but_not_the_training(checkpoints, folder, slow_disk, monkeypatch, caplog):
     monkeypatch.setattr(checkpoint, "PATIENCE_S", 0.05)
     for step in (5, 10):
         checkpoints.save(step, {"a": torch.full((1,), step)}, {"step": step})
@@ -192,10 +188,7 @@ def test_a_run_does_not_go_on_with_other_data_unless_allowed(folder):
             "the checkpoints cannot be read ([Errno 13] Permission denied: '/runs/latest'); fix that, and run the "
             "same command again.",
         ),
-        (
-            DataError("could not be read in 9 attempts", source="s3://a"),
-            "s3://a: could not be read in 9 attempts",
-        ),
+        (DataError("could not be read in 9 attempts", source="s3://a"), "s3://a: could not be read in 9 attempts"),
         (ConfigError("s3://a: install s3fs"), "s3://a: install s3fs"),
     ],
 )

@@ -37,10 +37,7 @@ def test_what_cannot_work_is_refused(values, message):
 
 
 def sections():
-    return [
-        Config,
-        *(field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)),
-    ]
+    return [Config, *(field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type))]
 
 
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
@@ -48,9 +45,7 @@ def test_every_setting_is_explained(section):
     (definition,) = ast.parse(inspect.getsource(section)).body
     for node, after in itertools.pairwise(definition.body):
         if isinstance(node, ast.AnnAssign):
-            assert isinstance(after, ast.Expr), (
-                f"{section.__name__}.{node.target.id} has no docstring below it"
-            )
+            assert isinstance(after, ast.Expr), f"{section.__name__}.{node.target.id} has no docstring below it"
 
 
 def test_help_shows_the_explanations(capsys):
@@ -77,19 +72,11 @@ def test_every_recipe_trains_two_steps(file, tmp_path):
     write_shards(tmp_path / "train", 5)
     write_shards(tmp_path / "val", 2)
     paths = {"data.train": tmp_path / "train", "data.val": tmp_path / "val", "runs_dir": tmp_path / "runs"}
-    argv = [
-        "--config",
-        str(file),
-        *SMALL,
-        *(word for key, path in paths.items() for word in (f"--{key}", str(path))),
-    ]
+    argv = ["--config", str(file), *SMALL, *(word for key, path in paths.items() for word in (f"--{key}", str(path)))]
     config = settings.parse(Config, argv, prog="train.py", description="")
     with build_trainer(config) as trainer:
         assert trainer.fit()
     run = tmp_path / "runs" / config.name
     assert (run / "best" / "model.safetensors").exists()
     assert (run / "last" / "model.safetensors").exists()
-    assert (
-        settings.parse(Config, ["--config", str(run / "config.yaml")], prog="", description="").name
-        == config.name
-    )
+    assert settings.parse(Config, ["--config", str(run / "config.yaml")], prog="", description="").name == config.name

@@ -43,9 +43,7 @@ def step(model, optimizer, guard, number, spoil=1.0, ids=IDS, grad_spoil=1.0):
 
 
 def states(model, optimizer):
-    of_model = {
-        name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()
-    }
+    of_model = {name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()}
     of_optimizer = {
         (index, name): value.clone()
         for index, values in optimizer.state_dict()["state"].items()
@@ -145,10 +143,7 @@ def test_a_row_of_skipped_steps_is_counted_across_reports():
     ("spoil", "logged"),
     [
         ({"spoil": math.nan}, r"step 8: its loss is not finite.* sample 4, sample 5$"),
-        (
-            {"grad_spoil": math.inf},
-            r"step 8: its gradient is not finite.* sample 4, sample 5, sample 6, sample 7$",
-        ),
+        ({"grad_spoil": math.inf}, r"step 8: its gradient is not finite.* sample 4, sample 5, sample 6, sample 7$"),
     ],
 )
 def test_the_log_names_the_samples_of_a_skipped_step(spoil, logged, caplog):
@@ -173,9 +168,7 @@ def bad_on_one_rank():
     rank, told = torch.distributed.get_rank(), []
     model, optimizer = parts()
     world = World(rank=rank, world_size=2)
-    guard = NonFiniteGuard(
-        model, optimizer, world, source_of=lambda number: told.append(number) or str(number)
-    )
+    guard = NonFiniteGuard(model, optimizer, world, source_of=lambda number: told.append(number) or str(number))
     norm = torch.tensor(math.nan)  # the same on all ranks, because gradients are summed
     ids = [torch.tensor([10 * rank + 1]), torch.tensor([10 * rank + 2])]
     guard.step(0, norm, [torch.tensor(math.inf if rank == 1 else 0.0), torch.tensor(0.0)], ids)

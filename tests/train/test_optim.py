@@ -15,11 +15,7 @@ from unetdist.train.optim import Ema, OptimConfig, build_optimizer, levels_to_th
 
 @pytest.mark.parametrize(
     ("settings", "kind"),
-    [
-        ({}, torch.optim.Adam),
-        ({"kind": "adamw"}, torch.optim.AdamW),
-        ({"kind": "sgd"}, torch.optim.SGD),
-    ],
+    [({}, torch.optim.Adam), ({"kind": "adamw"}, torch.optim.AdamW), ({"kind": "sgd"}, torch.optim.SGD)],
 )
 def test_kinds(settings, kind):
     assert type(build_optimizer(nn.Linear(2, 2), OptimConfig(**settings))) is kind
@@ -133,9 +129,7 @@ def test_learning_rate_of_four_steps(settings, expected):
 
 @pytest.mark.parametrize(("schedule", "last"), [("cosine", 2.467198171342e-4), ("poly", 0.01**0.9)])
 @pytest.mark.parametrize("min_lr_factor", [0.0, 0.1])
-def test_the_last_step_has_the_rate_of_torchs_schedulers_and_of_the_documentation(
-    schedule, last, min_lr_factor
-):
+def test_the_last_step_has_the_rate_of_torchs_schedulers_and_of_the_documentation(schedule, last, min_lr_factor):
     """`min_lr_factor` would be reached by the step after it."""
     config = OptimConfig(schedule=schedule, min_lr_factor=min_lr_factor)
     assert lr_factor(99, 100, config) == pytest.approx(min_lr_factor + (1 - min_lr_factor) * last, rel=1e-9)
@@ -160,9 +154,7 @@ def test_the_last_step_has_the_rate_of_torchs_schedulers_and_of_the_documentatio
     more_steps=st.integers(1, 50),
     min_lr_factor=st.floats(0, 1),
 )
-def test_learning_rate_rises_then_falls_and_ends_at_its_minimum(
-    schedule, warmup_steps, more_steps, min_lr_factor
-):
+def test_learning_rate_rises_then_falls_and_ends_at_its_minimum(schedule, warmup_steps, more_steps, min_lr_factor):
     config = OptimConfig(schedule=schedule, warmup_steps=warmup_steps, min_lr_factor=min_lr_factor)
     max_steps = warmup_steps + more_steps
     factors = [lr_factor(step, max_steps, config) for step in range(max_steps + 2)]
@@ -182,10 +174,7 @@ def test_learning_rate_rises_then_falls_and_ends_at_its_minimum(
         ({"layer_decay": 0.0}, r"layer_decay \(0.0\) must be above 0 and at most 1; use 0.9, or 1 for none"),
         ({"layer_decay": 1.1}, r"layer_decay \(1.1\) must be above 0 and at most 1; use 0.9, or 1 for none"),
         ({"momentum": 1.0}, r"momentum \(1.0\) must be at least 0 and below 1; use 0.9"),
-        (
-            {"nesterov": True, "momentum": 0.0},
-            r"nesterov \(True\) must be false without momentum; use momentum: 0.9",
-        ),
+        ({"nesterov": True, "momentum": 0.0}, r"nesterov \(True\) must be false without momentum; use momentum: 0.9"),
         ({"betas": (0.9, 1.0)}, r"betas \(\(0.9, 1.0\)\) must be at least 0 and below 1; use \[0.9, 0.999\]"),
         ({"warmup_steps": -1}, r"warmup_steps \(-1\) must be at least 0; use 0 for none"),
         ({"poly_power": 0.0}, r"poly_power \(0.0\) must be above 0; use 0.9"),
@@ -199,9 +188,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 
 def test_a_warmup_as_long_as_the_run_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"^optim.warmup_steps \(10\) must be below the 10 steps .* at most 9"
-    ):
+    with pytest.raises(ConfigError, match=r"^optim.warmup_steps \(10\) must be below the 10 steps .* at most 9"):
         lr_factor(0, 10, OptimConfig(warmup_steps=10))
 
 

@@ -11,12 +11,7 @@ from unetdist.train import performance
 from unetdist.train.performance import LAUNCH_BOUND_S, PLAIN, Facts, FastPath, choose, gather, prepare
 
 GPU = Facts(
-    device_type="cuda",
-    has_compiler=True,
-    is_one_graph=True,
-    run_s=3600.0,
-    step_s=0.080,
-    mixed_precision="bf16",
+    device_type="cuda", has_compiler=True, is_one_graph=True, run_s=3600.0, step_s=0.080, mixed_precision="bf16"
 )
 
 
@@ -91,8 +86,7 @@ def test_facts_are_gathered_from_the_run():
 
 
 @pytest.mark.parametrize(
-    ("capability", "has_triton", "expected"),
-    [((9, 0), True, True), ((6, 1), True, False), ((9, 0), False, False)],
+    ("capability", "has_triton", "expected"), [((9, 0), True, True), ((6, 1), True, False), ((9, 0), False, False)]
 )
 def test_inductor_needs_triton_and_a_gpu_that_it_supports(monkeypatch, capability, has_triton, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

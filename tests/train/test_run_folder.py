@@ -20,11 +20,7 @@ def values(tmp_path, **sections):
 
 def claim(folder, values, /, **checkpoint):
     claim_run_folder(
-        folder,
-        values,
-        cfg=CheckpointConfig(**checkpoint),
-        world=World(),
-        defaults=settings.defaults(Config),
+        folder, values, cfg=CheckpointConfig(**checkpoint), world=World(), defaults=settings.defaults(Config)
     )
 
 
@@ -40,9 +36,7 @@ def begun(tmp_path):
 
 def test_the_resolved_settings_are_saved_and_can_be_given_again(tmp_path):
     claim(tmp_path / "run", values(tmp_path))
-    config = settings.parse(
-        Config, ["--config", str(tmp_path / "run" / SETTINGS_FILE)], prog="", description=""
-    )
+    config = settings.parse(Config, ["--config", str(tmp_path / "run" / SETTINGS_FILE)], prog="", description="")
     assert settings.to_mapping(config) == values(tmp_path)
 
 
@@ -114,9 +108,7 @@ def test_settings_that_change_the_weights_are_refused(begun, tmp_path, changed, 
 
 def test_never_resume_refuses_a_run_but_not_an_empty_folder(begun, tmp_path):
     claim(tmp_path / "new", values(tmp_path), resume="never")
-    with pytest.raises(
-        ConfigError, match=r"holds a run, and checkpoint.resume is never; choose another --name"
-    ):
+    with pytest.raises(ConfigError, match=r"holds a run, and checkpoint.resume is never; choose another --name"):
         claim(begun, values(tmp_path), resume="never")
 
 
@@ -127,17 +119,13 @@ def test_without_a_checkpoint_a_run_may_begin_anew(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
-    with pytest.raises(
-        ConfigError, match=r"config.yaml cannot be written \(.+\); give --runs_dir a folder that"
-    ):
+    with pytest.raises(ConfigError, match=r"config.yaml cannot be written \(.+\); give --runs_dir a folder that"):
         claim(tmp_path / "runs" / "run", values(tmp_path))
 
 
 def test_a_change_may_be_accepted_and_is_told(begun, tmp_path, caplog):
     changed = values(tmp_path, seed=7, optim={"lr": 0.5})
-    with pytest.raises(
-        ConfigError, match=r"or accept the change with --checkpoint.allow_changes '\[optim.lr, seed\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"or accept the change with --checkpoint.allow_changes '\[optim.lr, seed\]'"):
         claim(begun, changed)
     with pytest.raises(ConfigError, match=r"started with seed: 0, now .*allow_changes '\[optim.lr, seed\]'"):
         claim(begun, changed, allow_changes=("optim.lr",))

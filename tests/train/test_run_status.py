@@ -55,9 +55,7 @@ def test_other_ranks_write_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "[" * 10**5, '{"step": -1}', '{"step": "1"}', '{"other": 1}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 10**5, '{"step": -1}', '{"step": "1"}', '{"other": 1}'])
 def test_an_unreadable_status_is_none_and_is_replaced(tmp_path, text):
     (tmp_path / STATUS_FILE).write_text(text)
     assert read_status(tmp_path) is None

@@ -44,9 +44,7 @@ def build(tmp_path):
 
 
 def test_clipping_limits_the_gradient_and_reports_its_norm_before(build):
-    trainer = build(
-        optim={"clip_norm": 1e-3, "kind": "sgd", "lr": 1.0, "momentum": 0, "schedule": "constant"}
-    )
+    trainer = build(optim={"clip_norm": 1e-3, "kind": "sgd", "lr": 1.0, "momentum": 0, "schedule": "constant"})
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     norm = trainer.train_step(next(iter(trainer.train_batches(0))))
     after = [parameter.detach() for parameter in trainer.model.parameters()]
@@ -74,11 +72,7 @@ def test_dropout_is_the_same_when_a_step_is_repeated(build):
         trainer.step.wrapped.train()
         trainer.step.seed_dropout(3)
         losses.append(
-            float(
-                trainer.step.wrapped(
-                    step[0].image, step[0].mask, trainer.step.global_denominators(step)
-                ).detach()
-            )
+            float(trainer.step.wrapped(step[0].image, step[0].mask, trainer.step.global_denominators(step)).detach())
         )
         torch.rand(3)
     assert losses[0] == losses[1]
@@ -186,9 +180,7 @@ def test_a_read_back_would_be_found(meta_step, micro_batches):
 
 def test_a_copy_would_be_found(meta_step, micro_batches):
     on_host = meta_step.model_with_loss.loss.class_weights.new_ones(3, device="cpu")
-    meta_step.model_with_loss.loss.denominators = lambda class_pixels: (
-        class_pixels.sum(0).double() * on_host.to(META)
-    )
+    meta_step.model_with_loss.loss.denominators = lambda class_pixels: class_pixels.sum(0).double() * on_host.to(META)
     with NoCopies(), pytest.raises(AssertionError, match="_to_copy.default between cpu and meta"):
         meta_step(micro_batches, 0)
 
@@ -206,9 +198,7 @@ CONFIGS = {
 def parts(name="plain", **changes):
     torch.manual_seed(0)
     model_cfg, loss_cfg = CONFIGS[name]
-    model = UNet(
-        UNetConfig(**{**vars(model_cfg), **changes}), num_classes=3, mean=[120.0] * 3, std=[60.0] * 3
-    )
+    model = UNet(UNetConfig(**{**vars(model_cfg), **changes}), num_classes=3, mean=[120.0] * 3, std=[60.0] * 3)
     return model, build_loss(loss_cfg, num_classes=3)
 
 
@@ -294,9 +284,7 @@ def test_gradients_of_fp16_are_compared_with_the_loss_scaled(batch):
 
 
 @pytest.mark.parametrize("has_graphs", [True, False])
-def test_cuda_graphs_are_compared_when_they_replay_and_reported_if_skipped(
-    batch, monkeypatch, caplog, has_graphs
-):
+def test_cuda_graphs_are_compared_when_they_replay_and_reported_if_skipped(batch, monkeypatch, caplog, has_graphs):
     calls = []
     network = ModelWithLoss(*parts(), cuda_graphs=True)
     right = network._plain

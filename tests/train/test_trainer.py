@@ -35,9 +35,7 @@ def build(tmp_path):
 
 
 def lines(tmp_path):
-    return [
-        json.loads(line) for line in (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
-    ]
+    return [json.loads(line) for line in (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_weights_checkpoints_metrics_settings_and_status(build, tmp_path):
@@ -72,9 +70,7 @@ def test_only_a_better_score_replaces_the_best_weights(build, monkeypatch):
         return report
 
     monkeypatch.setattr(trainer.validator, "score", pretend)
-    trainer.save_model = lambda model, state, name, report: saved.append(
-        (name, state.step, report.scores.miou)
-    )
+    trainer.save_model = lambda model, state, name, report: saved.append((name, state.step, report.scores.miou))
     trainer.fit()
     assert saved == [("best", 1, 0.5), ("best", 3, 0.6), ("last", 3, 0.6)]
 
@@ -127,9 +123,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_samples_are_logged(build, 
     assert not states[3]["head.weight"].equal(states[2]["head.weight"])
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING"))
     assert re.search("step 3: its loss is not finite", line)
-    assert (
-        line.count(f"{tmp_path / 'train'}/00000") == line.count(".tar/pictures/") == trainer.global_batch_size
-    )
+    assert line.count(f"{tmp_path / 'train'}/00000") == line.count(".tar/pictures/") == trainer.global_batch_size
     logged = {line["step"]: line for line in lines(tmp_path) if "train/loss" in line}
     assert {step: line["train/bad_steps"] for step, line in logged.items()} == {3: 1, 6: 1}
     assert all(math.isfinite(line["train/loss"]) for line in logged.values())
@@ -151,8 +145,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(build, tmp_path):
 def test_weights_that_are_not_finite_are_not_saved(build, tmp_path):
     """They may become so between two log lines; before the next, all checkpoints would hold them."""
     trainer = build(
-        trainer={"max_steps": 8, "log_every": 8, "eval_every": 8},
-        checkpoint={"save_every": 1, "keep_last": 1},
+        trainer={"max_steps": 8, "log_every": 8, "eval_every": 8}, checkpoint={"save_every": 1, "keep_last": 1}
     )
     train_step = trainer.train_step
 

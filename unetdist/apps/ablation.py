@@ -41,17 +41,17 @@ from unetdist.train.run_status import STOPPED_EARLY, read_status
 
 KEYS = ("name", "base", "settings", "seeds", "variants", "command")
 
+# Settings of a run that the ablation chooses, so that no variant may.
 OWN_SETTINGS = ("name", "runs_dir", "seed")
-"""Settings of a run that the ablation chooses, so that no variant may."""
 
 POLL_S = 0.1
 
+# Settings that a run is started with, in its folder; the run itself writes `config.yaml`.
 GIVEN_FILE = "ablation.yaml"
-"""Settings that a run is started with, in its folder; the run itself writes `config.yaml`."""
+# Output of a run's processes.
 LOG_FILE = "ablation.log"
-"""Output of a run's processes."""
+# Seconds that the training took, over all attempts.
 TIME_FILE = "ablation.json"
-"""Seconds that the training took, over all attempts."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,7 @@ def read_ablation(file: Path, words: Sequence[str] = ()) -> Ablation:
         raise ConfigError(f"{file}: base must be the path of a config file, such as configs/camvid.yaml")
     for_all = values.get("settings", {})
     if not isinstance(for_all, Mapping):
-        raise ConfigError(
-            f"{file}: settings must hold settings, not {for_all!r}; use `trainer.max_epochs: 20`"
-        )
+        raise ConfigError(f"{file}: settings must hold settings, not {for_all!r}; use `trainer.max_epochs: 20`")
     options = [
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in settings.flat(_nested(for_all)).items()
@@ -181,19 +179,13 @@ def _read_variants(values: Mapping[str, Any], file: Path, words: Sequence[str]) 
     changes = {}
     for name, changed in variants.items():
         if not re.fullmatch(r"[\w-][\w.-]*", str(name)):
-            raise ConfigError(
-                f"{file}: variant '{name}' becomes a folder; use letters, digits, '-', '_' and '.'"
-            )
+            raise ConfigError(f"{file}: variant '{name}' becomes a folder; use letters, digits, '-', '_' and '.'")
         if changed is not None and not isinstance(changed, Mapping):
-            raise ConfigError(
-                f"{file}: variant '{name}' must hold settings, not {changed!r}; use `model.norm: group`"
-            )
+            raise ConfigError(f"{file}: variant '{name}' must hold settings, not {changed!r}; use `model.norm: group`")
         changes[str(name)] = _nested(changed or {})
         for key in settings.flat(changes[str(name)]):
             if key in OWN_SETTINGS:
-                raise ConfigError(
-                    f"{file}: variant '{name}' sets {key}, which the ablation itself sets; remove it"
-                )
+                raise ConfigError(f"{file}: variant '{name}' sets {key}, which the ablation itself sets; remove it")
             if key in for_all:
                 raise ConfigError(
                     f"--{key} is for all runs, but variant '{name}' of {file} changes it; give it in one place"
@@ -388,9 +380,7 @@ def table_of(summaries: Sequence[Mapping[str, Any]], *, title: str) -> Table:
             ends = [_cell(end, "+.1f", 100) for end in found["difference_interval_95"] or ()]
             cells += ["..".join(ends) or "-", _cell(found["p_value"], ".4f")]
         seconds = summary["training_s"]
-        table.add_row(
-            escape(summary["variant"]), *cells, "-" if seconds is None else f"{seconds / 60:.1f} min"
-        )
+        table.add_row(escape(summary["variant"]), *cells, "-" if seconds is None else f"{seconds / 60:.1f} min")
     return table
 
 

@@ -9,8 +9,8 @@ HIDDEN = "***"
 _URL = re.compile(r"([a-zA-Z][\w+.-]*://)([^\s\"<>]+)")
 
 
+# The start of an address without a user: users rarely have a dot in their name.
 _HOST_AND_PORT = re.compile(r"(localhost|[\w-]+(\.[\w-]+)+):\d{1,5}(/|$)")
-"""The start of an address without a user: users rarely have a dot in their name."""
 
 
 def mask(text: object) -> str:

@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 
 Record = TypeVar("Record")
 
+# Number, size or offset.
 Count = Annotated[int, range(2**63)]
-"""Number, size or offset."""
+# A hash.
 Hex = Annotated[str, re.compile("[0-9a-f]*")]
-"""A hash."""
 
 SEAL = "sha256_of_this"
 
@@ -150,9 +150,7 @@ def _read_dataclass(cls: Any, value: Any, place: str) -> Any:
     if missing := needed - value.keys():
         raise _WrongError(place, f"lacks {', '.join(sorted(missing))}")
     if unknown := value.keys() - hints.keys():
-        raise _WrongError(
-            place, f"has {_short(', '.join(sorted(unknown)))}, which this version does not know"
-        )
+        raise _WrongError(place, f"has {_short(', '.join(sorted(unknown)))}, which this version does not know")
     return cls(**{name: _read(hints[name], item, f"{place}.{name}") for name, item in value.items()})
 
 

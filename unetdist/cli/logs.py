@@ -35,14 +35,14 @@ class PlainConsole(Console):
 
 console = PlainConsole(stderr=True, soft_wrap=True)
 
+# Seconds between progress lines where there is no terminal (log files, CI).
 PLAIN_PROGRESS_EVERY_S = 15.0
-"""Seconds between progress lines where there is no terminal (log files, CI)."""
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
+# Words in the errors of torch's collectives.
 BACKENDS = ("/gloo/", "[Gloo]", "NCCL")
-"""Words in the errors of torch's collectives."""
 
 
 class _Formatter(logging.Formatter):
@@ -106,9 +106,7 @@ class _NoBar:
 
 
 @contextmanager
-def progress(
-    description: str, total: int | None, *, completed: int = 0, enabled: bool = True
-) -> Iterator[ProgressBar]:
+def progress(description: str, total: int | None, *, completed: int = 0, enabled: bool = True) -> Iterator[ProgressBar]:
     """A progress bar on a terminal, log lines elsewhere, nothing if `enabled` is false."""
     if not enabled:
         yield _NoBar()

@@ -14,11 +14,11 @@ from unetdist.errors import ConfigError
 
 Settings = TypeVar("Settings")
 
+# Largest YAML file in bytes; parsing reads about 50 kB per second.
 MOST_BYTES = 1 << 20
-"""Largest YAML file in bytes; parsing reads about 50 kB per second."""
 
+# Most values in a YAML file.
 MOST_VALUES = 20_000
-"""Most values in a YAML file."""
 
 # The texts of --help are the docstrings below the fields.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -106,9 +106,7 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     return laid
 
 
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> dict[str, tuple[Any, Any]]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted names of the settings whose values differ, each with its old and new value."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in sorted({*old, *new}):
@@ -149,9 +147,7 @@ def _instantiate(cls: type[Settings], parser: ArgumentParser, namespace: Namespa
         sections = parser.instantiate(namespace)
         return cls(**{field.name: sections[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
     except TypeError as error:  # the library lets null through where a number or a text is wanted
-        raise ConfigError(
-            f"a setting is null that needs a value ({error}); give it one, or leave it out"
-        ) from None
+        raise ConfigError(f"a setting is null that needs a value ({error}); give it one, or leave it out") from None
 
 
 def _to_plain_setting(value: Any) -> Any:
@@ -228,9 +224,7 @@ class _StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 line = key_node.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(
-                    problem=f"'{key}' is given twice (line {line}); remove one"
-                )
+                raise yaml.constructor.ConstructorError(problem=f"'{key}' is given twice (line {line}); remove one")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -248,9 +242,7 @@ def read_yaml(file: Path) -> Mapping[str, Any]:
 def parse_yaml(text: bytes, *, where: str) -> Mapping[str, Any]:
     """The mapping in a YAML text (UTF-8); `ConfigError`, which begins with `where`, if it is none or repeats a key."""
     if len(text) > MOST_BYTES:
-        raise ConfigError(
-            f"{where}: has more than {MOST_BYTES} bytes; give the YAML file of a run's settings"
-        )
+        raise ConfigError(f"{where}: has more than {MOST_BYTES} bytes; give the YAML file of a run's settings")
     try:
         values = yaml.load(text.decode(), Loader=_StrictLoader)
     except RecursionError:

@@ -21,22 +21,22 @@ from unetdist.data.labels.palette import IGNORE_INDEX
 from unetdist.data.mix import Mixer, RandomNumbers
 from unetdist.errors import ConfigError
 
+# Weights of red, green and blue in the grey of a pixel (ITU-R 601).
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in the grey of a pixel (ITU-R 601)."""
 
+# Pixels counted at a time.
 _BLOCK = 16_384
-"""Pixels counted at a time."""
+# Source pixels kept around what a warp needs: linear interpolation reads one further.
 _MARGIN_PX = 2
-"""Source pixels kept around what a warp needs: linear interpolation reads one further."""
 _ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 
 _TO_YIQ = np.array([LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 _LUMA_ONLY = _FROM_YIQ[:, :1] @ _TO_YIQ[:1]
+# Adds up with `_LUMA_ONLY` to the identity.
 _CHROMA = _FROM_YIQ[:, 1:] @ _TO_YIQ[1:]
-"""Adds up with `_LUMA_ONLY` to the identity."""
+# `_CHROMA`, a quarter of the colour circle further.
 _TURNED_CHROMA = _FROM_YIQ[:, 1:] @ np.array([[0, -1], [1, 0]]) @ _TO_YIQ[1:]
-"""`_CHROMA`, a quarter of the colour circle further."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,29 +80,18 @@ class AugmentConfig:
             raise ConfigError(
                 f"augment.crop_size ({list(self.crop_size)}) must be a height and a width over 0; use [256, 256]."
             )
-        probabilities = (
-            "flip_horizontal",
-            "flip_vertical",
-            "quarter_turns",
-            "rare_class_crop",
-            "cutmix",
-            "classmix",
-        )
+        probabilities = ("flip_horizontal", "flip_vertical", "quarter_turns", "rare_class_crop", "cutmix", "classmix")
         largest = dict.fromkeys((*probabilities, "brightness", "contrast", "saturation"), 1.0) | {"hue": 0.5}
         for name, most in largest.items():
             if not 0 <= getattr(self, name) <= most:
-                raise ConfigError(
-                    f"augment.{name} ({getattr(self, name)}) must be from 0 to {most:g}; use 0.1."
-                )
+                raise ConfigError(f"augment.{name} ({getattr(self, name)}) must be from 0 to {most:g}; use 0.1.")
         if self.cutmix + self.classmix > 1:
             raise ConfigError(
                 f"augment.cutmix ({self.cutmix}) and augment.classmix ({self.classmix}) must add up to at most 1, "
                 "because a sample gets only one of them; use 0.5 and 0.5."
             )
         if self.native_epochs < 0:
-            raise ConfigError(
-                f"augment.native_epochs ({self.native_epochs}) must be at least 0; use 0 for none."
-            )
+            raise ConfigError(f"augment.native_epochs ({self.native_epochs}) must be at least 0; use 0 for none.")
         if not 0 < self.scale_min <= self.scale_max < float("inf"):
             raise ConfigError(
                 f"augment.scale_min ({self.scale_min}) must be over 0 and at most augment.scale_max "
@@ -171,11 +160,7 @@ class Window:
     ) -> Pixels:
         """Same as `apply`, from the part `box(size)` of an image of `size` (height, width)."""
         box = self.box(size)
-        taken = (
-            self._slice(pixels, box, fill)
-            if self.scale == 1
-            else self._warp(pixels, box, fill, interpolation)
-        )
+        taken = self._slice(pixels, box, fill) if self.scale == 1 else self._warp(pixels, box, fill, interpolation)
         # OpenCV drops a last axis of length one.
         return taken.reshape(*taken.shape[:2], *pixels.shape[2:])
 

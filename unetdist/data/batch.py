@@ -17,8 +17,8 @@ from einops import rearrange
 from unetdist.data.decode import Pixels
 from unetdist.data.labels.palette import IGNORE_INDEX
 
+# (1,) of a `batch_dtype`: the memory of one batch.
 Record = npt.NDArray[np.void]
-"""(1,) of a `batch_dtype`: the memory of one batch."""
 
 
 class Sample(NamedTuple):
@@ -53,9 +53,7 @@ class Batch:
     @classmethod
     def of(cls, record: Record, num_bad: int) -> "Batch":
         """The batch in a record, without a copy."""
-        image, mask, ids, class_pixels = (
-            torch.from_numpy(record[name][0]) for name in record.dtype.names or ()
-        )
+        image, mask, ids, class_pixels = (torch.from_numpy(record[name][0]) for name in record.dtype.names or ())
         return cls(rearrange(image, "b h w c -> b c h w"), mask, ids, class_pixels, num_bad)
 
     def __len__(self) -> int:

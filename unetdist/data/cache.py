@@ -22,8 +22,8 @@ from unetdist.storage.retries import NO_SPACE
 
 TAR, INDEX, PARTIAL = ".tar", ".idx", ".partial"
 
+# Names of the cache's own files. Others in its folder are left alone.
 _ENTRY = re.compile(r"[0-9a-f]{64}\.(tar|idx)(\.partial)?")
-"""Names of the cache's own files. Others in its folder are left alone."""
 
 
 class CacheFullError(SourceError):
@@ -157,9 +157,7 @@ class ShardCache:
         sync_folder(self.directory)
         return path
 
-    def _write(
-        self, partial: Path, num_bytes: int, at_least: int, write: Callable[[IO[bytes]], object]
-    ) -> None:
+    def _write(self, partial: Path, num_bytes: int, at_least: int, write: Callable[[IO[bytes]], object]) -> None:
         with open(partial, "w+b") as file:
             with FileLock(self.directory / "locks" / "room"):
                 self._make_room(num_bytes, at_least=at_least)

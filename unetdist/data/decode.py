@@ -19,43 +19,43 @@ from unetdist.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 
+# Suffixes of files and tar members that are taken for images.
 PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".tif", ".tiff"),
     *(".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""Suffixes of files and tar members that are taken for images."""
 
+# Pillow's mode by number of channels.
 CHANNEL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's mode by number of channels."""
 
+# First bytes of every Git LFS pointer, the text file that stands in for a file that was not fetched.
 GIT_LFS_START = b"version https://git-lfs.github.com/spec/"
-"""First bytes of every Git LFS pointer, the text file that stands in for a file that was not fetched."""
 
+# Limit for an image that Pillow decodes, in place of its own; shards hold no larger ones by default.
 MAX_PIXELS = 2**28
-"""Limit for an image that Pillow decodes, in place of its own; shards hold no larger ones by default."""
+# Limit for a PNG or JPEG, which other decoders read.
 MOST_PIXELS = 2**30
-"""Limit for a PNG or JPEG, which other decoders read."""
+# Bytes that deflate can make of one: it repeats 258 of them for two bits.
 _MOST_INFLATED = 1032
-"""Bytes that deflate can make of one: it repeats 258 of them for two bits."""
+# Pixels that one byte of a JPEG can hold: Huffman coding spends at least a bit on each block of 8x8.
 _MOST_JPEG_PIXELS = 512
-"""Pixels that one byte of a JPEG can hold: Huffman coding spends at least a bit on each block of 8x8."""
+# Data beyond what the pixels can need that a PNG may hold.
 _SPARE_BYTES = 2**18
-"""Data beyond what the pixels can need that a PNG may hold."""
 
 _ARITHMETIC_FRAMES = range(0xC9, 0xD0)
 _PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _PNG_GREY = 0
+# Values per pixel by PNG colour type.
 _PNG_SAMPLES = {_PNG_GREY: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Values per pixel by PNG colour type."""
+# Channels by PNG colour type, without palettes and grey with alpha.
 _PNG_CHANNELS = {_PNG_GREY: 1, 2: 3, 6: 4}
-"""Channels by PNG colour type, without palettes and grey with alpha."""
+# Signature; length and name of IHDR, width, height, kind, checksum; length and name of IDAT.
 _MASK_HEADER = struct.Struct(">8s8sII5s4xI4s")
-"""Signature; length and name of IHDR, width, height, kind, checksum; length and name of IDAT."""
 _MASK_IHDR = b"\0\0\0\rIHDR"
+# 8 bits, grey, deflate, filters by row, not interlaced.
 _MASK_KIND = b"\x08\0\0\0\0"
-"""8 bits, grey, deflate, filters by row, not interlaced."""
+# Bytes after the data: their checksum, and IEND.
 _MASK_END = 16
-"""Bytes after the data: their checksum, and IEND."""
 
 _pillow_limit_lock = threading.Lock()
 
@@ -173,9 +173,7 @@ def check_header(data: bytes, header: JpegHeader | None, what: str = "image") ->
         packed = _idat_bytes(data, what)
         is_possible = raw <= _MOST_INFLATED * packed
         if is_possible and packed > 2 * raw + _SPARE_BYTES:
-            raise DataError(
-                f"{what} of {width}x{height} holds far more data than its pixels need; replace the file."
-            )
+            raise DataError(f"{what} of {width}x{height} holds far more data than its pixels need; replace the file.")
     else:
         return
     if not is_possible or height * width > MOST_PIXELS:
@@ -199,9 +197,7 @@ def _idat_bytes(data: bytes, what: str) -> int:
         at += 12 + size
         if at > len(data):
             # Decoders allocate what a chunk claims before they read it.
-            raise DataError(
-                f"{what} cannot be read (cut off in a chunk of {size:,} bytes); replace the file."
-            )
+            raise DataError(f"{what} cannot be read (cut off in a chunk of {size:,} bytes); replace the file.")
         if name == b"IDAT":
             total += size
         elif name == b"IEND":

@@ -14,8 +14,8 @@ from unetdist.data.labels import IGNORE_INDEX
 
 Array = np.ndarray
 
+# Images whose longer side is shorter are enlarged by a whole factor, because a legend needs room.
 SMALLEST_PX = 256
-"""Images whose longer side is shorter are enlarged by a whole factor, because a legend needs room."""
 
 _PAPER, _INK, _FRAME = (255, 255, 255), (25, 25, 25), (140, 140, 140)
 _STRIPES = np.array([(95, 95, 95), (165, 165, 165)], np.uint8)
@@ -53,11 +53,7 @@ def panels(
 
 
 def gallery(
-    rows: Sequence[tuple[str, Array, Array, Array]],
-    colors: Array,
-    names: Sequence[str],
-    *,
-    largest_px: int = 512,
+    rows: Sequence[tuple[str, Array, Array, Array]], colors: Array, names: Sequence[str], *, largest_px: int = 512
 ) -> Array:
     """One row of panels per (caption, image, target, prediction), under titles and above one legend."""
     present = sorted({index for _, _, target, pred in rows for index in (*_present(target), *_present(pred))})
@@ -187,9 +183,7 @@ def _present(mask: Array) -> list[int]:
 
 def _font(picture: Array) -> ImageFont.FreeTypeFont:
     """A font that is as readable on 3000 pixels as on 300."""
-    font = ImageFont.load_default(
-        min(64, max(14, round(math.sqrt(picture.shape[0] * picture.shape[1]) / 40)))
-    )
+    font = ImageFont.load_default(min(64, max(14, round(math.sqrt(picture.shape[0] * picture.shape[1]) / 40))))
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
 

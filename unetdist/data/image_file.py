@@ -24,8 +24,8 @@ from unetdist.storage import remote
 
 ORIENTATION_TAG = 0x0112
 
+# Pixels on which a mask was drawn: as the file stores them, or as viewers show them.
 Drawn = Literal["raw", "upright"]
-"""Pixels on which a mask was drawn: as the file stores them, or as viewers show them."""
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -55,9 +55,7 @@ def drawn_by_size(raw: tuple[int, int], orientation: int, mask_size: tuple[int, 
     return "raw" if mask_size == raw else "upright"
 
 
-def is_to_be_turned(
-    raw: tuple[int, int], orientation: int, mask_size: tuple[int, int], drawn: Drawn | None
-) -> bool:
+def is_to_be_turned(raw: tuple[int, int], orientation: int, mask_size: tuple[int, int], drawn: Drawn | None) -> bool:
     """Whether an image must be turned upright to fit its mask.
 
     Args:
@@ -91,21 +89,21 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
+# (H, W, 1|3|4): grey, RGB, or RGB and one more band; uint8 unless the image has more than 8 bits.
 Values = npt.NDArray[Any]
-"""(H, W, 1|3|4): grey, RGB, or RGB and one more band; uint8 unless the image has more than 8 bits."""
 
+# Values that become 0 and 255 (black and white).
 ImageRange = tuple[float, float]
-"""Values that become 0 and 255 (black and white)."""
 
 SIXTEEN_BITS: ImageRange = (0.0, 65535.0)
+# Range that gives exactly the high byte of 16 bits, as images in indexed tars are decoded.
 HIGH_BYTE: ImageRange = (127.5, 65407.5)
-"""Range that gives exactly the high byte of 16 bits, as images in indexed tars are decoded."""
 
+# Largest image read from a URL, in bytes.
 MOST_BYTES = 2**30
-"""Largest image read from a URL, in bytes."""
 
+# Modes that all decoders read alike. MPO is the JPEG of phones, with further images after the first.
 _PLAIN_MODES = {"JPEG": ("L", "RGB"), "MPO": ("L", "RGB"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
-"""Modes that all decoders read alike. MPO is the JPEG of phones, with further images after the first."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +199,7 @@ def read_file(source: Path | str) -> bytes:
     try:
         return remote.read(source, most=MOST_BYTES) if isinstance(source, str) else source.read_bytes()
     except FileNotFoundError:
-        raise DataError(
-            "does not exist, or was removed meanwhile; correct its path, or restore it."
-        ) from None
+        raise DataError("does not exist, or was removed meanwhile; correct its path, or restore it.") from None
     except IsADirectoryError:
         raise DataError("is a folder; give an image.") from None
     except OSError as error:

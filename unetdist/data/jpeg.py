@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+# Part of the MCUs from which decoding the whole image takes no longer than cutting and decoding a part.
 MOST_OF_PICTURE = 0.85
-"""Part of the MCUs from which decoding the whole image takes no longer than cutting and decoding a part."""
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 SOS, DRI, DHT = 0xDA, 0xDD, 0xC4
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
 _SEQUENTIAL = (0xC0, 0xC1)
+# Segments that do not affect pixels: comments and application data, except JFIF's and Adobe's colours.
 _UNSEEN = frozenset(range(0xE1, 0xF0)) - {0xEE} | {0xFE}
-"""Segments that do not affect pixels: comments and application data, except JFIF's and Adobe's colours."""
 _WHOLE_SPECTRUM = b"\0\x3f\0"
 _STUFFING = 0
 _RESTARTS = bytes(range(0xD0, 0xD8))
@@ -63,9 +63,7 @@ class JpegHeader:
     @property
     def is_sliceable(self) -> bool:
         """Whether every row of MCUs begins at a restart marker."""
-        return (
-            self.is_baseline and self.restart_interval > 0 and self.mcus_per_row % self.restart_interval == 0
-        )
+        return self.is_baseline and self.restart_interval > 0 and self.mcus_per_row % self.restart_interval == 0
 
 
 def parse_header(data: bytes) -> JpegHeader | None:
@@ -95,9 +93,7 @@ def parse_header(data: bytes) -> JpegHeader | None:
     return _header(data, tuple(segments), sof_offset, interval) if sof_offset else None
 
 
-def _header(
-    data: bytes, segments: tuple[tuple[int, int, int], ...], sof: int, interval: int
-) -> JpegHeader | None:
+def _header(data: bytes, segments: tuple[tuple[int, int, int], ...], sof: int, interval: int) -> JpegHeader | None:
     marker, start, end = segments[-1]
     length, bits, height, width, channels = struct.unpack_from(">HBHHB", data.ljust(sof + 10), sof + 2)
     if length != 8 + 3 * channels or not channels or not height or not width:
@@ -133,9 +129,7 @@ def _header(
     )
 
 
-def cut(
-    data: bytes, header: JpegHeader, top: int, left: int, bottom: int, right: int
-) -> tuple[bytes, int, int] | None:
+def cut(data: bytes, header: JpegHeader, top: int, left: int, bottom: int, right: int) -> tuple[bytes, int, int] | None:
     """A smaller JPEG that holds a box of pixels, and the row and column of its first pixel in the whole image.
 
     Decoded, the box has the same pixels as in the whole image. None if nothing can be cut: the image is not
@@ -197,9 +191,7 @@ def _resized_head(data: bytes, header: JpegHeader, height: int, width: int) -> b
     return bytes(head)
 
 
-def _assemble(
-    data: bytes, head: bytes, row_starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]
-) -> bytes:
+def _assemble(data: bytes, head: bytes, row_starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]) -> bytes:
     """Join intervals that end at `ends` (rows, intervals) and are contiguous in each row into one image."""
     row_ends = ends[:, -1]
     rows = zip(row_starts.tolist(), row_ends.tolist(), strict=True)

@@ -59,9 +59,7 @@ class DataConfig:
         minima |= {"max_bad_samples": (0, 100), "cache_gb": (0, 100), "retry_s": (0, 300)}
         for name, (least, advice) in minima.items():
             if getattr(self, name) < least:
-                raise ConfigError(
-                    f"data.{name} ({getattr(self, name)}) must be {least} or more; use {advice}."
-                )
+                raise ConfigError(f"data.{name} ({getattr(self, name)}) must be {least} or more; use {advice}.")
 
 
 def open_data(cfg: DataConfig, location: str) -> tuple[Folder, Manifest]:
@@ -134,11 +132,7 @@ def train_loader(
     accumulation = global_batch_size // (world_size * micro_batch_size)
     pool = _batch_pool(cfg, accumulation, batch_dtype(micro_batch_size, size, channels, num_classes))
     augmenter = Augmenter(
-        augment_cfg,
-        seed=seed,
-        class_pixels=manifest.class_pixels,
-        mean=manifest.mean,
-        native_from=native_from,
+        augment_cfg, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean, native_from=native_from
     )
     samples = Samples(reader, channels=channels, num_classes=num_classes)
     dataset = TrainDataset(samples, augmenter, on_bad_sample=cfg.on_bad_sample, blank_size=size, pool=pool)
@@ -181,9 +175,7 @@ def val_loader(
     reader = open_reader(cfg, folder, manifest)
     reader.check(rank=rank, world_size=world_size)
     mine = part_of(manifest.num_samples, rank=rank, world_size=world_size)
-    prefetcher = fetch_ahead(
-        reader, lambda _: shards_of(manifest.shard_sizes, mine), mine.start, local_world_size
-    )
+    prefetcher = fetch_ahead(reader, lambda _: shards_of(manifest.shard_sizes, mine), mine.start, local_world_size)
     dataset = ValDataset(Samples(reader, channels=channels, num_classes=num_classes))
     requests = ValBatches(mine, batch_size=batch_size, progress=prefetcher and prefetcher.position)
     batches = _work(cfg, dataset, requests, pin_memory)
@@ -207,9 +199,7 @@ class ValLoader:
             yield from batches
 
 
-def _train_size(
-    augment_cfg: AugmentConfig, manifest: Manifest, folder: str | Path | Folder
-) -> tuple[int, int]:
+def _train_size(augment_cfg: AugmentConfig, manifest: Manifest, folder: str | Path | Folder) -> tuple[int, int]:
     """(height, width) of the training images; `ConfigError` if whole images differ in size."""
     if augment_cfg.crop_size is None and manifest.min_size != manifest.max_size:
         (low_h, low_w), (high_h, high_w) = manifest.min_size, manifest.max_size
@@ -239,11 +229,7 @@ def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size:
 
 
 def _steps(
-    batches: "DataLoader[Any]",
-    accumulation: int,
-    max_bad_samples: int,
-    folder: Folder,
-    prefetcher: Prefetcher | None,
+    batches: "DataLoader[Any]", accumulation: int, max_bad_samples: int, folder: Folder, prefetcher: Prefetcher | None
 ) -> Generator[list[Batch], None, None]:
     """The micro-batches in groups of `accumulation`; `DataError` once more than `max_bad_samples` were blank."""
     num_bad = 0

@@ -24,11 +24,11 @@ from unetdist.storage.remote import is_network, is_url, refusal
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
 
+# A height or a width.
 Pixels = Annotated[int, range(1, 2**31)]
-"""A height or a width."""
 
+# Smallest size of a sample in a tar: the headers of its image and its mask.
 _LEAST_SAMPLE = 1024
-"""Smallest size of a sample in a tar: the headers of its image and its mask."""
 
 
 # slots: a data set may have 100,000 shards or more.

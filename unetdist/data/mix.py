@@ -20,10 +20,10 @@ from unetdist.data.batch import Sample, count_values
 from unetdist.data.decode import Box, Pixels
 from unetdist.data.keyed_random import Stream, keyed_uniform
 
+# Uniform in [0, 1).
 RandomNumbers = npt.NDArray[np.float64]
-"""Uniform in [0, 1)."""
+# (epoch, sample id)
 Key = tuple[int, int]
-"""(epoch, sample id)"""
 
 
 class MixDraw(IntEnum):

@@ -54,9 +54,7 @@ class OpenShard:
         try:
             return key_at(io.BytesIO(self._read(start, size) if is_inside else b""), self._where)
         except DataError:
-            raise DataError(
-                f"no member at the offset of sample {row}; {REMEDY}", source=self._where
-            ) from None
+            raise DataError(f"no member at the offset of sample {row}; {REMEDY}", source=self._where) from None
 
     def _read_pair(self, image: tuple[int, int], mask_: tuple[int, int]) -> tuple[bytes, bytes]:
         return self._read(*image), self._read(*mask_)
@@ -80,9 +78,7 @@ class OpenShard:
 class LocalShard(OpenShard):
     """A local file, open until this object is freed."""
 
-    def __init__(
-        self, path: Path, shard: Shard, load_rows: Callable[[], Rows], *, is_cached: bool = False
-    ) -> None:
+    def __init__(self, path: Path, shard: Shard, load_rows: Callable[[], Rows], *, is_cached: bool = False) -> None:
         self.path = path
         self.is_cached = is_cached
         # The cache has checked the size.

@@ -42,9 +42,7 @@ class Order:
     O(log shards). Sample ids number the samples of all shards, in the order of `shard_sizes`.
     """
 
-    def __init__(
-        self, shard_sizes: Sequence[int] | Ints, *, seed: int, lanes: int = 64, window: int = 4096
-    ) -> None:
+    def __init__(self, shard_sizes: Sequence[int] | Ints, *, seed: int, lanes: int = 64, window: int = 4096) -> None:
         self._sizes = np.asarray(shard_sizes, np.int64)
         self._first_ids = np.cumsum(self._sizes) - self._sizes
         self.num_samples = int(self._sizes.sum())
@@ -74,9 +72,7 @@ class Order:
             sample_id[group] = self._first_ids[shards[k]] + place[group] - starts[k]
         return Places(epoch, sample_id, lane)
 
-    def rank_slice(
-        self, first_position: int, global_batch_size: int, rank: int, world_size: int
-    ) -> tuple[Ints, Ints]:
+    def rank_slice(self, first_position: int, global_batch_size: int, rank: int, world_size: int) -> tuple[Ints, Ints]:
         """(epoch, sample id) of this rank's share of the step that begins at `first_position`.
 
         The step's positions, sorted by lane, are cut into `world_size` equal slices: the step has the same
@@ -86,9 +82,7 @@ class Order:
         epoch, sample_id, _ = self.locate(self._share(first_position, global_batch_size, rank, world_size))
         return epoch, sample_id
 
-    def partners(
-        self, first_position: int, global_batch_size: int, rank: int, world_size: int
-    ) -> tuple[Ints, Ints]:
+    def partners(self, first_position: int, global_batch_size: int, rank: int, world_size: int) -> tuple[Ints, Ints]:
         """(epoch, sample id) of the partner of each sample of `rank_slice`; the partner of position p is at p XOR 1.
 
         It is in the same step if the batch is even, and in a neighbouring lane, mostly of the same rank.
@@ -98,12 +92,7 @@ class Order:
         return epoch, sample_id
 
     def upcoming(
-        self,
-        first_position: int,
-        *,
-        global_batch_size: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        self, first_position: int, *, global_batch_size: int | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[int, int]]:
         """(position, shard number) without end, in the order in which this rank begins to need the shards.
 

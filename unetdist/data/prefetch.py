@@ -20,13 +20,13 @@ from unetdist.data.manifest import Manifest, Shard
 from unetdist.errors import DataError
 from unetdist.storage.folders import Folder
 
+# Simultaneous downloads of a rank.
 DOWNLOADS = 4
-"""Simultaneous downloads of a rank."""
 
 POLL_S = 0.1
 
+# From a first position: (position at which a shard is needed, number of the shard), in order.
 Upcoming = Callable[[int], Iterator[tuple[int, int]]]
-"""From a first position: (position at which a shard is needed, number of the shard), in order."""
 
 
 class Prefetcher:

@@ -16,29 +16,20 @@ from unetdist.cli.credentials import mask
 from unetdist.cli.logs import logger
 from unetdist.data.cache import CacheFullError, ShardCache, read_index
 from unetdist.data.manifest import Manifest, Shard
-from unetdist.data.open_shard import (
-    REMEDY,
-    LocalShard,
-    OpenShard,
-    RangedShard,
-    Rows,
-    changed,
-    check_size,
-    read_rows,
-)
+from unetdist.data.open_shard import REMEDY, LocalShard, OpenShard, RangedShard, Rows, changed, check_size, read_rows
 from unetdist.data.shards import checksum
 from unetdist.errors import DataError, SourceError
 from unetdist.storage import remote
 from unetdist.storage.folders import Folder, open_folder
 
+# Open shards per process, with two descriptors each. The order uses about two shards per lane at a time.
 MAX_OPEN_SHARDS = 128
-"""Open shards per process, with two descriptors each. The order uses about two shards per lane at a time."""
 
+# Simultaneous requests of a process.
 REQUESTS = 8
-"""Simultaneous requests of a process."""
 
+# Attempts to open a shard from the cache: other processes may evict it before it is opened.
 FETCH_ATTEMPTS = 10
-"""Attempts to open a shard from the cache: other processes may evict it before it is opened."""
 
 Encoded = tuple[bytes, bytes]
 T = TypeVar("T")
@@ -53,9 +44,7 @@ class ShardReader:
     is fetched first.
     """
 
-    def __init__(
-        self, folder: str | Path | Folder, manifest: Manifest, *, cache: ShardCache | None = None
-    ) -> None:
+    def __init__(self, folder: str | Path | Folder, manifest: Manifest, *, cache: ShardCache | None = None) -> None:
         self.folder = open_folder(folder)
         self.manifest = manifest
         self.cache = cache
@@ -123,9 +112,7 @@ class ShardReader:
             opened = self._opened.get(number)
             if opened is not None:
                 self._opened.move_to_end(number)
-        if opened is None or (
-            not opened.is_local and self.cache and self.cache.find(self.manifest.shards[number])
-        ):
+        if opened is None or (not opened.is_local and self.cache and self.cache.find(self.manifest.shards[number])):
             opened = self._open_again(self.manifest.shards[number])
             with self._lock:
                 self._opened[number] = opened
@@ -149,12 +136,8 @@ class ShardReader:
                 return LocalShard(path, shard, load_rows, is_cached=True)
         if remote.can_range(where):
             return RangedShard(self.folder, shard, load_rows)
-        remedy = (
-            "is too small to keep a shard until it is read; raise it" if self.cache else "is 0; set it to 100"
-        )
-        raise SourceError(
-            f"the server sends whole files only, and data.cache_gb {remedy}.", source=mask(where)
-        )
+        remedy = "is too small to keep a shard until it is read; raise it" if self.cache else "is 0; set it to 100"
+        raise SourceError(f"the server sends whole files only, and data.cache_gb {remedy}.", source=mask(where))
 
     def _rows(self, shard: Shard) -> Rows:
         if self.folder.is_local:
@@ -162,9 +145,7 @@ class ShardReader:
             return read_rows(path, shard, path)
         if self.cache is not None:
             return self.cache.index(self.folder, shard)
-        return read_rows(
-            BytesIO(read_index(self.folder, shard)), shard, mask(self.folder.where(shard.index_name))
-        )
+        return read_rows(BytesIO(read_index(self.folder, shard)), shard, mask(self.folder.where(shard.index_name)))
 
     def _read(self, opened: OpenShard, number: int, row: int) -> Encoded:
         """A verified sample. A shard that is damaged in the cache is fetched again, once."""

@@ -68,18 +68,14 @@ class Samples:
     @staticmethod
     def _check_equal(image: tuple[int, ...], mask: tuple[int, ...]) -> None:
         if image != mask:
-            raise DataError(
-                f"mask is {mask[1]}x{mask[0]}, image is {image[1]}x{image[0]}; export the mask again."
-            )
+            raise DataError(f"mask is {mask[1]}x{mask[0]}, image is {image[1]}x{image[0]}; export the mask again.")
 
     @contextmanager
     def _named(self, sample_id: int) -> Iterator[None]:
         try:
             yield
         except DataError as error:
-            raise DataError(
-                f"{error} Then write its shard again.", source=self.reader.source(sample_id)
-            ) from None
+            raise DataError(f"{error} Then write its shard again.", source=self.reader.source(sample_id)) from None
 
     def finish(self, sample_id: int, image: Pixels, mask: Pixels) -> Sample:
         """Count the classes of the final mask; raises `DataError` for an unknown index."""
@@ -145,9 +141,7 @@ class TrainDataset(Dataset[Batch | BatchSlot | UnetdistError]):
             for key, mix in zip(request.keys, mixes, strict=True)
         ]
 
-    def _sample(
-        self, key: tuple[int, int], encoded: tuple[bytes, bytes] | DataError, draws: RandomNumbers
-    ) -> Sample:
+    def _sample(self, key: tuple[int, int], encoded: tuple[bytes, bytes] | DataError, draws: RandomNumbers) -> Sample:
         epoch, sample_id = key
         try:
             if isinstance(encoded, DataError):

@@ -15,6 +15,7 @@ from unetdist.data.labels import Label, Palette
 from unetdist.errors import ConfigError
 from unetdist.storage.files import write_text
 
+# Classes of the shapes, which differ only in their number of `_CORNERS`.
 PALETTE = Palette(
     (
         Label(0, "background", (0, 0, 0), 0),
@@ -23,7 +24,6 @@ PALETTE = Palette(
         Label(3, "triangle", (250, 200, 60), 3),
     )
 )
-"""Classes of the shapes, which differ only in their number of `_CORNERS`."""
 
 _CORNERS = {1: 0, 2: 4, 3: 3}
 _NUM_SHAPES = (4, 8)
@@ -34,9 +34,7 @@ _MIN_CONTRAST = 100.0  # Euclidean distance in RGB of a shape to the background
 _NOISE = 4.0  # standard deviation, 0..255
 
 
-def draw(
-    index: int, *, seed: int, size: tuple[int, int] = (96, 96)
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def draw(index: int, *, seed: int, size: tuple[int, int] = (96, 96)) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw one image of up to eight shapes.
 
     Args:
@@ -76,9 +74,7 @@ def draw(
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask
 
 
-def write_shapes(
-    folder: str | PathLike[str], *, count: int, seed: int, size: tuple[int, int] = (96, 96)
-) -> None:
+def write_shapes(folder: str | PathLike[str], *, count: int, seed: int, size: tuple[int, int] = (96, 96)) -> None:
     """Write images/NNNNN.png, masks/NNNNN.png (colours) and Labels.txt, like a user's own data set."""
     folder = Path(folder)
     for name in ("images", "masks"):

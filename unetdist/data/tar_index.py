@@ -97,8 +97,7 @@ def index_tar(path: str | Path, names: MemberNames = OURS, *, source: object = N
             # WebDataset groups neighbours only, and would make two samples of them.
             if not members and key in seen:
                 raise DataError(
-                    f"the members of key {key} are not side by side; pack the tar again with "
-                    "`tar --sort=name -cf`.",
+                    f"the members of key {key} are not side by side; pack the tar again with `tar --sort=name -cf`.",
                     source=source,
                 )
             last = key
@@ -128,14 +127,10 @@ def key_at(file: BinaryIO, source: object) -> str:
     return unescape_key(match[1] if match else member.name)
 
 
-def _row(
-    file: BinaryIO, members: dict[str, Member], key: str, source: object, names: MemberNames
-) -> tuple[int, ...]:
+def _row(file: BinaryIO, members: dict[str, Member], key: str, source: object, names: MemberNames) -> tuple[int, ...]:
     mask = members.get("mask")
     images = [
-        member
-        for part, member in members.items()
-        if (part == "image" if names.image else part in PICTURE_SUFFIXES)
+        member for part, member in members.items() if (part == "image" if names.image else part in PICTURE_SUFFIXES)
     ]
     have = ", ".join(members[part].name.removeprefix(key) for part in members)
     if mask is None:
@@ -177,9 +172,7 @@ def read_members(file: BinaryIO, source: object) -> Iterator[Member]:
             f"damaged: the header at byte {position} is wrong; copy or write this tar again.", source=source
         )
     if start != bytes(2 * BLOCK):
-        raise DataError(
-            "cut off: the end-of-archive blocks are missing; copy or write this tar again.", source=source
-        )
+        raise DataError("cut off: the end-of-archive blocks are missing; copy or write this tar again.", source=source)
     while rest := file.read(2**20):
         if rest.strip(b"\0"):
             raise DataError(
@@ -204,8 +197,7 @@ def _members(file: BinaryIO, source: object, end: int) -> Iterator[Member]:
             # A negative size would lead back, and so round and round.
             if info.size < 0 or tar.offset > end:
                 raise DataError(
-                    f"cut off inside the member at byte {position}; copy or write this tar again.",
-                    source=source,
+                    f"cut off inside the member at byte {position}; copy or write this tar again.", source=source
                 )
             position = tar.offset
             if info.isreg():

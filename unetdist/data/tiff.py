@@ -13,19 +13,19 @@ from unetdist.errors import DataError
 SUPPORTED = "supported are 1 (grey), 3 (RGB) and 4 (RGB and one more)"
 
 _SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _BANDS, _PLANES = 254, 258, 262, 274, 277, 284
+# Pages below this one: raw files of cameras have the full image there, and a smaller copy as the first page.
 _SUB_PAGES = 330
-"""Pages below this one: raw files of cameras have the full image there, and a smaller copy as the first page."""
+# A text that nobody reads, and the tag before `_EXTRA`: tags must be sorted.
 _PRINTER = 337
-"""A text that nobody reads, and the tag before `_EXTRA`: tags must be sorted."""
 _EXTRA, _FORMAT = 338, 339
+# struct letter by integer type.
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
-"""struct letter by integer type."""
 _TEXT, _SHORT = 2, 3
+# Most values that are read of a tag.
 _MANY = 64
-"""Most values that are read of a tag."""
 _GREY, _RGB = (0, 1), 2
+# Bits of a page's kind: a smaller copy of another, or its mask.
 _REDUCED, _MASK = 1, 4
-"""Bits of a page's kind: a smaller copy of another, or its mask."""
 _SIGNED = 2
 _ALPHA, _PLAIN_ALPHA = (1, 2), 2
 
@@ -112,9 +112,7 @@ def read_tiff(data: bytes) -> Tiff | None:
         )
     is_grey_with_alpha = bands == 2 and extra[:1] and extra[0] in _ALPHA and bits <= 8
     if bands not in (1, 3, 4) and not is_grey_with_alpha:
-        raise DataError(
-            f"image has {bands} bands; {SUPPORTED}: save the bands that matter as a file of their own."
-        )
+        raise DataError(f"image has {bands} bands; {SUPPORTED}: save the bands that matter as a file of their own.")
     if is_signed and bits == 8:
         raise DataError("image has signed values of 8 bits; save it with unsigned ones.")
     if bands > 1 and bits > 8 and (planes != 1 or photometric not in (*_GREY, _RGB)):

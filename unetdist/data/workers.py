@@ -26,26 +26,21 @@ from unetdist.distributed.hardware import keep_freed
 from unetdist.distributed.signals import leave_to_parent
 from unetdist.errors import ConfigError, DataError, UnetdistError
 
+# Whether workers are forked, so that they share a `BatchPool` that was made before them.
 CAN_SHARE = sys.platform == "linux"
-"""Whether workers are forked, so that they share a `BatchPool` that was made before them."""
 
 FILES_OF_PROCESS = Path("/proc/self/fd")
+# Descriptors of the training process per worker: pipes and shared batches. As many are left for other files.
 FILES_PER_WORKER = 12
-"""Descriptors of the training process per worker: pipes and shared batches. As many are left for other files."""
 
+# Bytes of freed memory that a worker keeps.
 KEPT_BYTES = 64 << 20
-"""Bytes of freed memory that a worker keeps."""
+# Bytes of the largest array that is kept.
 _LARGEST_KEPT = 32 << 20
-"""Bytes of the largest array that is kept."""
 
 
 def work(
-    dataset: Dataset[Any],
-    requests: Sampler[Any] | Sequence[Any],
-    *,
-    num_workers: int,
-    prefetch: int,
-    pin_memory: bool,
+    dataset: Dataset[Any], requests: Sampler[Any] | Sequence[Any], *, num_workers: int, prefetch: int, pin_memory: bool
 ) -> "DataLoader[Any]":
     """A loader of one item of `dataset` per request, in order; with 0 workers the calling process prepares them."""
     _check_open_files(num_workers)

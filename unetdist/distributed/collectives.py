@@ -93,9 +93,7 @@ def make_accelerator(
     if expected > 1 and not dist.is_initialized() and not PartialState._shared_state:
         if has_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        connect(
-            "nccl" if has_gpu else "gloo", timeout_s=timeout_s
-        )  # Accelerate keeps the group that it finds
+        connect("nccl" if has_gpu else "gloo", timeout_s=timeout_s)  # Accelerate keeps the group that it finds
     # No accumulation and no scheduler of Accelerate: the loss is a part of the global batch's, and the learning rate a
     # function of the step.
     accelerator = Accelerator(
@@ -105,10 +103,7 @@ def make_accelerator(
         gradient_accumulation_steps=1,
         step_scheduler_with_optimizer=False,
         log_with=log_with,
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
-            _ddp_options(),
-        ],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)), _ddp_options()],
     )
     if accelerator.num_processes != expected:
         raise LaunchError(

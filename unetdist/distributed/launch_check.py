@@ -15,11 +15,11 @@ from accelerate.commands.launch import launch_command_parser
 
 from unetdist.errors import LaunchError
 
+# Variables that a distributed launcher sets for each process: all of them or none.
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Variables that a distributed launcher sets for each process: all of them or none."""
 
+# Variables of srun and mpirun, which start several processes without connecting them.
 TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Variables of srun and mpirun, which start several processes without connecting them."""
 
 OTHER_ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP (`--use_fsdp`, `distributed_type: FSDP`)",
@@ -29,6 +29,7 @@ OTHER_ENGINES = {
     "ACCELERATE_USE_SAGEMAKER": "the SageMaker launcher",
 }
 
+# Variable -> (harmless values in lower case, why it is refused and what to do instead).
 OVERRIDES = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
         ("1",),
@@ -45,26 +46,20 @@ OVERRIDES = {
         "it would put every process on that one device; choose devices with CUDA_VISIBLE_DEVICES and",
     ),
 }
-"""Variable -> (harmless values in lower case, why it is refused and what to do instead)."""
 
 
+# Options of `accelerate launch`, by their argparse names, that work, or that another check covers.
 OBEYED = {
     *("training_script", "training_script_args", "nondefault", "module", "no_python", "quiet", "debug"),
     *("config_file", "cpu", "multi_gpu", "mixed_precision", "num_processes", "num_machines", "gpu_ids"),
-    *(
-        "num_cpu_threads_per_process",
-        "enable_cpu_affinity",
-        "same_network",
-        "machine_rank",
-        "main_process_ip",
-    ),
+    *("num_cpu_threads_per_process", "enable_cpu_affinity", "same_network", "machine_rank", "main_process_ip"),
     *("main_process_port", "mpirun_hostfile"),
 }
-"""Options of `accelerate launch`, by their argparse names, that work, or that another check covers."""
 
+# Options of torchrun, which `accelerate launch` does not use for a single process.
 FOR_SEVERAL = {"max_restarts", "tee", "log_dir", "role", "rdzv_backend", "rdzv_conf", "monitor_interval"}
-"""Options of torchrun, which `accelerate launch` does not use for a single process."""
 
+# Prefixes of option names -> what to do instead; the first match counts.
 INSTEAD = {
     ("gradient_accumulation_steps",): (
         "set trainer.global_batch_size and trainer.micro_batch_size, from which accumulation follows, and leave it out"
@@ -77,10 +72,9 @@ INSTEAD = {
     ),
     ("",): "leave it out: every process holds the whole network, as plain data parallel training (DDP) does",
 }
-"""Prefixes of option names -> what to do instead; the first match counts."""
 
+# Values that change nothing, besides the launcher's defaults.
 HARMLESS = {"gradient_accumulation_steps": 1, "dynamo_backend": "no"}
-"""Values that change nothing, besides the launcher's defaults."""
 
 
 def check_launch(

@@ -22,19 +22,19 @@ from torch.distributed import Store as Store  # type: ignore[attr-defined]  # us
 
 from unetdist.errors import LaunchError
 
+# Seconds that a process waits for the others.
 WAIT_S = 600.0
-"""Seconds that a process waits for the others."""
 
+# Seconds that rank 0 waits longer: the store may end with it, and the others need it to find out who is missing.
 GRACE_S = 15.0
-"""Seconds that rank 0 waits longer: the store may end with it, and the others need it to find out who is missing."""
 
+# Seconds to look for a launcher's store. It is older than its processes, so if it is gone, they are orphans.
 LAUNCHER_S = 30.0
-"""Seconds to look for a launcher's store. It is older than its processes, so if it is gone, they are orphans."""
 
 POLL_S = 0.1
 
+# Linux's name for the network interface that ends at this machine.
 LOOPBACK = "lo"
-"""Linux's name for the network interface that ends at this machine."""
 
 REMEDY = (
     "its own error is above or in the log of its machine; if it was never started, start every machine with the same "
@@ -76,17 +76,11 @@ def connect(backend: str, *, timeout_s: float, wait_s: float = WAIT_S) -> None:
             multi_tenant=True,
             master_listen_fd=_listen_on_loopback(address, port) if hosts and is_one_machine else None,
         )
-        group = meet(
-            PrefixStore("unetdist", store), rank=rank, world_size=world_size, wait_s=wait_s, where=where
-        )
+        group = meet(PrefixStore("unetdist", store), rank=rank, world_size=world_size, wait_s=wait_s, where=where)
     except dist.DistError as error:
         raise _lost(rank, where, error) from None
     dist.init_process_group(
-        backend,
-        store=PrefixStore(group, store),
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=timeout_s),
+        backend, store=PrefixStore(group, store), rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
     )
 
 

@@ -17,12 +17,12 @@ from unetdist import STARTED_BY
 from unetdist.cli.logs import logger
 from unetdist.errors import LaunchError
 
+# Signals within this time of the first are the same request: Ctrl-C reaches a rank from the terminal and from the
+# launcher, and on SLURM SIGTERM comes twice.
 SECOND_SIGNAL_AFTER_S = 1.0
-"""Signals within this time of the first are the same request: Ctrl-C reaches a rank from the terminal and from the
-launcher, and on SLURM SIGTERM comes twice."""
 
+# Prefixes of the environment variables that launchers set.
 LAUNCHER_VARIABLES = ("ACCELERATE_", "TORCHELASTIC_")
-"""Prefixes of the environment variables that launchers set."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -49,8 +49,8 @@ def _is_launched() -> bool:
     return any(name.startswith(LAUNCHER_VARIABLES) for name in os.environ)
 
 
+# Signals that ask a run to stop.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""Signals that ask a run to stop."""
 
 
 def leave_to_parent(is_over: Callable[[], object], exit_code: int) -> None:
@@ -111,9 +111,7 @@ class SignalWatch:
     def note_elsewhere(self) -> None:
         """Note that another process was asked to stop."""
         if not self.requested_anywhere:
-            logger.warning(
-                "another process was asked to stop: stopping within a few steps, with a checkpoint"
-            )
+            logger.warning("another process was asked to stop: stopping within a few steps, with a checkpoint")
             self.requested_elsewhere = True
 
     def close(self) -> None:

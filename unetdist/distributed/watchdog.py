@@ -21,14 +21,14 @@ from unetdist.distributed.collectives import World
 from unetdist.distributed.rendezvous import Store
 from unetdist.distributed.signals import SignalWatch
 
+# Seconds between two looks at the main thread and the store; fewer where the limit is short.
 POLL_S = 1.0
-"""Seconds between two looks at the main thread and the store; fewer where the limit is short."""
 
 STACKS_FOLDER = "stacks"
 STOP_KEY = "stop"
 
+# Any launcher takes it for a failure, and restarts; faulthandler exits with it too.
 EXIT_CODE = 1
-"""Any launcher takes it for a failure, and restarts; faulthandler exits with it too."""
 
 
 class Watchdog:

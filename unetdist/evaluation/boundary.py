@@ -15,8 +15,8 @@ from torch import Tensor
 
 from unetdist.data.labels import IGNORE_INDEX
 
+# Width of the outline as a fraction of the image's diagonal, from the paper.
 DILATION_RATIO = 0.02
-"""Width of the outline as a fraction of the image's diagonal, from the paper."""
 
 
 def boundary_counts(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
@@ -74,9 +74,7 @@ def near_boundary(classes: Tensor, distance: int) -> Tensor:
 
 def _window_sums(flags: Tensor, height: int, width: int) -> Tensor:
     """Count the set flags in each window inside the image: (H - height + 1, W - width + 1) int32."""
-    sums = torch.nn.functional.pad(
-        flags.cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32), (1, 0, 1, 0)
-    )
+    sums = torch.nn.functional.pad(flags.cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32), (1, 0, 1, 0))
     columns = sums[:, width:] - sums[:, :-width]
     return columns[height:] - columns[:-height]
 

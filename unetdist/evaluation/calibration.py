@@ -17,11 +17,11 @@ from torch import Tensor
 
 from unetdist.data.labels import IGNORE_INDEX
 
+# Number of bins of equal width, from the paper.
 NUM_BINS = 15
-"""Number of bins of equal width, from the paper."""
 
+# Units in which confidence is counted: a probability of 1 is this many.
 UNIT = 2**24
-"""Units in which confidence is counted: a probability of 1 is this many."""
 
 
 def reliability_counts(logits: Tensor, mask: Tensor) -> Tensor:

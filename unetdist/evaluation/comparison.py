@@ -20,11 +20,11 @@ from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.errors import ConfigError
 from unetdist.evaluation.metrics import PoissonBootstrap, mean_iou, none_if_nan, quantiles
 
+# Number of random swaps in the test; with the observed assignment 10000.
 SWAPS = 9999
-"""Number of random swaps in the test; with the observed assignment 10000."""
 
+# Random numbers that are drawn at once.
 BLOCK = 2**22
-"""Random numbers that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class Comparison:
         }
 
 
-def compare(
-    a: NDArray[np.int64], b: NDArray[np.int64], *, replicates: int = 1000, seed: int = 0
-) -> Comparison:
+def compare(a: NDArray[np.int64], b: NDArray[np.int64], *, replicates: int = 1000, seed: int = 0) -> Comparison:
     """Compare two models by the confusion matrices of the same images.
 
     Args:

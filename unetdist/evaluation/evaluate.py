@@ -19,12 +19,12 @@ from unetdist.evaluation.metrics import ImageCounts, Scores
 from unetdist.model.inference import InferenceConfig
 from unetdist.model.losses import Loss
 
+# Image (B, C, H, W) uint8 -> logits (B, num_classes, H, W) of the same height and width. Where ranks predict an
+# image together, one of them gets the logits and the others get None.
 PredictForRank = Callable[[Tensor], Tensor | None]
-"""Image (B, C, H, W) uint8 -> logits (B, num_classes, H, W) of the same height and width. Where ranks predict an image
-together, one of them gets the logits and the others get None."""
 
+# Sample ids that are hashed at once.
 FINGERPRINT_BLOCK = 2**20
-"""Sample ids that are hashed at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,7 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "bootstrap_replicates"):
             if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"validation.{name} ({getattr(self, name)}) must be at least 1; use the default."
-                )
+                raise ConfigError(f"validation.{name} ({getattr(self, name)}) must be at least 1; use the default.")
 
 
 @dataclass(frozen=True)
@@ -180,10 +178,7 @@ class _Tally:
             # Image by image, because the rounding of a batch's sum depends on which images are in it.
             one = slice(index, index + 1)
             self.loss_parts += torch.cat(
-                [
-                    self.loss.sums(logits[one], mask[one]).double(),
-                    self.loss.denominators(batch.class_pixels[one]),
-                ]
+                [self.loss.sums(logits[one], mask[one]).double(), self.loss.denominators(batch.class_pixels[one])]
             )
             confusion = self.images.add(sample_id, logits[index], preds[index], mask[index])
             examples.add(sample_id, confusion, batch.image[index], mask[index], preds[index])

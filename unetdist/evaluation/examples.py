@@ -12,8 +12,8 @@ from unetdist.data.drawing import shrink
 from unetdist.distributed.collectives import broadcast, broadcast_tensor, gather_to
 from unetdist.evaluation.metrics import mean_iou
 
+# Largest width and height of a kept image.
 LARGEST_PX = 512
-"""Largest width and height of a kept image."""
 
 
 @dataclass(frozen=True)

@@ -164,13 +164,7 @@ class ImageCounts:
     READ_EVERY = 64
 
     def __init__(
-        self,
-        num_classes: int,
-        *,
-        replicates: int,
-        boundary: bool = False,
-        calibration: bool = False,
-        num_kept: int = 0,
+        self, num_classes: int, *, replicates: int, boundary: bool = False, calibration: bool = False, num_kept: int = 0
     ) -> None:
         self._with_boundary, self._with_calibration = boundary, calibration
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 Norm = Literal["batch", "sync_batch", "group", "instance", "none"]
 Upsample = Literal["transpose", "bilinear"]
 
+# Group norm uses the largest power of two up to this that divides the channels (width 64: 8 groups of 8).
 MAX_GROUPS = 8
-"""Group norm uses the largest power of two up to this that divides the channels (width 64: 8 groups of 8)."""
 
 
 def build_norm(norm: Norm, channels: int) -> nn.Module:
@@ -41,9 +41,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, norm: Norm) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm == "none"
-        )
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm == "none")
         self.norm = build_norm(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,20 +72,11 @@ class ConvBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        num_convs: int,
-        norm: Norm,
-        residual: bool,
-        drop_path: float = 0.0,
+        self, in_channels: int, out_channels: int, *, num_convs: int, norm: Norm, residual: bool, drop_path: float = 0.0
     ) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * (num_convs - 1)
-        self.layers = nn.ModuleList(
-            ConvNorm(channels, out_channels, kernel_size=3, norm=norm) for channels in inputs
-        )
+        self.layers = nn.ModuleList(ConvNorm(channels, out_channels, kernel_size=3, norm=norm) for channels in inputs)
         self.shortcut: nn.Module | None = None
         if residual and in_channels == out_channels:
             self.shortcut = nn.Identity()
@@ -156,9 +145,7 @@ class UpBlock(nn.Module):
                 self.up = nn.Conv2d(in_channels, out_channels, kernel_size=1)
         self.is_bilinear = upsample == "bilinear"
         self.gate = AttentionGate(out_channels, in_channels) if attention else None
-        self.block = ConvBlock(
-            2 * out_channels, out_channels, num_convs=num_convs, norm=norm, residual=residual
-        )
+        self.block = ConvBlock(2 * out_channels, out_channels, num_convs=num_convs, norm=norm, residual=residual)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, in_channels, H, W) and skip (B, out_channels, 2H, 2W) -> (B, out_channels, 2H, 2W)."""
@@ -172,9 +159,7 @@ class UpBlock(nn.Module):
 
 
 class _WithoutDraws(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]

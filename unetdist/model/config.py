@@ -8,19 +8,19 @@ from unetdist.model.blocks import Norm, Upsample
 
 Preset = Literal["student", "classic", "residual"]
 
+# Widths by name. Apart from `PRESET_BLOCKS`, a preset has the defaults of `UNetConfig`.
 PRESETS: dict[Preset, tuple[int, ...]] = {
     "student": (16, 32, 64, 128, 256),
     "classic": (64, 128, 256, 512, 1024),
     "residual": (32, 64, 128, 256, 512, 512),
 }
-"""Widths by name. Apart from `PRESET_BLOCKS`, a preset has the defaults of `UNetConfig`."""
 
+# Residual blocks per level of presets that have some. `residual` follows nnU-Net's residual encoder (Isensee et al.
+# 2024, arXiv 2404.09556), narrower and less deep; its decoder has two convolutions per level like the others.
 PRESET_BLOCKS: dict[Preset, tuple[int, ...]] = {"residual": (1, 2, 2, 4, 4, 2)}
-"""Residual blocks per level of presets that have some. `residual` follows nnU-Net's residual encoder (Isensee et al.
-2024, arXiv 2404.09556), narrower and less deep; its decoder has two convolutions per level like the others."""
 
+# Upper limits: beyond them no image and no memory is large enough.
 MAX_LEVELS, MAX_WIDTH, MAX_CONVS = 16, 2**16, 64
-"""Upper limits: beyond them no image and no memory is large enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,18 +110,14 @@ class UNetConfig:
                 "residual: true, or 0 for none"
             )
         if self.pretrained and self.encoder is None:
-            raise ConfigError(
-                "model.pretrained (true) must have a model.encoder; use a name such as resnet34"
-            )
+            raise ConfigError("model.pretrained (true) must have a model.encoder; use a name such as resnet34")
         if self.encoder is not None and not isinstance(self.decoder_convs, int):
             raise ConfigError(
                 f"model.decoder_convs ({self.decoder_convs}) must be one number with model.encoder "
                 f"({self.encoder}), which says how many levels there are"
             )
         if not 1 <= self.in_channels <= MAX_WIDTH:
-            raise ConfigError(
-                f"model.in_channels ({self.in_channels}) must be from 1 to {MAX_WIDTH}; use 3 for RGB"
-            )
+            raise ConfigError(f"model.in_channels ({self.in_channels}) must be from 1 to {MAX_WIDTH}; use 3 for RGB")
 
     @property
     def level_widths(self) -> tuple[int, ...]:

@@ -13,14 +13,14 @@ from torch import Tensor
 from unetdist.distributed.collectives import gather_to
 from unetdist.errors import ConfigError
 
+# Image (B, C, H, W), uint8 or float in 0..255 -> logits (B, num_classes, H, W), as a `UNet` does.
 Predict = Callable[[Tensor], Tensor]
-"""Image (B, C, H, W), uint8 or float in 0..255 -> logits (B, num_classes, H, W), as a `UNet` does."""
 
+# Rows of logits that are interpolated at a time, so that memory stays bounded.
 BAND_ROWS = 256
-"""Rows of logits that are interpolated at a time, so that memory stays bounded."""
 
+# Highest weight along one axis. Weights are integers, so that sums of whole numbers are exact in any order.
 HIGHEST_WEIGHT = 255
-"""Highest weight along one axis. Weights are integers, so that sums of whole numbers are exact in any order."""
 
 TTA_SCALES = (0.75, 1.0, 1.25)
 
@@ -49,9 +49,7 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         if self.window is not None and min(self.window) < 1:
-            raise ConfigError(
-                f"inference.window ({list(self.window)}) must be 1 or more pixels; use [512, 512]."
-            )
+            raise ConfigError(f"inference.window ({list(self.window)}) must be 1 or more pixels; use [512, 512].")
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"inference.overlap ({self.overlap}) must be at least 0 and below 1; use 0.5.")
         if self.window_batch < 1:
@@ -101,9 +99,7 @@ class Axis:
         room, step = size - self.window, max(1.0, self.window * (1 - overlap))
         gaps = math.ceil(room / step)
         self.starts = [room * number // gaps for number in range(gaps)] + [room]
-        deviations = (torch.arange(self.window, dtype=torch.float64) - (self.window - 1) / 2) * (
-            8 / self.window
-        )
+        deviations = (torch.arange(self.window, dtype=torch.float64) - (self.window - 1) / 2) * (8 / self.window)
         # Rounded on the host, so that every device uses the same integers.
         self.weights = (HIGHEST_WEIGHT * torch.exp(-(deviations**2) / 2)).round().clamp(min=1)
         self.totals = torch.zeros(size, dtype=torch.float64)
@@ -131,9 +127,7 @@ class Windows:
     def batch(self, number: int) -> Tensor:
         """(batch_size, C, h, w) windows; the last batch repeats the last window to keep its shape (and its kernel)."""
         first = number * self.batch_size
-        corners = [
-            self.corners[min(at, len(self.corners) - 1)] for at in range(first, first + self.batch_size)
-        ]
+        corners = [self.corners[min(at, len(self.corners) - 1)] for at in range(first, first + self.batch_size)]
         height, width = self.rows.window, self.columns.window
         return torch.cat([self.image[..., y : y + height, x : x + width] for y, x in corners])
 
@@ -166,11 +160,7 @@ class Windows:
 
 @torch.inference_mode()
 def predict_logits(
-    model: Predict,
-    image: Tensor,
-    *,
-    resize: tuple[int, int] | None = None,
-    inference: InferenceConfig = WHOLE_IMAGE,
+    model: Predict, image: Tensor, *, resize: tuple[int, int] | None = None, inference: InferenceConfig = WHOLE_IMAGE
 ) -> Tensor:
     """Predict the logits of images at their own size.
 
@@ -349,11 +339,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "Add --scales 1 if the model was trained at one scale only",
     )
     parser.add_argument(
-        "--scales",
-        nargs="+",
-        type=float,
-        metavar="SCALE",
-        help="average over these relative sizes of the image",
+        "--scales", nargs="+", type=float, metavar="SCALE", help="average over these relative sizes of the image"
     )
 
 

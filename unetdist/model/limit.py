@@ -124,20 +124,13 @@ def flops_of(layers: Sequence[Layer]) -> int:
 
 
 def seconds_of(
-    layers: Sequence[Layer],
-    execution: Execution,
-    *,
-    batch_size: int,
-    peaks: Peaks = H200,
-    value_bytes: int = 2,
+    layers: Sequence[Layer], execution: Execution, *, batch_size: int, peaks: Peaks = H200, value_bytes: int = 2
 ) -> float:
     """Least time of a training step; an activation takes `value_bytes`, 2 in bf16."""
 
     def kernels() -> Iterator[float]:
         for layer in layers:
-            moved, out = (
-                value_bytes * batch_size * _numel(shape) for shape in (layer.in_shape, layer.out_shape)
-            )
+            moved, out = (value_bytes * batch_size * _numel(shape) for shape in (layer.in_shape, layer.out_shape))
             moved += out + value_bytes * layer.num_weights
             yield layer.num_passes * peaks.seconds(layer.flops * batch_size, moved)
             yield peaks.seconds(0, PASSES[execution][layer.kind] * out)

@@ -47,9 +47,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("ce_weight", "dice_weight", "focal_weight", "lovasz_weight", "focal_gamma"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(
-                    f"{name} ({getattr(self, name)}) must be a number of at least 0; use 0 or 1"
-                )
+                raise ConfigError(f"{name} ({getattr(self, name)}) must be a number of at least 0; use 0 or 1")
         if not any((self.ce_weight, self.dice_weight, self.focal_weight, self.lovasz_weight)):
             raise ConfigError("ce_weight (0) must be above 0 if no other term is; use ce_weight: 1")
         if not 0 <= self.label_smoothing < 1:
@@ -153,10 +151,7 @@ def build_loss(
             "Labels.txt as a class, and do not name it in --ignore."
         )
     weights = class_weights(
-        config.class_weights,
-        num_classes=num_classes,
-        class_pixels=class_pixels,
-        presence_pixels=presence_pixels,
+        config.class_weights, num_classes=num_classes, class_pixels=class_pixels, presence_pixels=presence_pixels
     )
     return Loss(config, weights)
 
@@ -230,12 +225,7 @@ def cross_entropy_sum(logits: Tensor, mask: Tensor, weights: Tensor, label_smoot
     """Sum over valid pixels; divided by their weights it is exactly `F.cross_entropy` with reduction "mean"."""
     # reduction="sum" adds a map on CUDA in no fixed order; `sum` does not.
     return F.cross_entropy(
-        logits,
-        mask.long(),
-        weights,
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-        label_smoothing=label_smoothing,
+        logits, mask.long(), weights, ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=label_smoothing
     ).sum()
 
 

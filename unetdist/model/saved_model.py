@@ -31,8 +31,8 @@ MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 MODEL_FORMAT = "unetdist-model-1"
 
+# Keys in the metadata of the weights' file: the configuration, and the hash of it and of all tensors.
 CONFIG, CHECKSUM = "unetdist", "unetdist_sha256"
-"""Keys in the metadata of the weights' file: the configuration, and the hash of it and of all tensors."""
 
 Pixels = Annotated[int, range(1, 2**16 + 1)]
 
@@ -51,6 +51,7 @@ class Described:
     image_range: tuple[float, float] | None = None
 
 
+# Parts of the last report of a training that are displayed, with their types.
 REPORTED: dict[str, Any] = {
     "miou": float | None,
     "miou_interval_95": tuple[float, float] | None,
@@ -60,7 +61,6 @@ REPORTED: dict[str, Any] = {
     "confusion": tuple[tuple[Count, ...], ...],
     "classes": dict[str, dict[str, float | None]],
 }
-"""Parts of the last report of a training that are displayed, with their types."""
 
 DESCRIBED = tuple(field.name for field in fields(Described))
 
@@ -108,9 +108,7 @@ def save_model(
         facts: metric, confusion, step and more, stored unchanged; JSON types.
     """
     if wrapped := [name for name in state if name.startswith(("module.", "_orig_mod."))]:
-        raise CheckpointError(
-            f"'{wrapped[0]}' belongs to a wrapped model; save the state_dict of the module inside."
-        )
+        raise CheckpointError(f"'{wrapped[0]}' belongs to a wrapped model; save the state_dict of the module inside.")
     config = {
         "format": MODEL_FORMAT,
         "unetdist_version": __version__,
@@ -152,9 +150,7 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
     unet.load_state_dict(state, assign=True)
     # Training used this layout: another one rounds differently, and is slower.
     unet.to(device=device, dtype=state["mean"].dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return SavedModel(
-        unet.requires_grad_(True).eval(), palette, described.resize, config, described.image_range
-    )
+    return SavedModel(unet.requires_grad_(True).eval(), palette, described.resize, config, described.image_range)
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -180,9 +176,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def _opened(path: Path) -> Iterator[Any]:
     """Open the weights' file; errors of reading it become a `CheckpointError`."""
     if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist; give --model the folder of a trained model, runs/NAME/best."
-        )
+        raise CheckpointError(f"{path} does not exist; give --model the folder of a trained model, runs/NAME/best.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file

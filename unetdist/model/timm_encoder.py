@@ -32,13 +32,9 @@ class TimmEncoder(nn.Module):
             raise ConfigError(f"model.encoder ({name}) needs timm: {error}") from None
         if ":" in name or not timm.is_model(name):  # hf-hub:NAME and local-dir:NAME lead elsewhere
             near = get_close_matches(name, timm.list_models()) or ["resnet34"]
-            raise ConfigError(
-                f"model.encoder ({name}) must be a network of timm; use one such as {', '.join(near)}"
-            )
+            raise ConfigError(f"model.encoder ({name}) must be a network of timm; use one such as {', '.join(near)}")
         try:
-            self.net = timm.create_model(
-                name, features_only=True, pretrained=pretrained, in_chans=in_channels
-            )
+            self.net = timm.create_model(name, features_only=True, pretrained=pretrained, in_chans=in_channels)
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             raise ConfigError(
                 f"model.encoder ({name}) must give features of several sizes: {error}; use one such as resnet34"
@@ -75,9 +71,7 @@ def import_timm() -> ModuleType:
     except Exception as error:  # a torchvision for another torch raises RuntimeError
         if isinstance(error, ModuleNotFoundError) and error.name == "timm":
             raise ConfigError(f"it is not installed; {INSTALL} installs it") from None
-        versions = ", ".join(
-            f"{package} {_version_of(package)}" for package in ("timm", "torchvision", "torch")
-        )
+        versions = ", ".join(f"{package} {_version_of(package)}" for package in ("timm", "torchvision", "torch"))
         raise ConfigError(
             f"it cannot be imported, and neither can the command `accelerate`, which imports it ({error}; {versions}). "
             f"{INSTALL} installs the torchvision that fits this torch; without networks of timm: {REMOVE}"

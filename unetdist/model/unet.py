@@ -34,9 +34,7 @@ class UNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, config: UNetConfig, num_classes: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, config: UNetConfig, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.config = config
         self.num_classes = num_classes
@@ -45,13 +43,8 @@ class UNet(nn.Module):
         if config.encoder is None:
             *levels, bottleneck = _encoder_levels(config)
         else:
-            self.backbone = TimmEncoder(
-                config.encoder, in_channels=config.in_channels, pretrained=config.pretrained
-            )
-            levels, bottleneck = (
-                list(islice(_encoder_levels(config), self.backbone.first_level)),
-                nn.Identity(),
-            )
+            self.backbone = TimmEncoder(config.encoder, in_channels=config.in_channels, pretrained=config.pretrained)
+            levels, bottleneck = (list(islice(_encoder_levels(config), self.backbone.first_level)), nn.Identity())
             level_widths = [*level_widths[: len(levels)], *self.backbone.channels]
             if config.pretrained and config.in_channels == len(self.backbone.mean):
                 mean, std = self.backbone.mean, self.backbone.std

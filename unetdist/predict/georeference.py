@@ -12,8 +12,8 @@ from PIL import TiffImagePlugin
 from unetdist.data.tiff import is_tiff
 from unetdist.errors import DataError
 
+# (tag, type, value) of each tag that there is.
 Georeference = tuple[tuple[int, int, Any], ...]
-"""(tag, type, value) of each tag that there is."""
 
 NOWHERE: Georeference = ()
 

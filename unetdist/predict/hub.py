@@ -11,13 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from unetdist.data import drawing
-from unetdist.data.image_file import (
-    ImageRange,
-    as_values,
-    eight_bit_of_model,
-    pixels_of_pillow,
-    with_channels,
-)
+from unetdist.data.image_file import ImageRange, as_values, eight_bit_of_model, pixels_of_pillow, with_channels
 from unetdist.errors import CheckpointError, DataError
 from unetdist.model import unet
 from unetdist.model.inference import WHOLE_IMAGE, InferenceConfig
@@ -26,8 +20,8 @@ from unetdist.predict import predict_image, read_picture, write_png
 from unetdist.predict.model_card import CARD_FILE, EXAMPLE_FILE, card_of
 from unetdist.storage.files import write_text
 
+# What is needed to predict.
 FILES = [MODEL_FILE, CONFIG_FILE]
-"""What is needed to predict."""
 
 
 class UNet(unet.UNet):
@@ -43,12 +37,7 @@ class UNet(unet.UNet):
 
     def __init__(self, saved: SavedModel) -> None:
         with unfilled(saved.model.config):  # no random weights, which would be replaced
-            super().__init__(
-                saved.model.config,
-                saved.palette.num_classes,
-                saved.config["mean"],
-                saved.config["std"],
-            )
+            super().__init__(saved.model.config, saved.palette.num_classes, saved.config["mean"], saved.config["std"])
         self.load_state_dict(saved.model.state_dict(), assign=True)
         self.to(saved.model.mean)  # a network of timm may hold tensors that are not saved
         self.palette, self.resize, self.facts = saved.palette, saved.resize, saved.facts

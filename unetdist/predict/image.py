@@ -28,8 +28,8 @@ class Picture(NamedTuple):
     georeference: Georeference = NOWHERE
 
 
+# Whether the picture of that number and target is to be read; without a target: whether it may be.
 Wanted = Callable[[int, Path | None], bool]
-"""Whether the picture of that number and target is to be read; without a target: whether it may be."""
 
 
 @dataclass(frozen=True)

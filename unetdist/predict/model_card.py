@@ -46,13 +46,7 @@ def card_of(folder: str | os.PathLike[str], *, license: str | None = None, repo_
     ]
     if (Path(folder) / EXAMPLE_FILE).exists():
         parts.append(f"![An image under the classes that were predicted]({EXAMPLE_FILE})")
-    parts += [
-        "## Classes",
-        *_scores(config),
-        "\n".join(_classes(config)),
-        "## Network",
-        "\n".join(_network(config)),
-    ]
+    parts += ["## Classes", *_scores(config), "\n".join(_classes(config)), "## Network", "\n".join(_network(config))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -78,21 +72,13 @@ def _classes(config: Mapping[str, Any]) -> Iterator[str]:
         if record["index"] is not None:
             name, color = record["name"], ", ".join(map(str, record["color"]))
             iou = scores.get(name, {}).get("iou")
-            cells = (
-                record["index"],
-                record["id"],
-                _literal(name),
-                color,
-                "" if iou is None else _percent(iou),
-            )
+            cells = (record["index"], record["id"], _literal(name), color, "" if iou is None else _percent(iou))
             yield f"| {' | '.join(map(str, cells))} |"
 
 
 def _network(config: Mapping[str, Any]) -> Iterator[str]:
     resize = config["resize"]
-    size = (
-        "their own size" if resize is None else f"{resize[0]}x{resize[1]} pixels, to which others are resized"
-    )
+    size = "their own size" if resize is None else f"{resize[0]}x{resize[1]} pixels, to which others are resized"
     yield f"Trained on images at {size}. Values 0 to 255 go in; mean and standard deviation are inside the network."
     yield _values(config.get("image_range"))
     yield f"\n```json\n{json.dumps(config['model'])}\n```"

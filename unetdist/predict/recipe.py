@@ -15,13 +15,11 @@ from unetdist.model.inference import InferenceConfig
 from unetdist.model.saved_model import SavedModel
 from unetdist.storage import files as storage
 
+# In the output folder: by which model and settings its results were made.
 RECIPE_FILE = ".unetdist_predict.json"
-"""In the output folder: by which model and settings its results were made."""
 
 
-def check_recipe(
-    saved: SavedModel, inference: InferenceConfig, out: Path, *, overwrite: bool, world: World
-) -> None:
+def check_recipe(saved: SavedModel, inference: InferenceConfig, out: Path, *, overwrite: bool, world: World) -> None:
     """Collective. Results of another model are not mixed with those of this one; a note in `out` tells them apart.
 
     Raises:
@@ -40,9 +38,7 @@ def check_recipe(
         }
         recipe = json.loads(json.dumps(recipe))
         try:
-            former = json_records.build(
-                dict[str, Any], json_records.parse(storage.read_file(out / RECIPE_FILE))
-            )
+            former = json_records.build(dict[str, Any], json_records.parse(storage.read_file(out / RECIPE_FILE)))
         except (OSError, ValueError):
             former = recipe
         what = [name for name in recipe | former if former.get(name) != recipe.get(name)]

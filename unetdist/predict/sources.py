@@ -59,11 +59,7 @@ class Source(Protocol):
 
 
 def open_source(
-    location: str | Path | Sequence[str],
-    out: Path,
-    *,
-    every: int = 1,
-    image_range: ImageRange | None = None,
+    location: str | Path | Sequence[str], out: Path, *, every: int = 1, image_range: ImageRange | None = None
 ) -> Source:
     """The images that `location`, or several, name: see `launch/predict.py --help`.
 
@@ -201,8 +197,7 @@ def _remote(url: str, out: Path, image_range: ImageRange | None) -> Source:
         names = pictures_among(folder.names(), folder)
         if not names:
             raise DataError(
-                "no images directly in it that the server would list; give --input a list of their URLs.",
-                source=folder,
+                "no images directly in it that the server would list; give --input a list of their URLs.", source=folder
             ) from None
         return Files(_distinct(Job(folder.where(name), out / _stem(name)) for name in names), image_range)
     return Shards(url, out, image_range)
@@ -254,9 +249,7 @@ def _below(sources: Iterable[Path | str], out: Path) -> list[Job]:
     """Results in the folders that the sources have below the one that is common to all."""
     places = {source: _place(source) for source in sources}
     common = os.path.commonpath([place.parent for place in places.values()])
-    return _distinct(
-        Job(source, out / place.relative_to(common).with_suffix("")) for source, place in places.items()
-    )
+    return _distinct(Job(source, out / place.relative_to(common).with_suffix("")) for source, place in places.items())
 
 
 def _place(source: Path | str) -> PurePosixPath:

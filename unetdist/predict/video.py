@@ -16,8 +16,8 @@ from unetdist.storage.remote import is_url
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
+# From OpenCV's order to the channels of a model.
 _COLORS = {1: cv2.COLOR_BGR2GRAY, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGR2RGBA}
-"""From OpenCV's order to the channels of a model."""
 
 
 class Video:

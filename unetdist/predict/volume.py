@@ -29,11 +29,11 @@ from unetdist.predict.outputs import Outputs
 from unetdist.predict.recipe import check_recipe
 from unetdist.predict.sources import Source, open_source
 
+# Pictures per thread that are read, and results that wait to be written.
 AHEAD = 4
-"""Pictures per thread that are read, and results that wait to be written."""
 
+# Pictures of each process after which all wait for the slowest, long before a connection would time out.
 MEET_EVERY = 256
-"""Pictures of each process after which all wait for the slowest, long before a connection would time out."""
 
 NO_MEMORY = "needs more memory than there is; predict it in parts, with --window 512 512."
 
@@ -176,9 +176,7 @@ class _Writer:
                 each.result()
 
 
-def _ahead(
-    items: Iterable[Item], channels: int, num_threads: int
-) -> Iterator[tuple[Item, Picture | Failure]]:
+def _ahead(items: Iterable[Item], channels: int, num_threads: int) -> Iterator[tuple[Item, Picture | Failure]]:
     """The pictures, in their order, while threads read those that follow."""
     threads = ThreadPoolExecutor(num_threads, "read")
     waiting: deque[tuple[Item, Future[Picture | Failure]]] = deque()
@@ -243,9 +241,7 @@ def _tell(total: int, skipped: int, failures: list[Failure], out: Path, world: W
     if not world.is_main:
         return
     if skipped:
-        logger.info(
-            "%d of %d were there already and are kept (--overwrite predicts them anew)", skipped, total
-        )
+        logger.info("%d of %d were there already and are kept (--overwrite predicts them anew)", skipped, total)
     logger.info("%d of %d images predicted, results in %s", total - skipped - len(failures), total, out)
     for failure in failures:
         logger.error("%s: %s", failure.source, failure.reason)

@@ -18,8 +18,8 @@ from unetdist.data.manifest import Manifest, Shard
 from unetdist.sharding.sources import Problem
 
 Counts = npt.NDArray[np.int64]
+# Lowest and highest value of images of more than 8 bits; None if there are none.
 Extremes = tuple[float, float] | None
-"""Lowest and highest value of images of more than 8 bits; None if there are none."""
 
 NUM_COMMON_SIZES = 16
 # Names in the records of finished shards: a new name would make old records unreadable.
@@ -103,9 +103,7 @@ class Statistics:
     def from_record(cls, record: Mapping[str, Any]) -> "Statistics":
         """The inverse of `to_record`; `ValueError` or `KeyError` for anything else."""
         empty = cls()
-        arrays = {
-            name: np.array(json_records.build(tuple[Count, ...], record[name]), np.int64) for name in _ARRAYS
-        }
+        arrays = {name: np.array(json_records.build(tuple[Count, ...], record[name]), np.int64) for name in _ARRAYS}
         if any(array.shape != getattr(empty, name).shape for name, array in arrays.items()):
             raise ValueError("a list of counts is too long or too short")
         channels = json_records.build(tuple[tuple[Count, Count], ...], record["channels"])

@@ -44,6 +44,7 @@ alone, even in an array). The last to finish writes the manifest. A second run i
 refused, but only in a local folder, because URLs cannot be locked. Data from or for URLs pass through the folder for
 temporary files (TMPDIR), one shard for each worker."""
 
+# An option, others that it would make useless, and why.
 CONFLICTS = (
     ("--shapes", "--images --masks --list --dataset", "samples come from one source"),
     ("--dataset", "--images --masks --list", "samples come from one source"),
@@ -54,7 +55,6 @@ CONFLICTS = (
     ("--val-list", "--val-fraction", "each of them alone decides what goes to OUT/val"),
     ("--mask-ext", "--mask-name", "each of them alone tells which members are masks"),
 )
-"""An option, others that it would make useless, and why."""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -205,9 +205,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     add("--num", type=int, default=16, metavar="N", help="number of samples (%(default)s)")
     add("--seed", type=int, default=0, help="seed for the choice of samples (%(default)s)")
     add("--keys", nargs="+", metavar="KEY", help="keys of the samples; default: a choice by --seed")
-    seen = (
-        "show samples as the first epoch of a training with these settings sees them, before they are mixed"
-    )
+    seen = "show samples as the first epoch of a training with these settings sees them, before they are mixed"
     add("--augment", type=Path, metavar="CONFIG.yaml", help=seen)
 
 
@@ -272,16 +270,12 @@ def _image_range(words: list[str] | None) -> tuple[float, float] | None:
 def read_labels(args: argparse.Namespace) -> Palette:
     """The classes; masks are read as ids if the label file has no colours."""
     if args.labels is None:
-        raise ConfigError(
-            "--labels is missing; give the file that lists the classes, such as --labels Labels.txt."
-        )
+        raise ConfigError("--labels is missing; give the file that lists the classes, such as --labels Labels.txt.")
     palette = Palette.read(args.labels, ignore=args.ignore)
     if palette.has_colors:
         return palette
     if args.mask_format == "color":
-        raise ConfigError(
-            f"--mask-format (color) needs colours, but {args.labels} has none; write 'R G B name' lines."
-        )
+        raise ConfigError(f"--mask-format (color) needs colours, but {args.labels} has none; write 'R G B name' lines.")
     args.mask_format = "ids"
     first, last = palette.labels[0], palette.labels[-1]
     logger.info(
@@ -346,6 +340,4 @@ def _save(option: str, path: Path, write: Callable[[Path], None]) -> None:
     try:
         write(path)
     except OSError as error:
-        raise ConfigError(
-            f"{option} ({path}) is not writable ({error.strerror}); give another file."
-        ) from None
+        raise ConfigError(f"{option} ({path}) is not writable ({error.strerror}); give another file.") from None

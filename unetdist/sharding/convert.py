@@ -22,13 +22,13 @@ from unetdist.sharding.sources import Problem, RawSample, Reader
 from unetdist.sharding.stored_image import ImageFormat, StoredImage, store_image
 
 BAD_SAMPLE = "bad sample"
+# Kinds of `Problem`.
 UNKNOWN_COLORS = "mask with unknown colours"
-"""Kinds of `Problem`."""
 
 MAX_PIXELS = 2**28
 
+# Options that matter to a shard only if a sample is bad.
 POLICY = ("unknown_colors", "skip_bad", "max_pixels")
-"""Options that matter to a shard only if a sample is bad."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from unetdist.errors import DataError, one_line
 from unetdist.sharding.sources import DUPLICATE_KEY, Problem, RawSample, SampleSource
 from unetdist.storage.remote import refusal
 
+# Names in `datasets` of the kinds of files that it can read.
 _KINDS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-"""Names in `datasets` of the kinds of files that it can read."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,7 @@ def from_dataset(
                 source=f"dataset {name}",
             )
     # Eight digits sort like numbers.
-    keys = (
-        [str(key) for key in rows[key_column]] if key_column else [f"{row:08d}" for row in range(len(rows))]
-    )
+    keys = [str(key) for key in rows[key_column]] if key_column else [f"{row:08d}" for row in range(len(rows))]
     rows = _encoded_pictures(rows, name, {o: c for o, c in wanted.items() if o != "--key-column"})
     reader = DatasetReader(rows, image_column, mask_column)
     num_bytes = _mean_bytes(reader)

@@ -15,8 +15,8 @@ from unetdist.sharding.folder import FolderRun
 from unetdist.sharding.sources import Problem
 from unetdist.storage.folders import Folder, open_folder
 
+# Problems of one kind that are printed; a file lists all of them.
 MAX_LISTED = 20
-"""Problems of one kind that are printed; a file lists all of them."""
 PROBLEMS_NAME = "problems.txt"
 CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
@@ -81,9 +81,7 @@ def describe_folder(run: FolderRun) -> str:
     for index, name in enumerate(palette.class_names):
         percent = 100 * manifest.class_pixels[index] / manifest.num_pixels
         remark = "" if manifest.class_pixels[index] else "  does not occur"
-        lines.append(
-            f"  {index:5}  {name:{width}}  {percent:5.2f} %  {manifest.class_images[index]:6}{remark}"
-        )
+        lines.append(f"  {index:5}  {name:{width}}  {percent:5.2f} %  {manifest.class_images[index]:6}{remark}")
     percent = 100 * manifest.ignored_pixels / manifest.num_pixels
     lines.append(f"         {'ignored':{width}}  {percent:5.2f} %")
     return "\n".join(lines)

@@ -185,8 +185,7 @@ def _measure(reader: Reader, samples: Sequence[RawSample]) -> _ValueRange:
 def with_measured_range(options: ConvertOptions, source: SampleSource, workers: int) -> ConvertOptions:
     """Options with the range that suits all images of the source; the same in every process."""
     jobs = [
-        source.samples[first : first + _SAMPLES_PER_JOB]
-        for first in range(0, len(source.samples), _SAMPLES_PER_JOB)
+        source.samples[first : first + _SAMPLES_PER_JOB] for first in range(0, len(source.samples), _SAMPLES_PER_JOB)
     ]
     found = _ValueRange()
     with progress("measuring the range of values", len(source.samples)) as bar:

@@ -23,10 +23,10 @@ from unetdist.sharding.pool import run_jobs
 from unetdist.sharding.shard_job import RECORDS, FinishedShard, ShardJob, finish, load_record, record_name
 from unetdist.storage.folders import Folder, open_folder
 
+# Pause between two looks at the records of the other processes.
 POLL_S = 1.0
-"""Pause between two looks at the records of the other processes."""
+# Time that rank 0 waits without any new record.
 WAIT_S = 3600.0
-"""Time that rank 0 waits without any new record."""
 
 # Records are read concurrently, because each takes a round trip to an object store.
 _READ_THREADS = 16
@@ -161,9 +161,7 @@ class FolderRun:
                     source=self.folder,
                 )
             if not all(item.has_index_masks for item in self.finished):
-                manifest = replace(
-                    manifest, mask_format=options.mask_format, unknown_colors=options.unknown_colors
-                )
+                manifest = replace(manifest, mask_format=options.mask_format, unknown_colors=options.unknown_colors)
             manifest.save(self.folder)
         self.manifest = manifest
 

@@ -31,8 +31,8 @@ from unetdist.storage.files import file_sha256, open_file
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.storage.remote import RangesUnsupportedError, is_url
 
+# Kind of `Problem`.
 BAD_TAR = "bad tar"
-"""Kind of `Problem`."""
 
 # Masks are guessed from the first samples of the first tar.
 _START = 16 * 2**20
@@ -81,9 +81,7 @@ def find_tars(location: str, out: str | None = None) -> ForeignTars:
     if out is not None and {_place(out)} != set(map(_place, folders)):
         return _with_separate_out(source, names, out)
     if len(folders) > 1:
-        raise ConfigError(
-            f"the tars are in {len(folders)} folders; say where index and manifest go with --out DIR."
-        )
+        raise ConfigError(f"the tars are in {len(folders)} folders; say where index and manifest go with --out DIR.")
     if any("/" in name for name in names):
         names = [_without_query(name).rpartition("/")[2] for name in names]
         source = open_folder(folders.pop())
@@ -153,8 +151,7 @@ def guess_names(tars: ForeignTars, *, image: str | None = None) -> MemberNames:
         keys = _extensions_by_key(tars)
     except OSError as error:
         raise DataError(
-            f"cannot be read ({error}); fix that, or say which members are masks with --mask-ext.",
-            source=where,
+            f"cannot be read ({error}); fix that, or say which members are masks with --mask-ext.", source=where
         ) from None
     common = set.intersection(*map(set, keys.values())) if keys else set()
     named = [extension for extension in common if _MASK_WORDS.search(extension.lower())]

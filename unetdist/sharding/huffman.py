@@ -14,22 +14,22 @@ from unetdist.data.jpeg import DHT, JpegHeader
 
 Ints = npt.NDArray[np.int64]
 
+# Added to the number of an AC table, as in the file.
 _AC = 16
-"""Added to the number of an AC table, as in the file."""
+# Limit of the standard for an MCU.
 _MAX_BLOCKS = 10
-"""Limit of the standard for an MCU."""
+# Bytes that are looked up at a time, which limits the memory.
 _CHUNK = 32 * 1024
-"""Bytes that are looked up at a time, which limits the memory."""
+# Bytes of at most 10 blocks of 64 codes of 31 bits.
 _LONGEST_MCU = 3 * 1024
-"""Bytes of at most 10 blocks of 64 codes of 31 bits."""
 _BLOCK = 64
+# Run of an end of block: the runs of a block sum to 64, or to less than 64 plus this.
 _END = 128
-"""Run of an end of block: the runs of a block sum to 64, or to less than 64 plus this."""
 _NO_CODE = 255
+# Runs without a value, which decoders interpret differently.
 _MEANINGLESS = np.arange(0x10, 0xF0, 0x10)
-"""Runs without a value, which decoders interpret differently."""
+# Bits of the longest code.
 _WINDOW = 16
-"""Bits of the longest code."""
 
 
 class DamagedJpegError(Exception):
@@ -141,9 +141,7 @@ class _AcSteps:
             used = self.bits[open_].astype(np.intp)
             following = (open_ << used) & 0xFFFF
             runs_then = self.runs[open_] + (runs[following] & np.uint8(_END - 1))
-            is_certain = (
-                (lengths[following] > 0) & (lengths[following] <= _WINDOW - used) & (runs_then < _BLOCK)
-            )
+            is_certain = (lengths[following] > 0) & (lengths[following] <= _WINDOW - used) & (runs_then < _BLOCK)
             windows, following = open_[is_certain], following[is_certain]
             self.bits[windows] += bits[following]
             self.runs[windows] += runs[following]
@@ -183,9 +181,7 @@ class _Lookup:
             if channel.ac not in ac:
                 steps = _ac_steps(channel.ac)
                 ac[channel.ac] = steps.bits[windows].tobytes(), steps.runs[windows].tobytes(), steps
-        self.blocks = [
-            (dc[channel.dc], *ac[channel.ac]) for channel in channels for _ in range(channel.num_blocks)
-        ]
+        self.blocks = [(dc[channel.dc], *ac[channel.ac]) for channel in channels for _ in range(channel.num_blocks)]
 
 
 def find_blocks(

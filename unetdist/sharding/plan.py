@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 PLAN_NAME = f"{RECORDS}/plan.json"
 KIND = "kind"
+# Kinds of plans: shards of our own, tars of others.
 WRITE, INDEX = "write", "index"
-"""Kinds of plans: shards of our own, tars of others."""
 
 _SAMPLES = "samples"
 _CONTENTS = "contents of the source files"
+# Entries of a plan whose values mean nothing to the user.
 _NOT_SHOWN = (_SAMPLES, _CONTENTS, "labels")
-"""Entries of a plan whose values mean nothing to the user."""
 
 _IS_HELD = (
     "another process is writing to this folder; wait for it, or stop it. Several processes share the work with "
@@ -84,8 +84,7 @@ def find_partition(
         return WorkPartition(place, launched, is_launched=launched > 1)
     # SLURM arrays may start anywhere and have steps (--array=1-9:2).
     task, first, step = (
-        int(env.get(f"SLURM_ARRAY_TASK_{name}", default))
-        for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1))
+        int(env.get(f"SLURM_ARRAY_TASK_{name}", default)) for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1))
     )
     number, rest = divmod(task - first, step)
     if rest or not 0 <= number < in_array:
@@ -152,9 +151,7 @@ def _locked(path: Path, folder: Folder, *, is_shared: bool, message: str = _IS_H
         yield
 
 
-def settle(
-    folder: Folder, plan: dict[str, Any], num_shards: int, partition: WorkPartition, *, overwrite: bool
-) -> None:
+def settle(folder: Folder, plan: dict[str, Any], num_shards: int, partition: WorkPartition, *, overwrite: bool) -> None:
     """Compare the plan with that of the last run, then remove shards that the new plan does not contain.
 
     Raises:
@@ -235,9 +232,7 @@ def _plan(kind: str, job: ShardJob, contents: dict[str, Any]) -> dict[str, Any]:
 def _compare(old: dict[str, Any], new: dict[str, Any], folder: Folder, *, overwrite: bool) -> None:
     if old.get(KIND, WRITE) != new[KIND]:
         what = "shards that this program wrote" if new[KIND] == INDEX else "tars that others wrote"
-        raise DataError(
-            f"contains index and manifest of {what}; give another folder with --out.", source=folder
-        )
+        raise DataError(f"contains index and manifest of {what}; give another folder with --out.", source=folder)
     changed = [name for name in new if old.get(name) != new[name] and name != KIND]
     # Nothing was published yet, so a corrected input may continue.
     if overwrite or (changed == [_CONTENTS] and not folder.names(MANIFEST_NAME)):
@@ -246,8 +241,7 @@ def _compare(old: dict[str, Any], new: dict[str, Any], folder: Folder, *, overwr
     if "num_samples" in changed:
         changed.remove(_SAMPLES)
     differences = [
-        f"{name} changed" if name in _NOT_SHOWN else f"{name} was {old.get(name)}, is {new[name]}"
-        for name in changed
+        f"{name} changed" if name in _NOT_SHOWN else f"{name} was {old.get(name)}, is {new[name]}" for name in changed
     ]
     if differences:
         raise DataError(

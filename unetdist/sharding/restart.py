@@ -21,10 +21,10 @@ from unetdist.sharding.huffman import (
     read_channels,
 )
 
+# Width of an interval in pixels: narrow ones fit a crop well, wide ones cost fewer bytes.
 IDEAL_WIDTH, LEAST_WIDTH = 56, 32
-"""Width of an interval in pixels: narrow ones fit a crop well, wide ones cost fewer bytes."""
+# Maximum number of bits of a DC value or difference.
 _MAX_CATEGORY = 11
-"""Maximum number of bits of a DC value or difference."""
 
 
 def add_restart_markers(data: bytes) -> bytes | None:
@@ -130,9 +130,7 @@ def _encode_dc(differences: Ints, channels: list[Channel]) -> tuple[Ints, Ints, 
         raise DamagedJpegError
     tables = {channel.dc_number: channel.dc for channel in channels}
     for number, channel in enumerate(channels):
-        tables[channel.dc_number] = tables[channel.dc_number].with_symbols(
-            set(categories[:, number].tolist())
-        )
+        tables[channel.dc_number] = tables[channel.dc_number].with_symbols(set(categories[:, number].tolist()))
     codes, lengths = np.zeros((2, len(channels), 256), np.int64)
     for number, channel in enumerate(channels):
         for symbol, (code, length) in tables[channel.dc_number].codes().items():
@@ -140,11 +138,7 @@ def _encode_dc(differences: Ints, channels: list[Channel]) -> tuple[Ints, Ints, 
     columns = np.arange(len(channels))
     values = differences + np.where(differences < 0, (1 << categories) - 1, 0)
     changed = {number: table for number, table in tables.items() if table not in [one.dc for one in channels]}
-    return (
-        codes[columns, categories] << categories | values,
-        lengths[columns, categories] + categories,
-        changed,
-    )
+    return (codes[columns, categories] << categories | values, lengths[columns, categories] + categories, changed)
 
 
 def _apply(stream: bytes, edits: list[list[int]], end: int) -> list[bytes]:

@@ -21,10 +21,10 @@ from unetdist.errors import ConfigError, DataError
 
 Pixels = npt.NDArray[np.uint8]
 
+# Longer side of an image on the sheet.
 CELL_PX = 256
-"""Longer side of an image on the sheet."""
+# Approximate width of a sheet.
 SHEET_PX = 1600
-"""Approximate width of a sheet."""
 
 _GAP_PX, _KEY_PX, _TEXT_PX, _LEGEND_PX = 6, 24, 14, 18
 _PAPER, _INK = 255, (25, 25, 25)
@@ -65,9 +65,7 @@ def find(reader: ShardReader, keys: Sequence[str]) -> list[int]:
     )
 
 
-def load(
-    reader: ShardReader, sample_ids: Sequence[int], augmenter: Augmenter | None = None
-) -> list[SheetSample]:
+def load(reader: ShardReader, sample_ids: Sequence[int], augmenter: Augmenter | None = None) -> list[SheetSample]:
     """The samples, augmented as in the first epoch of a training if there is an `augmenter`."""
     manifest = reader.manifest
     samples = Samples(reader, channels=manifest.channels, num_classes=manifest.num_classes)
@@ -85,9 +83,7 @@ def read_augmenter(file: Path, reader: ShardReader, *, seed: int) -> Augmenter:
     """The augmentations of single samples in the section `augment` of a training's YAML file."""
     section = read_yaml(file).get("augment")
     if not isinstance(section, dict):
-        raise ConfigError(
-            f"{file} has no section augment; give the YAML file of a training, or leave out --augment."
-        )
+        raise ConfigError(f"{file} has no section augment; give the YAML file of a training, or leave out --augment.")
     config = from_mapping(AugmentConfig, section, where=f"{file}, augment")
     manifest = reader.manifest
     return Augmenter(config, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean)

@@ -171,15 +171,12 @@ def from_folders(
     outside = [sample.image for sample in samples if "/" not in sample.key]
     if len(outside) == 1 and len(samples) > 2:
         logger.warning(
-            "%s is not in a folder with the other samples; remove it if it is not a sample.",
-            images / outside[0],
+            "%s is not in a folder with the other samples; remove it if it is not a sample.", images / outside[0]
         )
     return SampleSource(tuple(samples), tuple(problems), reader)
 
 
-def from_list(
-    path: str | Path, *, images: str | Path | None = None, masks: str | Path | None = None
-) -> SampleSource:
+def from_list(path: str | Path, *, images: str | Path | None = None, masks: str | Path | None = None) -> SampleSource:
     """Pairs from a text file with one `image mask` per line, separated by a tab or spaces.
 
     Names with spaces need quotes. They are relative to `images` and `masks`, by default the list's own folder. A key is
@@ -210,14 +207,10 @@ def from_list(
     return SampleSource(tuple(samples), tuple(problems), reader)
 
 
-def _find(
-    root: Path, kind: str, template: str | None, without: Collection[Path] = ()
-) -> Iterator[tuple[str, str]]:
+def _find(root: Path, kind: str, template: str | None, without: Collection[Path] = ()) -> Iterator[tuple[str, str]]:
     """(key, name) of every picture below `root` that fits the template, sorted by name."""
     if template is not None and "{stem}" not in template:
-        raise ConfigError(
-            f'--{kind}-name ({template}) must hold {{stem}}; use for example "{{stem}}_{kind}.png".'
-        )
+        raise ConfigError(f'--{kind}-name ({template}) must hold {{stem}}; use for example "{{stem}}_{kind}.png".')
     if not root.is_dir():
         raise DataError(f"no such folder; give the folder of the {kind}s with --{kind}s.", source=root)
     name_pattern = re.escape(template or "{stem}").replace(re.escape("{stem}"), "([^/]+)", 1)
@@ -256,12 +249,7 @@ def _by_key(files: Sequence[tuple[str, str]], kind: str, problems: list[Problem]
 
 
 def _unpaired(
-    kind: str,
-    root: Path,
-    name_of: dict[str, str],
-    other: Path,
-    other_of: dict[str, str],
-    template: str | None,
+    kind: str, root: Path, name_of: dict[str, str], other: Path, other_of: dict[str, str], template: str | None
 ) -> Iterator[Problem]:
     """A problem for every file below `root` that has no partner below `other`."""
     alike = {key.casefold(): name for key, name in other_of.items() if key not in name_of}

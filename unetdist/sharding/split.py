@@ -13,18 +13,18 @@ from unetdist.cli.logs import logger
 from unetdist.errors import ConfigError, DataError
 from unetdist.sharding.sources import FileReader, RawSample, SampleSource, read_lines, spellings
 
+# Threads that read files concurrently: on a network disk a small file takes one round trip.
 READ_THREADS = 16
-"""Threads that read files concurrently: on a network disk a small file takes one round trip."""
+# Shards of a small data set, as long as each has `MIN_SAMPLES`: ranks and caches work with whole shards.
 MIN_SHARDS, MIN_SAMPLES = 16, 8
-"""Shards of a small data set, as long as each has `MIN_SAMPLES`: ranks and caches work with whole shards."""
 
 _HEAD = 2**14
 _NUM_NAMED = 3
+# Deviation from the validation fraction, relative to the smaller side, from which a warning is logged.
 _FAR = 0.5
-"""Deviation from the validation fraction, relative to the smaller side, from which a warning is logged."""
 
+# Key of a sample whose image occurs more than once -> SHA-256 of the image file.
 Copies = Mapping[str, str]
-"""Key of a sample whose image occurs more than once -> SHA-256 of the image file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,7 @@ from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.data.manifest import Manifest
 from unetdist.sharding.describe import CHANNEL_NAMES
 
-_PAPER, _INK, _FAINT, _FRAME, _BAR = (
-    (255, 255, 255),
-    (25, 25, 25),
-    (110, 110, 110),
-    (140, 140, 140),
-    (90, 120, 160),
-)
+_PAPER, _INK, _FAINT, _FRAME, _BAR = ((255, 255, 255), (25, 25, 25), (110, 110, 110), (140, 140, 140), (90, 120, 160))
 _FONT_PX, _LINE_PX, _BAR_PX, _LONGEST_NAME = 15, 26, 420, 32
 
 
@@ -68,9 +62,7 @@ def tables(manifest: Manifest, title: str) -> Group:
             style=None if row["images"] else "dim",
         )
     classes.add_row("", "", "ignored", f"{100 * numbers['ignored_share']:.2f}", style="dim")
-    classes.caption = (
-        "% of them: pixels of the class, relative to the valid pixels of the images that contain it"
-    )
+    classes.caption = "% of them: pixels of the class, relative to the valid pixels of the images that contain it"
     classes.caption_justify = "left"
     sizes = Table("size", title_justify="left")
     for heading in ("images", "images %"):
@@ -112,8 +104,8 @@ def draw(manifest: Manifest, title: str) -> np.ndarray:
     return np.asarray(sheet)
 
 
+# Name, fraction 0..1, remark, colour (None: that of ignored pixels).
 _Bar = tuple[str, float, str, tuple[int, int, int] | None]
-"""Name, fraction 0..1, remark, colour (None: that of ignored pixels)."""
 
 
 def _chart(title: str, bars: Sequence[_Bar]) -> Image.Image:

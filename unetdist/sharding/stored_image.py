@@ -28,9 +28,7 @@ ImageFormat = Literal["png", "jpg"]
 JPEG_QUALITY = 95
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
 
-_RANGE_REMEDY = (
-    "say which values are black and white with --image-range LOW HIGH (or auto, which measures all images)."
-)
+_RANGE_REMEDY = "say which values are black and white with --image-range LOW HIGH (or auto, which measures all images)."
 _UNFIT = (
     "an indexed tar gives 8-bit grey, RGB and RGBA, and the high byte of 16 bits: unpack it, and write "
     "shards of its images and masks (shard_dataset.py --images DIR --masks DIR)."

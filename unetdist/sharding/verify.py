@@ -104,9 +104,7 @@ def _verify_shard(folder: Folder, manifest: Manifest) -> Findings:
     try:
         with _local_copy(folder, shard) as (local, here, sha256):
             if here.num_bytes != shard.num_bytes:
-                findings.note(
-                    CHANGED, where, f"has {here.num_bytes} bytes, the manifest says {shard.num_bytes}"
-                )
+                findings.note(CHANGED, where, f"has {here.num_bytes} bytes, the manifest says {shard.num_bytes}")
             elif sha256 != shard.sha256:
                 findings.note(CHANGED, where, f"has sha256 {sha256}, the manifest says {shard.sha256}")
             if _compare_index(local, here, where, findings):
@@ -198,12 +196,8 @@ def _compare_counts(findings: Findings, manifest: Manifest) -> None:
         ):
             if found[index] != listed[index]:
                 findings.note(
-                    MISCOUNTED,
-                    f"class {name}",
-                    f"{found[index]:,} {what}, the manifest says {listed[index]:,}",
+                    MISCOUNTED, f"class {name}", f"{found[index]:,} {what}, the manifest says {listed[index]:,}"
                 )
     ignored = findings.pixels[IGNORE_INDEX]
     if ignored != manifest.ignored_pixels:
-        findings.note(
-            MISCOUNTED, "ignored", f"{ignored:,} pixels, the manifest says {manifest.ignored_pixels:,}"
-        )
+        findings.note(MISCOUNTED, "ignored", f"{ignored:,} pixels, the manifest says {manifest.ignored_pixels:,}")

@@ -57,14 +57,7 @@ def write_dataset(
     for location, samples in parts.items():
         folder = open_folder(location)
         jobs = [
-            WriteJob(
-                folder=folder,
-                number=number,
-                palette=palette,
-                options=convert,
-                samples=part,
-                reader=source.reader,
-            )
+            WriteJob(folder=folder, number=number, palette=palette, options=convert, samples=part, reader=source.reader)
             for number, part in enumerate(layout.divide(samples))
         ]
         runs.append(FolderRun(folder, jobs, plan_to_write(jobs, asdict(layout)), options.partition))
@@ -162,9 +155,7 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
         return True
     if partition.is_launched:
         # Rank 0 may have read old records before this process found that their shards were damaged.
-        return any(run.has_replaced for run in runs) and all(
-            run.num_recorded() == len(run.jobs) for run in runs
-        )
+        return any(run.has_replaced for run in runs) and all(run.num_recorded() == len(run.jobs) for run in runs)
     for run in runs:
         done = run.num_recorded()
         if done < len(run.jobs):
@@ -188,9 +179,7 @@ def _unfit_masks(convert: ConvertOptions, account: Account, palette: Palette) ->
     return [Problem("masks that cannot mean this", palette.path, fault) for fault in faults if fault]
 
 
-def _refusal(
-    source: SampleSource, unfit: Sequence[Problem], runs: Sequence[FolderRun], remedy: str
-) -> DataError:
+def _refusal(source: SampleSource, unfit: Sequence[Problem], runs: Sequence[FolderRun], remedy: str) -> DataError:
     problems = [*source.problems, *unfit]
     number = len(problems) + sum(len(run.account.problems) for run in runs)
     text = "\n".join(_describe_problems(problems, runs))

@@ -20,8 +20,8 @@ from unetdist.errors import CheckpointError, UnetdistError
 from unetdist.storage.files import TEMPORARY_SUFFIX
 from unetdist.storage.folders import Folder
 
+# File that names the newest checkpoint, for people and for stores whose listings lag behind.
 POINTER = "latest"
-"""File that names the newest checkpoint, for people and for stores whose listings lag behind."""
 
 TENSORS = ".safetensors"
 COMMIT = ".json"

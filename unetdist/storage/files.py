@@ -16,9 +16,7 @@ TEMPORARY_SUFFIX = ".partial"
 
 
 @contextmanager
-def write_atomic(
-    path: str | os.PathLike[str], mode: str = "wb", *, private: bool = False
-) -> Iterator[IO[Any]]:
+def write_atomic(path: str | os.PathLike[str], mode: str = "wb", *, private: bool = False) -> Iterator[IO[Any]]:
     """Open a file next to `path` for writing; it is renamed to `path` once it is complete and on disk.
 
     If the body raises, nothing is left behind and a former file at `path` is unchanged. `mode` is "wb" or "w" (UTF-8;

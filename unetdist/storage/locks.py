@@ -11,8 +11,8 @@ from pathlib import Path
 
 POLL_S = 0.1
 
+# Descriptors of this process. A forked child closes them because it may outlive its parent.
 _held: set[int] = set()
-"""Descriptors of this process. A forked child closes them because it may outlive its parent."""
 
 
 class HeldError(OSError):

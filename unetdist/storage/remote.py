@@ -20,14 +20,14 @@ from unetdist.storage import retries
 from unetdist.storage.files import write_atomic
 from unetdist.storage.retries import retry, status_of
 
+# The protocols that are opened. fsspec knows others, and some of them read other URLs or run code.
 SCHEMES = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "hf")
-"""The protocols that are opened. fsspec knows others, and some of them read other URLs or run code."""
+# Bytes per request of a download: what is lost when a connection breaks.
 PIECE = 16 * 2**20
-"""Bytes per request of a download: what is lost when a connection breaks."""
+# Bytes per second below which a ranged read counts as stalled.
 SLOWEST = 2**16
-"""Bytes per second below which a ranged read counts as stalled."""
+# Answers to HEAD that say nothing about GET: a URL may be signed for GET alone.
 HEAD_REFUSED = {403, 405, 501}
-"""Answers to HEAD that say nothing about GET: a URL may be signed for GET alone."""
 UNLIMITED = sys.maxsize
 
 Sink = TypeVar("Sink", bound=IO[bytes])
@@ -194,9 +194,7 @@ def _read_range(url: str, start: int, size: int, timeout: float | None) -> bytes
         raise
 
 
-def _web_get(
-    url: str, sink: Sink, size: int, *, start: int | None = None, timeout: float | None = None
-) -> Sink:
+def _web_get(url: str, sink: Sink, size: int, *, start: int | None = None, timeout: float | None = None) -> Sink:
     """Fill `sink` with at most `size` bytes of the file, or of the range from `start` on; returns it."""
     from fsspec.asyn import sync
 

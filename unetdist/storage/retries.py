@@ -15,15 +15,15 @@ from unetdist.cli.credentials import mask
 from unetdist.cli.logs import logger
 from unetdist.errors import ConfigError, SourceError, UnetdistError
 
+# Seconds for which an operation is tried again; `set_retry_s` changes it.
 RETRY_S = 300.0
-"""Seconds for which an operation is tried again; `set_retry_s` changes it."""
+# Seconds without a byte after which a server is asked again.
 STALL_S = 30.0
-"""Seconds without a byte after which a server is asked again."""
 
 FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 15.0
+# Failed attempts after which the log says why the run waits.
 TELL_AFTER = 4
-"""Failed attempts after which the log says why the run waits."""
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # The same request would fail in the same way again.
@@ -35,8 +35,8 @@ LASTING_ERRORS = (
     *(PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError),
     *(ValueError, NotImplementedError),
 )
+# HTTP answers that may be different later.
 TRANSIENT_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505}
-"""HTTP answers that may be different later."""
 
 T = TypeVar("T")
 

@@ -21,13 +21,13 @@ from unetdist.storage.files import write_text
 
 WandbMode = Literal["auto", "online", "offline"]
 
+# Module, class and argument of pip install, by the name of the setting, which is also the package's name.
 DASHBOARDS = {
     "wandb": ("unetdist.tracking.wandb_run", "WandbRun", "wandb"),
     "trackio": ("unetdist.tracking.local_dashboards", "TrackioRun", "-e '.[trackio]'"),
     "tensorboard": ("unetdist.tracking.local_dashboards", "TensorBoardRun", "-e '.[tensorboard]'"),
     "mlflow": ("unetdist.tracking.local_dashboards", "MlflowRun", "-e '.[mlflow]'"),
 }
-"""Module, class and argument of pip install, by the name of the setting, which is also the package's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,7 @@ class TrackingConfig:
                 "or none; use wandb."
             )
         if self.num_pictures < 0:
-            raise ConfigError(
-                f"tracking.num_pictures ({self.num_pictures}) must be at least 0; use 0 for no pictures."
-            )
+            raise ConfigError(f"tracking.num_pictures ({self.num_pictures}) must be at least 0; use 0 for no pictures.")
         if not self.project:
             raise ConfigError("tracking.project ('') must be a name; use unetdist.")
 

@@ -16,14 +16,14 @@ from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun
 
 TENSORBOARD_FOLDER = "tensorboard"
 TRACKIO_ID_FILE = "trackio_id"
+# Names in the run's folder.
 MLFLOW_ID_FILE = "mlflow_id"
-"""Names in the run's folder."""
 
+# Name of MLflow's store, next to the runs' folders.
 MLFLOW_STORE = "mlflow.db"
-"""Name of MLflow's store, next to the runs' folders."""
 
+# Seconds to wait while another run creates the store.
 STORE_WAIT_S = 300.0
-"""Seconds to wait while another run creates the store."""
 
 
 class TensorBoardRun(Dashboard):

@@ -12,23 +12,23 @@ from threading import Thread
 from unetdist.cli.logs import logger
 from unetdist.tracking.dashboard import Dashboard, StepRow
 
+# StepRows that may wait with their images. Later rows wait without, because images would fill the memory.
 MOST_WAITING = 32
-"""StepRows that may wait with their images. Later rows wait without, because images would fill the memory."""
 
+# Seconds that the end of a run waits for a dashboard before it logs that it waits.
 QUIET_S = 5.0
-"""Seconds that the end of a run waits for a dashboard before it logs that it waits."""
 
+# Seconds that it waits for a dashboard that makes progress, because large uploads take a while.
 CLOSE_S = 600.0
-"""Seconds that it waits for a dashboard that makes progress, because large uploads take a while."""
 
+# Seconds that it waits for a dashboard that does not open or does not take a row.
 HUNG_S = 60.0
-"""Seconds that it waits for a dashboard that does not open or does not take a row."""
 
+# Seconds that it waits if a stop was requested, because a kill may follow soon.
 HURRY_S = 20.0
-"""Seconds that it waits if a stop was requested, because a kill may follow soon."""
 
+# Seconds between two checks.
 LOOK_S = 0.1
-"""Seconds between two checks."""
 
 
 class Mirror:

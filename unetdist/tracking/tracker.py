@@ -16,20 +16,14 @@ from unetdist.cli.logs import ProgressBar, console, logger, progress
 from unetdist.data.labels import Palette
 from unetdist.evaluation.evaluate import Report
 from unetdist.storage import files as storage
-from unetdist.tracking.dashboard import (
-    StepRow,
-    TrackedRun,
-    TrackingConfig,
-    check_installed,
-    open_dashboard,
-)
+from unetdist.tracking.dashboard import StepRow, TrackedRun, TrackingConfig, check_installed, open_dashboard
 from unetdist.tracking.meter import validation_metrics
 from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
 from unetdist.tracking.mirror import Mirror
 from unetdist.tracking.terminal import scores_table, train_note
 
+# Name of a file in the run's folder: for each dashboard, its last step and the step of its best weights.
 MARKS_FILE = "dashboards.json"
-"""Name of a file in the run's folder: for each dashboard, its last step and the step of its best weights."""
 
 
 class Tracker:

@@ -21,8 +21,8 @@ from unetdist.storage.files import write_text
 from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun, WandbMode
 
 ID_FILE = "wandb_id"
+# Names in the run's folder: the id of the run in wandb, and the last step that was handed to wandb.
 STEP_FILE = "wandb_step"
-"""Names in the run's folder: the id of the run in wandb, and the last step that was handed to wandb."""
 
 
 class WandbRun(Dashboard):
@@ -92,9 +92,7 @@ class WandbRun(Dashboard):
         import wandb
 
         settings = wandb.Settings(silent=options["mode"] == "offline")
-        self._tracker = self.run.open_tracker(
-            LoggerType.WANDB, config=self.run.config, settings=settings, **options
-        )
+        self._tracker = self.run.open_tracker(LoggerType.WANDB, config=self.run.config, settings=settings, **options)
         self._wandb = self._tracker.tracker
 
     def _last_sent(self) -> int:
@@ -128,9 +126,7 @@ class WandbRun(Dashboard):
         classes = [[name, *map(none_if_nan, row)] for name, *row in zip(names, *columns, strict=True)]
         matrix = [[name, *map(int, row)] for name, row in zip(names, confusion, strict=True)]
         return {
-            "val/classes": wandb.Table(
-                ["class", "iou", "dice", "precision", "recall", "target_pixels"], classes
-            ),
+            "val/classes": wandb.Table(["class", "iou", "dice", "precision", "recall", "target_pixels"], classes),
             "val/confusion": wandb.Image(heat_map),
             "val/confusion_table": wandb.Table(["target", *(f"predicted {name}" for name in names)], matrix),
         }
@@ -167,9 +163,7 @@ def wandb_mode(mode: WandbMode) -> str:
 
     settings = wandb.setup().settings
     has_account = (
-        settings.api_key
-        or settings.identity_token_file
-        or _has_login(settings.base_url, wandb.Settings().base_url)
+        settings.api_key or settings.identity_token_file or _has_login(settings.base_url, wandb.Settings().base_url)
     )
     return os.environ.get("WANDB_MODE") or (settings.mode if has_account else "offline")
 

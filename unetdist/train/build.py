@@ -73,17 +73,13 @@ def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = la
 
     `change` replaces the fast path that was chosen, to measure what each part of it is worth.
     """
-    accelerator = make_accelerator(
-        mixed_precision=config.trainer.mixed_precision, timeout_s=config.trainer.timeout_s
-    )
+    accelerator = make_accelerator(mixed_precision=config.trainer.mixed_precision, timeout_s=config.trainer.timeout_s)
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
     log_ranks(world)
     run_dir = Path(config.runs_dir) / config.name
     values = public(settings.to_mapping(config))
-    claim = claim_run_folder(
-        run_dir, values, cfg=config.checkpoint, world=world, defaults=settings.defaults(Config)
-    )
+    claim = claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world, defaults=settings.defaults(Config))
     logger.info("run %s", run_dir)
     try:
         return _wire(config, accelerator, world, run_dir, values, claim, change)
@@ -105,21 +101,14 @@ def _wire(
     network, path = _build_network(config, data, world, change)
     validator = _build_validator(config, data, network.loss, accelerator, world)
     tracker = Tracker(
-        config.tracking,
-        accelerator,
-        run_dir=run_dir,
-        run_name=config.name,
-        config=values,
-        palette=data.palette,
+        config.tracking, accelerator, run_dir=run_dir, run_name=config.name, config=values, palette=data.palette
     )
     # From here on nothing in this function fails for a user's reason, so that nothing is left running.
     stop = StopSignal()
     machine = hardware.describe(world)
     status = RunStatus(run_dir, is_main=world.is_main, machine=machine, performance=str(path), claim=claim)
     limit_s = config.trainer.heartbeat_s
-    watchdog = Watchdog(
-        open_store("watchdog"), world, limit_s=limit_s, folder=run_dir, stop=stop, record=status.fail
-    )
+    watchdog = Watchdog(open_store("watchdog"), world, limit_s=limit_s, folder=run_dir, stop=stop, record=status.fail)
     step = _build_step(config, data, network, accelerator, world, watchdog)
     return Trainer(
         accelerator=accelerator,

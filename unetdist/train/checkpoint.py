@@ -25,9 +25,10 @@ from unetdist.train.optim import Ema
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
+# Longest wait of a step for the previous checkpoint: training continues while a disk or a server hangs.
 PATIENCE_S = 60.0
-"""Longest wait of a step for the previous checkpoint: training continues while a disk or a server hangs."""
 
+# Safetensors' names for the types that a model, an optimizer or a loss scaler keeps.
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -40,7 +41,6 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""Safetensors' names for the types that a model, an optimizer or a loss scaler keeps."""
 
 T = TypeVar("T")
 
@@ -80,9 +80,7 @@ class CheckpointConfig:
         if self.folder is None:
             return open_folder(run_dir / CHECKPOINTS_FOLDER)
         is_url = remote.is_url(self.folder)
-        return open_folder(
-            remote.join(self.folder, run_dir.name) if is_url else Path(self.folder, run_dir.name)
-        )
+        return open_folder(remote.join(self.folder, run_dir.name) if is_url else Path(self.folder, run_dir.name))
 
 
 class RunState:
@@ -200,9 +198,7 @@ class Checkpoints:
         self._snapshot = Snapshot()
         self._writer: threading.Thread | None = None
 
-    def save(
-        self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, final: bool = False
-    ) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, final: bool = False) -> None:
         """Save the state after `step`; call on rank 0 only.
 
         Returns once the previous checkpoint is written and the tensors are copied to host memory; a thread hashes and
@@ -220,9 +216,7 @@ class Checkpoints:
         """
         start = time.monotonic()
         if not self.wait(None if final else PATIENCE_S):
-            logger.error(
-                "no checkpoint of step %d: the previous one is still being written to %s", step, self.folder
-            )
+            logger.error("no checkpoint of step %d: the previous one is still being written to %s", step, self.folder)
             return
         own_facts = json.loads(json.dumps({"data": self.data, **facts}, allow_nan=False))
         last = self._files.last
@@ -336,11 +330,7 @@ def _safetensors_header(tensors: Mapping[str, Tensor]) -> bytes:
     end = 0
     for name, value in tensors.items():
         start, end = end, end + value.nbytes
-        places[name] = {
-            "dtype": DTYPE_NAMES[value.dtype],
-            "shape": list(value.shape),
-            "data_offsets": [start, end],
-        }
+        places[name] = {"dtype": DTYPE_NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(places).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text

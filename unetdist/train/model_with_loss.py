@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from unetdist.cli.logs import logger
 from unetdist.model.losses import Loss
 
+# Largest relative difference of loss and gradient between compiled and plain: beyond rounding, even in bf16.
 TOLERANCE = 0.05
-"""Largest relative difference of loss and gradient between compiled and plain: beyond rounding, even in bf16."""
 
+# Runs until CUDA graphs replay: one warms up, one records.
 RUNS_TO_REPLAY = 3
-"""Runs until CUDA graphs replay: one warms up, one records."""
 
 Graph = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -27,9 +27,7 @@ class ModelWithLoss(nn.Module):
     again, and a compiler sees the whole step. It is compiled inside of DDP, which would cut the graph at its buckets.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: Loss, *, compiler: str | None = None, cuda_graphs: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, *, compiler: str | None = None, cuda_graphs: bool = False) -> None:
         """Join an unwrapped model and its loss, both on the same device.
 
         Args:
@@ -47,9 +45,7 @@ class ModelWithLoss(nn.Module):
         self._graph: Graph = self._plain
         if compiler is not None:
             options = _inductor_options(cuda_graphs) if compiler == "inductor" else None
-            self._graph = torch.compile(
-                self._plain, backend=compiler, fullgraph=True, dynamic=False, options=options
-            )
+            self._graph = torch.compile(self._plain, backend=compiler, fullgraph=True, dynamic=False, options=options)
 
     @property
     def is_compiled(self) -> bool:
@@ -94,9 +90,7 @@ class ModelWithLoss(nn.Module):
             return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
         if self.has_cuda_graphs and _skipped_cuda_graphs() > skipped:
             self.has_cuda_graphs = False
-            logger.warning(
-                "training without CUDA graphs: torch.compile skipped them (TORCH_LOGS=cudagraphs shows why)"
-            )
+            logger.warning("training without CUDA graphs: torch.compile skipped them (TORCH_LOGS=cudagraphs shows why)")
         if self._has_dropout():
             return None  # each path draws its own numbers
         for name, value, wanted in zip(("loss", "norm of the gradient"), found, expected, strict=True):
@@ -122,9 +116,7 @@ class ModelWithLoss(nn.Module):
         return float(loss.detach()), float(nn.utils.get_total_norm(gradient)) / scale
 
     def _has_dropout(self) -> bool:
-        return any(
-            module.p > 0 for module in self.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d))
-        )
+        return any(module.p > 0 for module in self.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d)))
 
 
 def _skipped_cuda_graphs() -> int:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from unetdist.cli.logs import logger
 from unetdist.distributed.collectives import World, all_reduce_sum
 
+# Most samples of a skipped step that the log names.
 SAMPLES_NAMED = 8
-"""Most samples of a skipped step that the log names."""
 
 
 class SkippedSteps(NamedTuple):
@@ -80,9 +80,7 @@ class NonFiniteGuard:
         # Accelerate's wrapper hides attributes that are set on it.
         self._plain: Any = getattr(optimizer, "optimizer", optimizer)
         self._is_scaled = is_scaled
-        self._skips_on_device = not is_scaled and all(
-            group.get("fused") for group in self._plain.param_groups
-        )
+        self._skips_on_device = not is_scaled and all(group.get("fused") for group in self._plain.param_groups)
         self._has_stepped = False
         self._steps: list[_Step] = []
         self._row = 0
@@ -121,8 +119,7 @@ class NonFiniteGuard:
             torch.where(is_skipped, self._backup, now, out=now)
             parts = torch.split(now, [buffer.numel() for buffer in self._buffers])
             torch._foreach_copy_(
-                self._buffers,
-                [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)],
+                self._buffers, [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)]
             )
         is_nonfinite = ~torch.stack([loss.detach() for loss in losses]).isfinite()
         self._steps.append(_Step(number, torch.stack(ids), is_nonfinite, is_skipped))

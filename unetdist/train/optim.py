@@ -80,9 +80,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     """
     distances = levels_to_the_head(model) if config.layer_decay < 1 else {}
     parameters = [
-        (distances.get(name, 0), parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        (distances.get(name, 0), parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
     ]
     groups = [
         {

@@ -14,11 +14,11 @@ from unetdist.model.unet import UNetConfig
 Performance = Literal["auto", "off"]
 
 COMPILER = "inductor"
+# Compiling, which takes a minute or two, pays if training without it takes at least this many seconds.
 COMPILES_FROM_S = 300.0
-"""Compiling, which takes a minute or two, pays if training without it takes at least this many seconds."""
+# Seconds of a forward and backward pass below which the host is the bottleneck: it launches some 500 kernels at
+# about 10 us each, twice over. An estimate, not measured.
 LAUNCH_BOUND_S = 0.010
-"""Seconds of a forward and backward pass below which the host is the bottleneck: it launches some 500 kernels at about
-10 us each, twice over. An estimate, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ class FastPath:
         return "; ".join(self.reasons)
 
 
+# `performance: off`.
 PLAIN = FastPath()
-"""`performance: off`."""
 
 
 def choose(performance: Performance, facts: Facts) -> FastPath:
@@ -72,12 +72,7 @@ def choose(performance: Performance, facts: Facts) -> FastPath:
     reasons = [why_compiler, why_graphs]
     if facts.mixed_precision == "no":
         reasons.append("trainer.mixed_precision: bf16 would be faster")
-    return FastPath(
-        autotunes=True,
-        compiler=compiler,
-        cuda_graphs=cuda_graphs,
-        reasons=tuple(filter(None, reasons)),
-    )
+    return FastPath(autotunes=True, compiler=compiler, cuda_graphs=cuda_graphs, reasons=tuple(filter(None, reasons)))
 
 
 def _compiler(facts: Facts) -> tuple[str | None, str]:
@@ -96,10 +91,7 @@ def _cuda_graphs(facts: Facts, compiler: str | None) -> tuple[bool, str]:
         return False, ""
     if facts.num_micro_batches > 1:
         # A replay would overwrite the gradients that it should add to.
-        return (
-            False,
-            "no CUDA graphs because gradients are accumulated: trainer.micro_batch_size could be larger",
-        )
+        return (False, "no CUDA graphs because gradients are accumulated: trainer.micro_batch_size could be larger")
     return True, f"CUDA graphs because a step takes about {1000 * pass_s:.1f} ms"
 
 

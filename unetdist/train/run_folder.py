@@ -17,12 +17,15 @@ from unetdist.train.checkpoint import CheckpointConfig
 
 SETTINGS_FILE = "config.yaml"
 
+# Lock held by rank 0 of the training that writes to the folder; it names its holder.
 LOCK_FILE = ".lock"
-"""Lock held by rank 0 of the training that writes to the folder; it names its holder."""
 
+# Longest wait for the previous training to end: a launcher may restart before its last process is gone.
 WAIT_S = 30.0
-"""Longest wait for the previous training to end: a launcher may restart before its last process is gone."""
 
+# Settings (with a dot: whole sections) that may differ when a run is continued: they change how it runs and is
+# watched, or its errors advise to change them. Results stay the same, except that batch norm sees other
+# micro-batches.
 RESULT_NEUTRAL = (
     "name",
     "runs_dir",
@@ -45,8 +48,6 @@ RESULT_NEUTRAL = (
     "tracking.",
     "validation.",
 )
-"""Settings (with a dot: whole sections) that may differ when a run is continued: they change how it runs and is
-watched, or its errors advise to change them. Results stay the same, except that batch norm sees other micro-batches."""
 
 
 def claim_run_folder(
@@ -100,11 +101,7 @@ def check_run_folder(
 
 
 def _claim(
-    folder: Path,
-    values: Mapping[str, Any],
-    cfg: CheckpointConfig,
-    defaults: Mapping[str, Any],
-    held: ExitStack,
+    folder: Path, values: Mapping[str, Any], cfg: CheckpointConfig, defaults: Mapping[str, Any], held: ExitStack
 ) -> str:
     """Claim the folder on rank 0. Returns the problem as text, because the other ranks wait for an answer."""
     homes = [("--runs_dir", open_folder(folder))]
@@ -135,10 +132,7 @@ def _hold(file: Path, home: Folder, setting: str, held: ExitStack) -> None:
                 file,
                 wait_s=WAIT_S,
                 tell=lambda holder: logger.warning(
-                    "%s: another training writes there (%s); waiting up to %.0f s for it to end",
-                    home,
-                    holder,
-                    WAIT_S,
+                    "%s: another training writes there (%s); waiting up to %.0f s for it to end", home, holder, WAIT_S
                 ),
             )
         )
@@ -169,9 +163,7 @@ def _refuse_unwanted(folder: Path, cfg: CheckpointConfig) -> None:
         )
 
 
-def _refuse_changes(
-    folder: Path, saved: Mapping[str, Any], values: Mapping[str, Any], cfg: CheckpointConfig
-) -> None:
+def _refuse_changes(folder: Path, saved: Mapping[str, Any], values: Mapping[str, Any], cfg: CheckpointConfig) -> None:
     changed = {
         key: f"{key}: {before}, now it is {after}"
         for key, (before, after) in settings.differences(saved, values).items()

@@ -14,8 +14,8 @@ from unetdist.storage import files as storage
 
 STATUS_FILE = "status.json"
 
+# Exit code after a signal to stop (EX_TEMPFAIL of sysexits.h): the same command continues.
 STOPPED_EARLY = 75
-"""Exit code after a signal to stop (EX_TEMPFAIL of sysexits.h): the same command continues."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,7 @@ class RunStatus:
         self._run_dir, self._is_main = Path(run_dir), is_main
         self._claim = claim or ExitStack()
         former = (read_status(run_dir) if is_main else None) or Status()
-        self._status = Status(
-            step=former.step, attempts=former.attempts, machine=machine, performance=performance
-        )
+        self._status = Status(step=former.step, attempts=former.attempts, machine=machine, performance=performance)
 
     def begin(self, step: int) -> None:
         """Record that the run starts, or resumes, after `step` steps."""

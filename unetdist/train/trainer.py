@@ -80,9 +80,7 @@ class TrainerConfig:
                     f"trainer.{name} ({getattr(self, name)}) must be at least 0 and finite; use {default}."
                 )
         if not 0 <= self.ema_decay < 1:
-            raise ConfigError(
-                f"trainer.ema_decay ({self.ema_decay}) must be at least 0 and below 1; use 0.999."
-            )
+            raise ConfigError(f"trainer.ema_decay ({self.ema_decay}) must be at least 0 and below 1; use 0.999.")
 
 
 @dataclass(frozen=True)
@@ -191,9 +189,7 @@ class Trainer:
         self.restore()
         self.status.begin(self.state.step)
         self.tracker.start(
-            step=self.state.step,
-            max_steps=self.schedule.max_steps,
-            owes_validation=self.is_validation_due,
+            step=self.state.step, max_steps=self.schedule.max_steps, owes_validation=self.is_validation_due
         )
         if self.is_finished and not self.is_validation_due:
             logger.info("step %d of %d: nothing left to train", self.state.step, self.schedule.max_steps)
@@ -219,9 +215,7 @@ class Trainer:
         """Collective. Record how the run ended; True if nothing is left to do."""
         is_complete = self.is_finished and not self.is_validation_due
         if not is_complete and self.stop.orphaned(self.world):
-            self.status.fail(
-                "a launcher ended before its processes, so all of them saved a checkpoint and stopped"
-            )
+            self.status.fail("a launcher ended before its processes, so all of them saved a checkpoint and stopped")
         else:
             self.status.end("finished" if is_complete else "stopped", self.state.step)
         return is_complete
@@ -279,10 +273,7 @@ class Trainer:
             is_compiled=self.step.is_compiled,
         )
         self.tracker.log_train(
-            stats,
-            step=self.state.step,
-            samples_seen=self.state.samples_seen,
-            validation_follows=self.is_validation_due,
+            stats, step=self.state.step, samples_seen=self.state.samples_seen, validation_follows=self.is_validation_due
         )
 
     def check_skipped(self) -> None:

@@ -58,9 +58,7 @@ def test_the_first_step_and_the_tensor_that_is_furthest_apart_are_named():
 
 
 def test_loss_and_gradient_are_relative():
-    comparison = compare(
-        REFERENCE, changed(1, **{"train/loss": 2.5, "train/grad_norm": 5.0}), REFERENCE, float64=False
-    )
+    comparison = compare(REFERENCE, changed(1, **{"train/loss": 2.5, "train/grad_norm": 5.0}), REFERENCE, float64=False)
     assert {what: found.amount for what, found in comparison.first.items()} == {"loss": 0.2, "gradient": 0.2}
 
 

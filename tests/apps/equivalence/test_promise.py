@@ -63,9 +63,7 @@ def test_worlds_are_checked_before_anything_is_started(tmp_path):
         check_worlds(config_of(tmp_path), (1, 2), device_type="cpu")
     write_data(tmp_path)
     assert check_worlds(config_of(tmp_path), (1, 2, 4), device_type="cpu") == 10
-    with pytest.raises(
-        ConfigError, match=r"global_batch_size \(8\) must be divisible by the processes \(3\)"
-    ):
+    with pytest.raises(ConfigError, match=r"global_batch_size \(8\) must be divisible by the processes \(3\)"):
         check_worlds(config_of(tmp_path), (1, 3), device_type="cpu")
     sync_batch = config_of(tmp_path, model={"norm": "sync_batch"})
     with pytest.raises(ConfigError, match=r"sync_batch\) must have a GPU for each of the 2 processes"):

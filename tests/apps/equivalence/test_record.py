@@ -122,16 +122,12 @@ def same_augmentation(task: RecordTask) -> None:
 def test_other_pixels_of_the_same_samples_are_other_samples(folder, reference, nudged):
     other = record_of(folder, "other_pixels", 1, reference="reference", train=same_augmentation)
     assert beside(reference, other, nudged).other_samples == 1
-    ids = [
-        [[sample_id for sample_id, _ in line["samples"]] for line in lines] for lines in (reference, other)
-    ]
+    ids = [[[sample_id for sample_id, _ in line["samples"]] for line in lines] for lines in (reference, other)]
     assert ids[0] == ids[1]
 
 
 @pytest.mark.parametrize(
-    "sections",
-    [{"model": {"norm": "batch"}}, {"model": {"dropout": 0.5}}],
-    ids=["batch norm", "dropout"],
+    "sections", [{"model": {"norm": "batch"}}, {"model": {"dropout": 0.5}}], ids=["batch norm", "dropout"]
 )
 def test_what_is_not_promised_does_differ(folder, sections):
     """Else the promise would be too small."""

@@ -17,16 +17,12 @@ LONG_NAME = "ema.decoder.3.block.layers.1.norm.running_mean"
 BATCH_NORM = "model.norm (batch) takes its statistics of each process's own part"
 
 
-def report_of(
-    *worlds: list[dict[str, Any]], broken_by: Sequence[str] = (), float64: bool = False
-) -> EquivalenceReport:
+def report_of(*worlds: list[dict[str, Any]], broken_by: Sequence[str] = (), float64: bool = False) -> EquivalenceReport:
     """Of a repeat, a nudged run, and `worlds` of 2, 4, ... processes."""
     runs = runs_of([1, *(2 ** (number + 1) for number in range(len(worlds)))])[1:]
     records = [REFERENCE, NOISE, *worlds]
     rows = [
-        ComparisonRow(
-            run, compare(REFERENCE, lines, NOISE, float64=float64), broken_by if run.world_size > 1 else []
-        )
+        ComparisonRow(run, compare(REFERENCE, lines, NOISE, float64=float64), broken_by if run.world_size > 1 else [])
         for run, lines in zip(runs, records, strict=True)
     ]
     return EquivalenceReport(title="shapes: 3 steps", rows=rows, float64=float64)
@@ -92,9 +88,7 @@ def test_samples_and_agreement_are_promised_whatever_the_settings(change, words)
 def test_a_repeat_that_differs_breaks_the_promise():
     report = report_of(REFERENCE, broken_by=[BATCH_NORM])
     again = report.rows[0]
-    other = ComparisonRow(
-        again.run, compare(REFERENCE, changed(1, differences={"a": 1.0}), NOISE, float64=False), []
-    )
+    other = ComparisonRow(again.run, compare(REFERENCE, changed(1, differences={"a": 1.0}), NOISE, float64=False), [])
     broken = EquivalenceReport(title=report.title, rows=[other, *report.rows[1:]], float64=False)
     assert not broken.is_as_promised
     assert "1 process again: first difference" in text_of(broken)

@@ -44,12 +44,7 @@ def plan(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     return ComparisonPlan(
-        config=config,
-        steps=3,
-        float64=False,
-        on_gpu=False,
-        script=ROOT / "launch" / "equivalence.py",
-        work=work,
+        config=config, steps=3, float64=False, on_gpu=False, script=ROOT / "launch" / "equivalence.py", work=work
     )
 
 
@@ -126,9 +121,7 @@ def test_a_run_that_fails_says_what_its_processes_said_to_the_user(plan, launche
     )
     with pytest.raises(TrainingError) as error:
         train(ComparedRun("2 nudged", 2), plan, Bar())
-    text = (
-        "the run on 2 processes nudged ended with exit code 1:\n[rank 1] error: no shards here; write them."
-    )
+    text = "the run on 2 processes nudged ended with exit code 1:\n[rank 1] error: no shards here; write them."
     assert str(error.value) == text
 
 

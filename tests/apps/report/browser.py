@@ -79,22 +79,14 @@ class Page:
         self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def look(self, *, width, dark=False, touch=False, height=900):
-        self.send(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=touch,
-        )
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.send("Emulation.setTouchEmulationEnabled", enabled=touch)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
 
     def screenshot(self, file=None):
         """All of the page as PNG."""
-        data = base64.b64decode(
-            self.send("Page.captureScreenshot", captureBeyondViewport=True, format="png")["data"]
-        )
+        data = base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=True, format="png")["data"])
         if file is not None:
             file.write_bytes(data)
         return data
@@ -108,9 +100,7 @@ def opened(file, profile):
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-port=0"]
     command += ["--disable-dev-shm-usage"]  # which is small in a container
     with (profile.parent / f"{profile.name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, f"--user-data-dir={profile}", "about:blank"], stdout=log, stderr=log
-        )
+        process = subprocess.Popen([*command, f"--user-data-dir={profile}", "about:blank"], stdout=log, stderr=log)
     try:
         with asyncio.Runner() as runner:
             session, socket = runner.run(_connect(profile, process))

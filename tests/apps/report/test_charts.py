@@ -78,9 +78,7 @@ def test_a_colour_that_can_be_seen_stays_as_it_is():
 
 def test_the_colours_of_runs_can_be_read_on_their_paper():
     for number in range(8):
-        for color, paper in zip(
-            charts.run_color(number), (charts.LIGHT_PAPER, charts.DARK_PAPER), strict=True
-        ):
+        for color, paper in zip(charts.run_color(number), (charts.LIGHT_PAPER, charts.DARK_PAPER), strict=True):
             rgb = tuple(bytes.fromhex(color[1:]))
             assert charts.contrast(rgb, paper) >= 4.5
 

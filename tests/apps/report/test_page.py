@@ -21,10 +21,7 @@ def written(tmp_path_factory):
     """Of two runs, the second with other settings."""
     tmp_path = tmp_path_factory.mktemp("report")
     val = validation_set(tmp_path)
-    folders = [
-        write_run(tmp_path / "x", val=val),
-        write_run(tmp_path / "y", val=val, settings={"optim": {"lr": 0.01}}),
-    ]
+    folders = [write_run(tmp_path / "x", val=val), write_run(tmp_path / "y", val=val, settings={"optim": {"lr": 0.01}})]
     file = tmp_path / "report.html"
     file.write_text(report(folders), encoding="utf-8")
     return file
@@ -43,9 +40,7 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(browser, written):
 
 
 def test_all_charts_are_drawn(browser):
-    assert (
-        browser.evaluate("document.querySelectorAll('.chart .main-svg .lines .js-line').length") >= 2 * 3 + 3
-    )
+    assert browser.evaluate("document.querySelectorAll('.chart .main-svg .lines .js-line').length") >= 2 * 3 + 3
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -96,9 +91,7 @@ def test_either_side_of_a_picture_shows_what_is_chosen(browser):
         assert browser.evaluate(f"{shown.format(side)} === {stored.format(value)}")
     choose("left", "")
     assert browser.evaluate(shown.format("left")) is None
-    assert browser.evaluate(
-        "[...document.images].filter(i => i.src).every(i => i.complete && i.naturalWidth)"
-    )
+    assert browser.evaluate("[...document.images].filter(i => i.src).every(i => i.complete && i.naturalWidth)")
 
 
 def test_counts_of_the_confusion_are_read_by_keyboard(browser):
@@ -116,10 +109,7 @@ def test_another_run_is_shown_in_the_confusion_and_a_class_is_taken_from_its_cha
         "(() => { const select = document.querySelector('#confusion-run'); select.value = '1';"
         " select.dispatchEvent(new Event('change')) })()"
     )
-    assert browser.evaluate("[...document.querySelectorAll('.confusion')].map(e => e.hidden)") == [
-        True,
-        False,
-    ]
+    assert browser.evaluate("[...document.querySelectorAll('.confusion')].map(e => e.hidden)") == [True, False]
     lines = "document.querySelectorAll('#chart-classes .scatterlayer .trace').length"
     before = browser.evaluate(lines)
     browser.evaluate("document.querySelector('button[data-class=\"road\"]').click()")
@@ -175,11 +165,7 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
 
 def test_numbers_are_written_as_people_write_them():
     assert [page.percent(value) for value in (0.3456, 0.0, None)] == ["34.6", "0.0", page.NOTHING]
-    assert [page.number(value) for value in (1330, 0, None, float("nan"))] == [
-        "1,330",
-        "0",
-        *[page.NOTHING] * 2,
-    ]
+    assert [page.number(value) for value in (1330, 0, None, float("nan"))] == ["1,330", "0", *[page.NOTHING] * 2]
     assert [page.duration(value) for value in (7.4, 200, 7500, None)] == [
         "7 s",
         "3 min 20 s",

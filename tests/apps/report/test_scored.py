@@ -43,9 +43,7 @@ def test_intervals_of_classes_are_those_of_the_bootstrap():
     per_image = rng.integers(0, 50, (20, 2, 2))
     two = class_intervals(per_image)
     assert ((two[:, 0] < two[:, 1]) & (two > 0).all(1) & (two < 1).all(1)).all()
-    iou = np.diag(per_image.sum(0)) / (
-        per_image.sum((0, 1)) + per_image.sum((0, 2)) - np.diag(per_image.sum(0))
-    )
+    iou = np.diag(per_image.sum(0)) / (per_image.sum((0, 1)) + per_image.sum((0, 2)) - np.diag(per_image.sum(0)))
     assert ((two[:, 0] < iou) & (iou < two[:, 1])).all()
     padded = np.zeros((20, 3, 3), np.int64)
     padded[:, :1, :1] = per_image[:, :1, :1]
@@ -54,9 +52,7 @@ def test_intervals_of_classes_are_those_of_the_bootstrap():
     for sample_id, each in enumerate(padded):
         bootstrap.add(sample_id, each)
     low, _ = class_intervals(padded)[0]
-    assert 2 * bootstrap.interval()[0] == pytest.approx(
-        low
-    )  # the second class has IoU 0, the third is absent
+    assert 2 * bootstrap.interval()[0] == pytest.approx(low)  # the second class has IoU 0, the third is absent
     assert np.isnan(class_intervals(padded)[2]).all()
 
 

@@ -8,9 +8,7 @@ from unetdist.apps.report.scored import score_run
 
 @pytest.fixture
 def run(tmp_path):
-    (run,) = read_runs(
-        [write_run(tmp_path / "x", state="failed", reason="disk full", attempts=3, deaths=[7])]
-    )
+    (run,) = read_runs([write_run(tmp_path / "x", state="failed", reason="disk full", attempts=3, deaths=[7])])
     return run
 
 
@@ -30,10 +28,7 @@ def test_runs_that_were_scored_anew_are_compared_image_by_image(tmp_path):
     assert second["difference"] == {"value": 0, "interval": (0, 0), "p": 1}  # they have the same weights
     (cell, _) = tables.classes(runs, scored)[0]["runs"]
     assert cell["interval"][0] <= cell["iou"] <= cell["interval"][1]
-    others = {
-        "x": scored["x"],
-        "y": score_run(runs[1], str(validation_set(tmp_path / "other", 3)), num_workers=0),
-    }
+    others = {"x": scored["x"], "y": score_run(runs[1], str(validation_set(tmp_path / "other", 3)), num_workers=0)}
     assert tables.results(runs, others)[1]["difference"] is None
 
 
@@ -80,10 +75,7 @@ def test_how_it_went_is_told_from_all_lines(run):
 
 def test_what_it_ran_on_is_told_where_it_was_noted(tmp_path):
     noted, old = read_runs(
-        [
-            write_run(tmp_path / "x", machine="2 cores of Some CPU", performance="compiled"),
-            write_run(tmp_path / "y"),
-        ]
+        [write_run(tmp_path / "x", machine="2 cores of Some CPU", performance="compiled"), write_run(tmp_path / "y")]
     )
     assert [row["performance"] for row in tables.course([noted, old])] == ["compiled", ""]
     assert [row["machine"] for row in tables.course([noted, old])] == ["2 cores of Some CPU", ""]

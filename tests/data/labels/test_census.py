@@ -38,9 +38,7 @@ def test_only_the_commonest_are_rows():
     census.add("b.png", [UnknownColor(None, 7, (0, 0), "", 100.0, num_colors=4)])
     lines = census.report(max_rows=10).splitlines()
     assert len(lines) == 1 + 1 + 10 + 1 + 1
-    assert lines[0].startswith(
-        "Labels.txt does not list at least 50 colours of the masks: 3,782 pixels in 2 files."
-    )
+    assert lines[0].startswith("Labels.txt does not list at least 50 colours of the masks: 3,782 pixels in 2 files.")
     assert lines[-2] == "  and at least 40 rarer ones: 2,827 pixels"
 
 
@@ -82,9 +80,7 @@ unknowns = st.builds(
 )
 rest = UnknownColor(None, 3, (1, 1), "", 50.0, num_colors=2)
 found = st.lists(unknowns, max_size=4, unique_by=lambda unknown: unknown.color)
-files = st.lists(
-    st.tuples(found, st.booleans()).map(lambda x: x[0] + [rest] * (x[1] and x[0] != [])), max_size=8
-)
+files = st.lists(st.tuples(found, st.booleans()).map(lambda x: x[0] + [rest] * (x[1] and x[0] != [])), max_size=8)
 
 
 @given(files, st.permutations(range(8)))

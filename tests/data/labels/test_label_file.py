@@ -227,18 +227,14 @@ def test_headers_name_the_columns(text, roles):
     assert read_header(text, FILE, 1, is_strict=True) == roles.split()
 
 
-@pytest.mark.parametrize(
-    "text", ["", "0 0 0 sky", "name 0 0 0", "Labels of a street", "the name of each", "sky"]
-)
+@pytest.mark.parametrize("text", ["", "0 0 0 sky", "name 0 0 0", "Labels of a street", "the name of each", "sky"])
 def test_other_lines_are_no_header(text):
     assert read_header(text, FILE, 1, is_strict=True) is None
 
 
 def test_half_a_header_is_refused_unless_it_is_a_comment():
     assert read_header("r g name", FILE, 4, is_strict=False) is None
-    with pytest.raises(
-        DataError, match="Labels.txt, line 4: the header 'r g name' must have each of r, g, b"
-    ):
+    with pytest.raises(DataError, match="Labels.txt, line 4: the header 'r g name' must have each of r, g, b"):
         read_header("r g name", FILE, 4, is_strict=True)
 
 

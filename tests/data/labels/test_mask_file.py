@@ -58,8 +58,7 @@ def test_truncated_files_are_refused(kind, share):
     data = encode(pixels, kind)
     assert decode(data).codes.shape == (64, 64)
     with pytest.raises(
-        DataError,
-        match=r"the mask is damaged or no image \(.*\); export it again|mask cannot be read \(cut off",
+        DataError, match=r"the mask is damaged or no image \(.*\); export it again|mask cannot be read \(cut off"
     ):
         decode(data[: int(share * len(data))])
 

@@ -35,9 +35,7 @@ STRIPES = np.repeat([[0, 1, 3, 2, 4, 0, 1, 1, 1, 1, 1]], 8, axis=0).astype(np.ui
 def test_a_pixel_between_less_and_more_is_thin_where_its_class_has_areas_too():
     assert count_thin(STRIPES) == (2 * 1, 2 * 6)  # 0 1 3, on two of the eight rows
     assert count_thin(STRIPES[:, :8]) == (0, 2 * 6)
-    assert (
-        count_thin(np.array([[0, 1, 255, 0]] * 4, np.uint8))[0] == 0
-    )  # the ignored is neither less nor more
+    assert count_thin(np.array([[0, 1, 255, 0]] * 4, np.uint8))[0] == 0  # the ignored is neither less nor more
 
 
 def test_sums_do_not_depend_on_the_order_and_survive_a_record():
@@ -62,10 +60,7 @@ def real_masks():
     yield street
     yield [np.random.default_rng(1).permutation(12).astype(np.uint8)[mask] for mask in street]
     yield [np.ascontiguousarray(mask[::4, ::4]) for mask in street]
-    yield [
-        read_mask(f.read_bytes(), Palette.read(isbi() / "Labels.txt")).mask
-        for f in (isbi() / "masks").iterdir()
-    ]
+    yield [read_mask(f.read_bytes(), Palette.read(isbi() / "Labels.txt")).mask for f in (isbi() / "masks").iterdir()]
     yield []
 
 

@@ -16,12 +16,7 @@ from unetdist.errors import DataError
 
 VOID = Label(255, "void", (9, 9, 9), None)
 STREET = Palette(
-    (
-        Label(7, "road", (128, 64, 128), 1),
-        Label(2, "sky", (0, 0, 0), 0),
-        Label(20, "car", (0, 0, 250), 2),
-        VOID,
-    )
+    (Label(7, "road", (128, 64, 128), 1), Label(2, "sky", (0, 0, 0), 0), Label(20, "car", (0, 0, 250), 2), VOID)
 )
 CELLS = Palette((Label(0, "membrane", (0, 0, 0), 0), Label(1, "cell", (255, 255, 255), 1)))
 MASK = np.array([[1, 1, 0, 2], [0, 255, 2, 2]], np.uint8)
@@ -52,8 +47,7 @@ def png(values, bits):
     header = struct.pack(">IIBBBBB", len(values[0]), len(values), bits, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
-        for tag, body in chunks
+        struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body)) for tag, body in chunks
     )
 
 
@@ -193,9 +187,7 @@ class TestTableOfColours:
 
     def test_renumbered_greys_of_a_gif_are_no_ids(self):
         data = encode(np.array([[0, 1, 7]], np.uint8), "GIF")
-        with pytest.raises(
-            DataError, match="the mask has colours, not ids; use --mask-format color, or save"
-        ):
+        with pytest.raises(DataError, match="the mask has colours, not ids; use --mask-format color, or save"):
             read_mask(data, self.VOC, mask_format="ids")
 
 
@@ -227,17 +219,13 @@ def test_unknown_colours_are_told_with_count_place_and_nearest():
 
 
 def test_the_nearest_label_may_be_an_ignored_one():
-    mask, unknowns = mask_and_unknowns(
-        encode(np.full((1, 1, 3), 10, np.uint8)), STREET, unknown_colors="nearest"
-    )
+    mask, unknowns = mask_and_unknowns(encode(np.full((1, 1, 3), 10, np.uint8)), STREET, unknown_colors="nearest")
     assert mask.tolist() == [[IGNORE_INDEX]]
     assert unknowns[0].nearest == "void"
 
 
 def test_unknown_ids_have_no_nearness():
-    mask, unknowns = mask_and_unknowns(
-        encode(np.array([[2, 21]], np.uint8)), STREET, unknown_colors="nearest"
-    )
+    mask, unknowns = mask_and_unknowns(encode(np.array([[2, 21]], np.uint8)), STREET, unknown_colors="nearest")
     assert mask.tolist() == [[0, IGNORE_INDEX]]
     assert unknowns == [UnknownColor(21, 1, (1, 0), "car", 1.0)]
 

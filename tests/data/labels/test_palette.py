@@ -50,50 +50,22 @@ def test_ignored_labels_may_share_colour_and_id(read):
         ("Lane 1 0 0 0\nLane 2 1 1 1", (), "line 2: 'Lane' has the name 'Lane' of 'Lane'"),
         ("0 0 300 a\n", (), r"line 1: colour \(0, 0, 300\) of 'a' must be 0..255; correct the line"),
         ("0 0 -1 a\n", (), r"line 1: colour \(0, 0, -1\) of 'a' must be 0..255"),
-        (
-            "0 0 0 a\n0 0 0 b",
-            (),
-            r"line 2: 'b' has the colour \(0, 0, 0\) of 'a' \(line 1\); remove or change",
-        ),
+        ("0 0 0 a\n0 0 0 b", (), r"line 2: 'b' has the colour \(0, 0, 0\) of 'a' \(line 1\); remove or change"),
         ("0 0 0 a\n\n1 0 0 a", (), r"line 3: 'a' has the name 'a' of 'a' \(line 1\)"),
         ("id,name,r,g,b\n4,a,0,0,0\n4,b,1,1,1", (), r"line 3: 'b' has the id 4 of 'a' \(line 2\)"),
         ("0 0 0 a\n0 0 0 b", ("a",), "line 2: 'b' has the colour"),
-        (
-            "id,name,r,g,b\n300,a,0,0,0",
-            ("a",),
-            "id 300 of 'a' must be 0..254",
-        ),
-        (
-            "id,name,r,g,b\n255,a,0,0,0",
-            (),
-            "line 2: id 255 of 'a' must be 0..254, .*add --ignore 'a' or change",
-        ),
-        (
-            "id,name,r,g,b\n-1,a,0,0,0",
-            (),
-            "line 2: id -1 of 'a' must be 0..254, because 255",
-        ),
-        (
-            "0 0 0 Void\n1 1 1 Sky",
-            ("void",),
-            r"Labels.txt: --ignore 'void' is no label; did you mean 'Void'\?",
-        ),
+        ("id,name,r,g,b\n300,a,0,0,0", ("a",), "id 300 of 'a' must be 0..254"),
+        ("id,name,r,g,b\n255,a,0,0,0", (), "line 2: id 255 of 'a' must be 0..254, .*add --ignore 'a' or change"),
+        ("id,name,r,g,b\n-1,a,0,0,0", (), "line 2: id -1 of 'a' must be 0..254, because 255"),
+        ("0 0 0 Void\n1 1 1 Sky", ("void",), r"Labels.txt: --ignore 'void' is no label; did you mean 'Void'\?"),
         ("0 0 0 Void\n1 1 1 Sky", ("zzz",), "--ignore 'zzz' is no label; use one of Void, Sky"),
         ("0 0 0 a", ("a",), "every label is ignored; leave at least one class to train"),
-        (
-            "r,g,name\n0,0,a",
-            (),
-            "line 1: the header 'r,g,name' must have each of r, g, b, name once .*use 'id,name",
-        ),
+        ("r,g,name\n0,0,a", (), "line 1: the header 'r,g,name' must have each of r, g, b, name once .*use 'id,name"),
         ("id,r,g,b,name,id\n0,0,0,0,a,0", (), "must have each of r, g, b, name once and id at most once"),
         ("name,r,g,b\na,0,0", (), "line 2: 'a,0,0' does not fit the header 'name r g b'; give each line"),
         ("name,r,g,b\na,0,0,x", (), "line 2: 'a,0,0,x' does not fit the header"),
         ("name,r,g,b\na,b,0,0,0", (), "line 2: 'a,b,0,0,0' does not fit the header"),
-        (
-            "# r g b name\n0 1 2 3 a",
-            (),
-            "line 2: '0 1 2 3 a' does not fit .*quote a name that begins or ends",
-        ),
+        ("# r g b name\n0 1 2 3 a", (), "line 2: '0 1 2 3 a' does not fit .*quote a name that begins or ends"),
     ],
 )
 def test_a_wrong_file_is_refused_with_line_and_remedy(read, text, ignore, message):
@@ -125,10 +97,7 @@ def test_records_are_json_and_read_back(read):
     ("records", "message"),
     [
         ([{"index": 0, "id": 0, "name": "a"}], r"damaged labels \(lacks color\); write the shards"),
-        (
-            [{"index": 0, "id": 0, "name": "a", "color": [1, 2]}],
-            "damaged labels .*a list of 2.* must be a list of 3",
-        ),
+        ([{"index": 0, "id": 0, "name": "a", "color": [1, 2]}], "damaged labels .*a list of 2.* must be a list of 3"),
         ([{"index": 1, "id": 0, "name": "a", "color": [1, 2, 3]}], r"damaged labels \(indices have gaps\)"),
     ],
 )

@@ -22,9 +22,7 @@ def written(onnx, tmp_path_factory):
     """A model and its file; the shapes of its layers are not all multiples of a byte's."""
     saved = saved_model(widths=(16, 32))
     file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    write_onnx(
-        trace(saved, argmax=False, precision="fp32"), file, {"classes": "[1]"}, opset=None, argmax=False
-    )
+    write_onnx(trace(saved, argmax=False, precision="fp32"), file, {"classes": "[1]"}, opset=None, argmax=False)
     return saved, file
 
 

@@ -65,9 +65,7 @@ def test_what_holds_no_pictures_says_so(tmp_path):
 
 def test_shards_of_other_classes(tmp_path):
     manifest = write_shards(tmp_path / "shards", 1)
-    records = [
-        {**record, "name": record["name"].replace("road", "street")} for record in manifest.palette_records
-    ]
+    records = [{**record, "name": record["name"].replace("road", "street")} for record in manifest.palette_records]
     replace(manifest, palette_records=tuple(records)).save(tmp_path / "shards")
     with pytest.raises(DataError, match=r"has other classes than the model; give shards of its own labels"):
         find_pictures(saved_model(), NOWHERE, str(tmp_path / "shards"), limit=1)

@@ -51,7 +51,5 @@ def test_more_classes_than_a_byte_holds():
 def test_a_network_for_one_size_only_is_refused(monkeypatch):
     saved = saved_model()
     monkeypatch.setattr(saved.model, "forward", lambda image: image.reshape(2, 3, 40, 56))
-    with pytest.raises(
-        ConfigError, match=r"cannot be exported for any size: .+; train with another model.enc"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot be exported for any size: .+; train with another model.enc"):
         trace(saved, argmax=False, precision="fp32")

@@ -20,14 +20,14 @@ from unetdist.errors import ConfigError, LaunchError, UnetdistError
 from unetdist.storage.files import write_json
 from unetdist.train.config import Config
 
+# Limit of a collective that some rank does not join because it failed.
 TIMEOUT_S = 120.0
-"""Limit of a collective that some rank does not join because it failed."""
 
+# Seconds for rank 0 to finish its checks if the processes could not connect: the launcher ends all after the first.
 ALONE_S = 120.0
-"""Seconds for rank 0 to finish its checks if the processes could not connect: the launcher ends all after the first."""
 
+# Head start of rank 0 at the end, so that the launcher's report ends with its message.
 LAST_S = 1.0
-"""Head start of rank 0 at the end, so that the launcher's report ends with its message."""
 
 
 def examine(
@@ -97,8 +97,7 @@ def connect(config: Config | None) -> tuple[World, list[Finding]]:
     try:
         with overheard() as warnings:
             accelerator = make_accelerator(
-                mixed_precision=config.trainer.mixed_precision,
-                timeout_s=min(TIMEOUT_S, config.trainer.timeout_s),
+                mixed_precision=config.trainer.mixed_precision, timeout_s=min(TIMEOUT_S, config.trainer.timeout_s)
             )
     except Exception as error:
         fact, remedy = describe(error), ""
@@ -148,6 +147,4 @@ def _write(file: Path, exam: Examination) -> None:
     try:
         write_json(file, exam.to_mapping())
     except OSError as error:
-        raise ConfigError(
-            f"--json ({file}) cannot be written ({error.strerror}); give another file."
-        ) from None
+        raise ConfigError(f"--json ({file}) cannot be written ({error.strerror}); give another file.") from None

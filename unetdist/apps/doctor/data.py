@@ -23,11 +23,11 @@ from unetdist.storage.folders import Folder
 
 NAMES = {"train": "training set", "val": "validation set"}
 
+# Samples of a data set that each rank decodes, if time allows.
 MAX_DECODED = 64
-"""Samples of a data set that each rank decodes, if time allows."""
 
+# Samples whose checksums fit in memory easily.
 MAX_COMPARED = 5_000_000
-"""Samples whose checksums fit in memory easily."""
 
 
 def check_data(exam: Examination) -> None:
@@ -52,9 +52,7 @@ def _check_split(exam: Examination, split: str) -> None:
         ((folder, manifest),) = opened
         num_bytes = sum(shard.num_bytes for shard in manifest.shards)
         shards = f"{len(manifest.shards):,} shard{'s' if len(manifest.shards) > 1 else ''}"
-        text = (
-            f"{manifest.num_samples:,} samples in {shards}, {size(num_bytes)}, {manifest.num_classes} classes"
-        )
+        text = f"{manifest.num_samples:,} samples in {shards}, {size(num_bytes)}, {manifest.num_classes} classes"
         return {"fingerprint": manifest.fingerprint, "text": f"{text}; {folder}"}
 
     if (answers := exam.ask(NAMES[split], open_it)) is None:

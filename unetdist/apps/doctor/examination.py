@@ -28,8 +28,8 @@ Level = Literal["ok", "warning", "problem"]
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 LEVEL_WIDTH, WHAT_WIDTH = 7, 17
 
+# Problems of one kind that are listed; the others are counted.
 MAX_LISTED = 3
-"""Problems of one kind that are listed; the others are counted."""
 
 POLL_S = 0.02
 
@@ -144,9 +144,7 @@ class Examination:
         # Not a collective of torch: after one that failed on some rank the next would hang or mix up the data.
         self._round += 1
         self.store.set(f"{self._round}/{self.world.rank}", text)
-        return [
-            json.loads(self._read(f"{self._round}/{rank}", rank)) for rank in range(self.world.world_size)
-        ]
+        return [json.loads(self._read(f"{self._round}/{rank}", rank)) for rank in range(self.world.world_size)]
 
     def leave(self) -> None:
         """Collective. End the exchange; rank 0, whose process may hold the store, leaves last."""

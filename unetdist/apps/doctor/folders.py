@@ -104,9 +104,7 @@ def _check_checkpoints(exam: Examination) -> None:
             return
         name, where, error = (answers[0][key] for key in ("name", "where", "error"))
         if error:
-            remedy = (
-                "give --checkpoint.folder, or --runs_dir, a folder that you may write to, with free space"
-            )
+            remedy = "give --checkpoint.folder, or --runs_dir, a folder that you may write to, with free space"
             exam.problem("checkpoints", f"{where} cannot be written to ({error})", remedy)
             return
         judge_shared(exam, where, exam.ask("checkpoints", lambda: _is_seen(where, name)) or [])
@@ -126,9 +124,7 @@ def judge_shared(exam: Examination, where: str, is_seen: list[bool]) -> None:
     blind = [str(rank) for rank, sees in enumerate(is_seen) if not sees]
     if blind:
         remedy = "give --checkpoint.folder, or --runs_dir, a place that all machines share"
-        exam.problem(
-            "checkpoints", f"rank {', '.join(blind)} does not see what rank 0 writes to {where}", remedy
-        )
+        exam.problem("checkpoints", f"rank {', '.join(blind)} does not see what rank 0 writes to {where}", remedy)
     else:
         together = f", and all {len(is_seen)} ranks read it" if len(is_seen) > 1 else ""
         exam.ok("checkpoints", f"{where} can be written to{together}")

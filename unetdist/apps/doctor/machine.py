@@ -28,12 +28,12 @@ DRIVER = Path("/proc/driver/nvidia/version")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 SHM = Path("/dev/shm")
 
+# Two descriptors for each of 128 open shards, and some for workers and libraries.
 NEEDED_FILES = 1024
-"""Two descriptors for each of 128 open shards, and some for workers and libraries."""
+# Bytes that NCCL and torch's loader take; our batches have memory of their own.
 NEEDED_SHM = 64e6
-"""Bytes that NCCL and torch's loader take; our batches have memory of their own."""
+# Free bytes for each process before it loads anything.
 NEEDED_MEMORY = 1e9
-"""Free bytes for each process before it loads anything."""
 
 
 def check_software(exam: Examination) -> None:

@@ -35,10 +35,10 @@ from unetdist.train.config import Config
 from unetdist.train.trainer import Trainer
 
 MAX_STEPS = 20
+# Fraction of the memory or of the free disk that a run may need before a warning.
 TIGHT = 0.9
-"""Fraction of the memory or of the free disk that a run may need before a warning."""
+# Fraction of a step that may be spent waiting for data before a warning.
 MAX_WAIT = 0.2
-"""Fraction of a step that may be spent waiting for data before a warning."""
 PROCESS = Path("/proc/self")
 
 
@@ -138,9 +138,7 @@ def _check_steps(exam: Examination, trainer: Trainer) -> bool:
     return True
 
 
-def take_steps(
-    exam: Examination, trainer: Trainer, batches: Iterator[list[Batch]], began: float
-) -> dict[str, Any]:
+def take_steps(exam: Examination, trainer: Trainer, batches: Iterator[list[Batch]], began: float) -> dict[str, Any]:
     """Collective. Warm up, then time as many steps as there is time for."""
     with peak_memory(exam.world.device) as memory:
         first = next(batches)
@@ -184,14 +182,9 @@ def judge_steps(exam: Examination, trainer: Trainer, answers: list[dict[str, Any
     measured["first_s"] = max(rank["first_s"] for rank in answers)
     measured["step_s"] = max(rank["step_s"] for rank in answers)
     measured["data_wait_s"] = first["data_s"]
-    measured["checkpoint_bytes"], measured["weights_bytes"] = (
-        first["checkpoint_bytes"],
-        first["weights_bytes"],
-    )
+    measured["checkpoint_bytes"], measured["weights_bytes"] = (first["checkpoint_bytes"], first["weights_bytes"])
     speed = trainer.global_batch_size / measured["step_s"]
-    fact = (
-        f"{duration(measured['step_s'])}, {speed:.1f} images/s, mean of {first['number']}; the first after "
-    )
+    fact = f"{duration(measured['step_s'])}, {speed:.1f} images/s, mean of {first['number']}; the first after "
     fact += duration(measured["first_s"])
     if first["loss"] is None or first["skipped"]:
         fact = f"{fact}; {first['skipped']} had no finite loss or gradient and were skipped"
@@ -206,9 +199,7 @@ def judge_steps(exam: Examination, trainer: Trainer, answers: list[dict[str, Any
     workers = exam.settings.data.num_workers
     fact = f"steps wait {100 * waits:.0f} % of their time for data"
     if waits > MAX_WAIT:
-        remedy = (
-            f"--data.num_workers {2 * workers or 2} if there are cores for it, or smaller images (--resize)"
-        )
+        remedy = f"--data.num_workers {2 * workers or 2} if there are cores for it, or smaller images (--resize)"
         exam.warn("loader", fact, remedy)
     else:
         exam.ok("loader", fact)
@@ -222,8 +213,7 @@ def judge_memory(exam: Examination, what: str, answers: list[dict[str, int]], se
     on_gpu = f"{size(device)} of {size(total)} on the GPU, " if device else ""
     fact = f"at most {on_gpu}{size(host)} per process; {size(free)} left on the machine"
     is_tight = any(
-        rank["device"] > TIGHT * rank["device_total"] or rank["free"] < (1 - TIGHT) * rank["host"]
-        for rank in answers
+        rank["device"] > TIGHT * rank["device_total"] or rank["free"] < (1 - TIGHT) * rank["host"] for rank in answers
     )
     if is_tight:
         exam.warn(what, fact, f"lower {setting} or data.num_workers, before the run is out of memory")
@@ -260,9 +250,7 @@ def seconds_of(num_batches: int, laps: list[float]) -> float:
     return num_batches * sum(seconds) / max(1, len(seconds))
 
 
-def judge_validation(
-    exam: Examination, trainer: Trainer, num_samples: int, answers: list[dict[str, Any]]
-) -> None:
+def judge_validation(exam: Examination, trainer: Trainer, num_samples: int, answers: list[dict[str, Any]]) -> None:
     """Note time and memory of a validation."""
     exam.measured["validation_s"] = seconds = max(rank["seconds"] for rank in answers)
     fact = f"{duration(seconds)} for {num_samples:,} images, {num_samples / seconds:.1f} images/s"
@@ -284,9 +272,7 @@ def judge_time(exam: Examination, trainer: Trainer) -> None:
     if "validation_s" in measured:
         number = math.ceil(schedule.max_steps / schedule.eval_every)
         measured["run_s"] += number * measured["validation_s"]
-        parts.append(
-            f"{number:,} validation{'s' if number > 1 else ''} {duration(number * measured['validation_s'])}"
-        )
+        parts.append(f"{number:,} validation{'s' if number > 1 else ''} {duration(number * measured['validation_s'])}")
     end = datetime.datetime.now() + datetime.timedelta(seconds=measured["run_s"])
     fact = f"{duration(measured['run_s'])} ({', '.join(parts)}): started now, it ends on {end:%d %B at %H:%M}"
     if trainer.validator is not None and "validation_s" not in measured:

@@ -78,9 +78,7 @@ def compare(reference: Record, other: Record, noise: Record, *, float64: bool) -
         for what, differences in found.items()
     }
     return RunComparison(
-        other_samples=_first(
-            before["step"] for before, after, _ in steps if before["samples"] != after["samples"]
-        ),
+        other_samples=_first(before["step"] for before, after, _ in steps if before["samples"] != after["samples"]),
         ranks_part=_first(line["step"] for line in other if not line["ranks_agree"]),
         largest={what: max(differences, key=lambda one: one.amount) for what, differences in found.items()},
         weights=found["weights"],
@@ -108,9 +106,7 @@ def _differences(what: str, steps: Sequence[tuple[Line, Line, Line]], *, float64
 def _amount(what: str, before: Line, after: Line) -> tuple[float, str]:
     """The difference of a step's loss, gradient or weights, and the name of the tensor that differs most."""
     if what == "weights":
-        amounts = {
-            name: math.inf if math.isnan(value) else value for name, value in after["differences"].items()
-        }
+        amounts = {name: math.inf if math.isnan(value) else value for name, value in after["differences"].items()}
         name = max(amounts, key=amounts.__getitem__, default="")
         return amounts.get(name, 0.0), name
     one, other = (line.get(QUANTITIES[what]) for line in (before, after))

@@ -55,9 +55,7 @@ def render(report: EquivalenceReport) -> RenderableType:
         f"their last digit, or by {FLOORS[report.float64]:.0e}; loss and gradient norm relative, weights absolute"
         + ("" if report.float64 else " and by the sum of the learning rates")
     )
-    table = Table(
-        "processes", title=report.title, caption=allowed, title_justify="left", caption_justify="left"
-    )
+    table = Table("processes", title=report.title, caption=allowed, title_justify="left", caption_justify="left")
     for heading in ("samples", "loss", "gradient", "weights"):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
@@ -94,9 +92,7 @@ def describe(row: ComparisonRow) -> RenderableType:
         lines.add_row(f"step {first.step}", amounts + (f": {first.where}" if what == "weights" else ""))
     if comparison.first and "weights" not in comparison.first:
         there = comparison.weights[min(first.step for first in comparison.first.values())]
-        lines.add_row(
-            f"step {there.step}", f"largest difference of weights {number(there.amount)}: {there.where}"
-        )
+        lines.add_row(f"step {there.step}", f"largest difference of weights {number(there.amount)}: {there.where}")
     if lines.row_count:
         return Group(f"\n{row.run.title}: first difference beyond rounding:", lines)
     if furthest.amount:

@@ -141,13 +141,9 @@ def train(run: ComparedRun, plan: ComparisonPlan, bar: ProgressBar) -> Record:
     write_json(plan.file(run, "json"), asdict(task), private=private)
     bar.advance(0, f"{run.title}, starting")
     with open(plan.file(run, "log"), "wb") as output:
-        code = _watch(
-            _start(run, plan, output), lambda done: bar.advance(done, run.title), plan.file(run, "jsonl")
-        )
+        code = _watch(_start(run, plan, output), lambda done: bar.advance(done, run.title), plan.file(run, "jsonl"))
     if code:
-        raise TrainingError(
-            f"the run on {run.title} ended with exit code {code}:\n{_cause(plan.file(run, 'log'))}"
-        )
+        raise TrainingError(f"the run on {run.title} ended with exit code {code}:\n{_cause(plan.file(run, 'log'))}")
     return joined(plan.file(run, "jsonl"), plan.work / "runs" / run.name / METRICS_FILE)
 
 
@@ -212,9 +208,7 @@ def check_worlds(config: Config, worlds: Sequence[int], *, device_type: str) -> 
     """
     _, manifest = open_data(config.data, config.data.train)
     for world_size in worlds:
-        check_batch_sizes(
-            config.trainer.global_batch_size, samples_per_forward(config, world_size), world_size
-        )
+        check_batch_sizes(config.trainer.global_batch_size, samples_per_forward(config, world_size), world_size)
         check_norm(config.model, device_type=device_type, world_size=world_size)
     return Schedule.of(config.trainer, num_samples=manifest.num_samples, save_every=None).max_steps
 
@@ -242,13 +236,9 @@ def broken_by(config: Config, worlds: Sequence[int]) -> list[str]:
             "says; null uses the encoder of model.widths"
         )
     if config.model.dropout:
-        reasons.append(
-            f"model.dropout ({config.model.dropout}) drops different channels on each process; use 0"
-        )
+        reasons.append(f"model.dropout ({config.model.dropout}) drops different channels on each process; use 0")
     if config.model.drop_path:
-        reasons.append(
-            f"model.drop_path ({config.model.drop_path}) skips different blocks on each process; use 0"
-        )
+        reasons.append(f"model.drop_path ({config.model.drop_path}) skips different blocks on each process; use 0")
     if config.trainer.mixed_precision != "no":
         reasons.append(
             f"trainer.mixed_precision ({config.trainer.mixed_precision}) rounds the gradient of each process; "

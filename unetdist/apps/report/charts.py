@@ -44,9 +44,7 @@ def curves(runs: Sequence[ReportedRun]) -> list[Chart]:
     losses = [*_lines(runs, "train/loss"), *_validation_losses(runs)]
     charts = [
         _chart("loss", "Loss", "training as a line, validation as dots", losses),
-        _chart(
-            "miou", "mIoU", "validation, with its 95 % interval over images", _mious(runs), unit="percent"
-        ),
+        _chart("miou", "mIoU", "validation, with its 95 % interval over images", _mious(runs), unit="percent"),
         _chart("lr", "Learning rate", "of the last step", _lines(runs, "train/lr")),
         _chart("speed", "Speed", "images per second, over all processes", _lines(runs, "time/images_per_s")),
     ]
@@ -115,8 +113,7 @@ def contrast(a: Rgb, b: Rgb) -> float:
 def luminance(color: Rgb) -> float:
     """Relative luminance 0..1 of an sRGB colour 0..255 (WCAG 2.2, "relative luminance")."""
     linear = [
-        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
-        for value in np.array(color) / 255
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in np.array(color) / 255
     ]
     return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 

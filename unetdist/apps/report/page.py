@@ -22,11 +22,7 @@ MAX_RUNS = 8
 
 
 def render(
-    runs: Sequence[ReportedRun],
-    scored: Mapping[str, ScoredRun],
-    *,
-    num_pictures: int,
-    notes: Sequence[str] = (),
+    runs: Sequence[ReportedRun], scored: Mapping[str, ScoredRun], *, num_pictures: int, notes: Sequence[str] = ()
 ) -> str:
     """Return the HTML of a report.
 
@@ -146,9 +142,7 @@ def _disagreements(runs: Sequence[ReportedRun], scored: Mapping[str, ScoredRun])
     return [
         f"{run.name}: the confusion matrix differs from the one saved during training; the new one is shown."
         for run in runs
-        if run.name in scored
-        and run.confusion is not None
-        and (run.confusion != scored[run.name].confusion).any()
+        if run.name in scored and run.confusion is not None and (run.confusion != scored[run.name].confusion).any()
     ]
 
 

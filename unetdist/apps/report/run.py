@@ -98,9 +98,7 @@ def read_runs(folders: Sequence[Path], which: Which = "best") -> list[ReportedRu
     with_classes = [run for run in runs if run.class_names]
     for run in with_classes[1:]:
         if run.class_names != with_classes[0].class_names:
-            raise ConfigError(
-                f"{run.folder} has other classes than {with_classes[0].folder}; write a report of each."
-            )
+            raise ConfigError(f"{run.folder} has other classes than {with_classes[0].folder}; write a report of each.")
     return runs
 
 

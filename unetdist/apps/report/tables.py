@@ -77,10 +77,7 @@ def confusions(runs: Sequence[ReportedRun], scored: Mapping[str, ScoredRun]) -> 
             {
                 "name": name,
                 "total": int(total),
-                "cells": [
-                    {"count": int(count), "share": int(count) / int(total) if total else None}
-                    for count in row
-                ],
+                "cells": [{"count": int(count), "share": int(count) / int(total) if total else None} for count in row],
             }
             for name, total, row in zip(run.class_names, totals, counts, strict=True)
         ]

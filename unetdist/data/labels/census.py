@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from unetdist.data.labels.masks import UnknownColor
 from unetdist.errors import one_line
 
+# Distance in RGB up to which a colour may be a listed one that compression or smoothing has changed.
 _NEAR = 64.0
-"""Distance in RGB up to which a colour may be a listed one that compression or smoothing has changed."""
+# Distance from which the nearest colour may be a wrong one: half of that between two colours of CamVid.
 _FAR = 32.0
-"""Distance from which the nearest colour may be a wrong one: half of that between two colours of CamVid."""
+# Colours kept apart in a census; beyond, only the pixels of the rarest half are kept.
 _MAX_COLORS = 20_000
-"""Colours kept apart in a census; beyond, only the pixels of the rarest half are kept."""
 _NUMERIC_COLUMNS = (1, 2, 4)
 
 Color = tuple[int, int, int]
@@ -92,9 +92,7 @@ class Census:
     @property
     def fits_another_format(self) -> str | None:
         """The `--mask-format` that lists nearly all of these pixels, if any."""
-        formats = (
-            what for what in ("ids", "color") if self._pixels_that[f"fit {what}"] >= 0.99 * self.num_pixels
-        )
+        formats = (what for what in ("ids", "color") if self._pixels_that[f"fit {what}"] >= 0.99 * self.num_pixels)
         return next(formats, None)
 
     def commonest(self, count: int) -> list[UnknownColor]:
@@ -153,9 +151,7 @@ class Census:
 
     def _ranked(self) -> list[tuple[Color | int, _Entry]]:
         """All colours, most pixels first, in an order that does not depend on when they were added."""
-        return sorted(
-            self._entries.items(), key=lambda item: (-item[1].num_pixels, item[1].file, str(item[0]))
-        )
+        return sorted(self._entries.items(), key=lambda item: (-item[1].num_pixels, item[1].file, str(item[0])))
 
 
 def _table(entries: Sequence[_Entry]) -> list[str]:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from unetdist.data.decode import refuse_pointer
 from unetdist.errors import DataError
 
+# Orders of columns that are known without a header; `a` is a constant alpha, `_` is ignored.
 FORMS = (
     *("r g b name", "name r g b"),
     *("id r g b name", "r g b id name", "r g b a name", "id name r g b", "r g b name id"),
@@ -32,15 +33,14 @@ FORMS = (
     *("id r g b a name", "id name r g b a", "name id r g b a"),
     "id r g b _ _ _ name",  # ITK-SNAP: opacity, visibility, mesh
 )
-"""Orders of columns that are known without a header; `a` is a constant alpha, `_` is ignored."""
 
 REMEDY = "write 'R G B name' with whole numbers 0..255, or put # before a comment"
 
 _SEPARATORS = r"[\s,;:()\[\]]+"
 _INTEGER = r"[-+]?\d+"
 _COMMENT = re.compile(r"(^|\s)(#|//)(\s.*|$)|^(#|//).*")
+# A name in a file without colours: a few words, but no file name, sentence, or line of another format.
 _NAME = re.compile(r"(?!.*(\.\w{2,5}(\s|$)|\d\.\d))[^\s#{}\[\]\"<>=]+( [^\s#{}\[\]\"<>=]+){0,4}(?<![.:?!])")
-"""A name in a file without colours: a few words, but no file name, sentence, or line of another format."""
 _CVAT = re.compile(r"^([^:]+:\s*\d+,\s*\d+,\s*\d+):[^:]*:[^:]*$")
 
 _NAMES = {"name", "names", "classname", "labelname", "categoryname"}
@@ -124,8 +124,7 @@ def read_header(text: str, path: Path, line: int, *, is_strict: bool) -> list[st
         return roles
     if is_strict:
         raise DataError(
-            f"the header '{text}' must have each of r, g, b, name once and id at most once; "
-            "use 'id,name,r,g,b'",
+            f"the header '{text}' must have each of r, g, b, name once and id at most once; use 'id,name,r,g,b'",
             source=f"{path}, line {line}",
         )
     return None
@@ -204,8 +203,7 @@ def _without_header(content: list[tuple[int, str]], path: Path) -> list[LabelRea
             )
         if not (forms := _forms((len(row.before), len(row.after)))):
             raise DataError(
-                f"'{row.text}' is not three colour values and a name; {REMEDY}",
-                source=f"{path}, line {row.line}",
+                f"'{row.text}' is not three colour values and a name; {REMEDY}", source=f"{path}, line {row.line}"
             )
         if (len(row.before), len(row.after)) != usual:
             raise DataError(
@@ -218,9 +216,7 @@ def _without_header(content: list[tuple[int, str]], path: Path) -> list[LabelRea
 
 def _without_colors(fields: list[_Fields]) -> LabelReading | None:
     """The reading of a file of names with or without ids; None if any line may be something else."""
-    if not all(
-        row.name and _NAME.fullmatch(row.name) and len(row.before) + len(row.after) <= 1 for row in fields
-    ):
+    if not all(row.name and _NAME.fullmatch(row.name) and len(row.before) + len(row.after) <= 1 for row in fields):
         return None
     shapes = {(len(row.before), len(row.after)) for row in fields}
     if shapes == {(1, 0)}:
@@ -235,9 +231,7 @@ def _without_colors(fields: list[_Fields]) -> LabelReading | None:
         return None
     names = (" ".join((row.name, *row.after)) for row in fields)
     return LabelReading(
-        "name",
-        tuple(LabelRow(row.line, name, None, None) for row, name in zip(fields, names, strict=True)),
-        0,
+        "name", tuple(LabelRow(row.line, name, None, None) for row, name in zip(fields, names, strict=True)), 0
     )
 
 
@@ -248,9 +242,7 @@ def _sound_readings(fields: list[_Fields], forms: list[str]) -> Iterator[LabelRe
         columns = [dict(zip(roles, (*row.before, *row.after), strict=True)) for row in fields]
         if "a" in roles and {row["a"] for row in columns} not in ({"255"}, {"0"}) and len(forms) > 1:
             continue
-        rows = tuple(
-            _row(row.line, values | {"name": row.name}) for row, values in zip(fields, columns, strict=True)
-        )
+        rows = tuple(_row(row.line, values | {"name": row.name}) for row, values in zip(fields, columns, strict=True))
         yield LabelReading(form, rows, _order([row.id for row in rows if row.id is not None]))
 
 
@@ -258,9 +250,7 @@ def _forms(shape: tuple[int, int]) -> list[str]:
     """The forms with that many numbers before and after the name."""
     split = {form: form.split() for form in FORMS}
     return [
-        f
-        for f, roles in split.items()
-        if (i := roles.index("name")) == shape[0] and len(roles) - 1 - i == shape[1]
+        f for f, roles in split.items() if (i := roles.index("name")) == shape[0] and len(roles) - 1 - i == shape[1]
     ]
 
 
@@ -274,9 +264,7 @@ def _order(ids: Sequence[int]) -> int:
 
 def _row(line: int, values: dict[str, str]) -> LabelRow:
     color = (int(values["r"]), int(values["g"]), int(values["b"])) if "r" in values else None
-    return LabelRow(
-        line, " ".join(values["name"].split()), color, int(values["id"]) if "id" in values else None
-    )
+    return LabelRow(line, " ".join(values["name"].split()), color, int(values["id"]) if "id" in values else None)
 
 
 def _split(line: int, text: str) -> _Fields:

@@ -16,8 +16,8 @@ Ints = NDArray[np.int64]
 
 NUM_COLORS = 1 << 24
 
+# Largest number of 2- and 4-bit grey, which Pillow stretches to 0..255.
 _WHITE_OF_RAWMODE = {"L;2": 3, "L;2I": 3, "L;4": 15, "L;4I": 15}
-"""Largest number of 2- and 4-bit grey, which Pillow stretches to 0..255."""
 _LOSSY_FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "HEIF": "HEIF"}
 _TIFF_COMPRESSION = 259
 _JPEG_IN_TIFF = (6, 7, 34892)

@@ -23,12 +23,12 @@ Codes = NDArray[np.uint8] | NDArray[np.uint32]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
+# PNG colour types; `read_mask` reads grey with alpha.
 _GREY, _RGB, _TABLE, _RGBA = 0, 2, 3, 6
-"""PNG colour types; `read_mask` reads grey with alpha."""
 
+# No class if there are 254 or fewer. Tables hold `class ^ _UNSEEN`, so that a new one is all zeros and the system
+# gives memory only to those pages of its 16 MiB that are used.
 _UNSEEN = 254
-"""No class if there are 254 or fewer. Tables hold `class ^ _UNSEEN`, so that a new one is all zeros and the system
-gives memory only to those pages of its 16 MiB that are used."""
 
 _MAX_TABLES = 4096
 
@@ -120,9 +120,7 @@ class MaskReader:
         return reading.mask
 
     def _read_mask(self, data: bytes) -> MaskReading:
-        return read_mask(
-            data, self._palette, mask_format=self._mask_format, unknown_colors=self._unknown_colors
-        )
+        return read_mask(data, self._palette, mask_format=self._mask_format, unknown_colors=self._unknown_colors)
 
 
 def _parse(data: bytes) -> _Png | None:

@@ -11,23 +11,23 @@ from unetdist.data.labels.census import Census, rgb
 from unetdist.data.labels.masks import MaskFormat, MaskReading, UnknownColors
 from unetdist.data.labels.palette import IGNORE_INDEX, Label, Palette
 
+# Number of colours that no mask has if most of its pixels are not listed.
 MANY = 1000
-"""Number of colours that no mask has if most of its pixels are not listed."""
+# Distance in RGB below which two colours become one in a lossy compression.
 CLOSE = 16.0
-"""Distance in RGB below which two colours become one in a lossy compression."""
+# Largest value and largest difference between channels of a colour that may be an id.
 _DARK, _GREY = 64, 3
-"""Largest value and largest difference between channels of a colour that may be an id."""
+# Part of a mask's pixels from which a colour is no noise.
 _COMMON = 0.01
-"""Part of a mask's pixels from which a colour is no noise."""
+# Unlisted values up to which a remedy can be worked out.
 _FEW = 16
-"""Unlisted values up to which a remedy can be worked out."""
 
+# Thin lines per edge from which masks count as resampled. Measured: 0.006 in CamVid, 0.025 in CamVid reduced by
+# nearest pixel, 0 in ISBI; 0.15 to 0.4 in CamVid resized smoothly.
 THIN = 0.1
-"""Thin lines per edge from which masks count as resampled. Measured: 0.006 in CamVid, 0.025 in CamVid reduced by
-nearest pixel, 0 in ISBI; 0.15 to 0.4 in CamVid resized smoothly."""
 _ENOUGH_THIN = 50
+# Step between the rows and columns in which thin lines are counted.
 _EVERY = 4
-"""Step between the rows and columns in which thin lines are counted."""
 
 
 @dataclass
@@ -112,11 +112,7 @@ class MaskNotes:
         by_id = sorted(palette.labels, key=lambda label: label.id)
         ids = [f"{label.id} {label.name}" for label in by_id]
         ids = ids if len(ids) <= 6 else [*ids[:4], "...", ids[-1]]
-        how = (
-            f"as {palette.path} gives them"
-            if palette.has_ids
-            else f"as the lines of {palette.path} count from 0"
-        )
+        how = f"as {palette.path} gives them" if palette.has_ids else f"as the lines of {palette.path} count from 0"
         text = f"{some} hold ids, taken {how}: {', '.join(ids)}"
         if self.num_255:
             text += f"; 255, which no line lists, is ignored (in {self.num_255:,} masks)"
@@ -166,9 +162,7 @@ def fault_of(reading: MaskReading, palette: Palette, unknown_colors: UnknownColo
     """Why no class can be taken from this mask; None if they can."""
     export = "export the masks as PNG without smoothing"
     if reading.lossy and (not reading.is_color or _looks_like_ids(reading)):
-        return (
-            f"the mask is a {reading.lossy}, which keeps no ids: it changes numbers, and so classes; {export}"
-        )
+        return f"the mask is a {reading.lossy}, which keeps no ids: it changes numbers, and so classes; {export}"
     if reading.lossy and reading.unknowns:
         distance, one, other = closest(palette)
         if distance < CLOSE:
@@ -269,9 +263,7 @@ def remedy(census: Census, palette: Palette, notes: MaskNotes) -> str | None:
         heading = f"The masks count from 1. Write these lines in {palette.path}:"
         lines = [f"{label.id + 1} {rgb(label.color)} {label.name}" for label in palette.labels]
     else:
-        heading = (
-            f"If these are greys, write all lines of {palette.path} as follows, in this order or another:"
-        )
+        heading = f"If these are greys, write all lines of {palette.path} as follows, in this order or another:"
         lines = _greys([*values, *[255] * bool(notes.num_255)], palette, notes, unseen)
     return "\n".join([heading, *(f"  {line}" for line in lines)]) if lines else None
 

@@ -10,14 +10,14 @@ from unetdist.data.labels.mask_file import Ints, MaskCodes, decode_codes
 from unetdist.data.labels.palette import IGNORE_INDEX, Palette
 from unetdist.errors import DataError
 
+# Meaning of a mask's pixels; `auto` decides by the kind of file, as `read_mask` describes.
 MaskFormat = Literal["auto", "color", "ids"]
-"""Meaning of a mask's pixels; `auto` decides by the kind of file, as `read_mask` describes."""
 
+# Treatment of unlisted colours; `error` reads like `ignore`, and the caller raises.
 UnknownColors = Literal["error", "ignore", "nearest"]
-"""Treatment of unlisted colours; `error` reads like `ignore`, and the caller raises."""
 
+# Unlisted colours of one mask that are listed one by one; a JPEG mask may hold tens of thousands.
 MAX_LISTED = 256
-"""Unlisted colours of one mask that are listed one by one; a JPEG mask may hold tens of thousands."""
 
 _UNKNOWN = -1
 
@@ -72,11 +72,7 @@ class MaskReading:
 
 
 def read_mask(
-    data: bytes,
-    palette: Palette,
-    *,
-    mask_format: MaskFormat = "auto",
-    unknown_colors: UnknownColors = "error",
+    data: bytes, palette: Palette, *, mask_format: MaskFormat = "auto", unknown_colors: UnknownColors = "error"
 ) -> MaskReading:
     """Decode a PNG, TIFF, GIF, BMP or JPEG mask to class indices.
 
@@ -98,19 +94,13 @@ def read_mask(
     """
     decoded = decode_codes(data)
     if mask_format == "ids" and not decoded.is_number.all():
-        remedy = (
-            "use --mask-format color" if palette.has_colors else "write 'R G B name' lines to the label file"
-        )
+        remedy = "use --mask-format color" if palette.has_colors else "write 'R G B name' lines to the label file"
         raise DataError(f"the mask has colours, not ids; {remedy}, or save ids as grey PNG")
     by_color, by_id = _classes_of(decoded, palette)
-    is_color = mask_format == "color" or (
-        mask_format == "auto" and _holds_colors(decoded, by_color, by_id, palette)
-    )
+    is_color = mask_format == "color" or (mask_format == "auto" and _holds_colors(decoded, by_color, by_id, palette))
     classes, other = (by_color, by_id) if is_color else (by_id, by_color)
     listed = tuple(np.unique(classes[(classes != _UNKNOWN) & (classes != IGNORE_INDEX)]).tolist())
-    has_255 = bool((decoded.numbers == IGNORE_INDEX).any()) and all(
-        x.id != IGNORE_INDEX for x in palette.labels
-    )
+    has_255 = bool((decoded.numbers == IGNORE_INDEX).any()) and all(x.id != IGNORE_INDEX for x in palette.labels)
     unknowns: list[UnknownColor] = []
     if (classes == _UNKNOWN).any():
         fits_other = not (other == _UNKNOWN).any()
@@ -119,9 +109,7 @@ def read_mask(
             fits_other = False
         fits: Literal["color", "ids"] | None = ("ids" if is_color else "color") if fits_other else None
         takes_nearest = is_color and unknown_colors == "nearest"
-        unknowns = _resolve(
-            decoded, classes, palette, is_color=is_color, fits=fits, takes_nearest=takes_nearest
-        )
+        unknowns = _resolve(decoded, classes, palette, is_color=is_color, fits=fits, takes_nearest=takes_nearest)
     table = np.empty(decoded.num_codes, np.uint8)
     table[decoded.used] = classes
     mask = np.take(table, decoded.codes)

@@ -21,8 +21,8 @@ from unetdist.data.labels import label_file
 from unetdist.data.labels.label_file import LabelReading, LabelRow
 from unetdist.errors import DataError
 
+# Value of pixels that are neither trained nor scored, in masks of class indices and of ids.
 IGNORE_INDEX = 255
-"""Value of pixels that are neither trained nor scored, in masks of class indices and of ids."""
 
 Value = Annotated[int, range(256)]
 
@@ -134,9 +134,7 @@ class Palette:
 
     @cached_property
     def _trained(self) -> list[Label]:
-        return sorted(
-            (label for label in self.labels if label.index is not None), key=lambda label: label.index or 0
-        )
+        return sorted((label for label in self.labels if label.index is not None), key=lambda label: label.index or 0)
 
 
 def _choose(readings: list[LabelReading], ignore: frozenset[str], path: Path) -> Palette:
@@ -195,12 +193,7 @@ def _palette(rows: Sequence[LabelRow], ignore: frozenset[str], path: Path) -> Pa
     index = {id: position for position, id in enumerate(trained)}
     return Palette(
         tuple(
-            Label(
-                ids[row.line],
-                row.name,
-                colors[row.line],
-                None if row.name in ignore else index[ids[row.line]],
-            )
+            Label(ids[row.line], row.name, colors[row.line], None if row.name in ignore else index[ids[row.line]])
             for row in rows
         ),
         has_ids=all(row.id is not None for row in rows),

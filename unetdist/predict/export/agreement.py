@@ -14,13 +14,13 @@ from unetdist.model.inference import Predict
 from unetdist.predict.export.pictures import Picture, nearest
 from unetdist.predict.export.trace import Precision
 
+# How far logits of fp32 may be apart, as a share of an image's largest one (at least 1).
 TOLERANCE = 1e-4
-"""How far logits of fp32 may be apart, as a share of an image's largest one (at least 1)."""
 
 MIOU_LOSS: dict[Precision, float] = {"fp16": 0.002, "int8": 0.01}
+# How much of mIoU the others may lose; and of pixels, where there are no masks. Their rounding grows with the
+# values inside a network, not with its logits, so a bound on these would refuse networks that were hardly trained.
 OTHER_CLASS: dict[Precision, float] = {"fp16": 0.005, "int8": 0.02}
-"""How much of mIoU the others may lose; and of pixels, where there are no masks. Their rounding grows with the values
-inside a network, not with its logits, so a bound on these would refuse networks that were hardly trained."""
 
 SPEED_ROUNDS = 15
 
@@ -64,11 +64,7 @@ class Agreement:
 
 
 @torch.inference_mode()
-def compare(
-    trained: Predict,
-    exported: Predict,
-    pictures: Sequence[Picture],
-) -> list[Agreement]:
+def compare(trained: Predict, exported: Predict, pictures: Sequence[Picture]) -> list[Agreement]:
     """Hold both models against each other: pictures as they are, cropped in pairs, and enlarged.
 
     Args:

@@ -16,8 +16,8 @@ from unetdist.model.inference import Predict
 from unetdist.predict.export.trace import quiet
 from unetdist.storage.files import write_atomic
 
+# Versions of ONNX's operators that the exporter writes and ONNX Runtime reads.
 OPSETS = range(18, 24)
-"""Versions of ONNX's operators that the exporter writes and ONNX Runtime reads."""
 
 
 def write_onnx(

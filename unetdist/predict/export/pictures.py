@@ -52,9 +52,7 @@ def find_pictures(
             return f"{validation} (data.val of the run)", list(islice(_read(saved, validation), limit))
         except (DataError, OSError) as error:
             logger.warning("the run's data.val cannot be read: %s", error)
-    return "drawn shapes; give --check for real pictures", [
-        _drawn(saved, index) for index in range(NUM_SHAPES)
-    ]
+    return "drawn shapes; give --check for real pictures", [_drawn(saved, index) for index in range(NUM_SHAPES)]
 
 
 def _read(saved: SavedModel, location: str) -> Iterator[Picture]:
@@ -81,9 +79,7 @@ def _from_files(saved: SavedModel, files: Sequence[Path]) -> Iterator[Picture]:
         found += 1
         yield picture
     if not found:
-        raise DataError(
-            f"none of its {len(files)} images can be read; give another folder.", source=files[0].parent
-        )
+        raise DataError(f"none of its {len(files)} images can be read; give another folder.", source=files[0].parent)
 
 
 def _from_file(saved: SavedModel, file: Path) -> Picture:

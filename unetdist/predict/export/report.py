@@ -15,8 +15,7 @@ def render(agreements: Sequence[Agreement], *, precision: Precision, of: str) ->
     table = Table(
         "pictures",
         title=f"exported ({precision}) beside the trained model, {agreements[0].num_images} pictures: {escape(of)}",
-        caption="apart: two logits at most; other: pixels of another class; ties: those of them "
-        + _meaning(precision),
+        caption="apart: two logits at most; other: pixels of another class; ties: those of them " + _meaning(precision),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE,

@@ -19,8 +19,8 @@ from unetdist.model.saved_model import SavedModel
 
 Precision = Literal["fp32", "fp16", "int8"]
 
+# As many as a byte can tell apart.
 MAX_CLASSES = 256
-"""As many as a byte can tell apart."""
 
 
 class Deployed(nn.Module):
