@@ -4,20 +4,21 @@ import argparse
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from unetdist.cli.logs import PlainConsole, logger, set_up_logging
+from unetdist.cli.logs import logger, set_up_logging
 from unetdist.data.cache import ShardCache
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.errors import ConfigError, one_line, printable
-from unetdist.sharding import stats
 from unetdist.sharding.convert import MAX_PIXELS, ConvertOptions
+from unetdist.sharding.describe import describe_manifest, summarize
 from unetdist.sharding.plan import find_partition
 from unetdist.sharding.pool import available_cores
 from unetdist.sharding.writer import RunOptions
@@ -194,7 +195,6 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _add_stats(parser: argparse.ArgumentParser) -> None:
     _add_location(parser)
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the classes and sizes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
 
 
@@ -205,8 +205,6 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     add("--num", type=int, default=16, metavar="N", help="number of samples (%(default)s)")
     add("--seed", type=int, default=0, help="seed for the choice of samples (%(default)s)")
     add("--keys", nargs="+", metavar="KEY", help="keys of the samples; default: a choice by --seed")
-    seen = "show samples as the first epoch of a training with these settings sees them, before they are mixed"
-    add("--augment", type=Path, metavar="CONFIG.yaml", help=seen)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -222,14 +220,6 @@ def run_options(args: argparse.Namespace) -> RunOptions:
     partition = find_partition(rank=args.rank, world_size=args.world_size)
     if partition.is_launched:
         set_up_logging(rank=partition.rank, world_size=partition.world_size)
-    elif partition.is_whole and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        from unetdist.distributed.launch_check import asked_processes  # loads Accelerate, which takes seconds
-
-        if (asked_processes() or 1) > 1:
-            logger.warning(
-                "accelerate launch started one process only, which does all the work; without GPUs it starts several "
-                "with --config_file configs/accelerate/cpu.yaml."
-            )
     # Processes of one machine share its cores.
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if partition.is_launched else 1
     return RunOptions(
@@ -241,18 +231,9 @@ def run_options(args: argparse.Namespace) -> RunOptions:
 
 def convert_options(args: argparse.Namespace) -> ConvertOptions:
     """How samples are converted; `index` has no options that change images."""
-    given = vars(args)
-    return ConvertOptions(
-        resize=given.get("resize"),
-        image_format=given.get("image_format"),
-        image_range=_image_range(given.get("image_range")),
-        exif=args.exif,
-        seekable=not given.get("keep_bytes", False),
-        mask_format=args.mask_format,
-        unknown_colors=args.unknown_colors,
-        skip_bad=given.get("skip_bad", False),
-        max_pixels=args.max_pixels,
-    )
+    given = {field.name: getattr(args, field.name) for field in fields(ConvertOptions) if hasattr(args, field.name)}
+    given["image_range"] = _image_range(given.get("image_range"))
+    return ConvertOptions(**given, seekable=not getattr(args, "keep_bytes", False))
 
 
 def _image_range(words: list[str] | None) -> tuple[float, float] | None:
@@ -302,11 +283,10 @@ def print_stats(args: argparse.Namespace) -> int:
     """Print what a data set contains."""
     folder = open_folder(args.location)
     manifest = Manifest.load(folder)
-    PlainConsole(soft_wrap=True).print(stats.tables(manifest, str(folder)))
+    print(printable(describe_manifest(manifest, folder)))
     if args.json:
-        _save("--json", args.json, lambda path: write_json(path, stats.summarize(manifest)))
-    if args.png:
-        _save("--png", args.png, lambda path: _save_png(stats.draw(manifest, str(folder)), path))
+        with _writable("--json", args.json):
+            write_json(args.json, summarize(manifest))
     return 0
 
 
@@ -322,22 +302,18 @@ def show(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="unetdist-show-") as temporary:
         cache = ShardCache(Path(temporary), 4 * max(shard.num_bytes for shard in manifest.shards))
         reader = ShardReader(folder, manifest, cache=cache)
-        augmenter = show.read_augmenter(args.augment, reader, seed=args.seed) if args.augment else None
         ids = show.find(reader, args.keys) if args.keys else show.choose(reader, args.num, seed=args.seed)
-        samples = show.load(reader, ids, augmenter)
+        samples = show.load(reader, ids)
     sheet = show.draw(samples, Palette.from_records(manifest.palette_records))
-    _save("--out", args.out, lambda path: _save_png(sheet, path))
+    with _writable("--out", args.out), write_atomic(args.out) as file:
+        Image.fromarray(sheet).save(file, "PNG")
     print(one_line(f"{args.out}: {len(ids)} samples of {folder}"))
     return 0
 
 
-def _save_png(image: np.ndarray, path: Path) -> None:
-    with write_atomic(path) as file:
-        Image.fromarray(image).save(file, "PNG")
-
-
-def _save(option: str, path: Path, write: Callable[[Path], None]) -> None:
+@contextmanager
+def _writable(option: str, path: Path) -> Iterator[None]:
     try:
-        write(path)
+        yield
     except OSError as error:
         raise ConfigError(f"{option} ({path}) is not writable ({error.strerror}); give another file.") from None

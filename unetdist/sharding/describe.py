@@ -1,7 +1,9 @@
-"""Texts for the user at the end: all problems, or the new data set and the next command."""
+"""Texts about a data set: all its problems, or what it contains and the next command."""
 
 from collections.abc import Sequence
 from itertools import groupby
+from statistics import median
+from typing import Any
 
 from unetdist.cli.credentials import mask
 from unetdist.data.labels import Palette
@@ -65,26 +67,78 @@ def _indented(detail: str) -> str:
 
 
 def describe_folder(run: FolderRun) -> str:
-    """The shards of one folder: numbers, and the classes as a table."""
-    manifest, palette = run.manifest, run.jobs[0].palette
-    assert manifest is not None
+    """The shards that a run wrote, or kept."""
+    assert run.manifest is not None
+    total, num_same = run.manifest.num_samples, run.account.statistics.num_kept
     num_kept = sum(item.is_kept for item in run.finished)
-    kept = f", {num_kept} of them kept from before" if num_kept else ""
+    encoding = "original encoding" if num_same == total else f"{total - num_same} re-encoded"
+    return describe_manifest(
+        run.manifest,
+        run.folder,
+        kept=f", {num_kept} of them kept from before" if num_kept else "",
+        images="re-encoded" if num_same == 0 else encoding,
+    )
+
+
+def describe_manifest(manifest: Manifest, folder: Folder, *, kept: str = "", images: str = "") -> str:
+    """The shards of one folder: numbers, and the classes as a table."""
+    names = Palette.from_records(manifest.palette_records).class_names
+    (low_height, low_width), (high_height, high_width) = manifest.min_size, manifest.max_size
+    smallest = "" if manifest.min_size == manifest.max_size else f"{low_width}x{low_height} to "
+    colors = "mean {:.1f} {:.1f} {:.1f}, std {:.1f} {:.1f} {:.1f} of 255".format(*manifest.mean, *manifest.std)
+    width = max(map(len, ("ignored", *names)))
     lines = [
-        f"{run.folder}: {count(manifest.num_samples, 'sample')} in {count(len(manifest.shards), 'shard')}{kept}, "
+        f"{folder}: {count(manifest.num_samples, 'sample')} in {count(len(manifest.shards), 'shard')}{kept}, "
         f"{sum(shard.num_bytes for shard in manifest.shards) / 1e6:.1f} MB",
-        f"  images  {_sizes(manifest)}, {CHANNEL_NAMES[manifest.channels]}; "
-        f"{_encoding(run.account.statistics.num_kept, manifest.num_samples)}",
+        f"  images  {smallest}{high_width}x{high_height}, {CHANNEL_NAMES[manifest.channels]}; {images or colors}",
+        f"  index  {'class':{width}}   pixels  images",
     ]
-    width = max(map(len, ("ignored", *palette.class_names)))
-    lines.append(f"  index  {'class':{width}}   pixels  images")
-    for index, name in enumerate(palette.class_names):
+    for index, name in enumerate(names):
         percent = 100 * manifest.class_pixels[index] / manifest.num_pixels
         remark = "" if manifest.class_pixels[index] else "  does not occur"
         lines.append(f"  {index:5}  {name:{width}}  {percent:5.2f} %  {manifest.class_images[index]:6}{remark}")
     percent = 100 * manifest.ignored_pixels / manifest.num_pixels
     lines.append(f"         {'ignored':{width}}  {percent:5.2f} %")
     return "\n".join(lines)
+
+
+def summarize(manifest: Manifest) -> dict[str, Any]:
+    """The numbers as JSON types; shares are fractions 0..1, sizes are (height, width) in pixels."""
+    names = Palette.from_records(manifest.palette_records).class_names
+    counts = zip(names, manifest.class_pixels, manifest.class_images, manifest.presence_pixels, strict=True)
+    num_bytes = [shard.num_bytes for shard in manifest.shards]
+    return {
+        "num_samples": manifest.num_samples,
+        "num_pixels": manifest.num_pixels,
+        "channels": manifest.channels,
+        "mean": list(manifest.mean),
+        "std": list(manifest.std),
+        "classes": [
+            {
+                "index": index,
+                "name": name,
+                "pixels": pixels,
+                "pixels_share": pixels / manifest.num_pixels,
+                "images": images,
+                "images_share": images / manifest.num_samples,
+                "share_where_present": pixels / presence if presence else None,
+            }
+            for index, (name, pixels, images, presence) in enumerate(counts)
+        ],
+        "ignored_share": manifest.ignored_pixels / manifest.num_pixels,
+        "min_size": list(manifest.min_size),
+        "max_size": list(manifest.max_size),
+        "sizes": [{"size": [height, width], "images": images} for height, width, images in manifest.sizes],
+        "shards": {
+            "num": len(manifest.shards),
+            "samples": _spread(manifest.shard_sizes.tolist()),
+            "bytes": {**_spread(num_bytes), "total": sum(num_bytes)},
+        },
+    }
+
+
+def _spread(values: Sequence[int]) -> dict[str, float]:
+    return {"min": float(min(values)), "median": float(median(values)), "max": float(max(values))}
 
 
 def next_command(locations: Sequence[str]) -> str:
@@ -108,16 +162,3 @@ def next_command(locations: Sequence[str]) -> str:
 def count(number: int, noun: str) -> str:
     """Such as "1 sample" or "2,000 samples"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _sizes(manifest: Manifest) -> str:
-    (low_height, low_width), (high_height, high_width) = manifest.min_size, manifest.max_size
-    if manifest.min_size == manifest.max_size:
-        return f"{high_width}x{high_height}"
-    return f"{low_width}x{low_height} to {high_width}x{high_height}"
-
-
-def _encoding(kept: int, total: int) -> str:
-    if kept == total:
-        return "original encoding"
-    return "re-encoded" if kept == 0 else f"{total - kept} re-encoded"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -156,19 +156,17 @@ class _ValueRange:
     extremes: Extremes = None
     is_integer: bool = True
     num_uint16: int = 0
-    num_samples: int = 0
 
     def __or__(self, other: "_ValueRange") -> "_ValueRange":
         return _ValueRange(
             wider(self.extremes, other.extremes),
             self.is_integer and other.is_integer,
             self.num_uint16 + other.num_uint16,
-            self.num_samples + other.num_samples,
         )
 
 
 def _measure(reader: Reader, samples: Sequence[RawSample]) -> _ValueRange:
-    found = _ValueRange(num_samples=len(samples))
+    found = _ValueRange()
     for sample in samples:
         try:
             opened = open_image(reader.read(sample)[0])
@@ -188,12 +186,12 @@ def with_measured_range(options: ConvertOptions, source: SampleSource, workers: 
         source.samples[first : first + _SAMPLES_PER_JOB] for first in range(0, len(source.samples), _SAMPLES_PER_JOB)
     ]
     found = _ValueRange()
-    with progress("measuring the range of values", len(source.samples)) as bar:
+    with progress("measuring the range of values", len(jobs)) as bar:
 
         def done(part: _ValueRange) -> None:
             nonlocal found
             found |= part
-            bar.advance(part.num_samples)
+            bar.advance()
 
         run_jobs(partial(_measure, source.reader), jobs, workers=workers, done=done)
     if found.extremes is None:
@@ -221,22 +219,19 @@ def refuse_little_used(options: ConvertOptions, source: SampleSource) -> None:
     # Images without a range that are not uint16 are refused one by one.
     # A mixture cannot be judged from a few samples.
     if found.num_uint16 == len(few):
-        problem = little_used(options, found.extremes, f"{len(few)} images that were measured")
-        if problem is not None:
-            raise DataError(f"{problem.where}: {problem.detail}")
+        problems = little_used(options, found.extremes, f"{len(few)} images that were measured")
+        if problems:
+            raise DataError(f"{problems[0].where}: {problems[0].detail}")
 
 
-def little_used(options: ConvertOptions, extremes: Extremes, where: str) -> Problem | None:
+def little_used(options: ConvertOptions, extremes: Extremes, where: str) -> list[Problem]:
     """A problem if no range was given and the 16-bit images use few of the values 0..65535."""
     if options.image_range is not None or extremes is None or not _is_little(extremes):
-        return None
+        return []
     suitable = _numbers(suitable_range(*extremes), " ")
-    return Problem(
-        "little of 16 bits is used",
-        where,
-        f"{_levels(extremes)}; say which are black and white: --image-range {suitable} (or --image-range auto; or "
-        "--image-range 0 65535, if that is intended).",
-    )
+    remedy = f"say which are black and white: --image-range {suitable} (or --image-range auto"
+    detail = f"{_levels(extremes)}; {remedy}; or --image-range 0 65535, if that is intended)."
+    return [Problem("little of 16 bits is used", where, detail)]
 
 
 def warn_of_little_used(extremes: Extremes) -> None:
@@ -273,43 +268,50 @@ def _numbers(values: ImageRange, between: str) -> str:
     return between.join(f"{value:.10g}" for value in values)
 
 
-@dataclass(frozen=True)
-class _Turned:
-    """A sample whose image has an EXIF orientation to undo."""
-
-    sample: RawSample
-    size: tuple[int, int]
-    """(height, width) as stored."""
-    orientation: int
-
-
 def decide_exif(options: ConvertOptions, source: SampleSource) -> ConvertOptions:
     """Options that say what masks were drawn on, if the sizes of some samples leave it open and others tell.
 
     Reads headers only, and decides the same in every process. In sources other than files, an image whose size does
     not tell is refused when it is converted.
     """
-    reader = source.reader
-    if options.exif is not None or not isinstance(reader, FileReader):
+    if options.exif is not None or not isinstance(source.reader, FileReader):
         return options
-    turned = find_turned(reader, source.samples)
-    doubtful = [each for each in turned if shown_size(each.size, each.orientation) == each.size]
-    if not doubtful:
-        warn_of_raw_masks(next(filter(None, (_drawn(reader, each) for each in turned)), None))
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        votes = Counter(pool.map(partial(_drawn, source.reader), source.samples))
+    num_doubtful, raw, turned = votes["unknown"], votes["raw"], votes["upright"]
+    if not num_doubtful:
+        warn_of_raw_masks("raw" if raw else None)
+        return options
+    if bool(raw) == bool(turned):
         return options
     # The masks of one data set come from one tool, so images that are turned on their side decide for the others.
-    votes = Counter(drawn for each in turned if (drawn := _drawn(reader, each)) is not None)
-    if len(votes) != 1:
-        return options
-    ((drawn, number),) = votes.items()
     logger.info(
         "%d images have an EXIF orientation that does not change their size: their masks are taken as drawn on %s, "
         "like those of %d other images, whose sizes tell (--exif raw or --exif upright overrides this).",
-        len(doubtful),
-        "the pixels as stored" if drawn == "raw" else "the image as viewers show it",
-        number,
+        num_doubtful,
+        "the pixels as stored" if raw else "the image as viewers show it",
+        raw or turned,
     )
-    return replace(options, exif=drawn)
+    return replace(options, exif="raw" if raw else "upright")
+
+
+def _drawn(reader: FileReader, sample: RawSample) -> Drawn | Literal["unknown"] | None:
+    """What the mask was drawn on, by its size; "unknown" if both are one size; None if nothing is to be turned."""
+    try:
+        with open(reader.images / sample.image, "rb") as file:
+            head = file.read(_HEAD)
+            if head[:2] == b"\xff\xd8" and b"Exif\0" not in head:
+                return None  # much faster than Pillow's parser, for most files
+            image = Image.open(file)
+            orientation, size = orientation_of(image), (image.height, image.width)
+        if orientation == 1:
+            return None
+        if shown_size(size, orientation) == size:
+            return "unknown"
+        with Image.open(reader.masks / sample.mask) as mask:
+            return drawn_by_size(size, orientation, (mask.height, mask.width))
+    except Exception:  # conversion reports unreadable files
+        return None
 
 
 def warn_of_raw_masks(drawn: Drawn | None) -> None:
@@ -320,31 +322,3 @@ def warn_of_raw_masks(drawn: Drawn | None) -> None:
             "these pixels; but predict.py turns such images upright and may do worse on them: give it copies without "
             "the orientation (exiftool -Orientation= FILE removes it), or shards."
         )
-
-
-def find_turned(reader: FileReader, samples: Sequence[RawSample]) -> list[_Turned]:
-    """The samples whose images have an orientation other than 1."""
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        found = pool.map(lambda sample: _turned(reader.images / sample.image, sample), samples)
-        return [each for each in found if each is not None]
-
-
-def _turned(path: Path, sample: RawSample) -> _Turned | None:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(_HEAD)
-            if head[:2] == b"\xff\xd8" and b"Exif\0" not in head:
-                return None  # much faster than Pillow's parser, for most files
-            image = Image.open(file)
-            orientation = orientation_of(image)
-            return None if orientation == 1 else _Turned(sample, (image.height, image.width), orientation)
-    except Exception:  # conversion reports unreadable files
-        return None
-
-
-def _drawn(reader: FileReader, turned: _Turned) -> Drawn | None:
-    try:
-        with Image.open(reader.masks / turned.sample.mask) as mask:
-            return drawn_by_size(turned.size, turned.orientation, (mask.height, mask.width))
-    except Exception:  # conversion reports unreadable files
-        return None

@@ -3,15 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from unetdist.cli.logs import progress
-from unetdist.cli.settings import from_mapping, read_yaml
-from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.drawing import pad_alike, shrink, tint, with_legend
 from unetdist.data.labels import Palette
 from unetdist.data.order import Order
@@ -65,28 +62,16 @@ def find(reader: ShardReader, keys: Sequence[str]) -> list[int]:
     )
 
 
-def load(reader: ShardReader, sample_ids: Sequence[int], augmenter: Augmenter | None = None) -> list[SheetSample]:
-    """The samples, augmented as in the first epoch of a training if there is an `augmenter`."""
+def load(reader: ShardReader, sample_ids: Sequence[int]) -> list[SheetSample]:
+    """The samples as they are stored."""
     manifest = reader.manifest
     samples = Samples(reader, channels=manifest.channels, num_classes=manifest.num_classes)
     shown = []
     for sample_id in sample_ids:
         image, mask = samples.load(sample_id)
-        if augmenter is not None:
-            image, mask = augmenter(image, mask, epoch=0, sample_id=sample_id)
         samples.finish(sample_id, image, mask)
         shown.append(SheetSample(image, mask, reader.key(sample_id)))
     return shown
-
-
-def read_augmenter(file: Path, reader: ShardReader, *, seed: int) -> Augmenter:
-    """The augmentations of single samples in the section `augment` of a training's YAML file."""
-    section = read_yaml(file).get("augment")
-    if not isinstance(section, dict):
-        raise ConfigError(f"{file} has no section augment; give the YAML file of a training, or leave out --augment.")
-    config = from_mapping(AugmentConfig, section, where=f"{file}, augment")
-    manifest = reader.manifest
-    return Augmenter(config, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean)
 
 
 def draw(shown: Sequence[SheetSample], palette: Palette) -> np.ndarray:
@@ -96,8 +81,11 @@ def draw(shown: Sequence[SheetSample], palette: Palette) -> np.ndarray:
     # The last row is filled with paper.
     cells += [np.full((1, 1, 3), _PAPER, np.uint8)] * (-len(cells) % columns)
     rows = [pad_alike(cells[at : at + columns], _PAPER) for at in range(0, len(cells), columns)]
-    width = max(cell.shape[1] for cell in cells)
-    sheet = np.concatenate([np.concatenate([_widened(cell, width) for cell in row], axis=1) for row in rows])
+    # Cells of one width, so that the rows fit below each other.
+    filler = np.full((1, max(cell.shape[1] for cell in cells), 3), _PAPER, np.uint8)
+    sheet = np.concatenate(
+        [np.concatenate([pad_alike([cell, filler], _PAPER)[0] for cell in row], axis=1) for row in rows]
+    )
     present = sorted({int(index) for item in shown for index in np.unique(item.mask)})
     return with_legend(sheet, present, palette.colors, palette.class_names, _font(_LEGEND_PX))
 
@@ -132,7 +120,3 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
-
-
-def _widened(cell: np.ndarray, width: int) -> np.ndarray:
-    return pad_alike([cell, np.full((1, width, 3), _PAPER, np.uint8)], _PAPER)[0]

@@ -85,8 +85,8 @@ def _write(source: SampleSource, runs: Sequence[FolderRun], options: RunOptions)
         if not _make(runs, options):
             return None
         total = Account.sum(run.account for run in runs)
-        little = little_used(convert, total.statistics.extremes, "all images of more than 8 bits")
-        unfit = [*([] if little is None else [little]), *_unfit_masks(convert, total, palette)]
+        unfit = little_used(convert, total.statistics.extremes, "all images of more than 8 bits")
+        unfit += _unfit_masks(convert, total, palette)
         for run in runs:
             run.finish(is_refused=bool(unfit))
     problems = [*source.problems, *total.problems]
