@@ -115,7 +115,9 @@ class Converter:
             image_file, mask_file = read_sample(self.reader, sample, options.max_pixels)
             with _without_pillows_limit():
                 # The mask first: its size decides whether the image must be turned upright.
-                reading = self._examine(mask_file)
+                reading = examine(mask_file, self.palette, options)
+                if fault := fault_of(reading, self.palette, options.unknown_colors):
+                    raise DataError(fault)
                 mask = reading.mask
                 account.notes.add(sample.mask, reading, self.palette)
                 image = self.to_stored(image_file, (mask.shape[0], mask.shape[1]))
@@ -136,14 +138,6 @@ class Converter:
             mask = resized.astype(np.uint8, copy=False)
         account.statistics.add(image.pixels, mask, image.channels, image.is_kept, image.extremes)
         return ConvertedSample(image, mask, mask_file)
-
-    def _examine(self, mask_file: bytes) -> MaskReading:
-        """Class indices of an encoded mask; `DataError` if it cannot be such a mask."""
-        reading = examine(mask_file, self.palette, self.options)
-        fault = fault_of(reading, self.palette, self.options.unknown_colors)
-        if fault is not None:
-            raise DataError(fault)
-        return reading
 
 
 def examine(data: bytes, palette: Palette, options: ConvertOptions) -> MaskReading:

@@ -14,6 +14,7 @@ from operator import methodcaller
 from typing import Any
 
 from unetdist.cli.logs import logger, progress
+from unetdist.data.image_file import HIGH_BYTE, SIXTEEN_BITS
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError
 from unetdist.sharding import plan
@@ -24,7 +25,7 @@ from unetdist.sharding.shard_job import RECORDS, FinishedShard, ShardJob, finish
 from unetdist.storage.folders import Folder, open_folder
 
 # Pause between two looks at the records of the other processes.
-POLL_S = 1.0
+POLL_S = 2.0
 # Time that rank 0 waits without any new record.
 WAIT_S = 3600.0
 
@@ -80,25 +81,21 @@ class FolderRun:
         others = f"waiting for the other {self.partition.world_size - 1} processes, {self.folder}"
         with progress(others, len(self.jobs), completed=done) as bar:
             while done < len(self.jobs):
-                began = time.monotonic()
-                if began - since > WAIT_S:
+                if time.monotonic() - since > WAIT_S:
                     raise DataError(
                         f"{done} of {len(self.jobs)} shards are complete, and none was added for {WAIT_S:.0f} s: "
                         "another process has died or hangs. Look at its output, and run the same command again: "
                         "it keeps what is complete.",
                         source=self.folder,
                     )
-                more = self.num_recorded() - done
-                if more:
+                time.sleep(POLL_S)
+                if more := self.num_recorded() - done:
                     bar.advance(more)
                     done, since = done + more, time.monotonic()
-                    if done == len(self.jobs):
-                        # Early records may have been replaced since they were read.
-                        self._finished = dict(self._made)
-                        done = self.num_recorded()
-                elif done < len(self.jobs):
-                    # Listing an object store may take seconds: spend at most a sixth of the time on it.
-                    time.sleep(max(POLL_S, 5 * (time.monotonic() - began)))
+                if done == len(self.jobs):
+                    # Early records may have been replaced since they were read.
+                    self._finished = dict(self._made)
+                    done = self.num_recorded()
 
     def num_recorded(self) -> int:
         """Number of shards that any process has recorded and that exist with the right sizes."""
@@ -151,7 +148,8 @@ class FolderRun:
                 job.palette.to_records(),
                 job.palette.num_classes,
                 options.resize,
-                job.image_range,
+                # The loader reads the high byte of 16 bits in tars of others.
+                HIGH_BYTE if self.plan[plan.KIND] == plan.INDEX else options.image_range or SIXTEEN_BITS,
             )
             # Training on it would fail late, with a loss of 0/0.
             if not any(manifest.class_pixels):

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from unetdist.cli.credentials import mask as mask_credentials
 from unetdist.cli.logs import logger
 from unetdist.data.decode import PICTURE_SUFFIXES, decode_mask
-from unetdist.data.image_file import HIGH_BYTE
 from unetdist.data.manifest import Shard
 from unetdist.data.shards import encode_index, sha256_of
 from unetdist.data.tar_index import MemberNames, index_tar, read_key, read_members
@@ -97,23 +96,17 @@ def _with_separate_out(source: Folder, names: list[str], out: str) -> ForeignTar
             f"--out ({mask_credentials(out)}) is on another machine, which cannot see the tars in {source}; "
             "give a local --out, or upload the tars and index them there."
         )
-    if any("@" in urlsplit(name).netloc for name in locations if is_url(name)):
-        logger.warning(
-            "the manifest does not contain the user and password of the tars; write them into ~/.netrc, which is read "
-            "for every access."
-        )
     return ForeignTars(source, tuple(names), target, shard_names)
 
 
 def _kept(url: str) -> str:
-    """The URL of a tar as a manifest may contain it: without user and password."""
-    if _SECRET.search(url):
+    """The URL of a tar, if a manifest may contain it."""
+    if _SECRET.search(url) or "@" in urlsplit(url).netloc:
         raise ConfigError(
-            f"{mask_credentials(url)} has a token or signature, which a manifest must not contain; index a copy of the "
-            "tars, or protect them by user and password (~/.netrc) instead."
+            f"{mask_credentials(url)} has a password, token or signature, which a manifest must not contain; write "
+            "user and password into ~/.netrc instead, which is read for every access, or index a copy of the tars."
         )
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url
+    return url
 
 
 def _place(folder: str) -> str:
@@ -177,7 +170,7 @@ def guess_names(tars: ForeignTars, *, image: str | None = None) -> MemberNames:
 def _extensions_by_key(tars: ForeignTars) -> dict[str, list[str]]:
     """Extensions of the pictures of each complete sample at the beginning of the first tar."""
     source, name = tars.source, tars.names[0]
-    if _is_local(source, name):
+    if source.is_in_place(name):
         return _scan(source.path(name))
     with tempfile.NamedTemporaryFile(prefix="unetdist-") as file:
         with suppress(RangesUnsupportedError):
@@ -230,18 +223,12 @@ class IndexJob(ShardJob):
         """The tar (a local one with its size and time) and the names of its masks."""
         # Hashing local tars on every start would take minutes per terabyte.
         stamp = ""
-        if _is_local(self.source, self.name):
-            try:
+        if self.source.is_in_place(self.name):
+            stamp = "cannot be read"
+            with suppress(OSError):
                 stat = self.source.path(self.name).stat()
                 stamp = f"{stat.st_size}:{stat.st_mtime_ns}"
-            except OSError:
-                stamp = "cannot be read"
         return [self.shard_name, stamp, asdict(self.names)]
-
-    @property
-    def image_range(self) -> tuple[float, float]:
-        """The range of the high byte, which is what the loader reads of 16 bits."""
-        return HIGH_BYTE
 
     @property
     def where(self) -> str:
@@ -256,7 +243,7 @@ class IndexJob(ShardJob):
         """Check a local tar by its size (its time is in the fingerprint), a remote one by its hash."""
         if not self.has_sizes(shard):
             return False
-        if _is_local(self.source, self.name):
+        if self.source.is_in_place(self.name):
             return True
         try:
             with self._tar() as path:
@@ -275,7 +262,7 @@ class IndexJob(ShardJob):
 
     def look(self) -> None:
         """Look at a few samples of a local tar before all are read; see `first_look.look`."""
-        if not _is_local(self.source, self.name):
+        if not self.source.is_in_place(self.name):
             return
         path = self.source.path(self.name)
         try:
@@ -289,7 +276,7 @@ class IndexJob(ShardJob):
     @contextmanager
     def _tar(self) -> Iterator[Path]:
         """The tar as a local file."""
-        if _is_local(self.source, self.name):
+        if self.source.is_in_place(self.name):
             yield self.source.path(self.name)
             return
         with tempfile.TemporaryDirectory(prefix="unetdist-") as folder:
@@ -358,7 +345,3 @@ def _has_index_mask(sample: ConvertedSample) -> bool:
     data = sample.mask_file
     is_grey = data[:8] == _PNG_SIGNATURE and data[24:26] == _GREY_8_BIT
     return is_grey and np.array_equal(decode_mask(data), sample.mask)
-
-
-def _is_local(source: Folder, name: str) -> bool:
-    return source.is_local and not is_url(name)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from unetdist.cli import json_records
@@ -31,11 +30,6 @@ _CONTENTS = "contents of the source files"
 # Entries of a plan whose values mean nothing to the user.
 _NOT_SHOWN = (_SAMPLES, _CONTENTS, "labels")
 
-_IS_HELD = (
-    "another process is writing to this folder; wait for it, or stop it. Several processes share the work with "
-    "--rank R --world-size N, each with a different R."
-)
-
 
 @dataclass(frozen=True)
 class WorkPartition:
@@ -51,7 +45,7 @@ class WorkPartition:
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(
                 f"rank ({self.rank}) must be from 0 to world_size - 1 ({self.world_size - 1}); give each of the "
-                f"{self.world_size} processes another one."
+                f"{self.world_size} processes another one (an array of SLURM has no gaps: --array=0-N)."
             )
 
     @property
@@ -70,8 +64,7 @@ def find_partition(
     """The partition from the arguments, else from `accelerate launch`, torchrun or a SLURM array in `env`.
 
     Raises:
-        ConfigError: One of rank and world_size without the other, a rank beyond the world, or an array whose
-            numbers have gaps.
+        ConfigError: One of rank and world_size without the other, or a rank beyond the world.
     """
     if (rank is None) != (world_size is None):
         raise ConfigError("--rank and --world-size go together; give both, or neither.")
@@ -82,25 +75,18 @@ def find_partition(
     place = int(env.get("RANK", 0)) if launched > 1 else 0
     if in_array == 1:
         return WorkPartition(place, launched, is_launched=launched > 1)
-    # SLURM arrays may start anywhere and have steps (--array=1-9:2).
+    # SLURM arrays may start anywhere and have steps (--array=1-9:2); numbers with gaps end up beyond the world.
     task, first, step = (
         int(env.get(f"SLURM_ARRAY_TASK_{name}", default)) for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1))
     )
-    number, rest = divmod(task - first, step)
-    if rest or not 0 <= number < in_array:
-        raise ConfigError(
-            f"the array of {in_array} tasks has gaps: its numbers start at {first} and this one is {task}; use "
-            "--array=0-N without gaps (finished shards are kept, a task without work ends at once)."
-        )
-    return WorkPartition(number * launched + place, in_array * launched)
+    return WorkPartition((task - first) // step * launched + place, in_array * launched)
 
 
 @contextmanager
 def hold(folder: Folder, partition: WorkPartition, *, kind: str) -> Iterator[None]:
     """Lock `folder`, which is made if need be, against other runs and a second process of the same rank.
 
-    Processes that share the work are admitted together only if they have the same world size. A remote folder cannot be
-    locked.
+    A remote folder cannot be locked.
 
     Raises:
         DataError: It is locked, or contains shards that are not ours although `kind` is `WRITE`.
@@ -116,38 +102,21 @@ def hold(folder: Folder, partition: WorkPartition, *, kind: str) -> Iterator[Non
         if folder.is_local:
             records = folder.path(RECORDS)
             records.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_locked(records, folder, is_shared=not partition.is_whole))
+            # Processes that share the work lock the folder together, and each its own rank alone.
+            places = {records: not partition.is_whole}
             if not partition.is_whole:
                 place = records / f"{partition.rank}-of-{partition.world_size}.lock"
                 place.touch()
-                held.enter_context(_locked(place, folder, is_shared=False))
-                _refuse_other_sizes(records, folder, partition)
-        yield
-
-
-def _refuse_other_sizes(records: Path, folder: Folder, partition: WorkPartition) -> None:
-    """`DataError` if a process of another world size is at work: the two would make the same shards."""
-    # This process holds its own lock already, so of two that start at once, at least one sees the other.
-    for path in sorted(records.glob("*-of-*.lock")):
-        rank, _, world_size = path.stem.partition("-of-")
-        if world_size == str(partition.world_size):
-            continue
-        message = (
-            f"a run of {world_size} processes is writing to this folder (its process {rank} is at work), and this "
-            f"one has {partition.world_size}; wait for it, or stop it. All processes need the same --world-size."
-        )
-        # Shared, so that two processes that check at once do not block each other. A leftover file is not locked.
-        with _locked(path, folder, is_shared=True, message=message):
-            pass
-
-
-@contextmanager
-def _locked(path: Path, folder: Folder, *, is_shared: bool, message: str = _IS_HELD) -> Iterator[None]:
-    with ExitStack() as held:
-        try:
-            held.enter_context(locks.hold(path, is_shared=is_shared))
-        except locks.HeldError:
-            raise DataError(message, source=folder) from None
+                places[place] = False
+            try:
+                for path, is_shared in places.items():
+                    held.enter_context(locks.hold(path, is_shared=is_shared))
+            except locks.HeldError:
+                raise DataError(
+                    "another process is writing to this folder; wait for it, or stop it. Several processes share the "
+                    "work with --rank R --world-size N, each with a different R.",
+                    source=folder,
+                ) from None
         yield
 
 

@@ -9,7 +9,7 @@ import json
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from unetdist.cli import json_records
-from unetdist.data.image_file import SIXTEEN_BITS, ImageRange
 from unetdist.data.labels import Palette
 from unetdist.data.labels.mask_report import MaskNotes
 from unetdist.data.manifest import MANIFEST_NAME, Shard
@@ -80,11 +79,6 @@ class ShardJob(ABC):
     def inputs(self) -> list[Any]:
         """Names and versions of the input, as JSON types."""
 
-    @property
-    @abstractmethod
-    def image_range(self) -> ImageRange:
-        """Values of images of more than 8 bits that become 0 and 255."""
-
     @abstractmethod
     def has_sizes(self, shard: Shard) -> bool:
         """Whether the shard exists with the right sizes: a cheap check of what other processes made."""
@@ -133,11 +127,6 @@ class WriteJob(ShardJob):
         """Names and stamps of the samples."""
         return [[sample.key, sample.image, sample.mask, sample.row, sample.stamp] for sample in self.samples]
 
-    @property
-    def image_range(self) -> ImageRange:
-        """The range that was given, or all 16 bits."""
-        return self.options.image_range or SIXTEEN_BITS
-
     def has_sizes(self, shard: Shard) -> bool:
         """Whether tar and index exist with the right sizes."""
         return has_size(self.folder, shard.name, shard.num_bytes) and has_index(self.folder, shard)
@@ -154,12 +143,10 @@ class WriteJob(ShardJob):
             return False
         # The index is cheap to rebuild from the intact tar, so a damaged one costs no conversion.
         index = index_tar(path)
-        try:
-            is_right = np.array_equal(load_index(path), index)
-        except (OSError, ValueError):
-            is_right = False
-        if not is_right:
-            save_index(path, index)
+        with suppress(OSError, ValueError):
+            if np.array_equal(load_index(path), index):
+                return True
+        save_index(path, index)
         return True
 
     def rehearse(self) -> FinishedShard:

@@ -102,18 +102,10 @@ def _cell(item: SheetSample, colors: np.ndarray) -> np.ndarray:
         cell[_GAP_PX:, _GAP_PX + number * (width + _GAP_PX) :][:height, :width] = picture
     canvas = Image.fromarray(cell)
     font = _font(_TEXT_PX)
-    text = _fitting(item.key, font, cell.shape[1] - 2 * _GAP_PX)
     pen = ImageDraw.Draw(canvas)
-    pen.text((cell.shape[1] // 2, height + _GAP_PX + _KEY_PX // 2), text, _INK, font, anchor="mm")
+    # Aligned on the right, because the end of a key that is too long says more than its start.
+    pen.text((cell.shape[1] - _GAP_PX, height + _GAP_PX + _KEY_PX // 2), item.key, _INK, font, anchor="rm")
     return np.asarray(canvas)
-
-
-def _fitting(key: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The key, or its end if it is too long: the end says more than the start."""
-    if font.getlength(key) <= width:
-        return key
-    start = next(n for n in range(len(key) + 1) if font.getlength("..." + key[n:]) <= width or n == len(key))
-    return "..." + key[start:]
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -168,11 +168,6 @@ def from_folders(
             samples.append(reader.sample(key_of[image_of[key]], image_of[key], mask_of[key]))
         except OSError as error:  # such as a dangling link
             problems.append(Problem("cannot be read", str(error.filename), str(error.strerror)))
-    outside = [sample.image for sample in samples if "/" not in sample.key]
-    if len(outside) == 1 and len(samples) > 2:
-        logger.warning(
-            "%s is not in a folder with the other samples; remove it if it is not a sample.", images / outside[0]
-        )
     return SampleSource(tuple(samples), tuple(problems), reader)
 
 
@@ -222,9 +217,6 @@ def _find(root: Path, kind: str, template: str | None, without: Collection[Path]
         if template is None:
             stem = PurePosixPath(name).with_suffix("").as_posix()
             if PurePosixPath(name).suffix.lower() not in PICTURE_SUFFIXES:
-                continue
-            if PurePosixPath(name).stem.casefold() == "readme":
-                logger.warning("%s is skipped: it belongs to a README, not to the %ss.", root / name, kind)
                 continue
         match = pattern.fullmatch(stem)
         if match is None or (without and (root / name).resolve() in without):

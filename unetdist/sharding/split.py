@@ -20,8 +20,6 @@ MIN_SHARDS, MIN_SAMPLES = 16, 8
 
 _HEAD = 2**14
 _NUM_NAMED = 3
-# Deviation from the validation fraction, relative to the smaller side, from which a warning is logged.
-_FAR = 0.5
 
 # Key of a sample whose image occurs more than once -> SHA-256 of the image file.
 Copies = Mapping[str, str]
@@ -86,16 +84,6 @@ def split_by_hash(
                 f"none of {len(samples)} samples goes to {name} with --val-fraction {val_fraction:g}; choose "
                 "another fraction, or list the validation samples with --val-list."
             )
-    if samples and abs(len(val) / len(samples) - val_fraction) > _FAR * min(val_fraction, 1 - val_fraction):
-        logger.warning(
-            "--val-fraction %g puts %d samples into training and %d into validation, far from the fraction: the split "
-            "is uneven with few samples, and copies of an image stay together (%d samples are copies); remove copies, "
-            "or list the validation samples with --val-list.",
-            val_fraction,
-            len(train),
-            len(val),
-            sum(sample.key in copies for sample in samples),
-        )
     return train, val
 
 
