@@ -7,11 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import pytest
 
 from tests.synthetic import write_shards
-from unetdist.cli.logs import logger
 from unetdist.errors import ConfigError, DataError
 from unetdist.sharding import command
 from unetdist.sharding.convert import ConvertOptions
@@ -73,16 +71,6 @@ def test_the_processes_of_a_machine_share_its_cores(monkeypatch):
     assert (options.workers, options.overwrite, options.partition) == (2, True, WorkPartition(1, 6, is_launched=True))
 
 
-def test_a_launcher_that_started_one_process_of_several_is_told(monkeypatch, caplog):
-    monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr("unetdist.distributed.launch_check.asked_processes", lambda: 2)
-    command.run_options(written())
-    assert not caplog.text
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert command.run_options(written()).partition == WorkPartition()
-    assert "--config_file configs/accelerate/cpu.yaml" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -127,10 +115,9 @@ def test_verify_ends_with_1_where_something_is_wrong(folder, capsys):
 
 
 def test_stats_prints_and_writes(folder, tmp_path, capsys):
-    assert run("stats", folder, "--png", tmp_path / "a.png", "--json", tmp_path / "a.json") == 0
+    assert run("stats", folder, "--json", tmp_path / "a.json") == 0
     assert "6 samples in 2 shards" in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text())["num_samples"] == 6
-    assert cv2.imread(str(tmp_path / "a.png")).shape[2] == 3
 
 
 def test_show_draws_the_same_sheet_again(folder, tmp_path, capsys):
@@ -139,9 +126,7 @@ def test_show_draws_the_same_sheet_again(folder, tmp_path, capsys):
     assert f"{tmp_path}/b.png: 4 samples of {folder}" in capsys.readouterr().out
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     run("show", folder, "--out", tmp_path / "c.png", "--keys", "pictures/001", "pictures/002")
-    (tmp_path / "x.yaml").write_text("augment:\n  crop_size: [8, 8]\n")
-    run("show", folder, "--out", tmp_path / "d.png", "--num", 4, "--seed", 1, "--augment", tmp_path / "x.yaml")
-    assert len({(tmp_path / name).read_bytes() for name in ("a.png", "c.png", "d.png")}) == 3
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "c.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +134,6 @@ def test_show_draws_the_same_sheet_again(folder, tmp_path, capsys):
     [
         (["show", "DATA"], r"--out is missing; give the file of the sheet, such as --out samples\.png"),
         (["show", "DATA", "--out", "TAKEN/a.png"], r"--out \(.+a.png\) is not writable \(.+\); give another"),
-        (["stats", "DATA", "--png", "TAKEN/a.png"], r"--png \(.+a.png\) is not writable \(.+\); give another"),
         (["stats", "DATA", "--json", "TAKEN/a.json"], r"--json \(.+\) is not writable \(.+\); give another"),
         (["verify", "DATA", "--workers", "0"], r"--workers \(0\) must be 1 or more; use \d+"),
         (["verify", "pipe:cat /x/{name}"], r"commands are no longer run"),

@@ -300,18 +300,20 @@ def test_out_is_compared_with_where_the_tars_lie(tmp_path, monkeypatch, end):
     assert (beside.out.where("a"), beside.shard_names) == (f"{folder}/a", ("0.tar", "1.tar"))
 
 
-def test_a_manifest_gets_no_passwords_and_no_tokens(tmp_path, caplog):
-    folder = "https://user:secret@host.invalid/x"
+def test_a_manifest_gets_no_passwords_and_no_tokens(tmp_path):
+    folder = "https://host.invalid/x"
     elsewhere = find_tars(f"{folder}/{{0..1}}.tar?download=1", str(tmp_path))
-    assert elsewhere.names == (f"{folder}/0.tar?download=1", f"{folder}/1.tar?download=1")
-    assert elsewhere.shard_names == tuple(f"https://host.invalid/x/{n}.tar?download=1" for n in (0, 1))
-    assert "~/.netrc" in caplog.text
+    assert elsewhere.names == elsewhere.shard_names == (f"{folder}/0.tar?download=1", f"{folder}/1.tar?download=1")
     for query in ("?token=secret", "?X-Amz-Signature=secret", "?a=1&sig=secret", ";sig=secret", "#token=secret"):
         with pytest.raises(ConfigError, match="a manifest must not contain") as caught:
             find_tars(f"https://host.invalid/x/{{0..1}}.tar{query}", str(tmp_path))
         assert "secret" not in str(caught.value)
+    folder = "https://user:secret@host.invalid/x"
+    with pytest.raises(ConfigError, match=r"a manifest must not contain.*~/\.netrc") as caught:
+        find_tars(f"{folder}/{{0..1}}.tar", str(tmp_path))
+    assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="give the whole URL again"):
-        find_tars(f"{folder}/{{0..1}}.tar", "https://***@host.invalid/x")
+        find_tars("https://host.invalid/x/{0..1}.tar", "https://***@host.invalid/x")
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])

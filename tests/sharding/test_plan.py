@@ -81,26 +81,6 @@ def test_two_runs_cannot_write_to_one_folder(root, tmp_path):
         write(root, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [(WorkPartition(0, 2), WorkPartition(2, 3)), (WorkPartition(2, 3), WorkPartition(0, 2))]
-)
-def test_runs_of_different_sizes_cannot_write_to_one_folder_at_once(root, tmp_path, first, second):
-    out = open_folder(tmp_path / "out")
-    message = (
-        rf"out: a run of {first.world_size} processes is writing to this folder \(its process {first.rank} is at "
-        rf"work\), and this one has {second.world_size}; wait for it, or stop it.*need the same --world-size"
-    )
-    with plan.hold(out, first, kind=plan.WRITE):
-        for _ in range(2):
-            with pytest.raises(DataError, match=message):
-                write(root, tmp_path / "out", partition=second)
-        with plan.hold(out, WorkPartition(1, first.world_size), kind=plan.WRITE):
-            pass
-    assert write(root, tmp_path / "out", partition=second) is None  # the lock files of the first are still there
-    with plan.hold(out, second, kind=plan.WRITE), pytest.raises(DataError, match="wait for it, or stop it"):
-        write(root, tmp_path / "out", partition=first)
-
-
 def test_a_place_is_held_where_only_writers_may_lock_alone(tmp_path, monkeypatch):
     flock = fcntl.flock
 
@@ -112,13 +92,12 @@ def test_a_place_is_held_where_only_writers_may_lock_alone(tmp_path, monkeypatch
 
     monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
     out = open_folder(tmp_path / "out")
-    for other in (WorkPartition(1, 2), WorkPartition(0, 3)):
-        with (
-            plan.hold(out, WorkPartition(1, 2), kind=plan.WRITE),
-            pytest.raises(DataError, match="wait for it, or stop it"),
-            plan.hold(out, other, kind=plan.WRITE),
-        ):
-            pass
+    with (
+        plan.hold(out, WorkPartition(1, 2), kind=plan.WRITE),
+        pytest.raises(DataError, match="wait for it, or stop it"),
+        plan.hold(out, WorkPartition(1, 2), kind=plan.WRITE),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
@@ -317,8 +296,8 @@ def test_places_that_cannot_be_are_refused():
         find_partition({}, rank=1)
     with pytest.raises(ConfigError, match=r"rank \(3\) must be from 0 to world_size - 1 \(2\); give each"):
         find_partition({}, rank=3, world_size=3)
-    for task in ("5", "10", "2"):
-        with pytest.raises(ConfigError, match="array of 3 tasks has gaps: .* start at 4 and this one is .*0-N"):
+    for task in ("10", "2"):
+        with pytest.raises(ConfigError, match=r"rank \(-?\d\) must be from 0 to .* --array=0-N"):
             find_partition(ARRAY | {"SLURM_ARRAY_TASK_ID": task})
 
 

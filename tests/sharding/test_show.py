@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from PIL import ImageFont
 
 from tests.synthetic import PALETTE_RECORDS, draw, write_shards
 from unetdist.data.labels import Palette
@@ -42,32 +41,6 @@ def test_samples_are_shown_as_they_are(reader):
     assert shown.key == "pictures/004"
 
 
-def test_samples_as_a_training_sees_them(reader, tmp_path):
-    config = tmp_path / "config.yaml"
-    config.write_text("name: x\naugment:\n  crop_size: [12, 16]\n  flip_horizontal: 1.0\n")
-    augmenter = show.read_augmenter(config, reader, seed=2)
-    assert augmenter.seed == 2
-    (shown,) = show.load(reader, [4], augmenter)
-    image, mask = draw(4, (24, 32))
-    expected_image, expected_mask = augmenter(image, mask, epoch=0, sample_id=4)
-    np.testing.assert_array_equal(shown.image, expected_image)
-    np.testing.assert_array_equal(shown.mask, expected_mask)
-    assert shown.mask.shape == (12, 16)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name: x\n", r"config.yaml has no section augment; give the YAML file of a training, or leave out"),
-        ("augment:\n  crop: 3\n", r"config.yaml, augment: unknown setting 'crop'"),
-    ],
-)
-def test_settings_that_show_nothing(reader, tmp_path, text, message):
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        show.read_augmenter(tmp_path / "config.yaml", reader, seed=0)
-
-
 @pytest.mark.parametrize("num", [1, 2, 5, 12])
 def test_the_sheet_has_every_sample_and_one_legend(reader, num):
     shown = show.load(reader, range(num))
@@ -96,13 +69,3 @@ def test_large_pictures_of_any_shape_and_channels_fit():
     tall = np.zeros((3000, 7, 4), np.uint8), np.zeros((3000, 7), np.uint8)
     sheet = show.draw([show.SheetSample(*wide, "wide"), show.SheetSample(*tall, "a" * 300)], PALETTE)
     assert sheet.shape[1] <= show.SHEET_PX
-
-
-def test_of_a_long_key_the_end_is_shown():
-    font = ImageFont.load_default(14)
-    assert show._fitting("short", font, 200) == "short"
-    fitting = show._fitting("folder/" * 20 + "name", font, 200)
-    assert fitting.startswith("...")
-    assert fitting.endswith("/name")
-    assert font.getlength(fitting) <= 200
-    assert show._fitting("name", font, 1) == "..."

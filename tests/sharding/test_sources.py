@@ -194,19 +194,6 @@ def test_names_that_differ_in_case_are_told_together(tmp_path):
     assert "IMG_1.jpg differs only in upper and lower case" in problems[1].detail
 
 
-def test_a_readme_is_no_sample(tmp_path, caplog):
-    touch(tmp_path, "i/README.png", "i/x/a.jpg", "m/readme.PNG", "m/x/a.png")
-    source = from_folders(tmp_path / "i", tmp_path / "m")
-    assert (keys(source), source.problems) == (["x/a"], ())
-    assert "README.png is skipped: it belongs to a README" in caplog.text
-
-
-def test_one_picture_beside_the_folders_of_the_others_is_told(tmp_path, caplog):
-    touch(tmp_path, *(f"{part}/{name}.png" for part in "im" for name in ("x/a", "x/b", "y/a", "legend")))
-    assert len(from_folders(tmp_path / "i", tmp_path / "m").samples) == 4
-    assert "legend.png is not in a folder with the other samples" in caplog.text
-
-
 def test_names_that_never_meet_are_told_with_both_templates(tmp_path):
     touch(tmp_path, "i/u1_left.png", "m/u1_fine.png")
     with pytest.raises(DataError) as caught:

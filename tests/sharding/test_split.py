@@ -10,15 +10,7 @@ from tests.sharding.test_sources import touch
 from unetdist.errors import ConfigError, DataError
 from unetdist.sharding import split as duplicates
 from unetdist.sharding.sources import RawSample, SampleSource, from_folders
-from unetdist.sharding.split import (
-    LayoutOptions,
-    find_copies,
-    hash_key,
-    log_copies,
-    log_leaks,
-    split_by_hash,
-    split_by_list,
-)
+from unetdist.sharding.split import LayoutOptions, find_copies, log_copies, log_leaks, split_by_hash, split_by_list
 
 SAMPLES = [RawSample(key=f"day/{number}.x", image=f"day/{number}.x.jpg", mask="") for number in range(500)]
 
@@ -82,18 +74,6 @@ def test_copies_are_on_one_side_and_more_of_them_move_nothing():
     more = {f"0 before {key}": digest for key, digest in copies.items()}
     of_more = sides([*more, *keys], 0.4, copies | more)
     assert (of_more[0] & set(keys), of_more[1] & set(keys)) == (train, val)
-
-
-def test_a_split_that_copies_pull_from_its_fraction_is_told_with_both_counts(caplog):
-    keys = [f"{number:03d}" for number in range(100)]
-    sides(keys, 0.2)
-    assert not caplog.messages
-    digest = next(name for name in map(str, range(99)) if hash_key(f"val {name}") < 0.2 * 2**64)
-    train, val = sides(keys, 0.2, dict.fromkeys(keys[:60], digest))
-    assert len(val) > 60
-    (told,) = caplog.messages
-    assert f"--val-fraction 0.2 puts {len(train)} samples into training and {len(val)} into validation" in told
-    assert "60 samples are copies" in told
 
 
 def sides(keys, fraction, copies=MappingProxyType({})) -> tuple[set[str], set[str]]:

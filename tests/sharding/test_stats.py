@@ -1,13 +1,11 @@
 import dataclasses
-import io
 import json
 
-import numpy as np
 import pytest
-from rich.console import Console
 
-from tests.synthetic import PALETTE_RECORDS, write_shards
-from unetdist.sharding import stats
+from tests.synthetic import write_shards
+from unetdist.sharding.describe import describe_manifest, summarize
+from unetdist.storage.folders import open_folder
 
 
 @pytest.fixture
@@ -16,14 +14,8 @@ def manifest(tmp_path):
     return write_shards(tmp_path, 12, sizes=((24, 32), (24, 32), (40, 20)))
 
 
-def printed(manifest):
-    file = io.StringIO()
-    Console(file=file, width=100).print(stats.tables(manifest, "shards/train"))
-    return file.getvalue()
-
-
 def test_the_numbers_are_those_of_the_manifest(manifest):
-    numbers = json.loads(json.dumps(stats.summarize(manifest)))
+    numbers = json.loads(json.dumps(summarize(manifest)))
     assert [row["name"] for row in numbers["classes"]] == ["sky", "road", "tree"]
     shares = [row["pixels_share"] for row in numbers["classes"]]
     assert sum(shares) + numbers["ignored_share"] == pytest.approx(1)
@@ -37,38 +29,19 @@ def test_the_numbers_are_those_of_the_manifest(manifest):
     assert shards["bytes"]["total"] == sum(shard.num_bytes for shard in manifest.shards)
 
 
-def test_the_tables_tell_classes_sizes_and_shards(manifest):
-    text = printed(manifest)
+def test_the_text_has_classes_sizes_and_shards(manifest):
+    text = describe_manifest(manifest, open_folder("shards/train"))
     assert "shards/train: 12 samples in 3 shards, 0.1 MB" in text
-    assert "shards: 2 / 5 / 5 samples" in text
     (tree,) = [line for line in text.splitlines() if "tree" in line]
-    assert f"{100 * manifest.class_pixels[2] / manifest.num_pixels:.2f}" in tree
-    assert "33.3" in tree
+    assert f"{100 * manifest.class_pixels[2] / manifest.num_pixels:.2f} %       4" in tree
     assert "ignored" in text
-    assert "32x24" in text
-    assert "RGB, mean " in text
+    assert f"20x24 to 32x40, RGB; mean {manifest.mean[0]:.1f} " in text
 
 
-def test_a_class_that_does_not_occur_and_sizes_beyond_the_list(manifest):
+def test_a_class_that_does_not_occur_is_said(manifest):
     changed = dataclasses.replace(
         manifest, class_pixels=(9, 9, 0), class_images=(3, 3, 0), presence_pixels=(90, 90, 0), sizes=((24, 32, 5),)
     )
-    assert stats.summarize(changed)["classes"][2]["share_where_present"] is None
-    text = printed(changed)
-    (other,) = [line for line in text.splitlines() if "other sizes" in line]
-    assert "7" in other
-    assert stats.draw(changed, "x").ndim == 3
-
-
-def test_names_are_no_markup(manifest):
-    records = ({**PALETTE_RECORDS[0], "name": "[red]sky[/red]"}, *PALETTE_RECORDS[1:])
-    assert "[red]sky[/red]" in printed(dataclasses.replace(manifest, palette_records=records))
-
-
-def test_the_picture_has_a_bar_in_the_colour_of_each_class(manifest):
-    picture = stats.draw(manifest, "shards/train")
-    assert picture.dtype == np.uint8
-    for record, pixels in zip(PALETTE_RECORDS[1:], manifest.class_pixels[1:], strict=False):
-        length = (picture == record["color"]).all(axis=2).sum(axis=1).max()
-        share = pixels / max(manifest.class_pixels)
-        assert length == pytest.approx(share * 420, abs=3), "as long as the pixels are many, but for the frame"
+    assert summarize(changed)["classes"][2]["share_where_present"] is None
+    (tree,) = [line for line in describe_manifest(changed, open_folder("x")).splitlines() if "tree" in line]
+    assert "does not occur" in tree
