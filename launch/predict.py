@@ -1,16 +1,16 @@
 """Segment images with a trained model: `python launch/predict.py --model runs/x/best --input DIR --out DIR`.
 
-For each image NAME.* it writes NAME_ids.png: the class ids of Labels.txt, one byte per pixel, at the image's
-own size and turned upright; of a GeoTIFF NAME_ids.tif, with its place on the earth. Several processes,
-`accelerate launch launch/predict.py ...`, share the images. Images whose results are there are skipped, so that the
-same command continues; --overwrite predicts them again. Files that cannot be read are listed at the end, and the exit
-code is then 1.
+For each image NAME.* it writes NAME_ids.png: the class ids of Labels.txt, one byte per pixel, at the image's own size
+and turned upright; for a GeoTIFF it writes NAME_ids.tif with the same georeference. Several processes
+(`accelerate launch launch/predict.py ...`) share the images. Images that have results are skipped, so the same command
+continues after an interruption; --overwrite predicts them again. Files that cannot be read are listed at the end, and
+the exit code is then 1.
 
 --input is one of
   an image, or several
-  a folder, which is searched with its folders
+  a folder, which is searched with its inner folders
   a pattern in quotes: "photos/**/*.jpg"
-  a text file (.txt, .lst, .list) with a path or URL (https, s3, gs, hf) per line; paths are seen from where you are
+  a text file (.txt, .lst, .list) with a path or URL (https, s3, gs, hf) per line; paths begin in the current folder
   a folder of shards, local or remote; results are named by the samples' keys
   a video: frame 123 of NAME.mp4 becomes NAME_000123
 """
@@ -29,21 +29,25 @@ from unetdist.distributed.hardware import keep_all_freed
 from unetdist.errors import ConfigError
 from unetdist.model.inference import add_inference_options, inference_of
 from unetdist.model.saved_model import load_model
-from unetdist.predict import Outputs, find_device, predict_files
+from unetdist.predict import Outputs, predict_files
 
 
 def main() -> int:
-    """Parse, load, predict."""
+    """Load the model and predict."""
     args = _parse()
     inference = inference_of(args)
     set_up_logging()
     accelerator = _join(args.device)
-    world = World(device=_device(args.device)) if accelerator is None else world_of(accelerator)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    world = World(device=_device(device)) if accelerator is None else world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
     keep_all_freed()
     saved = load_model(args.model, device=world.device)
     if args.image_range is not None:
-        saved = replace(saved, image_range=_ascending(*args.image_range))
+        low, high = args.image_range
+        if not low < high:
+            raise ConfigError(f"--image-range ({low:g} {high:g}) must ascend; use for example 0 4095.")
+        saved = replace(saved, image_range=(low, high))
     failures = predict_files(
         saved,
         args.input,
@@ -57,7 +61,7 @@ def main() -> int:
         world=world,
     )
     if accelerator is not None:
-        accelerator.end_training()  # Else the connections end as if the processes had died.
+        accelerator.end_training()  # otherwise the connections end as if the processes had died
     return 1 if failures else 0
 
 
@@ -66,68 +70,58 @@ def _parse() -> argparse.Namespace:
         prog="launch/predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a trained model: runs/NAME/best")
+    add("--model", required=True, metavar="DIR", help="trained model: runs/NAME/best")
     add("--input", required=True, nargs="+", metavar="WHAT", help="see above")
-    add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; keeps inner folders")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; inner folders are kept")
     add("--color", action="store_true", help="also write NAME_color.png: the classes in the colours of Labels.txt")
-    add(
-        "--overlay",
-        action="store_true",
-        help="also write NAME_overlay.png: the image under its classes' colours, with a legend",
-    )
+    add("--overlay", action="store_true", help="also write NAME_overlay.png: the image under its classes and a legend")
     add(
         "--probabilities",
         action="store_true",
-        help="also write NAME_probabilities.tif: a page per class, named by its description, 255 where it is certain",
+        help="also write NAME_probabilities.tif: one page per class, with its name as description; 255 means certain",
     )
-    add("--overwrite", action="store_true", help="predict images again whose results are there")
-    add("--every", type=int, default=1, metavar="N", help="of a video, each Nth frame (default: all)")
+    add("--overwrite", action="store_true", help="predict images again whose results exist")
+    add("--every", type=int, default=1, metavar="N", help="predict every N-th frame of a video (default: all)")
     add(
         "--batch-size",
         type=int,
         default=1,
         metavar="N",
-        help="images of equal size per forward pass; no result depends on the others (default: %(default)s)",
+        help="images of equal size per forward pass; results do not depend on it (default: %(default)s)",
     )
-    add(
-        "--num-workers",
-        type=int,
-        default=2,
-        metavar="N",
-        help="threads that read, and as many that write (default: %(default)s)",
-    )
+    add("--num-workers", type=int, default=2, metavar="N", help="threads to read, and as many to write (default: 2)")
     add(
         "--image-range",
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="values that are black and white in images of more than 8 bits (default: as the model was trained)",
+        help="values of black and white in images of more than 8 bits (default: those of the training images)",
     )
     add_inference_options(parser)
     add(
         "--device",
-        help="where to compute: cpu, cuda, cuda:1 (default: a GPU if there is one; under accelerate launch its choice)",
+        help="device: cpu, cuda, cuda:1 (default: a GPU if there is one; `accelerate launch` chooses its own)",
     )
     return parser.parse_args()
 
 
 def _join(device: str | None) -> Any:
-    """Collective. The accelerator of the processes that share the work; None where this one is alone."""
+    """Collective. Return the accelerator of the processes that share the work; None for a single process."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return None
     if device is not None:
-        raise ConfigError(f"--device ({device}) is for one process; accelerate launch chooses, leave it out.")
+        raise ConfigError(
+            f"--device ({device}) is for one process; `accelerate launch` chooses the device, leave it out."
+        )
     return make_accelerator()
 
 
-def _ascending(low: float, high: float) -> tuple[float, float]:
-    if not low < high:
-        raise ConfigError(f"--image-range ({low:g} {high:g}) must ascend; use for example 0 4095.")
-    return low, high
-
-
-def _device(name: str | None) -> torch.device:
-    return find_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device ({name}) cannot be used here: {reason}; use --device cpu.") from None
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from unetdist.data.workers import MicroBatch
 from unetdist.errors import CheckpointError, DataError
 from unetdist.model.saved_model import load_model, save_model
 from unetdist.model.unet import UNet, UNetConfig
-from unetdist.predict import volume
+from unetdist.predict import pipeline
 from unetdist.sharding.stored_image import store_image
 from unetdist.storage import remote
 
@@ -140,16 +140,17 @@ def test_bad_pictures_do_not_end_a_prediction(tmp_path, monkeypatch, model, capf
 def test_a_picture_that_needs_more_memory_than_there_is_fails_alone(tmp_path, monkeypatch, model, caplog):
     for name, size in (("a", 20), ("huge", 60), ("z", 24)):
         Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(tmp_path / f"{name}.png")
-    predict_images = volume.predict_images
+    predict_images = pipeline.predict_images
 
     def scarce(saved, images, **options):
         if images[0].shape[0] == 60:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: 9 GB")
         return predict_images(saved, images, **options)
 
-    monkeypatch.setattr(volume, "predict_images", scarce)
+    monkeypatch.setattr(pipeline, "predict_images", scarce)
     saved = load_model(model, torch.device("cpu"))
-    (failure,) = volume.predict_files(saved, [str(tmp_path / f"{n}.png") for n in ("a", "huge", "z")], tmp_path / "out")
+    images = [str(tmp_path / f"{name}.png") for name in ("a", "huge", "z")]
+    (failure,) = pipeline.predict_files(saved, images, tmp_path / "out")
     assert failure.source.endswith("huge.png")
     assert "--window" in failure.reason
     assert len(list((tmp_path / "out").glob("*_ids.png"))) == 2

@@ -14,7 +14,7 @@ from unetdist.apps.doctor.examination import Finding, Screen
 from unetdist.cli import logs
 from unetdist.errors import DataError
 from unetdist.model.saved_model import MODEL_FORMAT
-from unetdist.predict.model_card import card_of
+from unetdist.predict.hub import card_of
 from unetdist.storage.files import write_json
 
 EVIL = "[red]x[/red]:smile:\x1b]0;owned\x07\nerror: all is lost\x9b2J\u202e"

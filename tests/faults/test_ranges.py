@@ -23,7 +23,7 @@ from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.model.saved_model import load_model
 from unetdist.predict import predict_files
-from unetdist.predict.export.trace import metadata_of
+from unetdist.predict.export.graph import metadata_of
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
 
@@ -223,7 +223,7 @@ def test_what_is_no_image_by_its_suffix_is_told(root, caplog):
 
 
 def _model():
-    from tests.predict.test_volume import PALETTE, Threshold
+    from tests.predict.test_pipeline import PALETTE, Threshold
     from unetdist.model.saved_model import SavedModel
 
     return SavedModel(Threshold(1), PALETTE, None, {})

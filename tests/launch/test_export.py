@@ -57,8 +57,8 @@ def test_what_does_not_agree_ends_with_1(model, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--format", "torch", "--opset", 18), r"--opset is of ONNX alone; use --format onnx"),
-        (("--format", "torch", "--precision", "int8"), r"--precision int8 is of ONNX alone; use --format onnx"),
+        (("--format", "torch", "--opset", 18), r"--opset is for ONNX only; use --format onnx"),
+        (("--format", "torch", "--precision", "int8"), r"--precision int8 is for ONNX only; use --format onnx"),
         (("--precision", "int8"), r"--precision int8 and --calibrate go together: .* such as --precision int8 --cal"),
         (("--num-images", 0), r"--num-images \(0\) must be 1 or more; use 128"),
     ],

@@ -3,12 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.predict.test_volume import PALETTE, bright_corner, save, saved  # noqa: F401 (a fixture)
-from unetdist.errors import ConfigError, DataError
+from tests.predict.test_pipeline import PALETTE, bright_corner, save, saved  # noqa: F401 (a fixture)
+from unetdist.errors import DataError
 from unetdist.model.inference import InferenceConfig
 from unetdist.model.saved_model import SavedModel
 from unetdist.model.unet import UNet, UNetConfig
-from unetdist.predict.image import find_device, predict_image, predict_images, read_picture
+from unetdist.predict.image import predict_image, predict_images, read_picture
 
 
 def test_resize_of_the_training_is_applied_and_the_size_is_the_images_own(saved):  # noqa: F811
@@ -34,12 +34,6 @@ def test_an_image_beyond_pils_limit_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match="cannot be read .*exceeds limit.*cut it into parts"):
         read_picture(tmp_path / "in.png", 3)
-
-
-def test_unusable_device():
-    with pytest.raises(ConfigError, match=r"--device \(gpu\) cannot be used here: .*; use --device cpu"):
-        find_device("gpu")
-    assert find_device("cpu") == torch.device("cpu")
 
 
 @pytest.fixture(scope="module")

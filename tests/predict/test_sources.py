@@ -1,14 +1,15 @@
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.faulty_server import serve
-from tests.predict.test_video import drive  # noqa: F401 (a fixture)
 from tests.synthetic import write_shards
 from unetdist.data.decode import PICTURE_SUFFIXES
-from unetdist.errors import DataError
-from unetdist.predict.sources import Files, Shards, find_jobs, open_source
-from unetdist.predict.video import Video
+from unetdist.errors import ConfigError, DataError
+from unetdist.predict.sources import Shards, Video, open_source
 
 
 def always(number, target):
@@ -33,28 +34,28 @@ def test_missing_input(tmp_path):
 @pytest.mark.parametrize("suffix", PICTURE_SUFFIXES)
 def test_every_kind_of_picture_that_can_be_sharded_is_found(tmp_path, suffix):
     (tmp_path / f"a{suffix.upper()}").touch()
-    assert len(find_jobs(tmp_path, tmp_path / "out")) == 1
+    assert open_source(tmp_path, tmp_path / "out").total == 1
 
 
 def test_no_images(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/notes.txt").write_text("")
     with pytest.raises(DataError, match=r"in: no images in it; looked for .jpg, .*\.webp"):
-        find_jobs(tmp_path / "in", tmp_path / "out")
+        open_source(tmp_path / "in", tmp_path / "out")
 
 
 @pytest.mark.parametrize("out", [".", "in"])
 def test_input_inside_output(tmp_path, out):
     picture(tmp_path / "in/a.png")
-    with pytest.raises(DataError, match="in: lies in the output folder .*; give --out another folder"):
-        find_jobs(tmp_path / "in", tmp_path / out)
+    with pytest.raises(DataError, match="in: is inside the output folder .*; give --out another folder"):
+        open_source(tmp_path / "in", tmp_path / out)
 
 
 def test_two_images_of_one_name(tmp_path):
     picture(tmp_path / "in/a.jpg")
     picture(tmp_path / "in/a.png")
     with pytest.raises(DataError, match=r"a.png: this and .*a.jpg would both write .*a_ids.png; rename one"):
-        find_jobs(tmp_path / "in", tmp_path / "out")
+        open_source(tmp_path / "in", tmp_path / "out")
 
 
 def test_a_pattern_keeps_the_folders_in_which_its_files_differ(tmp_path):
@@ -65,7 +66,7 @@ def test_a_pattern_keeps_the_folders_in_which_its_files_differ(tmp_path):
 
 
 def test_a_pattern_that_names_no_image(tmp_path):
-    with pytest.raises(DataError, match=r"\*.png: no image has such a name; give --input another pattern"):
+    with pytest.raises(DataError, match=r"\*.png: matches no image; give --input another pattern"):
         open_source(str(tmp_path / "*.png"), tmp_path / "out")
 
 
@@ -97,7 +98,7 @@ def test_lists_that_cannot_be_used(tmp_path):
         open_source(tmp_path / "b.txt", tmp_path)
     picture(tmp_path / "a.png")
     (tmp_path / "c.txt").write_text(f"{tmp_path}/a.png\nb/c.png\nhttps://a.org/1.jpg\nd.png\n")
-    with pytest.raises(DataError, match="c.txt: 2 of its 4 images are no files, the first is b/c.png; relative"):
+    with pytest.raises(DataError, match="c.txt: 2 of its 4 images are not files, the first is b/c.png; relative"):
         open_source(tmp_path / "c.txt", tmp_path)
 
 
@@ -107,7 +108,7 @@ def test_several_images_as_a_shell_names_them(tmp_path):
     words = [str(tmp_path / name) for name in ("x/a.png", "y/a.png")]
     assert targets(open_source(words, tmp_path / "out"), tmp_path / "out") == ["x/a", "y/a"]
     assert targets(open_source(words[:1], tmp_path / "out"), tmp_path / "out") == ["a"]
-    with pytest.raises(DataError, match="--input: 1 of its 2 images are no files, the first is .*x; relative paths"):
+    with pytest.raises(DataError, match="--input: 1 of its 2 images are not files, the first is .*x; relative paths"):
         open_source([str(tmp_path / "x"), words[1]], tmp_path / "out")
 
 
@@ -122,7 +123,7 @@ def test_a_remote_image_and_folder(tmp_path):
 
 def test_a_remote_folder_without_images(tmp_path):
     (tmp_path / "served").mkdir()
-    with serve(tmp_path / "served") as server, pytest.raises(DataError, match="no images .* list of their URLs"):
+    with serve(tmp_path / "served") as server, pytest.raises(DataError, match="--input a list of their URLs"):
         open_source(server.url, tmp_path)
 
 
@@ -145,21 +146,60 @@ def test_a_key_that_leads_elsewhere(tmp_path, monkeypatch):
         list(source.items(always))
 
 
-def test_a_video_is_known_by_its_name(tmp_path, drive):  # noqa: F811
+def test_a_video_is_known_by_its_name(tmp_path, drive):
     assert isinstance(open_source(drive, tmp_path / "out", every=3), Video)
 
 
 def test_processes_that_see_other_files_can_tell(tmp_path):
     picture(tmp_path / "in/a.png")
-    before = Files(find_jobs(tmp_path / "in", tmp_path / "out")).fingerprint
-    assert before == Files(find_jobs(tmp_path / "in", tmp_path / "out")).fingerprint
+    before = open_source(tmp_path / "in", tmp_path / "out").fingerprint
+    assert before == open_source(tmp_path / "in", tmp_path / "out").fingerprint
     picture(tmp_path / "in/b.png")
-    assert before != Files(find_jobs(tmp_path / "in", tmp_path / "out")).fingerprint
+    assert before != open_source(tmp_path / "in", tmp_path / "out").fingerprint
 
 
 def test_a_list_may_be_written_on_another_system(tmp_path, monkeypatch):
     picture(tmp_path / "in/\u00e4.png")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.txt").write_text("in\\a\u0308.png\n", encoding="utf-8")
-    (job,) = open_source(tmp_path / "list.txt", tmp_path / "out").jobs
-    assert job.source.name == "\u00e4.png"
+    (item,) = open_source(tmp_path / "list.txt", tmp_path / "out").items(always)
+    assert Path(item.name).name == "\u00e4.png"
+
+
+@pytest.fixture
+def drive(tmp_path):
+    """12 frames that grow brighter by 20."""
+    writer = cv2.VideoWriter(str(tmp_path / "drive.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 16))
+    for frame in range(12):
+        writer.write(np.full((16, 32, 3), 20 * frame, np.uint8))
+    writer.release()
+    return str(tmp_path / "drive.avi")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_each_nth_frame_by_its_number(tmp_path, drive, channels):
+    video = Video(drive, tmp_path / "out", every=5)
+    items = list(video.items(lambda number, target: True))
+    assert video.total == len(items) == 3
+    assert [item.target.name for item in items] == ["drive_000000", "drive_000005", "drive_000010"]
+    for item, level in zip(items, (0, 100, 200), strict=True):
+        pixels = item.load(channels).pixels
+        assert pixels.shape == (16, 32, channels)
+        assert abs(pixels[..., 0].mean() - level) < 4
+
+
+def test_frames_that_are_not_wanted_keep_their_place(tmp_path, drive):
+    items = list(Video(drive, tmp_path).items(lambda number, target: number == 7))
+    assert [number for number, item in enumerate(items) if item] == [7]
+    assert len(items) == 12
+
+
+def test_what_is_no_video(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(DataError, match=r"a.mp4: cannot be read as a video; convert it to MP4 .* of its frames"):
+        Video(str(tmp_path / "a.mp4"), tmp_path)
+
+
+def test_every_frame_at_most(tmp_path, drive):
+    with pytest.raises(ConfigError, match=r"--every \(0\) must be 1 or more; use 10 for every tenth frame"):
+        Video(drive, tmp_path, every=0)

@@ -1,18 +1,12 @@
-"""Class ids, colours, overlays and probabilities of pictures, one or millions."""
+"""Puts a trained model to work.
 
-from unetdist.predict.image import find_device, predict_image, read_picture
+In: a saved model and images, which may be files, folders, lists, URLs, shards or videos. Out: class ids, colours,
+overlays and probabilities as files. `hub` shares a model and predicts from Python; `export` writes it for other
+programs.
+"""
+
+from unetdist.predict.image import predict_image, read_picture
 from unetdist.predict.outputs import Outputs, write_png
-from unetdist.predict.sources import find_jobs, open_source
-from unetdist.predict.volume import Failure, predict_files
+from unetdist.predict.pipeline import Failure, predict_files
 
-__all__ = [
-    "Failure",
-    "Outputs",
-    "find_device",
-    "find_jobs",
-    "open_source",
-    "predict_files",
-    "predict_image",
-    "read_picture",
-    "write_png",
-]
+__all__ = ["Failure", "Outputs", "predict_files", "predict_image", "read_picture", "write_png"]

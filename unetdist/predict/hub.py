@@ -1,7 +1,11 @@
-"""A trained network as others take it over: a folder or a repository of the Hugging Face Hub; one call predicts."""
+"""A trained network for other people: a folder or a repository of the Hugging Face Hub, with a model card."""
 
+import html
+import json
 import os
+import re
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,41 +16,52 @@ from torch import Tensor
 
 from unetdist.data import drawing
 from unetdist.data.image_file import ImageRange, as_values, eight_bit_of_model, pixels_of_pillow, with_channels
-from unetdist.errors import CheckpointError, DataError
+from unetdist.errors import CheckpointError, DataError, one_line
 from unetdist.model import unet
 from unetdist.model.inference import WHOLE_IMAGE, InferenceConfig
-from unetdist.model.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, load_model, save_model, unfilled
+from unetdist.model.saved_model import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    SavedModel,
+    load_model,
+    read_config,
+    save_model,
+    unfilled,
+)
 from unetdist.predict import predict_image, read_picture, write_png
-from unetdist.predict.model_card import CARD_FILE, EXAMPLE_FILE, card_of
 from unetdist.storage.files import write_text
 
-# What is needed to predict.
-FILES = [MODEL_FILE, CONFIG_FILE]
+CARD_FILE = "README.md"
+EXAMPLE_FILE = "example.png"
+
+# A file or a Pillow image, which are turned upright by their EXIF orientation; an array (H, W) or (H, W, C); or a
+# tensor (C, H, W). Values of more than 8 bits have the same meaning as in the training images.
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 
 class UNet(unet.UNet):
-    """A trained U-Net that knows its classes; a `torch.nn.Module` from image to logits, in evaluation mode at first.
+    """A trained U-Net that knows its classes: a `torch.nn.Module` from image to logits, first in evaluation mode.
 
     Attributes:
         palette: names, ids and colours of the classes.
-        resize: (width, height) in pixels that it was trained at; None: the images' own size.
-        image_range: values of its training images that became 0 and 255; None where they had 8 bits, or where the model
-            does not say: set it, and images of more than 8 bits are understood.
-        facts: what is known of its training: step, metric, report.
+        resize: (width, height) in pixels of the training images; None: their own size.
+        image_range: values of the training images that became 0 and 255. None if they had 8 bits, or if the model does
+            not say; set it to predict images of more than 8 bits.
+        facts: facts about the training: step, metric, report.
     """
 
     def __init__(self, saved: SavedModel) -> None:
-        with unfilled(saved.model.config):  # no random weights, which would be replaced
+        with unfilled(saved.model.config):  # without random weights, which would be replaced
             super().__init__(saved.model.config, saved.palette.num_classes, saved.config["mean"], saved.config["std"])
         self.load_state_dict(saved.model.state_dict(), assign=True)
-        self.to(saved.model.mean)  # a network of timm may hold tensors that are not saved
+        self.to(saved.model.mean)  # a network of timm may have tensors that are not saved
         self.palette, self.resize, self.facts = saved.palette, saved.resize, saved.facts
         self.image_range = saved.image_range
         self.eval()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names, by index."""
+        """Names of the classes, by index."""
         return self.palette.class_names
 
     @classmethod
@@ -56,34 +71,28 @@ class UNet(unet.UNet):
         """Load a folder that a training or `save_pretrained` wrote, or a repository of the Hub.
 
         Args:
-            source: the folder, else a repository as `owner/name`; one that was loaded before needs no network.
+            source: a folder, or a repository as `owner/name`; a repository that was loaded before needs no network.
             device: where to compute.
             download: `revision`, `token`, `cache_dir`, `local_files_only` of `huggingface_hub.snapshot_download`.
 
         Raises:
-            CheckpointError: neither of them is there, or the weights are damaged or of another version.
+            CheckpointError: neither exists, or the weights are damaged or of another version.
         """
         folder = source if Path(source).is_dir() else _download(str(source), download)
         return cls(load_model(folder, device))
 
-    def predict(
-        self,
-        image: str | os.PathLike[str] | Image.Image | np.ndarray | Tensor,
-        *,
-        inference: InferenceConfig = WHOLE_IMAGE,
-    ) -> np.ndarray:
-        """The class of each pixel.
+    def predict(self, image: ImageLike, *, inference: InferenceConfig = WHOLE_IMAGE) -> np.ndarray:
+        """Predict the class of each pixel.
 
         Args:
-            image: a file or a Pillow image, which are turned as their EXIF orientation asks; an array (H, W) or
-                (H, W, C); or a tensor (C, H, W). Values of more than 8 bits mean what they mean in the training images.
+            image: see `ImageLike`.
             inference: windows, flips, scales.
 
         Returns:
-            (H, W) uint8 indices into `classes`; `palette.to_ids` and `palette.colorize` make ids or colours of them.
+            (H, W) uint8 indices into `classes`; `palette.to_ids` and `palette.colorize` turn them into ids or colours.
 
         Raises:
-            DataError: an image that cannot be read, or is none.
+            DataError: not a readable image.
         """
         pixels = pixels_of(image, self.config.in_channels, self.image_range)
         saved = SavedModel(self, self.palette, self.resize, {})
@@ -99,15 +108,15 @@ class UNet(unet.UNet):
         *,
         license: str | None = None,
         repo_id: str | None = None,
-        example: str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | None = None,
+        example: ImageLike | None = None,
     ) -> None:
-        """Write weights, settings and a model card: a folder to load, and a repository of the Hub.
+        """Write weights, settings and a model card.
 
         Args:
-            folder: made if absent.
-            license: of the weights, as the Hub names it, such as `apache-2.0`.
-            repo_id: the repository that it will be, for the card.
-            example: an image to show on the card beside its prediction.
+            folder: created if absent.
+            license: license of the weights with its name on the Hub, such as `apache-2.0`.
+            repo_id: future repository, for the card.
+            example: an image to show on the card with its prediction.
         """
         save_model(
             folder,
@@ -133,13 +142,13 @@ class UNet(unet.UNet):
         commit_message: str = "Upload a trained U-Net",
         **card: Any,
     ) -> str:
-        """Put what `save_pretrained` writes into a repository of the Hub, which is made if absent; returns its address.
+        """Upload the files of `save_pretrained` to a repository of the Hub, and return its address.
 
         Args:
-            repo_id: `owner/name`.
-            private: whether only you may see it; None: as your account says.
-            token: of your account; None: that of `hf auth login`.
-            commit_message: of the upload.
+            repo_id: `owner/name`; created if absent.
+            private: whether only you can see it; None: the default of your account.
+            token: token of your account; None: that of `hf auth login`.
+            commit_message: message of the upload.
             card: `license` and `example` of `save_pretrained`.
         """
         from huggingface_hub import HfApi
@@ -152,17 +161,13 @@ class UNet(unet.UNet):
         return str(address)
 
 
-def pixels_of(
-    image: str | os.PathLike[str] | Image.Image | np.ndarray | Tensor,
-    channels: int,
-    image_range: ImageRange | None = None,
-) -> np.ndarray:
-    """(H, W, channels) uint8 of an image in any of the forms of `UNet.predict`.
+def pixels_of(image: ImageLike, channels: int, image_range: ImageRange | None = None) -> np.ndarray:
+    """Read an image in any form as (H, W, channels) uint8.
 
-    `image_range`: that of the images trained on; None: unknown.
+    `image_range` is that of the training images; None if unknown.
 
     Raises:
-        DataError: another kind of numbers, another shape, or a file that cannot be read.
+        DataError: another kind of numbers, another shape, or an unreadable file.
     """
     if isinstance(image, (str, os.PathLike)):
         try:
@@ -189,10 +194,92 @@ def _download(repo_id: str, options: dict[str, Any]) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return str(snapshot_download(repo_id, allow_patterns=FILES, **options))
+        return str(snapshot_download(repo_id, allow_patterns=[MODEL_FILE, CONFIG_FILE], **options))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{repo_id} is neither a folder nor a repository of the Hub that can be read ({reason}); give the "
-            "folder of a trained model, such as runs/NAME/best, or OWNER/NAME."
+            f"{repo_id} is neither a folder nor a readable repository of the Hub ({reason}); give the folder of a "
+            "trained model, such as runs/NAME/best, or OWNER/NAME."
         ) from None
+
+
+def card_of(folder: str | os.PathLike[str], *, license: str | None = None, repo_id: str | None = None) -> str:
+    """Write the model card of a folder that `save_model` wrote: Markdown with the Hub's fields at the top.
+
+    Args:
+        folder: folder of the model; its example image is shown if there is one.
+        license: name of a license on the Hub, such as `apache-2.0`; None leaves the field out.
+        repo_id: future repository; None shows how to load the model from a folder.
+    """
+    from huggingface_hub import ModelCardData
+
+    config = read_config(folder)
+    fields = ModelCardData(
+        license=license,
+        library_name="unetdist",
+        pipeline_tag="image-segmentation",
+        tags=["semantic-segmentation", "unet"],
+    )
+    name = str(repo_id or config.get("run") or "U-Net").split("/")[-1]
+    parts = [
+        f"---\n{fields.to_yaml()}\n---\n\n# {_literal(name)}",
+        "A U-Net for semantic segmentation: from an image to the class of each pixel.",
+        f"```python\nfrom unetdist import UNet\n\nmodel = UNet.from_pretrained({json.dumps(repo_id or 'FOLDER')})\n"
+        'classes = model.predict("street.jpg")  # (H, W) indices into model.classes\n```',
+    ]
+    if (Path(folder) / EXAMPLE_FILE).exists():
+        parts.append(f"![An image under the classes that were predicted]({EXAMPLE_FILE})")
+    parts += ["## Classes", *_scores(config), "\n".join(_classes(config)), "## Network", _network(config)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(config: Mapping[str, Any]) -> Iterator[str]:
+    report = config.get("report")
+    if not report or report["miou"] is None:
+        return
+    interval = ""
+    if report["miou_interval_95"] is not None:
+        low, high = map(_percent, report["miou_interval_95"])
+        interval = f" (95 % bootstrap interval over images {low} to {high} %)"
+    yield (
+        f"mIoU **{_percent(report['miou'])} %**{interval}, pixel accuracy {_percent(report['pixel_accuracy'])} % on "
+        f"the {report['num_samples']} images of the validation set, after {config.get('step')} steps."
+    )
+
+
+def _classes(config: Mapping[str, Any]) -> Iterator[str]:
+    scores = (config.get("report") or {}).get("classes", {})
+    yield "| index | id | class | colour | IoU % |"
+    yield "|---|---|---|---|---|"
+    for record in config["classes"]:
+        if record["index"] is not None:
+            iou = scores.get(record["name"], {}).get("iou")
+            color = ", ".join(map(str, record["color"]))
+            score = "" if iou is None else _percent(iou)
+            yield f"| {record['index']} | {record['id']} | {_literal(record['name'])} | {color} | {score} |"
+
+
+def _network(config: Mapping[str, Any]) -> str:
+    size, image_range = "their own size", config.get("image_range")
+    if config["resize"] is not None:
+        width, height = config["resize"]
+        size = f"{width}x{height} pixels, to which other images are resized"
+    values = "It was trained on 8-bit images, or it does not say which deeper values were black and white."
+    if image_range is not None:
+        low, high = image_range
+        values = (
+            f"Values {low:.10g} to {high:.10g} of images of more than 8 bits became 0 to 255; `predict` does the same."
+        )
+    return (
+        f"Trained on images at {size}. Input values are 0 to 255; mean and standard deviation are inside the network.\n"
+        f"{values}\n\n```json\n{json.dumps(config['model'])}\n```"
+    )
+
+
+def _literal(name: str) -> str:
+    """Escape a name so that Markdown and HTML in it are shown literally."""
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(one_line(name), quote=False))
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.1f}"

@@ -39,7 +39,7 @@ from unetdist.model.config import check_norm
 from unetdist.model.losses import Loss, build_loss
 from unetdist.model.saved_model import save_model
 from unetdist.model.unet import UNet
-from unetdist.predict.model_card import CARD_FILE, card_of
+from unetdist.predict.hub import CARD_FILE, card_of
 from unetdist.storage.files import write_text
 from unetdist.storage.folders import Folder
 from unetdist.tracking import Tracker

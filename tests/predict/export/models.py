@@ -6,7 +6,7 @@ from tests.synthetic import PALETTE_RECORDS, draw
 from unetdist.data.labels import Palette
 from unetdist.model.saved_model import SavedModel
 from unetdist.model.unet import UNet, UNetConfig
-from unetdist.predict.export.pictures import Picture
+from unetdist.predict.export.check_images import CheckImage
 
 PALETTE = Palette.from_records(PALETTE_RECORDS)
 
@@ -21,4 +21,4 @@ def saved_model(*, resize=None, **settings):
 
 def picture(index=0, size=(24, 32)):
     image, mask = draw(index, size)
-    return Picture(torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(), torch.from_numpy(mask)[None])
+    return CheckImage(torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(), torch.from_numpy(mask)[None])

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from rich.console import Console
 
 from tests.predict.export.models import picture, saved_model
-from unetdist.predict.export.agreement import Agreement, compare, milliseconds
+from unetdist.predict.export.agreement import Agreement, agreement_table, compare, milliseconds
 
 
 @pytest.fixture
@@ -82,3 +83,30 @@ def test_both_are_timed_in_turns(trained):
     assert calls == [0, 1] * (len(calls) // 2)
     assert first >= 0
     assert second >= 0
+
+
+def text_of(*rows, precision):
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(agreement_table(rows, precision=precision, origin="shards/val [1]"))
+    return " ".join(console.export_text().split())
+
+
+def test_a_line_for_each_size_on_a_narrow_screen():
+    matrix = torch.tensor([[1, 1], [0, 2]])
+    good = Agreement("own size", 4, 1_234_567, 12, 12, 1.5e-6, trained=matrix, exported=matrix)
+    bad = Agreement("odd parts", 8, 100, 12, 11)
+    text = text_of(good, bad, precision="fp32")
+    assert "4 images: shards/val [1]" in text
+    assert "own size 1,234,567 1.5e-06 12 12 0.5833 0.5833 agrees" in text
+    assert "odd parts 100 12 11 DIFFERS" in text
+    assert "within 0.0002 of the largest logit" in text
+
+
+def test_rounded_formats_have_no_ties():
+    text = text_of(Agreement("own size", 4, 1000, 12, 0, 0.5), precision="int8")
+    assert "own size 1,000 5.0e-01 12 agrees" in text
+    assert "mIoU lower by 0.002 at most, or, without masks, 0.5 % of pixels" in text_of(
+        Agreement("own size", 4, 1000, 5, 0, 0.5), precision="fp16"
+    )
+    assert "mIoU lower by 0.01 at most, or, without masks, 2 % of pixels" in text

@@ -1,1 +1,1 @@
-"""Trained models for other programs: written, then held against the one that was trained."""
+"""Writes trained models for other programs, and compares the result with the trained model."""

@@ -1,4 +1,4 @@
-"""Whether an exported model gives what the trained one gives, at several sizes, and how fast each is."""
+"""Checks that an exported model gives what the trained one gives, at several sizes, and how fast each is."""
 
 import statistics
 import time
@@ -7,19 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor
 
 from unetdist.evaluation.metrics import Scores, confusion_matrix
 from unetdist.model.inference import Predict
-from unetdist.predict.export.pictures import Picture, nearest
-from unetdist.predict.export.trace import Precision
+from unetdist.predict.export.check_images import CheckImage, nearest
+from unetdist.predict.export.graph import Precision
 
-# How far logits of fp32 may be apart, as a share of an image's largest one (at least 1).
+# Largest difference of fp32 logits, as a fraction of an image's largest logit (at least 1).
 TOLERANCE = 1e-4
 
+# Largest loss of mIoU in the other formats; without masks, largest fraction of pixels of another class. Their rounding
+# grows with the values inside a network, not with its logits, so bounds on logits would refuse barely trained networks.
 MIOU_LOSS: dict[Precision, float] = {"fp16": 0.002, "int8": 0.01}
-# How much of mIoU the others may lose; and of pixels, where there are no masks. Their rounding grows with the
-# values inside a network, not with its logits, so a bound on these would refuse networks that were hardly trained.
 OTHER_CLASS: dict[Precision, float] = {"fp16": 0.005, "int8": 0.02}
 
 SPEED_ROUNDS = 15
@@ -27,7 +30,7 @@ SPEED_ROUNDS = 15
 
 @dataclass
 class Agreement:
-    """Pictures of one size, or of several as they came, counted; pixels and confusions are sums over them."""
+    """The comparison on images of one kind of size."""
 
     label: str
     num_images: int = 0
@@ -35,26 +38,25 @@ class Agreement:
     num_other: int = 0
     """Pixels whose class differs."""
     num_ties: int = 0
-    """Of these, pixels whose two classes the trained model holds for equal but for `TOLERANCE`."""
+    """Pixels whose class differs, but whose two logits in the trained model are equal within the tolerance."""
     largest: float | None = None
-    """Difference of two logits; None where there are none to compare."""
+    """Largest difference of two logits; None if the exported model gives classes."""
     is_near: bool = True
-    """Whether logits are no further apart than the tolerance."""
+    """Whether all differences of logits are within the tolerance."""
     trained: Tensor | None = None
+    """Confusion matrix of the trained model, if there are masks; likewise `exported`."""
     exported: Tensor | None = None
-    """Confusion matrices, where there are masks."""
 
     def mious(self) -> tuple[float, float] | None:
-        """Of the trained and the exported model; None without masks."""
+        """MIoU of the trained and of the exported model; None without masks."""
         if self.trained is None or self.exported is None:
             return None
-        both = [matrix.numpy() for matrix in (self.trained, self.exported)]
-        names = [str(index) for index in range(len(both[0]))]
-        trained, exported = (Scores.from_confusion(matrix, names).miou for matrix in both)
+        names = [str(index) for index in range(len(self.trained))]
+        trained, exported = (Scores.from_confusion(each.numpy(), names).miou for each in (self.trained, self.exported))
         return trained, exported
 
     def holds(self, precision: Precision) -> bool:
-        """Whether this is what a format of that precision may do."""
+        """Whether the differences are as small as that precision allows."""
         if precision == "fp32":
             return self.is_near and self.num_other == self.num_ties
         mious = self.mious()
@@ -64,35 +66,29 @@ class Agreement:
 
 
 @torch.inference_mode()
-def compare(trained: Predict, exported: Predict, pictures: Sequence[Picture]) -> list[Agreement]:
-    """Hold both models against each other: pictures as they are, cropped in pairs, and enlarged.
+def compare(trained: Predict, exported: Predict, images: Sequence[CheckImage]) -> list[Agreement]:
+    """Compare both models on the images at their own size, cropped in pairs, and enlarged.
 
-    Args:
-        trained: Image to logits.
-        exported: Image to logits, or to class indices (B, H, W).
-        pictures: One or more.
+    `trained` gives logits, `exported` logits or class indices (B, H, W).
     """
     found: dict[str, Agreement] = {}
-    for picture in pictures:
-        for label, (image, mask) in sizes_of(picture):
+    for check_image in images:
+        for label, (image, mask) in _sizes_of(check_image):
             agreement = found.setdefault(label, Agreement(label))
             _count(agreement, trained(image), exported(image), mask)
     return list(found.values())
 
 
-def sizes_of(picture: Picture) -> Iterator[tuple[str, Picture]]:
-    """Its own size; an odd part of it and of its mirror image, as a batch; and one and a half times the size."""
-    image, mask = picture
+def _sizes_of(check_image: CheckImage) -> Iterator[tuple[str, CheckImage]]:
+    image, mask = check_image
     height, width = image.shape[-2:]
-    yield "own size", picture
+    yield "own size", check_image
+    # Odd sides cannot be halved evenly, and two images show that the batch is free too.
     part = (..., slice(0, (height // 2) | 1), slice(0, (2 * width // 3) | 1))
-    pair = Picture(
-        torch.cat([image[part], image.flip(-1)[part]]),
-        None if mask is None else torch.cat([mask[part], mask.flip(-1)[part]]),
-    )
-    yield "odd parts", pair
+    images = torch.cat([image[part], image.flip(-1)[part]])
+    yield "odd parts", CheckImage(images, None if mask is None else torch.cat([mask[part], mask.flip(-1)[part]]))
     size = (3 * height // 2, 3 * width // 2)
-    yield "1.5 times", Picture(nearest(image, size), None if mask is None else nearest(mask, size))
+    yield "1.5 times", CheckImage(nearest(image, size), None if mask is None else nearest(mask, size))
 
 
 def _count(agreement: Agreement, logits: Tensor, result: Tensor, mask: Tensor | None) -> None:
@@ -101,7 +97,7 @@ def _count(agreement: Agreement, logits: Tensor, result: Tensor, mask: Tensor | 
     other = result.long() if result.ndim == 3 else result.argmax(1)
     if result.ndim == 4:
         difference = float((logits - result).abs().max())
-        agreement.is_near &= difference <= allowed  # false where it is not a number
+        agreement.is_near &= difference <= allowed  # false for NaN
         agreement.largest = max(agreement.largest or 0.0, difference)
     gap = logits.gather(1, pred[:, None]) - logits.gather(1, other[:, None])
     differs = pred != other
@@ -110,15 +106,14 @@ def _count(agreement: Agreement, logits: Tensor, result: Tensor, mask: Tensor | 
     agreement.num_other += int(differs.sum())
     agreement.num_ties += int((differs & (gap[:, 0] <= 2 * allowed)).sum())
     if mask is not None:
-        num_classes = logits.shape[1]
-        trained, exported = (confusion_matrix(classes, mask, num_classes) for classes in (pred, other))
+        trained, exported = (confusion_matrix(classes, mask, logits.shape[1]) for classes in (pred, other))
         agreement.trained = trained if agreement.trained is None else agreement.trained + trained
         agreement.exported = exported if agreement.exported is None else agreement.exported + exported
 
 
 @torch.inference_mode()
 def milliseconds(models: Sequence[Predict], image: Tensor) -> list[float]:
-    """Median time of each model for `image`, taken in turns so that a slow moment is slow for all."""
+    """Measure each model's median time for `image`, in turns, so that a slow moment is slow for all."""
     times: list[list[float]] = [[] for _ in models]
     for turn in range(-2, SPEED_ROUNDS):  # the first two warm up
         for model, taken in zip(models, times, strict=True):
@@ -127,3 +122,40 @@ def milliseconds(models: Sequence[Predict], image: Tensor) -> list[float]:
             if turn >= 0:
                 taken.append(1000 * (time.perf_counter() - began))
     return [statistics.median(taken) for taken in times]
+
+
+def agreement_table(agreements: Sequence[Agreement], *, precision: Precision, origin: str) -> Table:
+    """Show the comparison, one row per size; `origin` describes where the images come from."""
+    if precision == "fp32":
+        meaning = (
+            f"those whose two classes are equal in the trained model within {2 * TOLERANCE:g} of the largest logit; "
+            f"agrees: no logits further apart than {TOLERANCE:g} of it, no other pixels except ties"
+        )
+    else:
+        meaning = (
+            f"not counted; agrees: mIoU lower by {MIOU_LOSS[precision]:g} at most, or, without masks, "
+            f"{100 * OTHER_CLASS[precision]:g} % of pixels"
+        )
+    table = Table(
+        "images",
+        title=f"exported ({precision}) and trained model, {agreements[0].num_images} images: {escape(origin)}",
+        caption=f"apart: largest difference of two logits; other: pixels of another class; ties: {meaning}",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE,
+    )
+    for heading in ("pixels", "apart", "other", "ties", "mIoU", "exported"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for row in agreements:
+        mious = row.mious()
+        table.add_row(
+            row.label,
+            f"{row.num_pixels:,}",
+            "" if row.largest is None else f"{row.largest:.1e}",
+            f"{row.num_other:,}",
+            f"{row.num_ties:,}" if precision == "fp32" else "",
+            *(("", "") if mious is None else (f"{miou:.4f}" for miou in mious)),
+            "[green]agrees[/green]" if row.holds(precision) else "[red]DIFFERS[/red]",
+        )
+    return table

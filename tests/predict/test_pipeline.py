@@ -1,7 +1,7 @@
-import os
+import runpy
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from unetdist.errors import ConfigError, DataError
 from unetdist.model.inference import InferenceConfig
 from unetdist.model.saved_model import SavedModel, save_model
 from unetdist.model.unet import UNet, UNetConfig
-from unetdist.predict import Outputs, predict_files, read_picture, volume
+from unetdist.predict import Outputs, pipeline, predict_files, read_picture
 from unetdist.storage import retries
 
 PALETTE = Palette.from_records(
@@ -208,7 +208,7 @@ def test_what_is_there_is_kept_unless_told_otherwise(tmp_path, saved, caplog, mo
     (out / "3_ids.png").unlink()
     with caplog.at_level("INFO"):
         assert changed(out, lambda: predict_files(saved, source, out)) == ["3_ids.png"]
-    assert "4 of 5 were there already and are kept (--overwrite predicts them anew)" in caplog.text
+    assert "4 of 5 images have results already (--overwrite" in caplog.text
     assert "1 of 5 images predicted" in caplog.text
     assert len(changed(out, lambda: predict_files(saved, source, out, overwrite=True))) == 5
     color = Outputs(color=True)
@@ -231,15 +231,15 @@ def test_numbers_below_one(tmp_path, saved, option):
 def share(folder, files):
     """Collective."""
     world = World(rank=dist.get_rank(), world_size=dist.get_world_size())
-    volume.MEET_EVERY = 2
-    before = volume.predict_images
+    pipeline.MEET_EVERY = 2
+    before = pipeline.predict_images
     seen = []
 
     def counted(saved, images, **options):
         seen.extend(images)
         return before(saved, images, **options)
 
-    volume.predict_images = counted
+    pipeline.predict_images = counted
     saved = SavedModel(Threshold(), PALETTE, None, {})
     if files is not None:
         (folder / "in" / f"of_rank_{world.rank}.png").touch()
@@ -266,16 +266,24 @@ def test_processes_that_see_other_pictures_say_so(tmp_path):
     write_folder(tmp_path / "in0", 2)
     write_folder(tmp_path / "in1", 3)
     for said in run_ranks(share, 2, tmp_path, "other"):
-        assert "the processes see different pictures in --input; wait until nothing is added" in said
+        assert "the processes see different images in --input" in said
 
 
-def test_a_device_is_not_chosen_for_several_processes():
-    script = Path(__file__).parents[2] / "launch/predict.py"
-    args = ["--model", "m", "--input", "i", "--out", "o", "--device", "cpu"]
-    environment = {**os.environ, "WORLD_SIZE": "2"}
-    done = subprocess.run([sys.executable, script, *args], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert "--device (cpu) is for one process; accelerate launch chooses, leave it out" in done.stderr
+def test_a_device_is_not_chosen_for_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"--device \(cpu\) is for one process"):
+        script(monkeypatch, "--device", "cpu")
+
+
+def test_a_device_that_cannot_be_used_is_named(monkeypatch):
+    with pytest.raises(ConfigError, match=r"--device \(gpu\) cannot be used here: .*; use --device cpu"):
+        script(monkeypatch, "--device", "gpu")
+
+
+def script(monkeypatch, *words):
+    path = Path(__file__).parents[2] / "launch/predict.py"
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--model", "m", "--input", "i", "--out", "o", *words])
+    return runpy.run_path(str(path))["main"]()
 
 
 def test_the_script_on_two_processes_ends_well_or_with_every_failure(tmp_path):
@@ -294,3 +302,40 @@ def test_the_script_on_two_processes_ends_well_or_with_every_failure(tmp_path):
         (tmp_path / "in/9.png").write_bytes(b"no image")
     assert "9.png: image cannot be read" in done.stderr
     assert len(names_in(tmp_path / "out")) == 3
+
+
+def test_results_of_another_model_or_other_settings_are_not_mixed(tmp_path, saved):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_folder(source, 1)
+    predict_files(saved, source, out)
+    windows = InferenceConfig(window=(8, 8), window_batch=1)
+    with pytest.raises(ConfigError, match=r"--out \(.*out\) has results of other inference; .*--overwrite"):
+        predict_files(saved, source, out, inference=windows)
+    saved.model.register_buffer("step", torch.tensor(1))
+    with pytest.raises(ConfigError, match="has results of other weights; give another folder, or --overwrite"):
+        predict_files(saved, source, out)
+    assert predict_files(saved, source, out, overwrite=True) == []
+    assert predict_files(saved, source, out) == []
+
+
+def test_a_range_can_be_said_after_an_attempt_without_one(tmp_path, saved):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    values = np.linspace(0, 1023, 12).reshape(3, 4).astype(np.uint16)
+    Image.fromarray(values).save(source / "a.png")
+    unknown, known = replace(saved, image_range=None), replace(saved, image_range=(0.0, 1023.0))
+    (failure,) = predict_files(unknown, source, out)
+    assert "--image-range" in failure.reason
+    assert predict_files(known, source, out) == []
+    assert (out / "a_ids.png").is_file()
+    assert predict_files(known, source, out) == []
+    for other in (unknown, replace(saved, image_range=(0.0, 255.0))):
+        with pytest.raises(ConfigError, match="has results of other image_range; give another folder"):
+            predict_files(other, source, out)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, saved):
+    write_folder(tmp_path / "in", 1)
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match=r"--out \(.*out\) cannot be written to .*; give another folder"):
+        predict_files(saved, tmp_path / "in", tmp_path / "out")
