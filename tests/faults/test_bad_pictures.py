@@ -164,7 +164,7 @@ def test_the_body_of_a_url_has_a_limit(tmp_path, monkeypatch):
     with serve(tmp_path) as server:
         for url in (server.url, f"file://{tmp_path}"):
             assert len(image_file.read_file(f"{url}/short.png")) == 1000
-            with pytest.raises(DataError, match=r"long.png: is larger than .* and was not read"):
+            with pytest.raises(DataError, match=r"long.png: is larger than"):
                 image_file.read_file(f"{url}/long.png")
 
 
