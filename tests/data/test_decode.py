@@ -101,7 +101,8 @@ def test_jpeg_as_pil_decodes_it(mode, options, channels):
 def test_both_decoders_agree_on_real_pictures(channels):
     for path in sorted((camvid() / "train/images").iterdir())[::60]:
         data = path.read_bytes()
-        fast = decode._decode_with_opencv(data, parse_header(data), channels)
+        header = parse_header(data)
+        fast = decode._decode_jpeg(data, 3, channels) if header else decode._decode_png(data, channels)
         assert fast is not None
         assert abs(fast.astype(int) - decode._decode_with_pillow(data, channels)).max() <= 1
 

@@ -101,7 +101,7 @@ def test_paint_is_the_color_of_each_class():
 
 def test_panels_stand_side_by_side():
     image, target, pred = random_image(300, 260), halves(300, 260, 0, 1), halves(300, 260, 2, 255)
-    drawn = drawing.panels(image, target, pred, COLORS, NAMES)
+    drawn = drawing.gallery([("", image, target, pred)], COLORS, NAMES)
     top = int(np.argmax((drawn[:, :260] == image[0]).all(axis=(1, 2))))
     gap = (drawn.shape[1] - 3 * 260) // 2
     columns = [drawn[top : top + 300, start : start + 260] for start in (0, 260 + gap, 2 * (260 + gap))]
@@ -127,7 +127,7 @@ def test_a_gallery_has_a_row_for_each_and_one_legend():
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (24, 24), (900, 700)])
 def test_panels_of_any_size(size):
     mask = np.zeros(size, np.int64)
-    drawn = drawing.panels(random_image(*size, 1), mask, mask, COLORS, NAMES, largest_px=128)
+    drawn = drawing.gallery([("", random_image(*size, 1), mask, mask)], COLORS, NAMES, largest_px=128)
     assert drawn.shape[1] < 3 * 264 + 100
 
 

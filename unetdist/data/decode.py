@@ -14,7 +14,7 @@ import simplejpeg
 from isal import igzip_lib, isal_zlib
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from unetdist.data.jpeg import EOI, JpegHeader, cut, parse_header
+from unetdist.data.jpeg import JpegHeader, cut, parse_header
 from unetdist.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -86,9 +86,7 @@ def decode_image(data: bytes, channels: int) -> Pixels:
     """
     header = parse_header(data)
     check_header(data, header)
-    pixels = None if header is None else _decode_jpeg(data, header.channels, channels)
-    if pixels is None:
-        pixels = _decode_with_opencv(data, header, channels)
+    pixels = _decode_png(data, channels) if header is None else _decode_jpeg(data, header.channels, channels)
     return _decode_with_pillow(data, channels) if pixels is None else pixels
 
 
@@ -243,23 +241,19 @@ def _decode_jpeg(data: bytes, stored: int, channels: int) -> Pixels | None:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def _decode_with_opencv(data: bytes, header: JpegHeader | None, channels: int) -> Pixels | None:
-    """OpenCV's pixels; None if they would differ from Pillow's, or it would not notice that the file was cut short."""
+def _decode_png(data: bytes, channels: int) -> Pixels | None:
+    """OpenCV's pixels of a PNG; None for other files, and if they would differ from Pillow's."""
     depth, color = _png_kind(data)
     stored = _PNG_CHANNELS.get(color, 0) if depth == 8 else 0
-    # libjpeg fills a JPEG without its end with grey.
-    if header is not None and data.rstrip(b"\0").endswith(EOI):
-        stored = header.channels
-    is_png = depth > 0
-    if stored == 0 or (stored == 4 and not is_png) or (channels == 4 and is_png and stored < 4):
-        return None  # palettes, 16 bits; CMYK; transparency other than an alpha channel
-    if channels == 4 and stored == 4:
+    if stored == 0 or (channels == 4 and stored < 4):
+        return None  # palettes, 16 bits; transparency other than an alpha channel
+    if channels == 4:
         flags, conversion = cv2.IMREAD_UNCHANGED, cv2.COLOR_BGRA2RGBA
     elif channels == 1 and stored == 1:
         flags, conversion = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION, None
     else:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        conversion = {1: cv2.COLOR_RGB2GRAY, 3: None, 4: cv2.COLOR_RGB2RGBA}[channels]
+        conversion = cv2.COLOR_RGB2GRAY if channels == 1 else None
     pixels = _imdecode(data, flags)
     if pixels is None:
         return None

@@ -33,7 +33,7 @@ def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str], *, o
         opacity: Weight of the class colours, 0..1.
     """
     base, labels = _enlarged(_as_rgb(image), mask)
-    return with_legend(tint(base, labels, colors, opacity=opacity), _present(mask), colors, names)
+    return with_legend(tint(base, labels, colors, opacity=opacity), np.unique(mask).tolist(), colors, names)
 
 
 def tint(image: Array, mask: Array, colors: Array, *, opacity: float = 0.5) -> Array:
@@ -45,18 +45,14 @@ def tint(image: Array, mask: Array, colors: Array, *, opacity: float = 0.5) -> A
     return np.asarray(Image.blend(faded, Image.fromarray(paint(mask, colors)), opacity))
 
 
-def panels(
-    image: Array, target: Array, pred: Array, colors: Array, names: Sequence[str], *, largest_px: int = 512
-) -> Array:
-    """Image, target and prediction side by side above one legend; each at most `largest_px` wide and high."""
-    return gallery([("", image, target, pred)], colors, names, largest_px=largest_px)
-
-
 def gallery(
     rows: Sequence[tuple[str, Array, Array, Array]], colors: Array, names: Sequence[str], *, largest_px: int = 512
 ) -> Array:
-    """One row of panels per (caption, image, target, prediction), under titles and above one legend."""
-    present = sorted({index for _, _, target, pred in rows for index in (*_present(target), *_present(pred))})
+    """One row of panels per (caption, image, target, prediction), under titles and above one legend.
+
+    Each panel is at most `largest_px` wide and high.
+    """
+    present = np.unique(np.concatenate([mask.ravel() for _, _, *masks in rows for mask in masks])).tolist()
     pictures = []
     for _, image, target, pred in rows:
         base, target, pred = _enlarged(*shrink(largest_px, image, target, pred))
@@ -175,10 +171,6 @@ def with_legend(
         draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), outline=_FRAME)
         draw.text((x + swatch + pad // 2, y + swatch // 2), label, _INK, font, anchor="lm")
     return np.asarray(drawn)
-
-
-def _present(mask: Array) -> list[int]:
-    return [int(index) for index in np.unique(mask)]
 
 
 def _font(picture: Array) -> ImageFont.FreeTypeFont:

@@ -32,8 +32,8 @@ def orientation_of(image: Image.Image) -> int:
     """EXIF orientation 1..8 that is left to undo; 1 for a TIFF, which Pillow turns upright while it loads it."""
     if image.format == "TIFF":
         return 1
+    # getexif would decode the whole file to look for EXIF behind the pixels.
     if image.format == "PNG" and "exif" not in image.info:
-        # getexif would decode the whole file to look for EXIF behind the pixels.
         return 1
     try:
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
@@ -49,9 +49,11 @@ def shown_size(raw: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 def drawn_by_size(raw: tuple[int, int], orientation: int, mask_size: tuple[int, int]) -> Drawn | None:
     """Whether a mask was drawn on raw or upright pixels, judged by sizes (height, width); None if they do not tell."""
+    if orientation == 1:
+        return "raw"
     shown = shown_size(raw, orientation)
-    if orientation == 1 or raw == shown or mask_size not in (raw, shown):
-        return "raw" if orientation == 1 else None
+    if raw == shown or mask_size not in (raw, shown):
+        return None
     return "raw" if mask_size == raw else "upright"
 
 
@@ -260,10 +262,7 @@ def _refuse_what_pillow_dropped(image: ImageFile.ImageFile) -> None:
     """Raise `DataError` if the loaded image has fewer bits, bands or frames than its file."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
-        raise DataError(
-            f"image holds {frames} frames or pages; save each as a file of its own, or pass a copy of the one you "
-            "mean, image.copy()."
-        )
+        raise DataError(f"image holds {frames} frames or pages; pass a copy of the one you mean, image.copy().")
     tags = getattr(image, "tag_v2", {})
     bands, bits = tags.get(277, 1), tags.get(258, (8,))
     has_lost = bands > len(image.getbands()) and image.mode != "P"
@@ -307,17 +306,15 @@ def eight_bit_of_model(values: Values, image_range: ImageRange | None) -> Pixels
         "image with 8 bits."
     )
     pixels, found = eight_bit(values, image_range, remedy=remedy)
-    if values.dtype.kind == "f" and found and image_range and image_range[1] - image_range[0] > 255:
-        low, high = found
-        if 0 <= low < high <= 1:
-            # Not an error, because a flat part of a large image may look like this.
-            logger.warning(
-                "an image has values of %g to %g, all alike in the model's range %g to %g; if they are fractions of 1, "
-                "predict with --image-range 0 1.",
-                low,
-                high,
-                *image_range,
-            )
+    # Not an error, because a flat part of a large image may look like this.
+    is_wide = image_range and image_range[1] - image_range[0] > 255
+    if values.dtype.kind == "f" and image_range and is_wide and found and 0 <= found[0] < found[1] <= 1:
+        logger.warning(
+            "an image has float values of %g to %g, all alike in the model's range %g to %g; if they are fractions of "
+            "1, predict with --image-range 0 1.",
+            *found,
+            *image_range,
+        )
     return pixels
 
 
@@ -329,11 +326,6 @@ def extremes(values: Values) -> tuple[float, float]:
             "example with the lowest value, and mark such pixels as ignored in the mask."
         )
     return float(values.min()), float(values.max())
-
-
-def extremes_of_deep(values: Values) -> tuple[float, float] | None:
-    """`extremes` of values of more than 8 bits; None for uint8."""
-    return None if values.dtype == np.uint8 else extremes(values)
 
 
 def warn_of_other_range(where: object, theirs: ImageRange | None, trained: ImageRange | None) -> None:

@@ -50,9 +50,7 @@ class Tiff(NamedTuple):
     @property
     def unturned(self) -> bytes:
         """The file with orientation 1, because OpenCV applies some orientations and fails at others."""
-        if self.orientation == 1:
-            return self.data
-        return _replaced(self.data, next(_pages(self.data)), {_ORIENTATION: 1})
+        return _replaced(self.data, next(_pages(self.data)), _ORIENTATION, 1)
 
 
 class _Page(NamedTuple):
@@ -93,7 +91,7 @@ def read_tiff(data: bytes) -> Tiff | None:
     try:
         every = list(_pages(data))
         first = every[0]
-        pages = [page for page in every if not _is_of_another(page, data)]
+        num_pages = sum(not _is_of_another(page, data) for page in every)
         has_others = len(every) > 1 or _SUB_PAGES in first.entries
         bits = max(first.values(data, _BITS), default=1)
         bands = first.first(data, _BANDS, 1)
@@ -104,8 +102,8 @@ def read_tiff(data: bytes) -> Tiff | None:
         orientation = first.first(data, _ORIENTATION, 1)
     except (struct.error, IndexError):
         return None
-    if len(pages) > 1:
-        raise DataError(f"image holds {len(pages)} frames or pages; save each as a file of its own.")
+    if num_pages > 1:
+        raise DataError(f"image holds {num_pages} frames or pages; save each as a file of its own.")
     if has_others and _is_of_another(first, data):
         raise DataError(
             "the first page of the image is a smaller copy or a mask of another; save the other page as its own file."
@@ -157,20 +155,20 @@ def _is_of_another(page: _Page, data: bytes) -> bool:
 
 def _as_rgb(data: bytes, page: _Page, bands: int, extra: tuple[int, ...]) -> bytes:
     """Declare three bands RGB and a fourth one alpha, which all decoders keep."""
-    changes = {_PHOTOMETRIC: _RGB}
+    data = _replaced(data, page, _PHOTOMETRIC, _RGB)
     if bands == 4 and extra and (len(extra) > 1 or extra[0] not in _ALPHA):
-        changes[_EXTRA] = _PLAIN_ALPHA
-    data = _replaced(data, page, changes)
+        return _replaced(data, page, _EXTRA, _PLAIN_ALPHA)
     if bands == 3 and extra:
-        data = _replaced(data, page, {_EXTRA: 0}, as_tag=_PRINTER)
+        return _replaced(data, page, _EXTRA, 0, as_tag=_PRINTER, kind=_TEXT)
     return data
 
 
-def _replaced(data: bytes, page: _Page, changes: dict[int, int], *, as_tag: int | None = None) -> bytes:
-    for tag, value in changes.items():
-        if tag in page.entries:
-            where = page.entries[tag][0]
-            fields = f"{page.order}HH{page.offset}HH"
-            entry = struct.pack(fields, as_tag or tag, _SHORT if as_tag is None else _TEXT, 1, value, 0)
-            data = data[:where] + entry + data[where + len(entry) :]
-    return data
+def _replaced(
+    data: bytes, page: _Page, tag: int, value: int, *, as_tag: int | None = None, kind: int = _SHORT
+) -> bytes:
+    """The file with a new entry in place of that of `tag`, if there is one."""
+    if tag not in page.entries:
+        return data
+    where = page.entries[tag][0]
+    entry = struct.pack(f"{page.order}HH{page.offset}HH", as_tag or tag, kind, 1, value, 0)
+    return data[:where] + entry + data[where + len(entry) :]

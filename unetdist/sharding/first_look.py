@@ -14,15 +14,7 @@ import numpy as np
 from PIL import Image
 
 from unetdist.cli.logs import logger, progress
-from unetdist.data.image_file import (
-    Drawn,
-    ImageRange,
-    drawn_by_size,
-    extremes_of_deep,
-    open_image,
-    orientation_of,
-    shown_size,
-)
+from unetdist.data.image_file import Drawn, ImageRange, drawn_by_size, extremes, open_image, orientation_of, shown_size
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import Census
 from unetdist.data.labels.mask_report import CLOSE, MANY, MaskNotes, fault_of, resampled
@@ -173,8 +165,8 @@ def _measure(reader: Reader, samples: Sequence[RawSample]) -> _ValueRange:
             if opened.is_plain:
                 continue
             values = opened.values()
-            if (extremes := extremes_of_deep(values)) is not None:
-                found |= _ValueRange(extremes, values.dtype.kind in "ui", int(values.dtype == np.uint16))
+            if values.dtype != np.uint8:
+                found |= _ValueRange(extremes(values), values.dtype.kind in "ui", int(values.dtype == np.uint16))
         except (DataError, OSError):
             continue  # reported when the sample is written
     return found

@@ -166,7 +166,7 @@ class Dashboard(ABC):
     def drawn(self, report: Report) -> tuple[np.ndarray, list[np.ndarray]]:
         """Draw a validation: the confusion matrix, and each image next to its mask and prediction, at one size."""
         names, colors = self.run.palette.class_names, self.run.palette.colors
-        panels = [draw.panels(each.image, each.mask, each.pred, colors, names) for each in report.examples]
+        panels = [draw.gallery([("", each.image, each.mask, each.pred)], colors, names) for each in report.examples]
         return draw.heat_map(report.confusion, names), draw.pad_alike(panels, 255) if panels else []
 
 

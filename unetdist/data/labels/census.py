@@ -11,27 +11,8 @@ from unetdist.errors import one_line
 _NEAR = 64.0
 # Distance from which the nearest colour may be a wrong one: half of that between two colours of CamVid.
 _FAR = 32.0
-# Colours kept apart in a census; beyond, only the pixels of the rarest half are kept.
-_MAX_COLORS = 20_000
-_NUMERIC_COLUMNS = (1, 2, 4)
 
 Color = tuple[int, int, int]
-
-
-@dataclass
-class _Entry:
-    """One colour over all masks; the example is that of the first file by name, so that their order has no effect."""
-
-    example: UnknownColor
-    file: str
-    num_files: int
-    num_pixels: int
-
-    def merge(self, other: "_Entry") -> None:
-        if other.file < self.file:
-            self.example, self.file = other.example, other.file
-        self.num_files += other.num_files
-        self.num_pixels += other.num_pixels
 
 
 @dataclass
@@ -49,8 +30,9 @@ class Census:
     num_pixels: int = 0
     num_jpegs: int = 0
     is_exact: bool = True
-    _entries: dict[Color | int, _Entry] = field(default_factory=dict)
-    _most_in_a_mask: int = 0
+    _pixels: Counter[Color | int] = field(default_factory=Counter)
+    _files: Counter[Color | int] = field(default_factory=Counter)
+    _first: dict[Color | int, tuple[UnknownColor, str]] = field(default_factory=dict)
     _pixels_that: Counter[str] = field(default_factory=Counter)
 
     def __bool__(self) -> bool:
@@ -60,7 +42,6 @@ class Census:
         """Add what `read_mask` found in `file`, which may be nothing; call it once for each file."""
         self.num_files += bool(unknowns)
         self.num_jpegs += bool(unknowns) and file.lower().endswith((".jpg", ".jpeg"))
-        self._most_in_a_mask = max(self._most_in_a_mask, sum(unknown.num_colors for unknown in unknowns))
         for unknown in unknowns:
             self.num_pixels += unknown.count
             self._pixels_that[f"fit {unknown.fits}"] += unknown.count
@@ -70,19 +51,14 @@ class Census:
             if unknown.color is None:
                 self.is_exact = False
                 continue
-            entry = _Entry(unknown, file, 1, unknown.count)
-            if unknown.color in self._entries:
-                self._entries[unknown.color].merge(entry)
-            else:
-                self._entries[unknown.color] = entry
-        if len(self._entries) > _MAX_COLORS:
-            self._entries = dict(self._ranked()[: _MAX_COLORS // 2])
-            self.is_exact = False
+            self._pixels[unknown.color] += unknown.count
+            self._files[unknown.color] += 1
+            self._first.setdefault(unknown.color, (unknown, file))
 
     @property
     def num_colors(self) -> int:
         """Different colours or values; a lower bound unless `is_exact`."""
-        return max(self._most_in_a_mask, len(self._entries))
+        return len(self._pixels)
 
     @property
     def num_far(self) -> int:
@@ -95,14 +71,13 @@ class Census:
         formats = (what for what in ("ids", "color") if self._pixels_that[f"fit {what}"] >= 0.99 * self.num_pixels)
         return next(formats, None)
 
-    def commonest(self, count: int) -> list[UnknownColor]:
-        """The colours with most pixels, each as in one of the masks."""
-        return [entry.example for _, entry in self._ranked()[:count]]
+    def commonest(self, count: int) -> list[Color | int]:
+        """The colours with most pixels."""
+        return [color for color, _ in self._pixels.most_common(count)]
 
     def colors_over(self, num_pixels: float, *, beyond: float) -> int:
         """Number of colours with more than `num_pixels` and farther than `beyond` from all listed ones."""
-        entries = self._entries.values()
-        return sum(e.num_pixels > num_pixels and e.example.distance > beyond for e in entries)
+        return sum(self._pixels[color] > num_pixels and x.distance > beyond for color, (x, _) in self._first.items())
 
     def report(self, max_rows: int = 20, *, remedy: str | None = None) -> str:
         """A table of unlisted colours, most pixels first, and what to do; "" if there are none.
@@ -113,21 +88,21 @@ class Census:
         """
         if not self:
             return ""
-        ranked = [entry for _, entry in self._ranked()]
-        what = "colour" if isinstance(ranked[0].example.color, tuple) else "value"
+        commonest = self.commonest(max_rows)
+        what = "colour" if isinstance(commonest[0], tuple) else "value"
         at_least = "" if self.is_exact else "at least "
         lines = [
             f"Labels.txt does not list {at_least}{_count(self.num_colors, what)} of the masks: "
             f"{_count(self.num_pixels, 'pixel')} in {_count(self.num_files, 'file')}.",
-            *_table(ranked[:max_rows]),
+            *self._table(commonest),
         ]
         if self.num_colors > max_rows:
-            listed = sum(entry.num_pixels for entry in ranked[:max_rows])
+            listed = sum(self._pixels[color] for color in commonest)
             others = _count(self.num_colors - max_rows, "rarer one")
             lines.append(f"  and {at_least}{others}: {_count(self.num_pixels - listed, 'pixel')}")
-        return "\n".join([*lines, remedy or self._remedy(ranked[0].example.color)])
+        return "\n".join([*lines, remedy or self._remedy(commonest[0])])
 
-    def _remedy(self, commonest: Color | int | None) -> str:
+    def _remedy(self, commonest: Color | int) -> str:
         if fits := self.fits_another_format:
             return f"Read as {fits}, these values are listed: use --mask-format {fits}."
         if self.num_colors > 16 and self._pixels_that["are near"] >= 0.8 * self.num_pixels:
@@ -139,7 +114,7 @@ class Census:
                 f"Add a line for each missing class to Labels.txt, such as '{rgb(commonest)} NAME'; "
                 "use --unknown-colors ignore to leave the pixels out, or nearest if they are only noise."
             )
-        if commonest is not None and not 0 <= commonest <= 254:
+        if not 0 <= commonest <= 254:
             return (
                 f"Labels.txt has room for the ids 0 to 254, but not for {commonest}: renumber the classes of the "
                 "masks, or use --unknown-colors ignore to leave the pixels out."
@@ -149,28 +124,27 @@ class Census:
             "lines count from 0); use --unknown-colors ignore to leave the pixels out."
         )
 
-    def _ranked(self) -> list[tuple[Color | int, _Entry]]:
-        """All colours, most pixels first, in an order that does not depend on when they were added."""
-        return sorted(self._entries.items(), key=lambda item: (-item[1].num_pixels, item[1].file, str(item[0])))
-
-
-def _table(entries: Sequence[_Entry]) -> list[str]:
-    rows = [("colour", "pixels", "files", "nearest label", "distance", "first pixel")]
-    for entry in entries:
-        color, (x, y) = entry.example.color, entry.example.first_pixel
-        name = rgb(color) if isinstance(color, tuple) else f"value {color}"
-        numbers = f"{entry.num_pixels:,}", f"{entry.num_files:,}", f"{entry.example.distance:.0f}"
-        where = f"x {x}, y {y} in {one_line(entry.file)}"
-        rows.append((name, *numbers[:2], entry.example.nearest, numbers[2], where))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = (
-            cell.rjust(width) if column in _NUMERIC_COLUMNS else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  " + "  ".join(cells).rstrip())
-    return lines
+    def _table(self, colors: Sequence[Color | int]) -> list[str]:
+        rows = [("colour", "pixels", "files", "nearest label", "distance", "first pixel")]
+        for color in colors:
+            first, file = self._first[color]
+            x, y = first.first_pixel
+            rows.append(
+                (
+                    rgb(color) if isinstance(color, tuple) else f"value {color}",
+                    f"{self._pixels[color]:,}",
+                    f"{self._files[color]:,}",
+                    first.nearest,
+                    f"{first.distance:.0f}",
+                    f"x {x}, y {y} in {one_line(file)}",
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        aligns = "<>><><"
+        return [
+            "  " + "  ".join(f"{cell:{a}{width}}" for cell, a, width in zip(row, aligns, widths, strict=True)).rstrip()
+            for row in rows
+        ]
 
 
 def rgb(color: Color) -> str:

@@ -51,15 +51,12 @@ _CHANNELS = {"r": "r", "red": "r", "g": "g", "green": "g", "b": "b", "blue": "b"
 
 @dataclass(frozen=True)
 class LabelRow:
-    """One class of the file."""
+    """One class of the file; color and id are None if the file has none, and lines count from 1."""
 
     line: int
-    """Line number, from 1."""
     name: str
     color: tuple[int, int, int] | None
-    """None if the file lists no colours."""
     id: int | None
-    """None if the file gives no ids."""
 
 
 @dataclass(frozen=True)
@@ -219,20 +216,18 @@ def _without_colors(fields: list[_Fields]) -> LabelReading | None:
     if not all(row.name and _NAME.fullmatch(row.name) and len(row.before) + len(row.after) <= 1 for row in fields):
         return None
     shapes = {(len(row.before), len(row.after)) for row in fields}
+    names = [row.name for row in fields]
+    ids: list[int | None] = [None] * len(fields)
     if shapes == {(1, 0)}:
-        return LabelReading(
-            "id name", tuple(LabelRow(row.line, row.name, None, int(row.before[0])) for row in fields), 0
-        )
-    if shapes == {(0, 1)} and len({row.name for row in fields}) == len(fields):
-        return LabelReading(
-            "name id", tuple(LabelRow(row.line, row.name, None, int(row.after[0])) for row in fields), 0
-        )
-    if any(row.before for row in fields):
+        form, ids = "id name", [int(row.before[0]) for row in fields]
+    elif shapes == {(0, 1)} and len(set(names)) == len(names):
+        form, ids = "name id", [int(row.after[0]) for row in fields]
+    elif any(row.before for row in fields):
         return None
-    names = (" ".join((row.name, *row.after)) for row in fields)
-    return LabelReading(
-        "name", tuple(LabelRow(row.line, name, None, None) for row, name in zip(fields, names, strict=True)), 0
-    )
+    else:
+        form, names = "name", [" ".join((row.name, *row.after)) for row in fields]
+    rows = (LabelRow(row.line, name, None, id) for row, name, id in zip(fields, names, ids, strict=True))
+    return LabelReading(form, tuple(rows), 0)
 
 
 def _sound_readings(fields: list[_Fields], forms: list[str]) -> Iterator[LabelReading]:

@@ -18,7 +18,6 @@ NUM_COLORS = 1 << 24
 
 # Largest number of 2- and 4-bit grey, which Pillow stretches to 0..255.
 _WHITE_OF_RAWMODE = {"L;2": 3, "L;2I": 3, "L;4": 15, "L;4I": 15}
-_LOSSY_FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "HEIF": "HEIF"}
 _TIFF_COMPRESSION = 259
 _JPEG_IN_TIFF = (6, 7, 34892)
 
@@ -60,15 +59,15 @@ def decode_codes(data: bytes) -> MaskCodes:
 
     Raises `DataError` if it is no image, is cut short or damaged, or holds several images or fractions.
     """
-    image, rawmode = _load(data)
+    image, white = load_mask(data)
     if image.mode in ("1", "L", "LA"):
-        decoded = _from_grey(image, white=1 if image.mode == "1" else _WHITE_OF_RAWMODE.get(rawmode, 255))
+        decoded = _from_grey(codes_of(image, white), white)
     elif image.mode in ("P", "PA"):
-        decoded = _from_table(image)
+        decoded = _from_table(image, codes_of(image, white))
     elif image.mode[0] in "IF":
         return replace(_from_deep_grey(image), lossy=_lossy(image, data))
     else:
-        decoded = _from_rgb(image if image.mode == "RGB" else image.convert("RGB"))
+        decoded = _from_rgb(codes_of(image, white))
     is_transparent = None
     if image.has_transparency_data:
         has_alpha = image.mode in ("LA", "PA", "RGBA")
@@ -77,8 +76,8 @@ def decode_codes(data: bytes) -> MaskCodes:
     return replace(decoded, lossy=_lossy(image, data), is_transparent=is_transparent)
 
 
-def _load(data: bytes) -> tuple[ImageFile.ImageFile, str]:
-    """The loaded image, and its raw mode: how the file packs its pixels."""
+def load_mask(data: bytes) -> tuple[ImageFile.ImageFile, int]:
+    """The loaded image, and the largest number of its bit depth if it is grey."""
     check_header(data, parse_header(data), "mask")
     try:
         # Warnings of Pillow and libtiff add nothing: whatever matters is raised as well.
@@ -97,29 +96,36 @@ def _load(data: bytes) -> tuple[ImageFile.ImageFile, str]:
         raise DataError(f"the mask is damaged or no image ({reason_of(error)}); export it again") from None
     if num_images > 1:
         raise DataError(f"the mask file holds {num_images} images; save each as a file of its own")
-    return image, str(packing[0] if isinstance(packing, tuple) else packing)
+    rawmode = packing[0] if isinstance(packing, tuple) else packing
+    return image, 1 if image.mode == "1" else _WHITE_OF_RAWMODE.get(str(rawmode), 255)
+
+
+def codes_of(image: Image.Image, white: int) -> NDArray[Any]:
+    """The numbers of an image of up to 8 bits, uint8 (H, W), or its packed colours, uint32 (H, W)."""
+    if image.mode in ("1", "L", "LA", "P", "PA"):
+        grey = image.getchannel(0) if image.mode in ("LA", "PA") else image
+        codes = np.asarray(grey).astype(np.uint8, copy=False)
+        return codes // (255 // white) if 1 < white < 255 else codes
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return (np.frombuffer(rgb.tobytes("raw", "RGBX"), "<u4") & 0xFFFFFF).reshape(image.height, image.width)
 
 
 def _lossy(image: ImageFile.ImageFile, data: bytes) -> str:
     """The compression that may have changed pixels, or ""."""
+    tags: Any = getattr(image, "tag_v2", {})
     match image.format:
-        case "WEBP":
-            return "" if b"VP8L" in data else "lossy WebP"
-        case "TIFF":
-            tags: Any = getattr(image, "tag_v2", {})
-            return "JPEG in TIFF" if tags.get(_TIFF_COMPRESSION) in _JPEG_IN_TIFF else ""
-        case "JPEG2000":
-            # The last byte of its coding style says whether its wavelets can be undone exactly.
-            at = data.find(b"\xff\x52")
-            return "" if data[at + 13 : at + 14] == b"\1" else "JPEG 2000"
-    return _LOSSY_FORMATS.get(str(image.format), "")
+        case "JPEG" | "MPO":
+            return "JPEG"
+        case "WEBP" if b"VP8L" not in data:
+            return "lossy WebP"
+        case "TIFF" if tags.get(_TIFF_COMPRESSION) in _JPEG_IN_TIFF:
+            return "JPEG in TIFF"
+        case "AVIF" | "JPEG2000":
+            return str(image.format)
+    return ""
 
 
-def _from_grey(image: Image.Image, white: int) -> MaskCodes:
-    """Grey of up to 8 bits; `white` is the largest number of the file's bit depth."""
-    codes = np.asarray(image.getchannel(0)).astype(np.uint8)
-    if 1 < white < 255:
-        codes //= 255 // white
+def _from_grey(codes: NDArray[Any], white: int) -> MaskCodes:
     used = _occurring(codes, white + 1)
     grey = np.repeat(used[:, None] * (255 // white), 3, axis=1)
     return MaskCodes(codes, white + 1, used, used, grey, np.ones(len(used), bool), kind="grey")
@@ -143,9 +149,8 @@ def _from_deep_grey(image: Image.Image) -> MaskCodes:
     return MaskCodes(codes, num_codes, used, numbers, colors, is_color, kind="grey")
 
 
-def _from_table(image: Image.Image) -> MaskCodes:
+def _from_table(image: Image.Image, codes: NDArray[Any]) -> MaskCodes:
     """8-bit numbers that point into the file's own table of colours."""
-    codes = np.asarray(image.getchannel(0))
     used = _occurring(codes, 256)
     table = np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3)
     is_color = used < len(table)
@@ -157,13 +162,11 @@ def _from_table(image: Image.Image) -> MaskCodes:
     return MaskCodes(codes, 256, used, used, colors, is_color, kind="table")
 
 
-def _from_rgb(image: Image.Image) -> MaskCodes:
+def _from_rgb(codes: NDArray[Any]) -> MaskCodes:
     """Packed colours; those with r = g = b are numbers too."""
-    packed = np.frombuffer(image.tobytes("raw", "RGBX"), "<u4") & 0xFFFFFF
-    used = _occurring(packed, NUM_COLORS)
+    used = _occurring(codes, NUM_COLORS)
     colors = np.stack([used & 255, used >> 8 & 255, used >> 16], axis=1)
     numbers = np.where(_is_grey(colors), colors[:, 0], -1)
-    codes = packed.reshape(image.height, image.width)
     return MaskCodes(codes, NUM_COLORS, used, numbers, colors, np.ones(len(used), bool), kind="color")
 
 

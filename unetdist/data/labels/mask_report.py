@@ -1,6 +1,6 @@
 """Notes on how the masks of a data set were read, faults that nobody can have meant, and their remedies."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -58,14 +58,6 @@ class MaskNotes:
     transparent_at: tuple[str, str] | None = None
     num_thin: int = 0
     num_edges: int = 0
-
-    @classmethod
-    def sum(cls, parts: Iterable["MaskNotes"]) -> "MaskNotes":
-        """All of them together."""
-        notes = cls()
-        for part in parts:
-            notes.merge(part)
-        return notes
 
     def add(self, file: str, reading: MaskReading, palette: Palette) -> None:
         """Add one mask."""
@@ -188,10 +180,11 @@ def closest(palette: Palette) -> tuple[float, str, str]:
 
 def _looks_like_ids(reading: MaskReading) -> bool:
     """Whether a lossy image has several dark greys, like ids, instead of listed colours."""
-    colors = [each.color for each in reading.unknowns if isinstance(each.color, tuple)]
-    are_dark_greys = all(max(color) - min(color) <= _GREY and max(color) <= _DARK for color in colors)
-    common = [each for each in reading.unknowns if each.count >= _COMMON * reading.mask.size]
-    return len(common) > 1 and len(colors) == len(reading.unknowns) and are_dark_greys
+    num_common = sum(each.count >= _COMMON * reading.mask.size for each in reading.unknowns)
+    return num_common > 1 and all(
+        isinstance(each.color, tuple) and max(each.color) - min(each.color) <= _GREY and max(each.color) <= _DARK
+        for each in reading.unknowns
+    )
 
 
 def resampled(notes: MaskNotes, mask_format: MaskFormat) -> str | None:
@@ -212,7 +205,10 @@ def black_and_white(palette: Palette, notes: MaskNotes) -> str | None:
     first = min(palette.labels, key=lambda label: label.id)
     if not notes.num_255 or first.id != 0 or not set(notes.classes) <= {first.index}:
         return None
-    black, white = _names_of_black_and_white(palette)
+    # The darkest class is taken for black; the text says what to do if that is wrong.
+    names = [label.name for label in sorted(palette.labels, key=lambda x: sum(x.color)) if label.index is not None]
+    if len(names) == 1:
+        names = ["background" if names[0] != "background" else "rest", names[0]]
     taken = {label.color for label in palette.labels}
     spare = next((grey, grey, grey) for grey in range(255, -1, -1) if (grey, grey, grey) not in taken)
     ids = [f"{label.id} {rgb(label.color)} {label.name}" for label in palette.labels]
@@ -220,33 +216,19 @@ def black_and_white(palette: Palette, notes: MaskNotes) -> str | None:
         f"'{first.name}' (0) is the only class in the masks: the id 255, which {notes.num_255:,} of "
         f"{notes.num_masks:,} masks have, means pixels to ignore.",
         "If 255 is a class, write these two lines and no others (swap the names if 0 is the other class):",
-        f"  0 0 0 {black}",
-        f"  255 255 255 {white}",
+        f"  0 0 0 {names[0]}",
+        f"  255 255 255 {names[1] if len(names) == 2 else 'NAME'}",
         "If those pixels should be ignored, add --ignore unlabelled and write these lines:",
         *(f"  {line}" for line in [*ids, f"255 {rgb(spare)} unlabelled"]),
     ]
     return "\n".join(lines)
 
 
-def _names_of_black_and_white(palette: Palette) -> tuple[str, str]:
-    """Names for black and white: by the labels' own colours if one is black or white, otherwise in file order."""
-    labels = [label for label in palette.labels if label.index is not None]
-    if len(labels) == 1:
-        return "background" if labels[0].name != "background" else "rest", labels[0].name
-    colors = [label.color for label in labels]
-    is_white_first = colors[0] == (255, 255, 255) and len(labels) == 2
-    black = colors.index((0, 0, 0)) if (0, 0, 0) in colors else int(is_white_first)
-    others = [label.name for label in labels if label is not labels[black]]
-    return labels[black].name, others[0] if len(others) == 1 else "NAME"
-
-
 def remedy(census: Census, palette: Palette, notes: MaskNotes) -> str | None:
     """The lines of Labels.txt that would list everything, or another cause; None if only the user can know."""
-    if census.num_colors > MANY and 2 * census.num_far > notes.num_pixels:
-        return "Photographs have so many colours, masks do not: were images and masks exchanged?"
-    colors = [unknown.color for unknown in census.commonest(_FEW)]
+    colors = census.commonest(_FEW)
     unseen = [x for x in palette.labels if x.index is not None and x.index not in notes.classes]
-    if census.num_colors != len(colors) or census.fits_another_format:
+    if not census.is_exact or census.num_colors > _FEW or census.fits_another_format:
         return None
     if len(unseen) == 1 and len(colors) == 1 and isinstance(color := colors[0], tuple):
         (label,) = unseen

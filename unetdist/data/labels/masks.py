@@ -1,7 +1,8 @@
 """Mask files of any kind -> class indices, and an account of every colour that Labels.txt does not list."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,20 +97,25 @@ def read_mask(
     if mask_format == "ids" and not decoded.is_number.all():
         remedy = "use --mask-format color" if palette.has_colors else "write 'R G B name' lines to the label file"
         raise DataError(f"the mask has colours, not ids; {remedy}, or save ids as grey PNG")
-    by_color, by_id = _classes_of(decoded, palette)
-    is_color = mask_format == "color" or (mask_format == "auto" and _holds_colors(decoded, by_color, by_id, palette))
-    classes, other = (by_color, by_id) if is_color else (by_id, by_color)
+    as_colors, as_ids = _by_color(decoded, palette), _by_id(decoded, palette)
+    is_color = mask_format == "color" or (
+        mask_format == "auto" and _holds_colors(decoded, as_colors.classes, as_ids.classes, palette)
+    )
+    match, other = (as_colors, as_ids) if is_color else (as_ids, as_colors)
+    classes = match.classes
     listed = tuple(np.unique(classes[(classes != _UNKNOWN) & (classes != IGNORE_INDEX)]).tolist())
     has_255 = bool((decoded.numbers == IGNORE_INDEX).any()) and all(x.id != IGNORE_INDEX for x in palette.labels)
     unknowns: list[UnknownColor] = []
     if (classes == _UNKNOWN).any():
-        fits_other = not (other == _UNKNOWN).any()
+        fits_other = not (other.classes == _UNKNOWN).any()
         # Black and white is no sign of ids: 255 would then mean pixels to ignore, and only black would be left.
         if is_color and has_255 and np.isin(decoded.numbers, (0, IGNORE_INDEX)).all():
             fits_other = False
         fits: Literal["color", "ids"] | None = ("ids" if is_color else "color") if fits_other else None
+        unknowns = _unlisted(decoded, match, palette, is_color=is_color, fits=fits)
         takes_nearest = is_color and unknown_colors == "nearest"
-        unknowns = _resolve(decoded, classes, palette, is_color=is_color, fits=fits, takes_nearest=takes_nearest)
+        nearest = _classes(palette)[match.nearest] if takes_nearest else IGNORE_INDEX
+        classes = np.where(classes == _UNKNOWN, nearest, classes)
     table = np.empty(decoded.num_codes, np.uint8)
     table[decoded.used] = classes
     mask = np.take(table, decoded.codes)
@@ -126,16 +132,28 @@ def read_mask(
     )
 
 
-def _classes_of(decoded: MaskCodes, palette: Palette) -> tuple[Ints, Ints]:
-    """The class of each used code by its colour and by its number, or `_UNKNOWN`."""
-    classes = _classes(palette)
-    colors = np.array([label.color for label in palette.labels])
-    by_color = _look_up(_packed(decoded.colors), _packed(colors), classes)
-    by_color[~decoded.is_color] = _UNKNOWN
-    by_id = _look_up(decoded.numbers, np.array([label.id for label in palette.labels]), classes)
-    by_id[decoded.numbers == IGNORE_INDEX] = IGNORE_INDEX
-    by_id[~decoded.is_number] = _UNKNOWN
-    return by_color, by_id
+class _Match(NamedTuple):
+    """The label of each used code, (K,)."""
+
+    classes: Ints
+    """Its class, or `_UNKNOWN`."""
+    nearest: Ints
+    """The nearest label in the palette, the first of equals."""
+    distance: NDArray[np.float64]
+
+
+def _by_color(decoded: MaskCodes, palette: Palette) -> _Match:
+    nearest, distance = _nearest(decoded.colors, [label.color for label in palette.labels])
+    classes = np.where((distance == 0) & decoded.is_color, _classes(palette)[nearest], _UNKNOWN)
+    return _Match(classes, nearest, distance)
+
+
+def _by_id(decoded: MaskCodes, palette: Palette) -> _Match:
+    nearest, distance = _nearest(decoded.numbers[:, None], [(label.id,) for label in palette.labels])
+    classes = np.where(distance == 0, _classes(palette)[nearest], _UNKNOWN)
+    classes[decoded.numbers == IGNORE_INDEX] = IGNORE_INDEX
+    classes[~decoded.is_number] = _UNKNOWN
+    return _Match(classes, nearest, distance)
 
 
 def _classes(palette: Palette) -> Ints:
@@ -155,67 +173,39 @@ def _holds_colors(decoded: MaskCodes, by_color: Ints, by_id: Ints, palette: Pale
             return bool(is_listed.all() or is_contradicted or (by_id == _UNKNOWN).any())
 
 
-def _packed(colors: Ints) -> Ints:
-    return np.asarray(colors @ np.array([1, 1 << 8, 1 << 16]))
-
-
-def _look_up(keys: Ints, known: Ints, classes: Ints) -> Ints:
-    """The class of each key, or `_UNKNOWN`."""
-    order = np.argsort(known)
-    place = order[np.minimum(np.searchsorted(known[order], keys), len(known) - 1)]
-    return np.where(known[place] == keys, classes[place], _UNKNOWN)
-
-
-def _nearest(points: Ints, known: Ints) -> tuple[Ints, NDArray[np.float64]]:
+def _nearest(points: Ints, known: Sequence[tuple[int, ...]]) -> tuple[Ints, NDArray[np.float64]]:
     """Row of the known point nearest to each point (the first of equals), and the Euclidean distance."""
-    best = np.full(len(points), np.iinfo(np.int64).max)
+    best = np.full(len(points), np.inf)
     nearest = np.zeros(len(points), np.int64)
     for row, center in enumerate(known):
-        squared = ((points - center) ** 2).sum(axis=1)
+        # Floats, because the square of a difference of 32-bit ids can exceed 64 bits.
+        squared = ((points - np.array(center, np.float64)) ** 2).sum(axis=1)
         nearest[squared < best] = row
         best = np.minimum(best, squared)
     return nearest, np.sqrt(best)
 
 
-def _resolve(
-    decoded: MaskCodes,
-    classes: Ints,
-    palette: Palette,
-    *,
-    is_color: bool,
-    fits: Literal["color", "ids"] | None,
-    takes_nearest: bool,
+def _unlisted(
+    decoded: MaskCodes, match: _Match, palette: Palette, *, is_color: bool, fits: Literal["color", "ids"] | None
 ) -> list[UnknownColor]:
-    """Give unknown `classes` a class, in place, and list them: most pixels first, the rarest as one."""
-    unknown = np.flatnonzero(classes == _UNKNOWN)
-    points = decoded.colors if is_color else decoded.numbers[:, None]
-    known = np.array([label.color if is_color else (label.id,) for label in palette.labels])
-    nearest, distance = _nearest(points[unknown], known)
-    classes[unknown] = _classes(palette)[nearest] if takes_nearest else IGNORE_INDEX
+    """The colours or values without a class: most pixels first, the rarest as one."""
+    unknown = np.flatnonzero(match.classes == _UNKNOWN)
     counts, firsts = _count(decoded, decoded.used[unknown])
+    distance = match.distance[unknown]
     width = decoded.codes.shape[1]
     order = np.argsort(-counts, kind="stable")
     found = []
     for row in order[:MAX_LISTED]:
-        red, green, blue = decoded.colors[unknown[row]].tolist()
-        is_number = not (is_color and decoded.is_color[unknown[row]])
-        color = int(decoded.numbers[unknown[row]]) if is_number else (red, green, blue)
-        first = (int(firsts[row] % width), int(firsts[row] // width))
-        name = palette.labels[nearest[row]].name
-        found.append(UnknownColor(color, int(counts[row]), first, name, float(distance[row]), fits))
+        at = unknown[row]
+        red, green, blue = decoded.colors[at].tolist()
+        color = (red, green, blue) if is_color and decoded.is_color[at] else int(decoded.numbers[at])
+        y, x = divmod(int(firsts[row]), width)
+        name = palette.labels[match.nearest[at]].name
+        found.append(UnknownColor(color, int(counts[row]), (x, y), name, float(distance[row]), fits))
     if len(rest := order[MAX_LISTED:]):
         y, x = divmod(int(firsts[rest].min()), width)
-        found.append(
-            UnknownColor(
-                color=None,
-                count=int(counts[rest].sum()),
-                first_pixel=(x, y),
-                nearest="",
-                distance=float(np.average(distance[rest], weights=counts[rest])),
-                fits=fits,
-                num_colors=len(rest),
-            )
-        )
+        mean = float(np.average(distance[rest], weights=counts[rest]))
+        found.append(UnknownColor(None, int(counts[rest].sum()), (x, y), "", mean, fits, len(rest)))
     return found
 
 

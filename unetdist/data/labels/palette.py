@@ -164,7 +164,6 @@ def _palette(rows: Sequence[LabelRow], ignore: frozenset[str], path: Path) -> Pa
     for unknown in sorted(ignore - {row.name for row in rows}):
         raise DataError(f"--ignore '{unknown}' is no label{_suggestion(unknown, rows)}", source=path)
     ids = {row.line: position if row.id is None else row.id for position, row in enumerate(rows)}
-    has_colors = all(row.color is not None for row in rows)
     colors = {row.line: row.color or made_up_color(position) for position, row in enumerate(rows)}
     for row in rows:
         source = f"{path}, line {row.line}"
@@ -172,16 +171,12 @@ def _palette(rows: Sequence[LabelRow], ignore: frozenset[str], path: Path) -> Pa
             raise DataError(
                 f"colour {colors[row.line]} of '{row.name}' must be 0..255; correct the line", source=source
             )
-        if ids[row.line] > 255:
+        # An ignored label may have 255 or a negative number, but no more than a byte holds.
+        if ids[row.line] > 255 or (row.name not in ignore and not 0 <= ids[row.line] <= 254):
             raise DataError(
-                f"id {ids[row.line]} of '{row.name}' must be 0..254; renumber the classes, or leave "
-                "the ids out to number them by line",
-                source=source,
-            )
-        if row.name not in ignore and not 0 <= ids[row.line] <= 254:
-            raise DataError(
-                f"id {ids[row.line]} of '{row.name}' must be 0..254, because 255 and negative ids mean "
-                f"pixels to ignore; add --ignore '{row.name}' or change the id",
+                f"id {ids[row.line]} of '{row.name}' must be 0..254, because 255 and negative ids mean ignored pixels; "
+                + (f"add --ignore '{row.name}' or " if ids[row.line] <= 255 else "")
+                + "change the id (without ids, classes are numbered by line)",
                 source=source,
             )
     _refuse_twice("name", rows, lambda row: row.name, frozenset(), path)
@@ -198,7 +193,7 @@ def _palette(rows: Sequence[LabelRow], ignore: frozenset[str], path: Path) -> Pa
         ),
         has_ids=all(row.id is not None for row in rows),
         path=str(path),
-        has_colors=has_colors,
+        has_colors=all(row.color is not None for row in rows),
     )
 
 
