@@ -15,12 +15,11 @@ from pathlib import Path
 from unetdist.apps.doctor.command import examine
 from unetdist.cli import settings
 from unetdist.cli.logs import run_script
-from unetdist.errors import ConfigError
 from unetdist.train.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and examine; refused settings are a finding."""
+    """Parse and examine."""
     parser = argparse.ArgumentParser(
         "launch/doctor.py",
         usage="%(prog)s --config FILE [--full] [--json FILE] [--section.field value ...]",
@@ -31,12 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="read all shards (default: some of them, in seconds)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write findings and measurements to this file")
     args, words = parser.parse_known_args(argv)
-    config, refusal = None, ""
-    try:
-        config = settings.parse(Config, words, prog="launch/doctor.py", description=__doc__)
-    except ConfigError as error:
-        refusal = str(error)
-    return examine(config, refusal=refusal, full=args.full, json_file=args.json)
+    config = settings.parse(Config, words, prog="launch/doctor.py", description=__doc__)
+    return examine(config, full=args.full, json_file=args.json)
 
 
 if __name__ == "__main__":

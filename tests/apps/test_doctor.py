@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from tests.distributed.launcher import run_ranks
 from tests.synthetic import PALETTE_RECORDS, settings_of, write_shards
 from unetdist.apps.doctor import command, data, folders, machine, training
 from unetdist.apps.doctor.command import connect, examine, run_checks
-from unetdist.apps.doctor.examination import Examination, Finding, Screen, by_rank, describe, duration, listed
+from unetdist.apps.doctor.examination import Examination, by_rank, describe, duration, listed
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
 from unetdist.data.manifest import Manifest
@@ -54,7 +55,7 @@ def config_of(folder, **sections):
 
 def exam_of(folder, **sections):
     config = config_of(folder, **sections)
-    return Examination(config=config, world=World(), scratch=folder / "scratch", budget_s=BUDGET_S)
+    return Examination(config=config, world=World(), budget_s=BUDGET_S)
 
 
 def found_by(check, exam, *args):
@@ -64,19 +65,20 @@ def found_by(check, exam, *args):
 
 
 def levels(check, *args):
-    exam = Examination(config=None, world=World(), scratch=None)
+    exam = exam_of(Path())
     check(exam, *args)
     return [each.level for each in exam.findings]
 
 
-def told(folder, config, **options):
+def told(folder, config, capsys):
     """Examine: the exit code, the JSON file, the findings by subject, and the screen."""
-    file, lines = folder / "found.json", io.StringIO()
-    screen = Screen(Console(file=lines, soft_wrap=True))
-    code = examine(config, json_file=file, screen=screen, budget_s=BUDGET_S, **options)
+    file = folder / "found.json"
+    code = examine(config, json_file=file, budget_s=BUDGET_S)
     found = json.loads(file.read_text())
     file.unlink()
-    return code, found, {each["what"]: each for each in found["findings"]}, lines.getvalue()
+    screen = capsys.readouterr()
+    assert screen.err == ""  # no log of the trial
+    return code, found, {each["what"]: each for each in found["findings"]}, screen.out
 
 
 def contents(folder):
@@ -100,14 +102,14 @@ def forget_last_class(folder):
 
 def test_a_good_run_passes_and_nothing_is_left_of_the_trial(folder, capsys):
     before = contents(folder)
-    code, found, named, screen = told(folder, config_of(folder, trainer={"ema_decay": 0.9}))
+    code, found, named, screen = told(folder, config_of(folder, trainer={"ema_decay": 0.9}), capsys)
     assert code == 0, screen
     assert (found["run"], found["processes"], found["problems"]) == ("tiny", 1, 0)
     groups = [each["group"] for each in found["findings"]]
     wanted = ["software", "launch", "data", "folders", "training", "forecast"]
     assert list(dict.fromkeys(groups)) == wanted
     assert "accelerate 1." in named["versions"]["fact"]
-    assert named["training set"]["fact"].startswith("12 samples in 3 shards, ")
+    assert named["training set"]["fact"].startswith("12 samples in 3 shard(s), ")
     assert named["train labels"]["fact"].startswith("12 samples decoded")
     assert named["length"]["fact"] == "4 steps of 4 samples: 1.3 passes over the data"
     assert " for 4 images, " in named["validation"]["fact"]
@@ -117,14 +119,13 @@ def test_a_good_run_passes_and_nothing_is_left_of_the_trial(folder, capsys):
     assert "the run can start" in screen
     assert contents(folder) == before
     assert not (folder / "runs").exists()
-    assert capsys.readouterr().err == ""  # no log of the trial
 
 
-def test_problems_of_all_kinds_are_found_in_one_go(folder, monkeypatch):
+def test_problems_of_all_kinds_are_found_in_one_go(folder, monkeypatch, capsys):
     (folder / "train" / "000001.tar").unlink()
     (folder / "runs").write_text("a file where the folder should be")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    code, _, named, screen = told(folder, config_of(folder, tracking={"tracker": "mlflow"}))
+    code, _, named, screen = told(folder, config_of(folder, tracking={"tracker": "mlflow"}), capsys)
     assert code == 1
     bad = {what for what, each in named.items() if each["level"] == "problem"}
     assert {"dashboards", "train shards", "results", "checkpoints"} <= bad
@@ -133,42 +134,30 @@ def test_problems_of_all_kinds_are_found_in_one_go(folder, monkeypatch):
     for what in ("results", "checkpoints"):
         assert f"{folder / 'runs'} cannot be written to" in named[what]["fact"]
         assert ".partial" not in named[what]["fact"]
-        assert named[what]["remedy"]
+        assert "give --" in named[what]["fact"]
     assert (folder / "runs").read_text() == "a file where the folder should be"
 
 
-def test_a_refused_launch_is_a_problem_and_the_data_is_still_checked(folder, monkeypatch):
+def test_a_refused_launch_ends_it_as_it_would_end_the_run(folder, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    code, _, named, _ = told(folder, config_of(folder))
-    assert code == 1
-    assert "accelerate launch started one process only" in named["launch"]["fact"]
-    assert named["train labels"]["level"] == "ok"
-    assert (named["training"]["fact"], named["training"]["remedy"]) == ("not tried", "fix the launch first")
+    with pytest.raises(LaunchError, match="accelerate launch started one process only"):
+        examine(config_of(folder))
 
 
-def test_refused_settings_are_a_problem_and_the_machine_is_still_checked(tmp_path):
-    code, found, named, _ = told(tmp_path, None, refusal="no; yes.")
-    assert code == 1
-    assert named["settings"]["fact"] == "no; yes."
-    assert named["memory"]["level"] == "ok"
-    assert found["run"] is None
-
-
-def test_processes_that_cannot_connect_are_a_problem_with_the_interfaces_to_name(folder, monkeypatch):
+def test_processes_that_cannot_connect_are_told_the_interfaces_to_name(folder, monkeypatch):
     def fail(**_):
         raise RuntimeError("[gloo]\n no such interface")
 
     monkeypatch.setattr(command, "make_accelerator", fail)
-    world, (bad,) = connect(config_of(folder))
-    assert (world.is_main, bad.level) == (True, "problem")
-    assert "([gloo] no such interface)" in bad.fact
-    assert "GLOO_SOCKET_IFNAME" in bad.remedy
+    with pytest.raises(LaunchError, match=r"\(\[gloo\] no such interface\): export GLOO_SOCKET_IFNAME .* one of \w+"):
+        connect(config_of(folder))
 
 
-def test_a_json_file_that_cannot_be_written_is_named(folder):
+def test_a_json_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--json \(.+found.json\) cannot be written \(.+\); give another"):
-        examine(None, json_file=folder / "train" / "000000.tar" / "found.json", screen=Screen())
+        examine(config_of(tmp_path), json_file=tmp_path / "file" / "found.json")
 
 
 # Several processes
@@ -184,7 +173,6 @@ def examine_on_ranks(folder, lost_on):
         exam = Examination(
             config=config,
             world=World(rank=rank, world_size=2, local_world_size=2),
-            scratch=folder / f"scratch{rank}",
             store=open_store(name),
             budget_s=BUDGET_S,
         )
@@ -198,7 +186,7 @@ def test_several_processes_examine_together_and_a_rank_without_data_is_named(fol
     assert run_ranks(examine_on_ranks, 2, folder, 1, timeout_s=100.0) == [[2, 0], [2, 0]]
     good, lost = (json.loads((folder / f"{name}0.json").read_text()) for name in ("good", "lost"))
     named = {each["what"]: each for each in good["findings"]}
-    assert named["processes"]["fact"].startswith("2 on 1 machine: ")
+    assert named["processes"]["fact"].startswith("2 on 1 machine(s): ")
     assert named["all-reduce"]["level"] == "ok"
     assert named["checkpoints"]["fact"].endswith("all 2 ranks read it")
     assert named["training step"]["level"] == "ok"
@@ -210,7 +198,7 @@ def test_several_processes_examine_together_and_a_rank_without_data_is_named(fol
 
 def ask_on_ranks():
     rank = int(os.environ["RANK"])
-    exam = Examination(config=None, world=World(rank=rank, world_size=2), scratch=None, store=open_store("ask"))
+    exam = Examination(config=None, world=World(rank=rank, world_size=2), store=open_store("ask"))
 
     def local():
         if rank == 1:
@@ -231,7 +219,7 @@ def test_a_rank_that_fails_is_named_and_the_others_go_on():
 
 def test_a_rank_that_does_not_answer_is_named(monkeypatch):
     store = SimpleNamespace(set=lambda *_: None, check=lambda _: False)
-    exam = Examination(config=None, world=World(world_size=2), scratch=None, store=store)
+    exam = Examination(config=None, world=World(world_size=2), store=store)
     clock = iter(range(0, 10_000, 1_000))
     monkeypatch.setattr("unetdist.apps.doctor.examination.time.monotonic", lambda: float(next(clock)))
     with pytest.raises(LaunchError, match=r"rank 0 has not answered for 1800 s"):
@@ -290,11 +278,14 @@ def test_long_lists_are_cut_and_times_are_for_people():
     assert times == ["2 ms", "500 ms", "12.0 s", "2.0 min", "2.0 h", "3.0 days"]
 
 
-def test_each_finding_is_one_line_below_its_heading():
+def test_each_finding_is_one_line_below_its_heading(tmp_path):
     lines = io.StringIO()
-    screen = Screen(Console(file=lines, soft_wrap=True))
-    screen.show(Finding(group="software", what="torch", fact="2.13 [cpu]"))
-    screen.show(Finding(group="launch", level="problem", what="disk", fact="x" * 200, remedy="free it"))
+    exam = exam_of(tmp_path)
+    exam.console = Console(file=lines, soft_wrap=True)
+    exam.group = "software"
+    exam.note("ok", "torch", "2.13 [cpu]", "not needed")
+    exam.group = "launch"
+    exam.note("problem", "disk", "x" * 200, "free it")
     assert lines.getvalue() == (
         "\nsoftware\n  ok       torch              2.13 [cpu]\n"
         f"\nlaunch\n  problem  disk               {'x' * 200} (free it)\n"
@@ -313,9 +304,9 @@ def test_requirements_that_are_too_old_or_missing_are_named(monkeypatch):
 
 
 def test_packages_that_are_missing_or_differ_between_ranks_are_found(monkeypatch, tmp_path):
-    facts = {"versions": "a", "unmet": ["torch>=99"], "timm": None, "gpu": "no code for sm_30"}
-    ranks = [facts, {**facts, "versions": "b", "unmet": []}]
-    exam = Examination(config=None, world=World(), scratch=None)
+    facts = {"versions": "a", "unmet": "torch>=99", "timm": None, "gpu": "cannot use it"}
+    ranks = [facts, {**facts, "versions": "b", "unmet": None}]
+    exam = exam_of(tmp_path)
     monkeypatch.setattr(exam, "ask", lambda *_: ranks)
     found = found_by(machine.check_software, exam)
     assert (found["versions"].level, found["versions"].fact) == ("warning", "rank 0: a; rank 1: b")
@@ -329,19 +320,15 @@ def test_a_driver_that_torch_cannot_use_is_named(tmp_path, monkeypatch):
     assert "cannot use it" in machine.gpu_fault(tmp_path)
 
 
-CORES = {"cores": 4, "threads": 2, "local": 2, "load": 0.1, "is_cpu": True}
+CORES = {"cores": 4, "threads": 2, "local": 2, "is_cpu": True}
 
 
 @pytest.mark.parametrize(
-    ("changed", "what", "remedy"),
-    [
-        ({"threads": 4}, "cores", "export OMP_NUM_THREADS=2"),
-        ({"local": 8}, "cores", "start fewer processes, or give the job more cores"),
-        ({"load": 9.0}, "load", "try again when the machine is idle"),
-    ],
+    ("changed", "remedy"),
+    [({"threads": 4}, "export OMP_NUM_THREADS=2"), ({"local": 8}, "start fewer processes, or give the job more cores")],
 )
-def test_too_few_cores_for_the_processes_are_warned_of(changed, what, remedy, tmp_path):
-    found = found_by(machine.judge_cores, exam_of(tmp_path), {**CORES, **changed})[what]
+def test_too_few_cores_for_the_processes_are_warned_of(changed, remedy, tmp_path):
+    found = found_by(machine.judge_cores, exam_of(tmp_path), {**CORES, **changed})["cores"]
     assert (found.level, found.remedy) == ("warning", remedy)
     assert levels(machine.judge_cores, CORES) == ["ok"]
 
@@ -363,12 +350,9 @@ def test_unequal_and_busy_devices_are_warned_of(tmp_path):
 
 
 def test_too_little_memory_is_a_problem_of_its_machine():
-    rank = {"node": "a", "total": 8e9, "free": 1.5e9, "local": 2, "shm": 1e9, "files": 4096}
+    rank = {"node": "a", "total": 8e9, "free": 1.5e9, "local": 2}
     enough = {**rank, "free": 2.5e9, "node": "b"}
     assert sorted(levels(machine.judge_memory, [rank, rank, enough])) == ["ok", "problem"]
-    assert levels(machine.judge_memory, [{**enough, "shm": 0}]) == ["ok", "warning"]
-    assert levels(machine.judge_memory, [{**enough, "files": 256}]) == ["ok", "warning"]
-    assert levels(machine.judge_memory, [{**enough, "files": -1}]) == ["ok"]
 
 
 # Data
@@ -444,37 +428,15 @@ def test_mostly_ignored_masks_are_warned_of(folder):
     assert (found.level, "75.0 % ignored" in found.fact) == ("warning", True)
 
 
-@pytest.mark.parametrize(
-    ("split", "facts"),
-    [
-        ("val", ["in no validation image: tree"]),
-        (
-            "train",
-            ["in no training image: tree; cannot be learnt", "only in validation images: tree; counts as 0 in mIoU"],
-        ),
-    ],
-)
-def test_classes_that_never_occur_are_named(folder, split, facts):
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_classes_that_never_occur_are_named(folder, split):
     manifest = Manifest.load(folder / split)
     replace(manifest, class_pixels=(*manifest.class_pixels[:2], 0)).save(folder / split)
     exam = exam_of(folder)
     data.check_data(exam)
-    found = [each for each in exam.findings if each.what == "classes"]
-    assert [each.level for each in found] == ["warning"] * len(facts)
-    assert [each.fact for each in found] == facts
-
-
-def test_a_class_whose_pixels_may_be_the_ignored_ones_gets_that_remedy(folder):
-    """As of masks of 0 and 255 whose label has another colour, sharded by an earlier version."""
-    manifest = Manifest.load(folder / "train")
-    records = tuple(record for record in manifest.palette_records if record["index"] is not None)
-    ignored, pixels = manifest.class_pixels[2], (*manifest.class_pixels[:2], 0)
-    changed = replace(manifest, class_pixels=pixels, ignored_pixels=ignored, palette_records=records)
-    changed.save(folder / "train")
-    found = found_by(data.check_data, exam_of(folder, data={"val": None}))["classes"]
-    assert f"{100 * ignored / manifest.num_pixels:.1f} % of all pixels" in found.fact
-    assert "'255 255 255 NAME'" in found.remedy
-    assert "--ignore" not in found.remedy
+    (found,) = [each for each in exam.findings if each.what == "classes"]
+    assert found.level == "warning"
+    assert found.fact.startswith({"val": "in no validation image: tree", "train": "in no training image: tree"}[split])
 
 
 def test_different_classes_and_samples_in_both_sets_are_found(folder):
@@ -482,14 +444,14 @@ def test_different_classes_and_samples_in_both_sets_are_found(folder):
     records = ({**manifest.palette_records[0], "name": "other"}, *manifest.palette_records[1:])
     replace(manifest, palette_records=records).save(folder / "val")
     assert found_by(data.check_data, exam_of(folder))["classes"].level == "problem"
-    write_shards(folder / "val", 5)  # the first shard of the training set
+    write_shards(folder / "val", 4)  # samples of the training set, in another shard
     found = found_by(data.check_data, exam_of(folder))["train and val"]
-    assert (found.level, found.fact) == ("problem", "1 shard(s) are in both")
-    write_shards(folder / "val", 4)  # its samples, in another shard
-    found = found_by(data.check_data, exam_of(folder))["train and val"]
-    assert found.level == "warning"
+    assert found.level == "problem"
     assert "4 of 4 validation samples are also in the training set" in found.fact
     assert "val/000000.tar" in found.fact
+    write_shards(folder / "val", 30)  # and 18 that are not
+    found = found_by(data.check_data, exam_of(folder))["train and val"]
+    assert (found.level, "12 of 30 validation samples" in found.fact) == ("warning", True)
 
 
 def test_a_run_without_validation_is_warned_of(folder):
@@ -504,7 +466,7 @@ def test_the_folder_of_a_run_is_left_as_it_is(tmp_path):
     exam = exam_of(tmp_path)
     assert {each.level for each in found_by(folders.check_folders, exam).values()} == {"ok"}
     assert list(tmp_path.iterdir()) == []
-    write_text(exam.run_dir / "config.yaml", settings.to_yaml(settings.to_mapping(exam.settings)))
+    write_text(exam.run_dir / "config.yaml", settings.to_yaml(settings.to_mapping(exam.config)))
     write_text(exam.run_dir / "checkpoints" / "latest", "step_00000002")
     for state, level in (("stopped", "ok"), ("running", "warning")):
         write_text(exam.run_dir / "status.json", json.dumps({"state": state, "step": 2}))
@@ -566,16 +528,14 @@ def test_memory_that_is_nearly_used_up_is_warned_of():
     assert levels(training.judge_memory, "memory", [{**rank, "device": 50}], "x") == ["ok"]
 
 
-def test_peak_memory_is_that_of_the_context():
+def test_peak_memory_counts_what_was_freed():
     much = 200_000_000
-    with training.peak_memory(torch.device("cpu")) as alone:
-        pass
     with training.peak_memory(torch.device("cpu")) as memory:
         torch.ones(much, dtype=torch.uint8)
-    assert memory["host"] > alone["host"] + 0.9 * much - (1 << 26)
+    assert memory["host"] > much
 
 
-@pytest.mark.parametrize(("laps", "seconds"), [([0.0, 9.0, 10.0, 11.0], 100.0), ([0.0, 9.0], 900.0), ([0.0], 0.0)])
+@pytest.mark.parametrize(("laps", "seconds"), [([0.0, 9.0, 10.0, 11.0], 100.0), ([0.0, 9.0], 900.0)])
 def test_the_first_batch_of_a_validation_only_warms_up(laps, seconds):
     assert training.seconds_of(100, laps) == pytest.approx(seconds)
 
@@ -590,11 +550,8 @@ def test_hours_are_those_of_steps_and_validations(tmp_path, trainer):
     exam = exam_of(tmp_path)
     exam.measured = {"first_s": 10.0, "step_s": 7.2, "validation_s": 450.0}
     found = found_by(training.judge_time, exam, trainer)["time"]
-    assert found.fact.startswith("2.5 h (1,000 steps 2.0 h, 4 validations 30.0 min): ")
+    assert found.fact.startswith("2.5 h (1,000 steps 2.0 h, 4 validation(s) 30.0 min): ")
     assert exam.measured["run_s"] == pytest.approx(10 + 7200 + 1800)
-    del exam.measured["validation_s"]
-    exam.findings.clear()
-    assert found_by(training.judge_time, exam, trainer)["time"].level == "warning"
 
 
 def test_steps_that_wait_for_data_and_long_validations_are_warned_of(tmp_path, trainer):
@@ -616,6 +573,6 @@ def test_a_disk_that_is_too_small_is_found(tmp_path, monkeypatch, free, level):
     exam.measured = {"checkpoint_bytes": 1_000_000, "weights_bytes": 250_000}
     usage = shutil.disk_usage(tmp_path)._replace(free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    found = found_by(training.judge_space, exam, training.needed_space(exam))["disk"]
-    assert (found.level, found.fact.startswith("3.5 MB ")) == (level, True)
+    found = training.find_space(exam)
+    assert (found[0], found[1].startswith("3.5 MB ")) == (level, True)
     assert exam.measured["disk_bytes"] == 3_500_000

@@ -10,7 +10,7 @@ from rich.table import Table
 from tests.faults.test_formats import command
 from tests.sharding.picture_folders import write_folders
 from tests.tracking.samples import PALETTE
-from unetdist.apps.doctor.examination import Finding, Screen
+from unetdist.apps.doctor.examination import Finding
 from unetdist.cli import logs
 from unetdist.errors import DataError
 from unetdist.model.saved_model import MODEL_FORMAT
@@ -91,7 +91,7 @@ def test_the_doctor_shows_names_as_they_are():
         console = logs.PlainConsole(soft_wrap=True)
         console.file = text = io.StringIO()
         console._force_terminal, console.width = is_terminal, 400
-        Screen(console).show(Finding(what="folder", fact=f"{EVIL} is missing", remedy=f"make {EVIL}"))
+        console.print(Finding(what="folder", fact=f"{EVIL} is missing", remedy=f"make {EVIL}").to_text())
         assert_harmless(text.getvalue())
         assert "smile:" in text.getvalue()
 

@@ -2,14 +2,18 @@
 
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
+from tests.synthetic import settings_of
 from unetdist.apps.doctor.examination import Examination
 from unetdist.apps.doctor.machine import check_software
+from unetdist.cli import settings
 from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
 from unetdist.model.timm_encoder import TimmEncoder
+from unetdist.train.config import Config
 
 FAULT = "operator torchvision::nms does not exist"
 PACKAGES = {"timm": ("1.0.31", "import torchvision"), "torchvision": ("0.28.0", f"raise RuntimeError('{FAULT}')")}
@@ -41,7 +45,8 @@ def check_words(text: str) -> None:
 
 
 def doctor_on_timm():
-    exam = Examination(config=None, world=World(), scratch=None)
+    config = settings.from_mapping(Config, settings_of(Path("train"), None, Path("runs")))
+    exam = Examination(config=config, world=World())
     check_software(exam)
     return [finding for finding in exam.findings if finding.what == "timm"]
 

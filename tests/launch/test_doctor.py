@@ -4,6 +4,10 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
+from unetdist.errors import ConfigError
+
 SCRIPT = Path(__file__).parents[2] / "launch" / "doctor.py"
 
 spec = importlib.util.spec_from_file_location("launch_doctor", SCRIPT)
@@ -11,15 +15,20 @@ script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
 
 
-def test_refused_settings_are_one_finding_among_others(tmp_path, capsys):
+def test_refused_settings_end_it_as_they_would_end_the_run():
+    with pytest.raises(ConfigError, match=r"did you mean 'trainer\.max_steps'\?"):
+        script.main(["--data.train", "train", "--trainer.max_stepz", "9"])
+
+
+def test_findings_are_printed_and_saved(tmp_path, capsys):
     file = tmp_path / "found.json"
-    assert script.main(["--data.train", "train", "--trainer.max_stepz", "9", "--json", str(file)]) == 1
+    words = ["--data.train", str(tmp_path / "none"), "--runs_dir", str(tmp_path / "runs"), "--json", str(file)]
+    assert script.main(words) == 1
     seen = capsys.readouterr()
-    assert "did you mean 'trainer.max_steps'?" in seen.out
     assert "  ok       memory  " in seen.out
     assert seen.err == ""
     found = json.loads(file.read_text())
-    assert [each["what"] for each in found["findings"] if each["level"] == "problem"] == ["settings"]
+    assert [each["what"] for each in found["findings"] if each["level"] == "problem"] == ["training set"]
 
 
 def test_help_reads_as_documentation():

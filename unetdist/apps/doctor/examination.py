@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from unetdist.cli.logs import BACKENDS, PlainConsole, logger
+from unetdist.cli.logs import BACKENDS, logger
 from unetdist.data.manifest import Manifest
 from unetdist.distributed.collectives import World
 from unetdist.distributed.rendezvous import Store
@@ -26,7 +26,6 @@ from unetdist.train.config import Config
 Level = Literal["ok", "warning", "problem"]
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
-LEVEL_WIDTH, WHAT_WIDTH = 7, 17
 
 # Problems of one kind that are listed; the others are counted.
 MAX_LISTED = 3
@@ -47,24 +46,28 @@ class Finding:
     fact: str
     remedy: str = ""
 
+    def to_text(self) -> Text:
+        """Level, subject, fact and remedy on one line."""
+        remedy = f" ({one_line(self.remedy)})" if self.remedy else ""
+        line = f"{self.what:17}  {one_line(self.fact)}"
+        return Text.assemble((f"  {self.level:7}  ", STYLES[self.level]), line, (remedy, "italic"))
+
 
 @dataclass
 class Examination:
     """The checks of one process. Findings are equal on all ranks: each judges the answers of all."""
 
-    config: Config | None
-    """Settings of the run; None if they were refused."""
+    config: Config
+    """Settings of the run."""
     world: World
-    scratch: Path
-    """Temporary folder of this process."""
     store: Store | None = None
     """Shared by the ranks; None with one process."""
     full: bool = False
     """Whether to read all shards instead of some."""
     budget_s: float = 8.0
     """Rough limit on the seconds of each measurement."""
-    show: Callable[[Finding], object] = lambda _: None
-    """Called with each finding."""
+    console: Console | None = None
+    """Where findings are shown; None on other ranks than 0."""
     findings: list[Finding] = field(default_factory=list)
     data: dict[str, tuple[Folder, Manifest]] = field(default_factory=dict)
     """Data sets ("train", "val") that every rank could open."""
@@ -75,33 +78,24 @@ class Examination:
     _round: int = 0
 
     @property
-    def settings(self) -> Config:
-        """The settings, for checks that need them."""
-        assert self.config is not None
-        return self.config
-
-    @property
     def run_dir(self) -> Path:
         """Folder of the run."""
-        return Path(self.settings.runs_dir) / self.settings.name
+        return Path(self.config.runs_dir) / self.config.name
 
     def note(self, level: Level, what: str, fact: str, remedy: str = "") -> None:
-        """Add a finding and show it."""
+        """Add a finding and show it; if all is well, the remedy is left out."""
+        remedy = "" if level == "ok" else remedy
         finding = Finding(group=self.group, level=level, what=what, fact=fact, remedy=remedy)
+        if not self.findings or self.findings[-1].group != self.group:
+            self.show_heading(self.group)
         self.findings.append(finding)
-        self.show(finding)
+        if self.console is not None:
+            self.console.print(finding.to_text())
 
-    def ok(self, what: str, fact: str) -> None:
-        """Note that something is fine."""
-        self.note("ok", what, fact)
-
-    def warn(self, what: str, fact: str, remedy: str = "") -> None:
-        """Note that the run would work, but worse or slower than it could."""
-        self.note("warning", what, fact, remedy)
-
-    def problem(self, what: str, fact: str, remedy: str = "") -> None:
-        """Note that the run would fail or be useless."""
-        self.note("problem", what, fact, remedy)
+    def show_heading(self, text: str) -> None:
+        """Print a line in bold after an empty one."""
+        if self.console is not None:
+            self.console.print(Text(f"\n{text}", style="bold"))
 
     def count(self, level: Level, group: str | None = None) -> int:
         """Number of findings of a level, of all groups or of one."""
@@ -112,25 +106,29 @@ class Examination:
 
         Warnings that it logs become findings. If it raises on any rank, that is a problem and the result is None.
         """
-        answer: dict[str, Any] = {"value": None, "error": "", "is_lost": False}
+        value, error = None, ""
         with overheard() as warnings:
             try:
-                answer["value"] = measure()
-            except Exception as error:
-                answer |= {"error": describe(error), "is_lost": _is_lost_connection(error)}
-        if answer["error"] and is_collective and not self.world.is_main:
+                value = measure()
+            except Exception as caught:
+                error = describe(caught)
+        if error and is_collective and not self.world.is_main:
             # The other ranks may wait for this one until the time limit ends them without another word from here.
-            print(f"[rank {self.world.rank}] {what}: {answer['error']}", file=sys.stderr, flush=True)
-        answers = self.gather({**answer, "warnings": warnings})
+            print(f"[rank {self.world.rank}] {what}: {error}", file=sys.stderr, flush=True)
+        answers = self.gather({"value": value, "error": error or None, "warnings": warnings})
         for text in dict.fromkeys(text for each in answers for text in each["warnings"]):
-            self.warn(what, by_rank([text if text in each["warnings"] else None for each in answers]))
-        errors = [each["error"] or None for each in answers]
+            self.note("warning", what, by_rank([text if text in each["warnings"] else None for each in answers]))
+        errors = [each["error"] for each in answers]
         if not any(errors):
             return [each["value"] for each in answers]
-        # A rank that merely lost its connection to another one does not know the cause.
-        causes = [None if each["is_lost"] else each["error"] or None for each in answers]
-        self.problem(what, by_rank(causes if any(causes) else errors))
+        self.note("problem", what, by_rank(errors))
         return None
+
+    def ask_main(self, what: str, examine: Callable[[], tuple[Level, str, str]]) -> None:
+        """Collective. Note what rank 0 finds: level, fact and remedy."""
+        if answers := self.ask(what, lambda: examine() if self.world.is_main else None):
+            level, fact, remedy = answers[0]
+            self.note(level, what, fact, remedy)
 
     def gather(self, value: Any) -> list[Any]:
         """Collective. The values (JSON types) of all ranks, by rank, on every rank.
@@ -148,12 +146,9 @@ class Examination:
 
     def leave(self) -> None:
         """Collective. End the exchange; rank 0, whose process may hold the store, leaves last."""
-        if self.store is None:
-            return
-        if not self.world.is_main:
+        if self.store is not None and not self.world.is_main:
             self.store.set(f"left/{self.world.rank}", "")
-            return
-        for rank in range(1, self.world.world_size):
+        for rank in range(1, self.world.world_size if self.world.is_main else 1):
             self._read(f"left/{rank}", rank)
 
     def _read(self, key: str, rank: int) -> bytes:
@@ -172,7 +167,7 @@ class Examination:
     def to_mapping(self) -> dict[str, Any]:
         """Everything as JSON types."""
         return {
-            "run": None if self.config is None else self.config.name,
+            "run": self.config.name,
             "processes": self.world.world_size,
             "verdict": self.verdict(),
             "problems": self.count("problem"),
@@ -182,33 +177,10 @@ class Examination:
         }
 
     def verdict(self) -> str:
-        """`2 problems, 1 warning, 31 ok: ...`."""
-        bad = [(self.count("problem"), "problem"), (self.count("warning"), "warning")]
-        words = [f"{number} {level}{'s' if number > 1 else ''}, " for number, level in bad if number]
-        advice = "fix the problems first" if bad[0][0] else "the run can start"
-        return f"{''.join(words)}{self.count('ok')} ok: {advice}"
-
-
-class Screen:
-    """Prints findings below headings, one line each."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or PlainConsole(soft_wrap=True)
-        self._group = ""
-
-    def show(self, finding: Finding) -> None:
-        """Print a finding, and its heading if it opens a group."""
-        if finding.group != self._group:
-            self._group = finding.group
-            self.headline(finding.group)
-        level = (f"  {finding.level:{LEVEL_WIDTH}}  ", STYLES[finding.level])
-        remedy = f" ({finding.remedy})" if finding.remedy else ""
-        line = (f"{finding.what:{WHAT_WIDTH}}  {one_line(finding.fact)}", (one_line(remedy), "italic"))
-        self.console.print(Text.assemble(level, *line))
-
-    def headline(self, text: str) -> None:
-        """Print a line in bold after an empty one."""
-        self.console.print(Text(f"\n{text}", style="bold"))
+        """`2 problem(s), 1 warning(s), 31 ok: ...`."""
+        problems, warnings = self.count("problem"), self.count("warning")
+        advice = "fix the problems first" if problems else "the run can start"
+        return f"{problems} problem(s), {warnings} warning(s), {self.count('ok')} ok: {advice}"
 
 
 def by_rank(texts: Sequence[str | None]) -> str:
@@ -248,15 +220,11 @@ def describe(error: BaseException) -> str:
         return f"out of memory ({text}): use a smaller trainer.micro_batch_size or augment.crop_size"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-    if _is_lost_connection(error):
+    if isinstance(error, RuntimeError) and any(backend in text for backend in BACKENDS):
         return f"the connection to another process is lost ({text[:200]})"
     frames = traceback.extract_tb(error.__traceback__)
     place = f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"the check itself failed: {type(error).__name__}: {text}{place}"
-
-
-def _is_lost_connection(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and any(backend in str(error) for backend in BACKENDS)
 
 
 @contextmanager

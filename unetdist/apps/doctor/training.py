@@ -5,21 +5,21 @@ Everything is wired as for the run itself, except its folder, which is a tempora
 
 import datetime
 import math
-import re
+import resource
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from itertools import chain, islice, pairwise
-from pathlib import Path
+from itertools import chain, islice
 from typing import Any
 
 import psutil
 import torch
 from rich.filesize import decimal as size
 
-from unetdist.apps.doctor.examination import Examination, duration
+from unetdist.apps.doctor.examination import Examination, Level, duration
 from unetdist.apps.doctor.folders import checkpoint_folder, existing
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
@@ -39,27 +39,29 @@ MAX_STEPS = 20
 TIGHT = 0.9
 # Fraction of a step that may be spent waiting for data before a warning.
 MAX_WAIT = 0.2
-PROCESS = Path("/proc/self")
 
 
 def check_training(exam: Examination) -> None:
     """Collective. Wire the run, take some steps, score some images, and predict time and disk."""
     trainers: list[Trainer] = []
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="unetdist-doctor-"))
 
-    def build() -> dict[str, Any]:
-        trainers.append(build_trainer(rehearsal_of(exam.settings, exam.scratch)))
-        trainers[0].stop.close()  # Ctrl-C ends the doctor at once
-        return {"parameters": sum(p.numel() for p in trainers[0].model.parameters() if p.requires_grad)}
+        def build() -> int:
+            trainer = build_trainer(rehearsal_of(exam.config, scratch))
+            trainer.stop.close()  # Ctrl-C ends the doctor at once
+            stack.callback(_leave, trainer)
+            trainers.append(trainer)
+            return sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
 
-    try:
         if (answers := exam.ask("network", build, is_collective=True)) is None:
             return
         (trainer,) = trainers
-        exam.measured["parameters"] = answers[0]["parameters"]
-        exam.ok("network", f"{answers[0]['parameters'] / 1e6:.2f} million parameters")
+        exam.measured["parameters"] = answers[0]
+        exam.note("ok", "network", f"{answers[0] / 1e6:.2f} million parameters")
         steps, batch = trainer.schedule.max_steps, trainer.global_batch_size
         passes = steps * batch / trainer.num_samples
-        exam.ok("length", f"{steps:,} steps of {batch} samples: {passes:.1f} passes over the data")
+        exam.note("ok", "length", f"{steps:,} steps of {batch} samples: {passes:.1f} passes over the data")
         if not _check_steps(exam, trainer):
             return
         if trainer.validator is not None:
@@ -68,17 +70,13 @@ def check_training(exam: Examination) -> None:
                 judge_validation(exam, trainer, trainer.validator.expected.num_samples, answers)
         exam.group = "forecast"
         judge_time(exam, trainer)
-        if answers := exam.ask("disk", lambda: needed_space(exam)):
-            judge_space(exam, answers[0])
-    finally:
-        for each in trainers:
-            _leave(each)
+        exam.ask_main("disk", lambda: find_space(exam))
 
 
-def rehearsal_of(config: Config, scratch: Path) -> Config:
+def rehearsal_of(config: Config, scratch: str) -> Config:
     """The settings of a run that leaves nothing behind."""
     values = settings.to_mapping(config)
-    values["runs_dir"] = str(scratch)
+    values["runs_dir"] = scratch
     values["checkpoint"]["folder"] = None
     values["tracking"]["tracker"] = "none"
     values["trainer"]["heartbeat_s"] = 0  # the time limit of the collectives ends a rank that hangs
@@ -96,25 +94,20 @@ def _leave(trainer: Trainer) -> None:
 def peak_memory(device: torch.device) -> Iterator[dict[str, int]]:
     """Measure the memory of what runs in the context; the numbers (bytes) are there when it ends.
 
-    `device` and `device_total` are of the GPU. `host` is the peak of this process, since its start if the kernel cannot
-    reset it, plus its workers at the end; `free` is left on the machine.
+    `device` and `device_total` are of the GPU. `host` is the peak of this process since its start, plus its workers at
+    the end; `free` is left on the machine.
     """
     memory = {"device": 0, "device_total": 0}
-    with suppress(OSError):
-        (PROCESS / "clear_refs").write_text("5")  # resets the peak; see proc(5)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     yield memory
     if device.type == "cuda":
         memory["device"] = torch.cuda.max_memory_reserved(device)
         memory["device_total"] = torch.cuda.get_device_properties(device).total_memory
-    process = psutil.Process()
-    memory["host"] = process.memory_info().rss
-    with suppress(OSError):
-        if found := re.search(r"(?m)^VmHWM:\s*(\d+) kB", (PROCESS / "status").read_text()):
-            memory["host"] = 1024 * int(found[1])
-    for child in process.children(recursive=True):
+    memory["host"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it has just ended
+            # Not the resident size, which counts what workers share with this process again for each.
             memory["host"] += child.memory_full_info().uss
     memory["free"] = free_bytes()
 
@@ -179,30 +172,30 @@ def _synchronize(exam: Examination) -> None:
 def judge_steps(exam: Examination, trainer: Trainer, answers: list[dict[str, Any]]) -> None:
     """Note speed, loss, compiler, waiting for data, and memory."""
     first, measured = answers[0], exam.measured
-    measured["first_s"] = max(rank["first_s"] for rank in answers)
-    measured["step_s"] = max(rank["step_s"] for rank in answers)
+    for name in ("first_s", "step_s"):
+        measured[name] = max(rank[name] for rank in answers)
     measured["data_wait_s"] = first["data_s"]
-    measured["checkpoint_bytes"], measured["weights_bytes"] = (first["checkpoint_bytes"], first["weights_bytes"])
+    for name in ("checkpoint_bytes", "weights_bytes"):
+        measured[name] = first[name]
     speed = trainer.global_batch_size / measured["step_s"]
-    fact = f"{duration(measured['step_s'])}, {speed:.1f} images/s, mean of {first['number']}; the first after "
-    fact += duration(measured["first_s"])
-    if first["loss"] is None or first["skipped"]:
-        fact = f"{fact}; {first['skipped']} had no finite loss or gradient and were skipped"
-        remedy = "lower --optim.lr, set --optim.clip_norm 1 or --trainer.mixed_precision no"
-        exam.problem("training step", fact, remedy)
-    else:
-        exam.ok("training step", f"{fact}; loss {first['loss']:.3f}")
+    fact = (
+        f"{duration(measured['step_s'])}, {speed:.1f} images/s, mean of {first['number']}; the first after "
+        f"{duration(measured['first_s'])}; "
+    )
+    is_bad = first["loss"] is None or first["skipped"] > 0
+    fact += (
+        f"{first['skipped']} had no finite loss or gradient and were skipped" if is_bad else f"loss {first['loss']:.3f}"
+    )
+    remedy = "lower --optim.lr, set --optim.clip_norm 1 or --trainer.mixed_precision no"
+    exam.note("problem" if is_bad else "ok", "training step", fact, remedy)
     if (reason := first["not_compiled"]) is not None:
         remedy = "try another torch; --performance off, which is used now, silences this"
-        exam.warn("compiler", f"not used, so steps take longer: {reason}", remedy)
+        exam.note("warning", "compiler", f"not used, so steps take longer: {reason}", remedy)
     waits = measured["data_wait_s"] / measured["step_s"]
-    workers = exam.settings.data.num_workers
     fact = f"steps wait {100 * waits:.0f} % of their time for data"
-    if waits > MAX_WAIT:
-        remedy = f"--data.num_workers {2 * workers or 2} if there are cores for it, or smaller images (--resize)"
-        exam.warn("loader", fact, remedy)
-    else:
-        exam.ok("loader", fact)
+    workers = 2 * exam.config.data.num_workers or 2
+    remedy = f"--data.num_workers {workers} if there are cores for it, or smaller images (--resize)"
+    exam.note("warning" if waits > MAX_WAIT else "ok", "loader", fact, remedy)
     judge_memory(exam, "step memory", [rank["memory"] for rank in answers], "trainer.micro_batch_size")
 
 
@@ -215,51 +208,48 @@ def judge_memory(exam: Examination, what: str, answers: list[dict[str, int]], se
     is_tight = any(
         rank["device"] > TIGHT * rank["device_total"] or rank["free"] < (1 - TIGHT) * rank["host"] for rank in answers
     )
-    if is_tight:
-        exam.warn(what, fact, f"lower {setting} or data.num_workers, before the run is out of memory")
-    else:
-        exam.ok(what, fact)
+    remedy = f"lower {setting} or data.num_workers, before the run is out of memory"
+    exam.note("warning" if is_tight else "ok", what, fact, remedy)
 
 
 def score(exam: Examination, trainer: Trainer, validator: Validator) -> dict[str, Any]:
     """Collective. Seconds that the whole validation set takes this rank, from as much as there is time for."""
-    laps: list[float] = []
+    laps: list[float] = []  # when each batch began
 
     def is_over() -> bool:
         _synchronize(exam)
         laps.append(time.perf_counter())
         return len(laps) > 1 and laps[-1] - laps[0] > exam.budget_s
 
-    is_whole = False
+    is_shared = shares_windows(validator.cfg.inference, validator.expected.num_samples, exam.world)
+    num_samples = validator.expected.num_samples / (1 if is_shared else exam.world.world_size)
     began = time.perf_counter()
-    with peak_memory(exam.world.device) as memory, suppress(LeftEarlyError):
-        validator.score(trainer.evaluated_model, is_over=is_over)
-        is_whole = True
-    seconds = time.perf_counter() - began
-    if not is_whole:
-        is_shared = shares_windows(validator.cfg.inference, validator.expected.num_samples, exam.world)
-        mine = validator.expected.num_samples / (1 if is_shared else exam.world.world_size)
-        seconds = laps[0] - began + seconds_of(math.ceil(mine / validator.cfg.batch_size), laps)
+    with peak_memory(exam.world.device) as memory:
+        try:
+            validator.score(trainer.evaluated_model, is_over=is_over)
+            seconds = time.perf_counter() - began
+        except LeftEarlyError:
+            seconds = laps[0] - began + seconds_of(math.ceil(num_samples / validator.cfg.batch_size), laps)
     return {"seconds": seconds, "memory": memory}
 
 
 def seconds_of(num_batches: int, laps: list[float]) -> float:
-    """Seconds for `num_batches`, from the times at which the first ones began; the first only warms up."""
-    seconds = [after - before for before, after in pairwise(laps)]
-    seconds = seconds[1:] or seconds
-    return num_batches * sum(seconds) / max(1, len(seconds))
+    """Seconds for `num_batches`, from the times at which the first two or more began."""
+    # The first batch also warms up, so it is left out where there are others.
+    first = 1 if len(laps) > 2 else 0
+    return num_batches * (laps[-1] - laps[first]) / (len(laps) - 1 - first)
 
 
 def judge_validation(exam: Examination, trainer: Trainer, num_samples: int, answers: list[dict[str, Any]]) -> None:
     """Note time and memory of a validation."""
     exam.measured["validation_s"] = seconds = max(rank["seconds"] for rank in answers)
-    fact = f"{duration(seconds)} for {num_samples:,} images, {num_samples / seconds:.1f} images/s"
     every = trainer.schedule.eval_every
-    if seconds > every * exam.measured["step_s"]:
+    is_slow = seconds > every * exam.measured["step_s"]
+    fact = f"{duration(seconds)} for {num_samples:,} images, {num_samples / seconds:.1f} images/s"
+    if is_slow:
         fact += f"; longer than the {every:,} steps between two validations"
-        exam.warn("validation", fact, "use a larger trainer.eval_every or validation.batch_size")
-    else:
-        exam.ok("validation", fact)
+    remedy = "use a larger trainer.eval_every or validation.batch_size"
+    exam.note("warning" if is_slow else "ok", "validation", fact, remedy)
     judge_memory(exam, "validation memory", [rank["memory"] for rank in answers], "validation.batch_size")
 
 
@@ -267,44 +257,27 @@ def judge_time(exam: Examination, trainer: Trainer) -> None:
     """Note the hours that the run will take."""
     measured, schedule = exam.measured, trainer.schedule
     steps_s = schedule.max_steps * measured["step_s"]
-    parts = [f"{schedule.max_steps:,} steps {duration(steps_s)}"]
-    measured["run_s"] = measured["first_s"] + steps_s
-    if "validation_s" in measured:
-        number = math.ceil(schedule.max_steps / schedule.eval_every)
-        measured["run_s"] += number * measured["validation_s"]
-        parts.append(f"{number:,} validation{'s' if number > 1 else ''} {duration(number * measured['validation_s'])}")
+    number = math.ceil(schedule.max_steps / schedule.eval_every) if trainer.validator is not None else 0
+    validations_s = number * measured.get("validation_s", 0.0)
+    measured["run_s"] = measured["first_s"] + steps_s + validations_s
     end = datetime.datetime.now() + datetime.timedelta(seconds=measured["run_s"])
-    fact = f"{duration(measured['run_s'])} ({', '.join(parts)}): started now, it ends on {end:%d %B at %H:%M}"
-    if trainer.validator is not None and "validation_s" not in measured:
-        exam.warn("time", f"{fact}, without its validations")
-    else:
-        exam.ok("time", fact)
+    # A validation that failed is a problem of its own, and its time is then unknown.
+    parts = f"{schedule.max_steps:,} steps {duration(steps_s)}, {number:,} validation(s) {duration(validations_s)}"
+    exam.note("ok", "time", f"{duration(measured['run_s'])} ({parts}): started now, it ends on {end:%d %B at %H:%M}")
 
 
-def needed_space(exam: Examination) -> list[list[Any]]:
-    """For each disk: a folder on it, its free bytes, and the bytes that the run will keep there."""
-    measured, cfg = exam.measured, exam.settings.checkpoint
-    needs = [
+def find_space(exam: Examination) -> tuple[Level, str, str]:
+    """Whether the disk has room for the checkpoints and weights of the run."""
+    measured, folder = exam.measured, checkpoint_folder(exam)
+    checkpoints = (exam.config.checkpoint.keep_last + 1) * int(measured["checkpoint_bytes"])
+    needed = 2 * int(measured["weights_bytes"])  # best and last
+    measured["disk_bytes"] = checkpoints + needed
+    if folder.is_local:
         # A new checkpoint is complete before the oldest one goes.
-        (checkpoint_folder(exam), (cfg.keep_last + 1) * measured["checkpoint_bytes"]),
-        (open_folder(existing(exam.run_dir.absolute())), 2 * measured["weights_bytes"]),  # best and last
-    ]
-    disks: dict[int, list[Any]] = {}
-    for folder, num_bytes in needs:
-        if folder.is_local:
-            path = folder.path("")
-            disk = disks.setdefault(path.stat().st_dev, [str(folder), shutil.disk_usage(path).free, 0])
-            disk[2] += num_bytes
-    measured["disk_bytes"] = sum(num_bytes for _, num_bytes in needs)
-    return list(disks.values())
-
-
-def judge_space(exam: Examination, disks: list[list[Any]]) -> None:
-    """Note disks that are too small."""
-    for where, free, needed in disks:
-        fact = f"{size(needed)} for checkpoints and weights, {size(free)} free in {where}"
-        if needed <= TIGHT * free:
-            exam.ok("disk", fact)
-        else:
-            remedy = "free some space, give --checkpoint.folder another disk, or lower --checkpoint.keep_last"
-            exam.note("problem" if needed > free else "warning", "disk", fact, remedy)
+        needed += checkpoints
+    else:
+        folder = open_folder(existing(exam.run_dir.absolute()))
+    free = shutil.disk_usage(folder.path("")).free
+    fact = f"{size(needed)} for checkpoints and weights, {size(free)} free in {folder}"
+    remedy = "free some space, give --checkpoint.folder another disk, or lower --checkpoint.keep_last"
+    return "problem" if needed > free else "warning" if needed > TIGHT * free else "ok", fact, remedy
