@@ -16,7 +16,6 @@ from tests.synthetic import settings_of
 from unetdist.apps.ablation import (
     GIVEN_FILE,
     LOG_FILE,
-    TIME_FILE,
     Ablation,
     AblationRun,
     Crew,
@@ -42,12 +41,11 @@ def ablation_of(folder: Path, text: str = VARIANTS, *words: str) -> Ablation:
     return read_ablation(folder / "tried.yaml", words)
 
 
-def finish(run: AblationRun, miou: float, *, seconds: float = 1.0, confusion: np.ndarray | None = None):
+def finish(run: AblationRun, miou: float, *, confusion: np.ndarray | None = None):
     """Leave behind what a finished run does."""
     write_text(run.folder / SETTINGS_FILE, settings.to_yaml(settings.to_mapping(run.config)))
     write_json(run.folder / "status.json", {"state": "finished", "step": 4})
     write_json(run.folder / "last" / "config.json", {"metric": {"name": "val/miou", "value": miou}})
-    write_json(run.folder / TIME_FILE, {"training_s": seconds})
     if confusion is not None:
         np.savez(run.per_image_file, confusion=np.stack([confusion] * 12))
 
@@ -70,8 +68,7 @@ def test_every_variant_is_run_with_every_seed(tmp_path):
     assert names == ["plain_0", "group_0", "plain_1", "group_1", "plain_2", "group_2"]
     assert [run.config.seed for run in ablation.runs] == [0, 0, 1, 1, 2, 2]
     assert [run.config.model.norm for run in ablation.runs] == ["batch", "group"] * 3
-    assert list(ablation.runs_by_variant()) == ["plain", "group"]
-    assert (ablation.name, ablation.command) == ("tried", None)
+    assert (ablation.name, ablation.command) == ("tried", [])
     assert ablation.runs[1].folder == ablation.folder / "group_0" == tmp_path / "runs" / "tried" / "group_0"
 
 
@@ -94,23 +91,23 @@ variants:
     assert (both.model.norm, both.model.dropout, both.optim.lr) == ("group", 0.5, 0.5)
     assert (both.data.val, both.trainer.global_batch_size) == ("elsewhere", 4)
     assert (ablation.name, both.seed) == ("mine", 7)
-    assert ablation.command == ("accelerate", "launch", "launch/train.py")
+    assert ablation.command == ["accelerate", "launch", "launch/train.py"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("varients: {}\n", r"tried\.yaml: unknown key 'varients'; did you mean 'variants'\?"),
+        ("varients: {}\n", r"tried\.yaml: .*'varients'; did you mean 'variants'\?"),
         ("variants: {plain: }\n", r"variants must name two or more"),
         ("variants: {plain: , a/b: }\n", r"variant 'a/b' becomes a folder"),
-        ("variants: {plain: , b: 3}\n", r"variant 'b' must hold settings, not 3"),
-        ("variants: {plain: , b: {seed: 3}}\n", r"variant 'b' sets seed"),
-        ("variants: {plain: , b: {model.nrom: group}}\n", r"variant 'b': .*'model\.nrom'.*'norm'\?"),
+        ("variants: {plain: , b: 3}\n", r"tried\.yaml: variants.*3"),
+        ("variants: {plain: , b: {seed: 3}}\n", r"variant 'b' sets --seed"),
+        ("variants: {plain: , b: {model.nrom: group}}\n", r"variant 'b': .*model\.nrom'.*norm'\?"),
         ("variants: {plain: , b: {model.dropout: 2}}\n", r"variant 'b': model\.dropout \(2\.0\)"),
-        (VARIANTS + "settings: [1]\n", r"settings must hold settings, not \[1\]"),
+        (VARIANTS + "settings: [1]\n", r"tried\.yaml: settings.*\[1\]"),
         (VARIANTS + "settings: {model.nrom: group}\n", r"'--model\.nrom'; did you mean"),
         (VARIANTS + "seeds: [0, 0]\n", r"seeds \(\[0, 0\]\) .*use \[0, 1, 2\]"),
-        (VARIANTS + "command: [a]\n", r"command \(\['a'\]\)"),
+        (VARIANTS + "command: [a]\n", r"tried\.yaml: command"),
         (VARIANTS + "settings: {data.val: null}\n", r"data\.val .* give --data\.val SHARDS"),
         (VARIANTS + "name: a/b\n", "name"),
     ],
@@ -121,10 +118,10 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path, text, message):
 
 
 def test_a_base_is_needed_and_a_setting_of_a_variant_cannot_be_for_all(tmp_path):
-    with pytest.raises(ConfigError, match=r"--model\.norm is for all runs, but variant 'group'"):
+    with pytest.raises(ConfigError, match=r"--model\.norm is for all runs, but .*variant 'group'"):
         ablation_of(tmp_path, VARIANTS, "--model.norm=batch")
     write_text(tmp_path / "x.yaml", VARIANTS)
-    with pytest.raises(ConfigError, match=r"x\.yaml: base must be"):
+    with pytest.raises(ConfigError, match=r"x\.yaml: .*base"):
         read_ablation(tmp_path / "x.yaml")
 
 
@@ -148,7 +145,6 @@ def crew(tmp_path, ablation):
     """Makes a crew that trains by the given lines, which know `folder` and `finish`."""
     for run in ablation.runs:
         finish(run, 0.5)
-        (run.folder / TIME_FILE).unlink()
     ablation.folder.rename(tmp_path / "finished")
 
     def make(lines: str, **options) -> Crew:
@@ -163,10 +159,8 @@ def nothing() -> None:
     pass
 
 
-def test_every_run_is_trained_with_its_settings_and_all_attempts_are_timed(ablation, crew):
+def test_every_run_is_trained_with_its_settings(ablation, crew):
     published = []
-    earlier = ablation.runs[0]
-    write_json(earlier.folder / TIME_FILE, {"training_s": 1000.0})
     made = crew("finish()", parallel=2)
     assert made.train(ablation.runs, after_each=lambda: published.append(1)) == {}
     assert len(published) == 4
@@ -175,7 +169,6 @@ def test_every_run_is_trained_with_its_settings_and_all_attempts_are_timed(ablat
         given = settings.from_mapping(Config, settings.read_yaml(run.folder / GIVEN_FILE))
         assert given == run.config
         assert made.next_command(run) is None
-        assert 0 < run.training_s - (1000 if run is earlier else 0) < 60
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(ablation, crew):
@@ -254,12 +247,11 @@ def test_seeds_are_paired_with_those_of_the_first_variant(tmp_path):
         assert (summary["mean"], summary["difference"], summary["over_images"]) == (None, None, None)
     runs = by_name(ablation)
     for name, miou in (("plain_0", 0.5), ("plain_1", 0.6), ("group_1", 0.65), ("group_2", 0.8)):
-        finish(runs[name], miou, seconds=10 * miou)
+        finish(runs[name], miou)
     plain, group = summarise(ablation)
     assert (plain["variant"], plain["miou"], plain["seeds"]) == ("plain", {"0": 0.5, "1": 0.6}, 3)
     assert plain["mean"] == pytest.approx(0.55)
     assert plain["standard_deviation"] == pytest.approx(0.1 / 2**0.5)
-    assert plain["training_s"] == pytest.approx(5.5)
     assert (plain["difference"], group["p_over_seeds"]) == (None, None)
     assert group["miou"] == {"1": 0.65, "2": 0.8}
     assert group["difference"] == pytest.approx(0.05)
@@ -300,8 +292,8 @@ def test_few_or_equal_differences_have_plain_p_values():
 def test_the_table_has_a_row_per_variant_and_leaves_unknown_cells_open():
     plain = {"variant": "plain", "seeds": 3, "miou": {"0": 0.5, "1": 0.52}, "mean": 0.51}
     plain |= {"standard_deviation": 0.0141, "difference": None, "p_over_seeds": None}
-    plain |= {"over_images": None, "training_s": 62.0}
-    other = {**plain, "variant": "[red]", "difference": 0.015, "p_over_seeds": 0.205, "training_s": None}
+    plain |= {"over_images": None}
+    other = {**plain, "variant": "[red]", "difference": 0.015, "p_over_seeds": 0.205}
     images = {"difference_interval_95": [-0.001, 0.051], "p_value": 0.0601}
 
     def rows(*summaries):
@@ -309,8 +301,8 @@ def test_the_table_has_a_row_per_variant_and_leaves_unknown_cells_open():
         return [list(cells) for cells in zip(*(column.cells for column in columns), strict=True)]
 
     assert rows(plain, other) == [
-        ["plain", "2/3", "51.00 ± 1.41", "-", "-", "1.0 min"],
-        [r"\[red]", "2/3", "51.00 ± 1.41", "+1.50", "0.205", "-"],
+        ["plain", "2/3", "51.00 ± 1.41", "-", "-"],
+        [r"\[red]", "2/3", "51.00 ± 1.41", "+1.50", "0.205"],
     ]
     first, second = rows(plain, {**other, "over_images": images})
     assert (first[5:7], second[5:7]) == (["-", "-"], ["-0.1..+5.1", "0.0601"])

@@ -17,8 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,6 @@ from unetdist.train.config import Config
 from unetdist.train.run_folder import SETTINGS_FILE
 from unetdist.train.run_status import STOPPED_EARLY, read_status
 
-KEYS = ("name", "base", "settings", "seeds", "variants", "command")
-
 # Settings of a run that the ablation chooses, so that no variant may.
 OWN_SETTINGS = ("name", "runs_dir", "seed")
 
@@ -50,8 +47,23 @@ POLL_S = 0.1
 GIVEN_FILE = "ablation.yaml"
 # Output of a run's processes.
 LOG_FILE = "ablation.log"
-# Seconds that the training took, over all attempts.
-TIME_FILE = "ablation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationFile:
+    """The YAML of an ablation; settings may be nested or dotted."""
+
+    base: str
+    """Config file, such as configs/camvid.yaml."""
+    variants: dict[str, dict[str, Any] | None]
+    """What each variant changes; the others are compared with the first, which may change nothing."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings for all variants."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    name: str | None = None
+    """Folder of the runs; None: the name of the file."""
+    command: str = ""
+    """Command that trains, without settings, such as `accelerate launch launch/train.py`; empty: one process."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +103,6 @@ class AblationRun:
         config = json_records.parse(storage.read_file(self.folder / "last" / CONFIG_FILE))
         return float(config["metric"]["value"])
 
-    @property
-    def training_s(self) -> float:
-        """Seconds that its training took so far, over all attempts; 0 if unknown."""
-        with suppress(OSError, ValueError, KeyError):
-            return float(json_records.parse(storage.read_file(self.folder / TIME_FILE))["training_s"])
-        return 0.0
-
 
 @dataclass(frozen=True)
 class Ablation:
@@ -106,110 +111,58 @@ class Ablation:
     name: str
     folder: Path
     runs: tuple[AblationRun, ...]
-    command: tuple[str, ...] | None
-    """Command that trains, without settings; None: one process of this Python."""
-
-    def runs_by_variant(self) -> dict[str, list[AblationRun]]:
-        """In the order of the file; the others are compared with the first."""
-        names = dict.fromkeys(run.variant for run in self.runs)
-        return {name: [run for run in self.runs if run.variant == name] for name in names}
+    command: list[str]
+    """Words of the command that trains, without settings; empty: one process of this Python."""
 
 
 def read_ablation(file: Path, words: Sequence[str] = ()) -> Ablation:
     """Read an ablation and build the settings of every run, so that mistakes show before any run is trained.
 
     Args:
-        file: YAML with `base` (a config file) and `variants` (name: settings, nested or dotted, or nothing); optional
-            are `settings` for all variants, `seeds` (0, 1, 2), `name` (that of the file) and `command` (words).
+        file: YAML of an `AblationFile`.
         words: `--section.field value` for all runs.
 
     Raises:
         ConfigError: a mistake in the file, in a variant or in `words`.
     """
-    values = settings.read_yaml(file)
-    for key in values:
-        if key not in KEYS:
-            raise ConfigError(f"{file}: unknown key '{key}'{settings.suggestion(str(key), KEYS)}")
-    if not isinstance(values.get("base"), str):
-        raise ConfigError(f"{file}: base must be the path of a config file, such as configs/camvid.yaml")
-    for_all = values.get("settings", {})
-    if not isinstance(for_all, Mapping):
-        raise ConfigError(f"{file}: settings must hold settings, not {for_all!r}; use `trainer.max_epochs: 20`")
-    options = [
-        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in settings.flat(_nested(for_all)).items()
-    ]
-    argv = ["--config", values["base"], *options, *words]
-    base = settings.parse(Config, argv, prog="launch/ablate.py", description="")
-    if base.data.val is None:
-        raise ConfigError(f"{file}: data.val is needed to compare the variants; give --data.val SHARDS")
-    base = replace(base, name=str(values.get("name", file.stem)))  # refuses names that cannot be a folder
-    folder = Path(base.runs_dir) / base.name
-    configs = {
-        variant: _config_of(base, variant, changed, file)
-        for variant, changed in _read_variants(values, file, words).items()
-    }
-    seeds = values.get("seeds", [0, 1, 2])
-    is_list = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-    if not is_list or not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{file}: seeds ({seeds}) must be a list of different numbers; use [0, 1, 2]")
-    command = values.get("command")
-    if command is not None and (not isinstance(command, str) or not command.split()):
-        raise ConfigError(
-            f"{file}: command ({command!r}) must be words without settings; use `accelerate launch launch/train.py`, "
-            "or leave it out for one process"
-        )
+    given = settings.from_mapping(AblationFile, settings.read_yaml(file), where=str(file))
+    if len(given.variants) < 2:
+        raise ConfigError(f"{file}: variants must name two or more; the first may change nothing: `plain: {{}}`")
+    if not given.seeds or len(set(given.seeds)) < len(given.seeds):
+        raise ConfigError(f"{file}: seeds ({list(given.seeds)}) must be different numbers; use [0, 1, 2]")
+    common = ["--config", given.base, *_options(given.settings), *words]
+    for_all = {word.split("=")[0] for word in words if word.startswith("--")}
+    configs = {}
+    for variant, changed in given.variants.items():
+        where, options = f"{file}: variant '{variant}'", _options(changed or {})
+        if not re.fullmatch(r"[\w-][\w.-]*", variant):
+            raise ConfigError(f"{where} becomes a folder; use letters, digits, '-', '_' and '.'")
+        for option in (option.split("=")[0] for option in options):
+            if option.removeprefix("--") in OWN_SETTINGS:
+                raise ConfigError(f"{where} sets {option}, which the ablation itself sets; remove it")
+            if option in for_all:
+                raise ConfigError(f"{option} is for all runs, but {where} changes it; give it in one place")
+        try:
+            config = settings.parse(Config, [*common, *options], prog="launch/ablate.py", description="")
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if config.data.val is None:
+            raise ConfigError(f"{where}: data.val is needed to compare the variants; give --data.val SHARDS")
+        configs[variant] = replace(config, name=given.name or file.stem)  # refuses names that cannot be a folder
+    first = next(iter(configs.values()))
+    folder = Path(first.runs_dir) / first.name
     runs = tuple(
         AblationRun(variant, replace(config, runs_dir=str(folder), name=f"{variant}_{seed}", seed=seed))
-        for seed in seeds
+        for seed in given.seeds
         for variant, config in configs.items()
     )
-    return Ablation(base.name, folder, runs, None if command is None else tuple(command.split()))
+    return Ablation(first.name, folder, runs, given.command.split())
 
 
-def _read_variants(values: Mapping[str, Any], file: Path, words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The settings that each variant changes, nested."""
-    variants = values.get("variants")
-    if not isinstance(variants, Mapping) or len(variants) < 2:
-        raise ConfigError(
-            f"{file}: variants must name two or more, each with the settings that it changes; the others are compared "
-            "with the first, which may change nothing: `plain: {}`"
-        )
-    for_all = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
-    changes = {}
-    for name, changed in variants.items():
-        if not re.fullmatch(r"[\w-][\w.-]*", str(name)):
-            raise ConfigError(f"{file}: variant '{name}' becomes a folder; use letters, digits, '-', '_' and '.'")
-        if changed is not None and not isinstance(changed, Mapping):
-            raise ConfigError(f"{file}: variant '{name}' must hold settings, not {changed!r}; use `model.norm: group`")
-        changes[str(name)] = _nested(changed or {})
-        for key in settings.flat(changes[str(name)]):
-            if key in OWN_SETTINGS:
-                raise ConfigError(f"{file}: variant '{name}' sets {key}, which the ablation itself sets; remove it")
-            if key in for_all:
-                raise ConfigError(
-                    f"--{key} is for all runs, but variant '{name}' of {file} changes it; give it in one place"
-                )
-    return changes
-
-
-def _config_of(base: Config, variant: str, changed: Mapping[str, Any], file: Path) -> Config:
-    where, values = f"{file}: variant '{variant}'", settings.laid_over(settings.to_mapping(base), changed)
-    try:
-        return settings.from_mapping(Config, values, where=where)
-    except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from None
-
-
-def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """`model.norm: group` as `model: {norm: group}`."""
-    nested: dict[str, Any] = {}
-    for key, value in dotted.items():
-        for part in reversed(str(key).split(".")):
-            value = {part: value}
-        nested = settings.laid_over(nested, value)
-    return nested
+def _options(changed: Mapping[str, Any]) -> list[str]:
+    """The settings, nested or dotted, as words of a command line."""
+    flat = settings.flat(changed)
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flat.items()]
 
 
 @dataclass(kw_only=True)
@@ -218,7 +171,7 @@ class Crew:
 
     scripts: Path
     """The folder launch/."""
-    command: Sequence[str] | None = None
+    command: Sequence[str] = ()
     parallel: int = 1
     per_image: bool = False
     """Whether to count the confusion matrix of every validation image of a finished run."""
@@ -266,7 +219,6 @@ class Crew:
         return ""
 
     def _run(self, run: AblationRun, command: list[str], watch: SignalWatch) -> str:
-        is_training, began = not run.is_finished, time.monotonic()
         with open(run.folder / LOG_FILE, "ab+") as log:
             start = log.tell()
             process = subprocess.Popen(
@@ -280,9 +232,6 @@ class Crew:
                 process.wait()
             log.seek(start)
             output = log.read().decode(errors="replace")
-        if is_training:
-            seconds = round(run.training_s + time.monotonic() - began, 3)
-            storage.write_json(run.folder / TIME_FILE, {"training_s": seconds})
         if process.returncode == STOPPED_EARLY:
             return "it was stopped; the same command continues it"
         if process.returncode == 0:
@@ -298,13 +247,14 @@ def summarise(ablation: Ablation) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the matrices of two runs are of different images.
     """
-    runs = ablation.runs_by_variant()
+    runs: dict[str, list[AblationRun]] = {}
+    for run in ablation.runs:
+        runs.setdefault(run.variant, []).append(run)
     first = next(iter(runs.values()))
     of_first: dict[int, float] = {}
     summaries = []
     for variant, own in runs.items():
         mious = {run.config.seed: run.miou for run in own if run.is_finished}
-        times = [run.training_s for run in own if run.is_finished and run.training_s]
         differences = [mious[seed] - of_first[seed] for seed in mious if seed in of_first]
         of_first = mious if own is first else of_first
         values = (settings.to_mapping(run.config) for run in (first[0], own[0]))
@@ -320,7 +270,6 @@ def summarise(ablation: Ablation) -> list[dict[str, Any]]:
                 "difference": statistics.fmean(differences) if differences else None,
                 "p_over_seeds": paired_t_test(differences),
                 "over_images": None if own is first else compare_images(first, own),
-                "training_s": statistics.fmean(times) if times else None,
             }
         )
     return summaries
@@ -365,7 +314,7 @@ def table_of(summaries: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     table.add_column("variant", no_wrap=True)
     has_images = any(summary["over_images"] for summary in summaries)
     images = ["95% images", "p images"] if has_images else []
-    for heading in ("seeds", "mIoU %", "differs", "p seeds", *images, "time"):
+    for heading in ("seeds", "mIoU %", "differs", "p seeds", *images):
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in summaries:
         deviation = summary["standard_deviation"]
@@ -379,8 +328,7 @@ def table_of(summaries: Sequence[Mapping[str, Any]], *, title: str) -> Table:
             found = summary["over_images"] or {"difference_interval_95": None, "p_value": None}
             ends = [_cell(end, "+.1f", 100) for end in found["difference_interval_95"] or ()]
             cells += ["..".join(ends) or "-", _cell(found["p_value"], ".4f")]
-        seconds = summary["training_s"]
-        table.add_row(escape(summary["variant"]), *cells, "-" if seconds is None else f"{seconds / 60:.1f} min")
+        table.add_row(escape(summary["variant"]), *cells)
     return table
 
 
