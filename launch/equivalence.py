@@ -18,7 +18,7 @@ from pathlib import Path
 
 from unetdist.apps.equivalence import record
 from unetdist.apps.equivalence.compare import compare
-from unetdist.apps.equivalence.report import ComparisonRow, EquivalenceReport, render
+from unetdist.apps.equivalence.report import ComparisonRow, render
 from unetdist.apps.equivalence.worlds import (
     ComparisonPlan,
     broken_by,
@@ -27,6 +27,7 @@ from unetdist.apps.equivalence.worlds import (
     processes,
     runs_of,
     train_all,
+    trained_config,
 )
 from unetdist.cli import settings
 from unetdist.cli.logs import PlainConsole, logger, run_script, set_up_logging
@@ -41,37 +42,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     config = settings.parse(Config, words, prog="launch/equivalence.py", description=__doc__)
     set_up_logging()
-    report = compare_worlds(config, args.world, steps=args.steps, float64=args.float64)
-    PlainConsole().print(render(report))
-    return 0 if report.is_as_promised else 1
+    return compare_worlds(config, args.world, steps=args.steps, float64=args.float64)
 
 
-def compare_worlds(config: Config, worlds: Sequence[int], *, steps: int, float64: bool) -> EquivalenceReport:
-    """Train all runs one after the other and compare them with the first."""
+def compare_worlds(config: Config, worlds: Sequence[int], *, steps: int, float64: bool) -> int:
+    """Train all runs one after the other, compare them with the first, and return the exit code."""
     on_gpu = has_gpus(worlds)
-    all_steps = check_worlds(config, worlds, device_type="cuda" if on_gpu else "cpu")
+    steps = min(steps, check_worlds(config, worlds, device_type="cuda" if on_gpu else "cpu"))
+    config = trained_config(config, float64=float64)
     runs = runs_of(worlds)
+    logger.info("%d runs of %d steps; each launch takes a few seconds", len(runs), steps)
     with tempfile.TemporaryDirectory(prefix="unetdist-equivalence-") as work:
         plan = ComparisonPlan(
-            config=config,
-            steps=min(steps, all_steps),
-            float64=float64,
-            on_gpu=on_gpu,
-            script=Path(__file__),
-            work=Path(work),
+            config=config, steps=steps, float64=float64, on_gpu=on_gpu, script=Path(__file__), work=Path(work)
         )
-        logger.info("%d runs of %d steps; each launch takes a few seconds", len(runs), plan.steps)
         reference, *records = train_all(runs, plan)
-    noise = next(lines for run, lines in zip(runs[1:], records, strict=True) if run.is_nudged)
+    _, noise, *_ = records
     rows = [
         ComparisonRow(
-            run, compare(reference, lines, noise, float64=float64), broken_by(plan.trained, (worlds[0], run.world_size))
+            run, compare(reference, lines, noise, float64=float64), broken_by(config, (worlds[0], run.world_size))
         )
         for run, lines in zip(runs[1:], records, strict=True)
     ]
     kind = f"float{64 if float64 else 32} on {'GPUs' if on_gpu else 'the CPU'}"
-    title = f"{config.name}: {plan.steps} steps in {kind}, compared with {processes(worlds[0])}"
-    return EquivalenceReport(title=title, rows=rows, float64=float64)
+    title = f"{config.name}: {steps} steps in {kind}, compared with {processes(worlds[0])}"
+    PlainConsole().print(render(title, rows, float64=float64))
+    return 0 if all(row.is_as_promised for row in rows) else 1
 
 
 def parse_world(text: str) -> tuple[int, ...]:

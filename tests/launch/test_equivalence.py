@@ -47,7 +47,7 @@ def test_equal_worlds_end_with_0(config, trained, capsys):
     assert "tiny: 10 steps in float32 on the CPU, compared with 1 process" in output
     assert "As promised" in output
     [(runs, plan)] = trained
-    assert [run.label for run in runs] == ["1", "1 again", "1 nudged", "2"]
+    assert [run.label for run in runs] == ["1 reference", "1 again", "1 nudged", "2"]
     assert plan.steps == 10  # of the 20 that were asked for: the whole training
     assert not plan.work.exists()
 

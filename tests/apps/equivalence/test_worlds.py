@@ -9,7 +9,15 @@ import pytest
 
 from tests.apps.equivalence.runs import values_of
 from unetdist.apps.equivalence import worlds
-from unetdist.apps.equivalence.worlds import ComparedRun, ComparisonPlan, processes, runs_of, train, train_all
+from unetdist.apps.equivalence.worlds import (
+    ComparedRun,
+    ComparisonPlan,
+    processes,
+    runs_of,
+    train,
+    train_all,
+    trained_config,
+)
 from unetdist.cli import settings
 from unetdist.errors import TrainingError
 from unetdist.train.config import Config
@@ -26,16 +34,7 @@ with open(task["record"], "w") as record, open(run / "metrics.jsonl", "w") as me
     for step in range(task["steps"] + 1):
         record.write(json.dumps({"step": step, "samples": [], "ranks_agree": True, "differences": {}}) + "\\n")
         metrics.write(json.dumps({"step": step, "train/loss": 1.0 / (1 + step)}) + "\\n")
-    record.write('{"step": ')
 """
-
-
-class Bar:
-    def __init__(self) -> None:
-        self.done: list[tuple[int, str]] = []
-
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        self.done.append((amount, note))
 
 
 @pytest.fixture
@@ -44,7 +43,12 @@ def plan(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     return ComparisonPlan(
-        config=config, steps=3, float64=False, on_gpu=False, script=ROOT / "launch" / "equivalence.py", work=work
+        config=trained_config(config, float64=False),
+        steps=3,
+        float64=False,
+        on_gpu=False,
+        script=ROOT / "launch" / "equivalence.py",
+        work=work,
     )
 
 
@@ -67,10 +71,9 @@ def launched(monkeypatch):
 
 def test_the_first_world_is_repeated_and_nudged():
     runs = runs_of((2, 1, 4))
-    assert [run.label for run in runs] == ["2", "2 again", "2 nudged", "1", "4"]
+    assert [run.label for run in runs] == ["2 reference", "2 again", "2 nudged", "1", "4"]
     assert [run.world_size for run in runs] == [2, 2, 2, 1, 4]
-    assert [run.is_reference for run in runs] == [True, False, False, False, False]
-    assert [run.title for run in runs[1:4]] == ["2 processes again", "2 processes nudged", "1 process"]
+    assert [run.title for run in runs[:4]] == ["2 processes", "2 processes again", "2 processes nudged", "1 process"]
     assert processes(3) == "3 processes"
 
 
@@ -87,7 +90,7 @@ def test_each_run_is_a_launch_on_the_cpu_with_the_file_for_its_size(plan, launch
 def test_gpus_are_seen_where_there_are_enough(plan, launched, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     commands = launched(FAKE)
-    train(ComparedRun("4", 4), replace(plan, on_gpu=True), Bar())
+    train(ComparedRun(4), replace(plan, on_gpu=True))
     assert Path(commands[0][commands[0].index("--config_file") + 1]).name == "one_node.yaml"
     assert commands[0][-1] == "CUDA_VISIBLE_DEVICES=None"
     monkeypatch.setattr(worlds.torch.cuda, "device_count", lambda: 2)
@@ -95,23 +98,28 @@ def test_gpus_are_seen_where_there_are_enough(plan, launched, monkeypatch):
     assert not worlds.has_gpus((1, 2, 4))
 
 
-def test_a_record_has_the_loss_of_each_step_and_the_bar_moves(plan, launched):
+def test_a_record_has_the_loss_of_each_step(plan, launched):
     launched(FAKE)
-    bar = Bar()
-    record = train(ComparedRun("2", 2), plan, bar)
+    record = train(ComparedRun(2), plan)
     assert [line["step"] for line in record] == [0, 1, 2, 3]
     assert [line["train/loss"] for line in record[1:]] == [1 / 2, 1 / 3, 1 / 4]
-    assert sum(amount for amount, _ in bar.done) == plan.steps
-    assert [bar.done[0], bar.done[-1][1]] == [(0, "2 processes, starting"), "2 processes"]
 
 
-def test_runs_have_the_settings_of_the_user_but_touch_nothing_of_theirs(plan):
-    config, trained = settings.to_mapping(plan.config), settings.to_mapping(plan.trained)
-    assert set(settings.differences(config, trained)) == {"runs_dir", "tracking.tracker"}
-    assert trained["runs_dir"].startswith(str(plan.work))
-    bf16 = replace(plan.config, trainer=replace(plan.config.trainer, mixed_precision="bf16"))
-    assert replace(plan, config=bf16).trained.trainer.mixed_precision == "bf16"
-    assert replace(plan, config=bf16, float64=True).trained.trainer.mixed_precision == "no"
+def test_runs_have_the_settings_of_the_user_but_no_dashboard(plan, tmp_path):
+    config = settings.from_mapping(Config, values_of(tmp_path, tracking={"tracker": "wandb"}))
+    trained = trained_config(config, float64=False)
+    differences = settings.differences(settings.to_mapping(config), settings.to_mapping(trained))
+    assert set(differences) == {"tracking.tracker"}
+    bf16 = replace(config, trainer=replace(config.trainer, mixed_precision="bf16"))
+    assert trained_config(bf16, float64=False).trainer.mixed_precision == "bf16"
+    assert trained_config(bf16, float64=True).trainer.mixed_precision == "no"
+
+
+def test_runs_write_nothing_outside_their_folder(plan, launched):
+    launched(FAKE)
+    train(ComparedRun(1), plan)
+    assert (plan.work / "runs" / "1" / "metrics.jsonl").is_file()
+    assert not Path(plan.config.runs_dir).exists()
 
 
 def test_a_run_that_fails_says_what_its_processes_said_to_the_user(plan, launched):
@@ -120,7 +128,7 @@ def test_a_run_that_fails_says_what_its_processes_said_to_the_user(plan, launche
         "print('[rank 1] error: no shards here; write them.'); sys.exit(1)"
     )
     with pytest.raises(TrainingError) as error:
-        train(ComparedRun("2 nudged", 2), plan, Bar())
+        train(ComparedRun(2, "nudged"), plan)
     text = "the run on 2 processes nudged ended with exit code 1:\n[rank 1] error: no shards here; write them."
     assert str(error.value) == text
 
@@ -128,24 +136,24 @@ def test_a_run_that_fails_says_what_its_processes_said_to_the_user(plan, launche
 def test_a_run_that_fails_otherwise_shows_the_end_of_its_output(plan, launched):
     launched("print(*range(100), sep='\\n'); raise MemoryError('no room')")
     with pytest.raises(TrainingError, match=r"(?s)exit code 1:\n.*\n99\n.*MemoryError: no room$") as error:
-        train(ComparedRun("1", 1), plan, Bar())
+        train(ComparedRun(1), plan)
     assert "\n50\n" not in str(error.value)
 
 
 def test_a_run_does_not_outlive_the_command(plan, launched, monkeypatch):
     launched("import time; time.sleep(600)")
-    started = []
-    popen = worlds.subprocess.Popen
+    popen, started = worlds.subprocess.Popen, []
+
+    def interrupt():
+        del started[0].wait
+        raise KeyboardInterrupt
 
     def keep(*args, **kwargs):
         started.append(popen(*args, **kwargs))
+        started[0].wait = interrupt
         return started[0]
 
-    def interrupt(_):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(worlds.subprocess, "Popen", keep)
-    monkeypatch.setattr(worlds, "_lines", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(ComparedRun("1", 1), plan, Bar())
-    assert started[0].poll() is not None
+        train(ComparedRun(1), plan)
+    assert started[0].returncode is not None

@@ -1,16 +1,12 @@
 """Compares the records of two runs: how far they differ, from which step on, and whether rounding explains it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
-# One step: the line of `record.write_step`, joined with that of metrics.jsonl.
-Line = Mapping[str, Any]
-
-# The lines of all steps; the first describes the weights before training.
-Record = Sequence[Line]
+# One line per step, that of `record.write_step` joined with that of metrics.jsonl; the first is before training.
+Record = Sequence[Mapping[str, Any]]
 
 # A run may differ this many times as much as the nudged run, because both differences are random.
 FACTOR = 10.0
@@ -32,7 +28,6 @@ class Difference:
     """Largest absolute difference of a weight; relative difference of loss or gradient norm."""
     where: str
     """Name of the tensor, "loss" or "gradient"."""
-
     allowed: float
 
 
@@ -48,18 +43,11 @@ class RunComparison:
     """The largest difference of loss, gradient and weights over all steps."""
     first: Mapping[str, Difference]
     """The first difference of each that is more than allowed."""
-    weights: Sequence[Difference]
-    """The difference of weights after each step."""
 
     @property
     def is_equal(self) -> bool:
         """Whether rounding explains all differences."""
         return self.other_samples is None and self.ranks_part is None and not self.first
-
-    @property
-    def is_equal_bit_by_bit(self) -> bool:
-        """Whether there is no difference at all."""
-        return self.is_equal and not any(difference.amount for difference in self.largest.values())
 
 
 def compare(reference: Record, other: Record, noise: Record, *, float64: bool) -> RunComparison:
@@ -71,51 +59,39 @@ def compare(reference: Record, other: Record, noise: Record, *, float64: bool) -
         noise: record of a run that differs from the reference only by rounding; it sets what is allowed.
         float64: whether the runs used double precision.
     """
-    steps = list(zip(reference, other, noise, strict=True))
-    found = {what: _differences(what, steps, float64=float64) for what in QUANTITIES}
-    beyond = {
-        what: [difference for difference in differences if difference.amount > difference.allowed]
-        for what, differences in found.items()
-    }
+    found = {what: _differences(what, reference, other, noise, float64=float64) for what in QUANTITIES}
+    beyond = {what: [each for each in steps if each.amount > each.allowed] for what, steps in found.items()}
+    pairs = zip(reference, other, strict=True)
     return RunComparison(
-        other_samples=_first(before["step"] for before, after, _ in steps if before["samples"] != after["samples"]),
-        ranks_part=_first(line["step"] for line in other if not line["ranks_agree"]),
-        largest={what: max(differences, key=lambda one: one.amount) for what, differences in found.items()},
-        weights=found["weights"],
-        first={what: differences[0] for what, differences in beyond.items() if differences},
+        other_samples=next((one["step"] for one, two in pairs if one["samples"] != two["samples"]), None),
+        ranks_part=next((line["step"] for line in other if not line["ranks_agree"]), None),
+        largest={what: max(steps, key=lambda each: each.amount) for what, steps in found.items()},
+        first={what: steps[0] for what, steps in beyond.items() if steps},
     )
 
 
-def _differences(what: str, steps: Sequence[tuple[Line, Line, Line]], *, float64: bool) -> list[Difference]:
-    """Compare (reference, run, noise) step by step."""
-    # A difference that rounding made once may stay, so it is allowed in all later steps.
-    by_rounding = accumulate((_amount(what, before, noisy)[0] for before, _, noisy in steps), max)
-    # Adam moves a weight by the learning rate, however small its gradient is: if the gradient is only rounding, in any
-    # direction.
-    wandered = accumulate(before.get("train/lr", 0.0) for before, _, _ in steps)
-    return [
-        Difference(
-            before["step"],
-            *_amount(what, before, after),
-            max(FLOORS[float64], FACTOR * noise, 0.0 if float64 or what != "weights" else far),
-        )
-        for (before, after, _), noise, far in zip(steps, by_rounding, wandered, strict=True)
-    ]
+def _differences(what: str, reference: Record, other: Record, noise: Record, *, float64: bool) -> list[Difference]:
+    differences, by_rounding, wandered = [], 0.0, 0.0
+    for before, after, nudged in zip(reference, other, noise, strict=True):
+        # A difference that rounding made once may stay, so it is allowed in all later steps.
+        by_rounding = max(by_rounding, _amount(what, before, nudged)[0])
+        # Adam moves a weight by the learning rate, however small its gradient is: if the gradient is only rounding, in
+        # any direction.
+        if what == "weights" and not float64:
+            wandered += before.get("train/lr", 0.0)
+        allowed = max(FLOORS[float64], FACTOR * by_rounding, wandered)
+        differences.append(Difference(before["step"], *_amount(what, before, after), allowed))
+    return differences
 
 
-def _amount(what: str, before: Line, after: Line) -> tuple[float, str]:
-    """The difference of a step's loss, gradient or weights, and the name of the tensor that differs most."""
+def _amount(what: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the difference of a step's loss, gradient or weights, and the name of the tensor that differs most."""
     if what == "weights":
         amounts = {name: math.inf if math.isnan(value) else value for name, value in after["differences"].items()}
-        name = max(amounts, key=amounts.__getitem__, default="")
-        return amounts.get(name, 0.0), name
-    one, other = (line.get(QUANTITIES[what]) for line in (before, after))
-    if one == other:
+        return max(((amount, name) for name, amount in amounts.items()), default=(0.0, ""))
+    one, two = before.get(QUANTITIES[what]), after.get(QUANTITIES[what])
+    if one == two:
         return 0.0, what
-    if one is None or other is None:  # metrics.jsonl has null for numbers that are not finite
+    if one is None or two is None:  # metrics.jsonl has null for numbers that are not finite
         return math.inf, what
-    return abs(one - other) / max(abs(one), abs(other)), what
-
-
-def _first(steps: Iterable[int]) -> int | None:
-    return next(iter(steps), None)
+    return abs(one - two) / max(abs(one), abs(two)), what

@@ -81,16 +81,27 @@ def watch(trainer: Trainer, task: RecordTask) -> None:
 
 def write_step(trainer: Trainer, task: RecordTask, step: int, micro_batches: list[Batch]) -> None:
     """Collective. Write one line of the record."""
-    samples = samples_of(micro_batches, trainer.world)
+    samples = samples_of(micro_batches, trainer.world) if micro_batches else []
     ranks_agree = agree(trainer.model, trainer.world)
     trainer.settle()  # as before a validation: norm statistics on all ranks; training does not read them
     if not trainer.world.is_main:
         return
-    tensors = tensors_of(trainer)
+    models = {"": trainer.model} if trainer.ema is None else {"": trainer.model, "ema.": trainer.ema.module}
+    tensors = {
+        prefix + name: value.detach().cpu().contiguous()
+        for prefix, model in models.items()
+        for name, value in model.state_dict().items()
+        if value.is_floating_point()  # nothing depends on a norm's count of batches
+    }
     file = Path(task.weights) / f"step_{step:08d}.safetensors"
     if task.is_reference:
         save_file(tensors, file)
-    differences = {} if task.is_reference else differences_of(load_file(file), tensors)
+    # The largest difference of each tensor that is not equal bit by bit.
+    differences = {
+        name: float((tensors[name].double() - value.double()).abs().max())
+        for name, value in load_file(file).items()
+        if not torch.equal(tensors[name], value)
+    }
     line = {"step": step, "samples": samples, "ranks_agree": ranks_agree, "differences": differences}
     with open(task.record, "a", encoding="utf-8") as record:
         record.write(json.dumps(line) + "\n")
@@ -103,11 +114,7 @@ def samples_of(micro_batches: list[Batch], world: World) -> list[list[int]]:
         for batch in micro_batches
         for sample_id, image, mask in zip(batch.ids, batch.image, batch.mask, strict=True)
     ]
-    if not mine:
-        return []
-    rows = torch.zeros(world.world_size, len(mine), 2, dtype=torch.int64, device=world.device)
-    rows[world.rank] = torch.tensor(mine)
-    return sorted(all_reduce_sum(rows).flatten(0, 1).tolist())
+    return sorted(_of_all_ranks(mine, world).flatten(0, 1).tolist())
 
 
 def agree(model: torch.nn.Module, world: World) -> bool:
@@ -115,26 +122,12 @@ def agree(model: torch.nn.Module, world: World) -> bool:
     checksum = 0
     for weight in model.parameters():
         checksum = zlib.crc32(weight.detach().cpu().numpy().tobytes(), checksum)
-    rows = torch.zeros(world.world_size, dtype=torch.int64, device=world.device)
-    rows[world.rank] = checksum
-    return len(set(all_reduce_sum(rows).tolist())) == 1
+    return len(set(_of_all_ranks(checksum, world).tolist())) == 1
 
 
-def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Weights, norm statistics and EMA weights by name, on the host."""
-    states = {"": trainer.model} if trainer.ema is None else {"": trainer.model, "ema.": trainer.ema.module}
-    return {
-        prefix + name: value.detach().cpu().contiguous()
-        for prefix, model in states.items()
-        for name, value in model.state_dict().items()
-        if value.is_floating_point()  # nothing depends on a norm's count of batches
-    }
-
-
-def differences_of(reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """The largest difference of each tensor that is not equal bit by bit."""
-    return {
-        name: float((value.double() - reference[name].double()).abs().max())
-        for name, value in tensors.items()
-        if not torch.equal(value, reference[name])
-    }
+def _of_all_ranks(mine: Any, world: World) -> Tensor:
+    """Collective. Return (world_size, ...) int64: what each rank passed, which has one shape on all."""
+    own = torch.tensor(mine, dtype=torch.int64, device=world.device)
+    rows = torch.zeros(world.world_size, *own.shape, dtype=torch.int64, device=world.device)
+    rows[world.rank] = own
+    return all_reduce_sum(rows)

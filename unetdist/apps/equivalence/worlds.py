@@ -5,11 +5,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +16,7 @@ from unetdist.apps.equivalence.compare import Record
 from unetdist.apps.equivalence.record import RecordTask
 from unetdist.cli import settings
 from unetdist.cli.credentials import public
-from unetdist.cli.logs import ProgressBar, progress
+from unetdist.cli.logs import progress
 from unetdist.data.loader import check_batch_sizes, open_data
 from unetdist.errors import TrainingError
 from unetdist.model.config import check_norm
@@ -28,9 +27,6 @@ from unetdist.train.checkpoint import CheckpointConfig
 from unetdist.train.config import Config
 from unetdist.train.trainer import Schedule
 
-# How often the progress of a run is read.
-POLL_S = 0.2
-
 # Last lines of output to show when a run fails without a message for the user.
 LINES_SHOWN = 30
 
@@ -39,23 +35,19 @@ LINES_SHOWN = 30
 class ComparedRun:
     """One training of the comparison."""
 
-    label: str
-    """Its number of processes, and "again" or "nudged"."""
     world_size: int
-    is_reference: bool = False
-    is_repeat: bool = False
-    is_nudged: bool = False
-    """Starts from weights that are changed in their last digit."""
+    kind: Literal["", "reference", "again", "nudged"] = ""
+    """`nudged` starts from weights that are changed in their last digit."""
 
     @property
-    def name(self) -> str:
-        """Name of its files."""
-        return self.label.replace(" ", "_")
+    def label(self) -> str:
+        """Such as "1 again" or "2"."""
+        return f"{self.world_size} {self.kind}".strip()
 
     @property
     def title(self) -> str:
         """Such as "1 process again" or "2 processes"."""
-        return " ".join([processes(self.world_size), *self.label.split()[1:]])
+        return f"{processes(self.world_size)} {self.kind.replace('reference', '')}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +55,7 @@ class ComparisonPlan:
     """The settings that all runs share."""
 
     config: Config
-    """The user's settings."""
+    """Those of `trained_config`."""
     steps: int
     float64: bool
     on_gpu: bool
@@ -72,35 +64,28 @@ class ComparisonPlan:
     work: Path
     """An empty folder for the files of all runs."""
 
-    @property
-    def trained(self) -> Config:
-        """The user's settings, without validation, checkpoints and dashboards, and in the chosen precision."""
-        return replace(
-            self.config,
-            runs_dir=str(self.work / "runs"),
-            data=replace(self.config.data, val=None),
-            trainer=replace(
-                self.config.trainer,
-                log_every=1,  # metrics.jsonl then has the loss of each step
-                mixed_precision="no" if self.float64 else self.config.trainer.mixed_precision,
-            ),
-            checkpoint=CheckpointConfig(),
-            tracking=TrackingConfig(tracker="none"),
-        )
 
-    def file(self, run: ComparedRun, kind: str) -> Path:
-        """A file of a run."""
-        return self.work / f"{run.name}.{kind}"
+def trained_config(config: Config, *, float64: bool) -> Config:
+    """Return the user's settings, without validation, checkpoints and dashboards, and in the chosen precision."""
+    precision = "no" if float64 else config.trainer.mixed_precision
+    return replace(
+        config,
+        data=replace(config.data, val=None),
+        # metrics.jsonl then has the loss of each step.
+        trainer=replace(config.trainer, log_every=1, mixed_precision=precision),
+        checkpoint=CheckpointConfig(),
+        tracking=TrackingConfig(tracker="none"),
+    )
 
 
 def runs_of(worlds: Sequence[int]) -> list[ComparedRun]:
-    """The runs: the first number of processes is the reference, and is repeated exactly and nudged."""
+    """Return the runs: the first number of processes is the reference, and is repeated exactly and nudged."""
     first = worlds[0]
     return [
-        ComparedRun(f"{first}", first, is_reference=True),
-        ComparedRun(f"{first} again", first, is_repeat=True),
-        ComparedRun(f"{first} nudged", first, is_nudged=True),
-        *(ComparedRun(f"{size}", size) for size in worlds[1:]),
+        ComparedRun(first, "reference"),
+        ComparedRun(first, "again"),
+        ComparedRun(first, "nudged"),
+        *map(ComparedRun, worlds[1:]),
     ]
 
 
@@ -116,35 +101,50 @@ def has_gpus(worlds: Sequence[int]) -> bool:
 
 def train_all(runs: Sequence[ComparedRun], plan: ComparisonPlan) -> list[Record]:
     """Train the runs one after the other and return their records."""
-    with progress("training", len(runs) * plan.steps) as bar:
-        return [train(run, plan, bar) for run in runs]
+    records = []
+    with progress("training", len(runs)) as bar:
+        for run in runs:
+            bar.advance(0, run.title)
+            records.append(train(run, plan))
+            bar.advance(1)
+    return records
 
 
-def train(run: ComparedRun, plan: ComparisonPlan, bar: ProgressBar) -> Record:
+def train(run: ComparedRun, plan: ComparisonPlan) -> Record:
     """Train one run and return its record, with loss and gradient norm.
 
     Raises:
         TrainingError: the run failed; the message has its errors.
     """
-    weights = plan.work / "weights"
+    name = run.label.replace(" ", "_")
+    record, task_file, log = (plan.work / f"{name}.{kind}" for kind in ("jsonl", "json", "log"))
+    weights, runs_dir = plan.work / "weights", plan.work / "runs"
     task = RecordTask(
-        settings=settings.to_mapping(replace(plan.trained, name=run.name)),
+        settings=settings.to_mapping(replace(plan.config, name=name, runs_dir=str(runs_dir))),
         steps=plan.steps,
         float64=plan.float64,
-        is_nudged=run.is_nudged,
-        record=str(plan.file(run, "jsonl")),
+        is_nudged=run.kind == "nudged",
+        record=str(record),
         weights=str(weights),
-        is_reference=run.is_reference,
+        is_reference=run.kind == "reference",
     )
     weights.mkdir(exist_ok=True)
-    private = public(task.settings) != task.settings
-    write_json(plan.file(run, "json"), asdict(task), private=private)
-    bar.advance(0, f"{run.title}, starting")
-    with open(plan.file(run, "log"), "wb") as output:
-        code = _watch(_start(run, plan, output), lambda done: bar.advance(done, run.title), plan.file(run, "jsonl"))
+    write_json(task_file, asdict(task), private=public(task.settings) != task.settings)
+    several = "one_node.yaml" if plan.on_gpu else "cpu.yaml"
+    file = plan.script.parents[1] / "configs" / "accelerate" / (several if run.world_size > 1 else "one_gpu.yaml")
+    launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    words = ["--num_processes", str(run.world_size), str(plan.script), "--task", str(task_file)]
+    env = os.environ | ({} if plan.on_gpu else {"CUDA_VISIBLE_DEVICES": ""})
+    with open(log, "wb") as output:
+        process = subprocess.Popen([*launch, *words], env=env, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait()
+        finally:
+            process.terminate()  # does nothing once the process has ended
+            process.wait()
     if code:
-        raise TrainingError(f"the run on {run.title} ended with exit code {code}:\n{_cause(plan.file(run, 'log'))}")
-    return joined(plan.file(run, "jsonl"), plan.work / "runs" / run.name / METRICS_FILE)
+        raise TrainingError(f"the run on {run.title} ended with exit code {code}:\n{_cause(log)}")
+    return joined(record, runs_dir / name / METRICS_FILE)
 
 
 def joined(record: Path, metrics: Path) -> Record:
@@ -153,47 +153,12 @@ def joined(record: Path, metrics: Path) -> Record:
     return [{**of_step.get(line["step"], {}), **line} for line in _lines(record)]
 
 
-def _start(run: ComparedRun, plan: ComparisonPlan, output: IO[bytes]) -> "subprocess.Popen[bytes]":
-    several = "one_node.yaml" if plan.on_gpu else "cpu.yaml"
-    name = several if run.world_size > 1 else "one_gpu.yaml"
-    file = plan.script.parents[1] / "configs" / "accelerate" / name
-    words = ["--config_file", str(file), "--num_processes", str(run.world_size), str(plan.script)]
-    launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", *words, "--task"]
-    return subprocess.Popen(
-        [*launch, str(plan.file(run, "json"))],
-        env=os.environ | ({} if plan.on_gpu else {"CUDA_VISIBLE_DEVICES": ""}),
-        stdout=output,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def _watch(process: "subprocess.Popen[bytes]", advance: Callable[[int], None], record: Path) -> int:
-    """Report progress until the process ends, and return its exit code."""
-    done = 0
-    code: int | None = None
-    try:
-        while code is None:
-            with suppress(subprocess.TimeoutExpired):
-                code = process.wait(POLL_S)
-            steps = max(0, len(_lines(record)) - 1)  # the first line is before training
-            if steps > done:
-                advance(steps - done)
-                done = steps
-        return code
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-
-
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """All complete lines; none if there is no file yet."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _cause(log: Path) -> str:
-    """The error messages for the user, or the end of the output if there are none."""
+    """Return the error messages for the user, or the end of the output if there are none."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line for line in lines if re.match(r"(\[rank \d+\] )?error: ", line)]
     return "\n".join(dict.fromkeys(errors) if errors else lines[-LINES_SHOWN:])
@@ -214,39 +179,26 @@ def check_worlds(config: Config, worlds: Sequence[int], *, device_type: str) -> 
 
 
 def broken_by(config: Config, worlds: Sequence[int]) -> list[str]:
-    """The settings because of which weights may differ between these numbers of processes, each with its reason."""
+    """Return why the weights may differ between these numbers of processes: a setting and its reason each."""
     if len(set(worlds)) == 1:
         return []
-    reasons = []
-    normalised_together = {size * samples_per_forward(config, size) for size in worlds}
-    match config.model.norm:
-        case "batch":
-            reasons.append(
-                "model.norm (batch) normalises each process's own part of the batch; group and instance normalise each "
-                "image, sync_batch (GPUs) the batch of all processes"
-            )
-        case "sync_batch" if len(normalised_together) > 1:
-            reasons.append(
-                f"model.norm (sync_batch) normalises trainer.micro_batch_size ({config.trainer.micro_batch_size}) "
-                "samples of each process; remove micro_batch_size"
-            )
-    if config.model.encoder is not None:
-        reasons.append(
-            f"model.encoder ({config.model.encoder}) has its own norms, usually batch norm, whatever model.norm "
-            "says; null uses the encoder of model.widths"
-        )
-    if config.model.dropout:
-        reasons.append(f"model.dropout ({config.model.dropout}) drops different channels on each process; use 0")
-    if config.model.drop_path:
-        reasons.append(f"model.drop_path ({config.model.drop_path}) skips different blocks on each process; use 0")
-    if config.trainer.mixed_precision != "no":
-        reasons.append(
-            f"trainer.mixed_precision ({config.trainer.mixed_precision}) rounds the gradient of each process; "
-            "use no, or --float64"
-        )
-    return reasons
+    model, trainer = config.model, config.trainer
+    together = {size * samples_per_forward(config, size) for size in worlds}
+    reasons = {
+        f"model.norm ({model.norm}) normalises each process's own part of the batch; group and instance normalise each "
+        "image, sync_batch (GPUs) the batch of all processes": model.norm == "batch",
+        f"model.norm ({model.norm}) normalises trainer.micro_batch_size ({trainer.micro_batch_size}) samples of each "
+        "process; remove micro_batch_size": model.norm == "sync_batch" and len(together) > 1,
+        f"model.encoder ({model.encoder}) has its own norms, usually batch norm, whatever model.norm says; null uses "
+        "the encoder of model.widths": model.encoder is not None,
+        f"model.dropout ({model.dropout}) drops different channels on each process; use 0": model.dropout,
+        f"model.drop_path ({model.drop_path}) skips different blocks on each process; use 0": model.drop_path,
+        f"trainer.mixed_precision ({trainer.mixed_precision}) rounds the gradient of each process; use no, or "
+        "--float64": trainer.mixed_precision != "no",
+    }
+    return [reason for reason, applies in reasons.items() if applies]
 
 
 def samples_per_forward(config: Config, world_size: int) -> int:
-    """Number of samples that a process passes through the network at once."""
+    """Return the number of samples that a process passes through the network at once."""
     return config.trainer.micro_batch_size or max(1, config.trainer.global_batch_size // world_size)
