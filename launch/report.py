@@ -7,14 +7,14 @@ weights are scored on the run's data.val, if that is on this machine, or on --da
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from unetdist.apps.report.cards import draw_gallery
 from unetdist.apps.report.page import MAX_RUNS, render
-from unetdist.apps.report.run import ReportedRun, read_runs
-from unetdist.apps.report.scored import ScoredRun, score_run
+from unetdist.apps.report.run import ReportedRun, read_runs, score_run
 from unetdist.cli.logs import logger, run_script, set_up_logging
 from unetdist.errors import ConfigError, UnetdistError
 from unetdist.storage.files import write_atomic, write_text
@@ -26,25 +26,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check(args)
     set_up_logging()
     runs = read_runs(args.runs, args.weights)
-    scored, notes = _score(runs, args) if args.pictures else ({}, [])
-    if not args.pictures:
-        notes = ["No pictures and no class intervals, because of --pictures 0."]
+    notes = ["No pictures and no class intervals, because of --pictures 0."]
+    if args.pictures:
+        runs, notes = _score(runs, args)
     out = args.out or args.runs[0] / "report.html"
-    page = render(runs, scored, num_pictures=args.pictures, notes=notes)
+    page = render(runs, num_pictures=args.pictures, notes=notes)
     try:
         write_text(out, page)
     except OSError as error:
         raise ConfigError(f"--out ({out}) cannot be written ({error.strerror}); give another file.") from None
     logger.info("%s written, %.1f MB: open it in a browser", out, out.stat().st_size / 1e6)
     if args.gallery:
-        _write_gallery(args.gallery, scored, args.pictures)
+        _write_gallery(args.gallery, runs, args.pictures)
 
 
-def _write_gallery(file: Path, scored: dict[str, ScoredRun], count: int) -> None:
+def _write_gallery(file: Path, runs: Sequence[ReportedRun], count: int) -> None:
     """Draw the first run that could be scored."""
-    if not scored:
+    scored = next((run.scored for run in runs if run.scored), None)
+    if scored is None:
         raise ConfigError(f"--gallery ({file}) has no pictures to show; see the lines above.")
-    picture = Image.fromarray(draw_gallery(next(iter(scored.values())), count))
+    picture = Image.fromarray(draw_gallery(scored, count))
     try:
         with write_atomic(file) as out:
             picture.save(out, "PNG", optimize=True)
@@ -63,12 +64,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"{len(args.runs)} runs do not fit on one page; give at most {MAX_RUNS}.")
 
 
-def _score(runs: Sequence[ReportedRun], args: argparse.Namespace) -> tuple[dict[str, ScoredRun], list[str]]:
-    """Score the runs; return those that can be scored, by name, and a sentence for each of the others."""
-    scored, notes = {}, []
-    for run in runs:
+def _score(runs: Sequence[ReportedRun], args: argparse.Namespace) -> tuple[list[ReportedRun], list[str]]:
+    """Return the runs, scored where that is possible, and a sentence for each of the others."""
+    scored, notes = list(runs), []
+    for index, run in enumerate(runs):
         try:
-            scored[run.name] = score_run(run, args.data, num_workers=args.num_workers)
+            scored[index] = replace(run, scored=score_run(run, args.data, num_workers=args.num_workers))
         except (UnetdistError, OSError) as error:
             logger.warning("%s is reported without pictures: %s", run.name, error)
             notes.append(f"No pictures and no class intervals for {run.name}: {error}")

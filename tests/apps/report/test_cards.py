@@ -7,8 +7,7 @@ from PIL import Image
 from tests.apps.report.runs import validation_set, write_run
 from tests.predict.export.models import PALETTE
 from unetdist.apps.report import cards
-from unetdist.apps.report.run import read_runs
-from unetdist.apps.report.scored import score_run
+from unetdist.apps.report.run import read_runs, score_run
 
 
 def decoded(url):

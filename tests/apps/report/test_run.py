@@ -1,12 +1,15 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 
-from tests.apps.report.runs import CONFUSION, write_run, write_weights
+from tests.apps.report.runs import CONFUSION, validation_set, write_run, write_weights
 from tests.synthetic import CLASS_NAMES
-from unetdist.apps.report.run import read_runs
+from unetdist.apps.report.run import class_intervals, extremes, read_runs, score_run
 from unetdist.errors import CheckpointError, ConfigError
+from unetdist.evaluation.metrics import PoissonBootstrap, confusion_matrix
 
 
 def read(folder, which="best"):
@@ -21,10 +24,8 @@ def test_a_run_tells_its_curves_scores_and_settings(tmp_path):
     assert losses[0] == 0.3
     assert np.isnan(run.series("val/iou/tree")[1]).all()
     assert run.series("never logged")[0].size == 0
-    assert (run.latest("train/epoch"), run.latest("val/iou/tree"), run.latest("nothing")) == (4, None, None)
     assert run.class_names == CLASS_NAMES
-    assert (run.confusion == CONFUSION).all()
-    assert run.training_s == 20
+    assert run.report["confusion"] == CONFUSION.tolist()
     assert run.status.state == "finished"
 
 
@@ -32,7 +33,7 @@ def test_a_run_that_has_just_begun_is_read_too(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/config.yaml").write_text("name: x\n")
     run = read(tmp_path / "x")
-    assert (run.weights, run.rows, run.confusion, run.training_s, run.status) == (None, [], None, None, None)
+    assert (run.weights, run.rows, run.report, run.status) == (None, [], {}, None)
 
 
 def test_the_weights_that_are_not_there_are_replaced_by_those_that_are(tmp_path):
@@ -112,3 +113,61 @@ def test_runs_of_other_classes_are_refused(tmp_path):
     file.write_text(file.read_text().replace('"road"', '"lake"'))
     with pytest.raises(ConfigError, match=r"y has other classes than .+x; write a report of each"):
         read_runs(folders)
+
+
+@pytest.fixture
+def run(tmp_path):
+    (run,) = read_runs([write_run(tmp_path / "x", val=validation_set(tmp_path))])
+    return run
+
+
+def test_each_picture_shown_is_the_one_that_was_counted(run):
+    scored = score_run(run, num_workers=0)
+    assert len(scored.keys) == len(scored.per_image) == 7
+    for sample_id, (image, mask, pred) in zip((3, 0), scored.predict([3, 0]), strict=True):
+        counted = confusion_matrix(torch.from_numpy(pred), torch.from_numpy(mask.copy()), 3)
+        assert (counted.numpy() == scored.per_image[sample_id]).all()
+        assert image.shape == (*mask.shape, 3)
+
+
+def test_the_validation_set_may_be_another(run, tmp_path):
+    elsewhere = validation_set(tmp_path / "other", 3)
+    assert len(score_run(run, str(elsewhere), num_workers=0).keys) == 3
+
+
+def test_a_run_without_weights_or_validation_set_cannot_be_scored(run):
+    with pytest.raises(ConfigError, match="has no weights yet; wait for its first validation"):
+        score_run(dataclasses.replace(run, weights=None))
+    with pytest.raises(ConfigError, match=r"name no data.val; give --data SHARDS"):
+        score_run(dataclasses.replace(run, settings={}))
+
+
+def test_intervals_of_classes_are_those_of_the_bootstrap():
+    rng = np.random.default_rng(0)
+    per_image = rng.integers(0, 50, (20, 2, 2))
+    two = np.array(class_intervals(per_image))
+    assert ((two[:, 0] < two[:, 1]) & (two > 0).all(1) & (two < 1).all(1)).all()
+    iou = np.diag(per_image.sum(0)) / (per_image.sum((0, 1)) + per_image.sum((0, 2)) - np.diag(per_image.sum(0)))
+    assert ((two[:, 0] < iou) & (iou < two[:, 1])).all()
+    padded = np.zeros((20, 3, 3), np.int64)
+    padded[:, :1, :1] = per_image[:, :1, :1]
+    padded[:, 0, 1] = 5
+    bootstrap = PoissonBootstrap(3)
+    for sample_id, each in enumerate(padded):
+        bootstrap.add(sample_id, each)
+    low, _ = class_intervals(padded)[0]
+    assert 2 * bootstrap.interval()[0] == pytest.approx(low)  # the second class has IoU 0, the third is absent
+    assert np.isnan(class_intervals(padded)[2]).all()
+
+
+def test_worst_and_best_do_not_overlap_and_ignored_images_are_left_out(run):
+    scored = score_run(run, num_workers=0)
+    shares = [0.5, 0.9, 0.1, 0.0, 0.7]
+    per_image = np.array([[[int(100 * s), 100 - int(100 * s), 0], [0] * 3, [0] * 3] for s in shares])
+    per_image[3] = 0
+    ranked = dataclasses.replace(scored, per_image=per_image)
+    assert np.isnan(ranked.image_mious[3])
+    assert extremes([ranked], 1) == ([2], [1])
+    assert extremes([ranked], 4) == ([2, 0], [1, 4])
+    worst, best = extremes([ranked, ranked], 2)
+    assert not set(worst) & set(best)

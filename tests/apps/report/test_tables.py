@@ -1,9 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from tests.apps.report.runs import validation_set, write_run
 from unetdist.apps.report import tables
-from unetdist.apps.report.run import read_runs
-from unetdist.apps.report.scored import score_run
+from unetdist.apps.report.run import read_runs, score_run
 
 
 @pytest.fixture
@@ -13,8 +14,8 @@ def run(tmp_path):
 
 
 def test_results_are_those_that_the_run_noted_where_it_was_not_scored_anew(run):
-    (row,) = tables.results([run], {})
-    assert row["interval"] == (0.4, 0.6)
+    (row,) = tables.results([run])
+    assert row["miou_interval_95"] == [0.4, 0.6]
     assert row["miou"] == pytest.approx(run.model["report"]["miou"])
     assert (row["num_samples"], row["step"], row["weights"], row["difference"]) == (7, 30, "best", None)
 
@@ -22,18 +23,19 @@ def test_results_are_those_that_the_run_noted_where_it_was_not_scored_anew(run):
 def test_runs_that_were_scored_anew_are_compared_image_by_image(tmp_path):
     val = validation_set(tmp_path)
     runs = read_runs([write_run(tmp_path / name, val=val) for name in ("x", "y")])
-    scored = {run.name: score_run(run, num_workers=0) for run in runs}
-    first, second = tables.results(runs, scored)
+    scored = [replace(run, scored=score_run(run, num_workers=0)) for run in runs]
+    first, second = tables.results(scored)
     assert first["difference"] is None
-    assert second["difference"] == {"value": 0, "interval": (0, 0), "p": 1}  # they have the same weights
-    (cell, _) = tables.classes(runs, scored)[0]["runs"]
+    difference = second["difference"]  # they have the same weights
+    assert [difference[name] for name in ("difference", "difference_interval_95", "p_value")] == [0, [0, 0], 1]
+    (cell, _) = tables.classes(scored)[0]["runs"]
     assert cell["interval"][0] <= cell["iou"] <= cell["interval"][1]
-    others = {"x": scored["x"], "y": score_run(runs[1], str(validation_set(tmp_path / "other", 3)), num_workers=0)}
-    assert tables.results(runs, others)[1]["difference"] is None
+    other = score_run(runs[1], str(validation_set(tmp_path / "other", 3)), num_workers=0)
+    assert tables.results([scored[0], replace(runs[1], scored=other)])[1]["difference"] is None
 
 
 def test_classes_have_their_share_and_scores(run):
-    sky, _, tree = tables.classes([run], {})
+    sky, _, tree = tables.classes([run])
     assert (sky["name"], sky["share"]) == ("sky", pytest.approx(100 / 230))
     assert sky["runs"][0]["recall"] == 0.9
     assert sky["runs"][0]["interval"] is None
@@ -41,7 +43,7 @@ def test_classes_have_their_share_and_scores(run):
 
 
 def test_confusion_is_given_by_row_with_the_largest_mix_ups_first(run):
-    (matrix,) = tables.confusions([run], {})
+    (matrix,) = tables.confusions([run])
     assert [cell["count"] for cell in matrix["rows"][1]["cells"]] == [10, 80, 10]
     assert matrix["rows"][0]["cells"][1]["share"] == 0.08
     first = matrix["mix_ups"][0]

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unetdist.apps.report.scored import ScoredRun, extremes
+from unetdist.apps.report.run import ScoredRun, extremes
+from unetdist.apps.report.tables import largest_mix_ups
 from unetdist.data import drawing
 from unetdist.data.labels import IGNORE_INDEX, Palette
 
@@ -22,28 +23,27 @@ GALLERY_PX = 320
 WRONG_COLOR = (226, 32, 44)
 
 
-def make_cards(scored: Mapping[str, ScoredRun], count: int) -> list[dict[str, Any]]:
+def make_cards(runs: Mapping[str, ScoredRun], count: int) -> list[dict[str, Any]]:
     """The `count` worst and the `count` best images over all runs, as page.html shows them.
 
-    Args:
-        scored: by the name of the run, all on the same images.
-        count: number of the worst images, and of the best.
+    `runs` are by name, all scored on the same images.
     """
-    first = next(iter(scored.values()))
-    worst, best = extremes(list(scored.values()), count)
+    scored = list(runs.values())
+    first, palette = scored[0], scored[0].saved.palette
+    worst, best = extremes(scored, count)
     ids = [*worst, *best]
     titles = without_shared_folders([first.keys[sample_id] for sample_id in ids])
-    predicted = [each.predict(ids) for each in scored.values()]
+    predicted = zip(*(each.predict(ids) for each in scored), strict=True)
     return [
         {
             "kind": "worst" if place < len(worst) else "best",
             "key": first.keys[sample_id],
-            "title": titles[place],
-            "mious": {name: float(each.image_mious[sample_id]) for name, each in scored.items()},
-            "mistake": worst_mistake(first.per_image[sample_id], first.saved.palette.class_names),
-            **_layers([images[place] for images in predicted], first.saved.palette),
+            "title": title,
+            "mious": {name: float(each.image_mious[sample_id]) for name, each in runs.items()},
+            "mistake": worst_mistake(first.per_image[sample_id], palette.class_names),
+            **_layers(images, palette),
         }
-        for place, sample_id in enumerate(ids)
+        for place, (sample_id, title, images) in enumerate(zip(ids, titles, predicted, strict=True))
     ]
 
 
@@ -70,17 +70,10 @@ def without_shared_folders(keys: Sequence[str]) -> list[str]:
 
 def worst_mistake(confusion: NDArray[np.int64], class_names: Sequence[str]) -> str:
     """The largest off-diagonal cell in words; empty if every pixel is right."""
-    wrong = confusion - np.diag(np.diag(confusion))
-    row, column = divmod(int(wrong.argmax()), len(class_names))
-    if not wrong[row, column]:
-        return ""
-    fraction = wrong[row, column] / confusion.sum()
-    return f"{class_names[row]} taken for {class_names[column]}, {100 * fraction:.0f} % of the pixels"
-
-
-def image_url(image: NDArray[np.uint8]) -> str:
-    """An RGB image (H, W, 3) as a JPEG."""
-    return _url(Image.fromarray(image), "JPEG", quality=88, subsampling=0)
+    return "".join(
+        f"{each['target']} taken for {each['prediction']}, {100 * each['of_all']:.0f} % of the pixels"
+        for each in largest_mix_ups(confusion, class_names, 1)
+    )
 
 
 def mask_url(mask: NDArray[np.uint8], palette: Palette) -> str:
@@ -104,7 +97,8 @@ def _layers(predicted: Sequence[tuple[NDArray[np.uint8], ...]], palette: Palette
         _, pred = drawing.shrink(MAX_PX, original, full_pred)
         layers[f"run-{index}"] = mask_url(pred, palette)
         layers[f"wrong-{index}"] = mistakes_url(mask, pred)
-    return {"width": image.shape[1], "height": image.shape[0], "image": image_url(image), "layers": layers}
+    photo = _url(Image.fromarray(image), "JPEG", quality=88, subsampling=0)
+    return {"width": image.shape[1], "height": image.shape[0], "image": photo, "layers": layers}
 
 
 def _indexed_url(indices: NDArray[np.uint8], table: NDArray[np.uint8], transparent: int) -> str:

@@ -2,15 +2,13 @@
 
 import datetime
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
-from typing import Any
 
 from unetdist import __version__
 from unetdist.apps.report import charts, tables
 from unetdist.apps.report.cards import make_cards
-from unetdist.apps.report.run import ReportedRun
-from unetdist.apps.report.scored import ScoredRun
+from unetdist.apps.report.run import ReportedRun, ScoredRun
 from unetdist.cli import settings
 from unetdist.cli.credentials import mask
 from unetdist.errors import ConfigError
@@ -21,59 +19,17 @@ NOTHING = "\N{EN DASH}"
 MAX_RUNS = 8
 
 
-def render(
-    runs: Sequence[ReportedRun], scored: Mapping[str, ScoredRun], *, num_pictures: int, notes: Sequence[str] = ()
-) -> str:
+def render(runs: Sequence[ReportedRun], *, num_pictures: int, notes: Sequence[str] = ()) -> str:
     """Return the HTML of a report.
 
     Args:
-        runs: in the order of their columns.
-        scored: by name, the runs that could be scored.
+        runs: in the order of their columns; those that could be scored have `scored`.
         num_pictures: how many of the worst and of the best images to show.
         notes: sentences on what is missing, and why.
 
     Raises:
         ConfigError: plotly or jinja2 is not installed.
     """
-    template, plotly = _template()
-    alike = _on_the_same_images(scored)
-    results = tables.results(runs, scored)
-    dashes = [charts.run_dash(index)[1] for index in range(len(runs))]
-    page = template.render(
-        runs=[
-            {"name": run.name, "colors": charts.run_color(index), "dashes": dashes[index]}
-            for index, run in enumerate(runs)
-        ],
-        labels=next((run.labels for run in runs if run.labels), []),
-        results=results,
-        scored_results=[row for row in results if row["miou"] is not None],
-        classes=tables.classes(runs, scored),
-        class_runs=[
-            {"name": run.name, "number": index}
-            for index, run in enumerate(runs)
-            if tables.confusion_of(run, scored) is not None
-        ],
-        confusions=tables.confusions(runs, scored),
-        changes=tables.changes(runs),
-        settings=[{"name": run.name, "yaml": settings.to_yaml(run.settings)} for run in runs],
-        course=tables.course(runs),
-        curves=charts.curves(runs),
-        class_curves=charts.class_curves(runs),
-        cards=make_cards(alike, num_pictures) if alike and num_pictures else [],
-        card_runs=list(alike),
-        data=sorted({mask(each.data) for each in scored.values()}),
-        notes=[*notes, *_disagreements(runs, scored)],
-        style=_file("style.css"),
-        script=_file("script.js"),
-        plotly=plotly,
-        version=__version__,
-        date=datetime.date.today().isoformat(),
-    )
-    return str(page)
-
-
-def _template() -> tuple[Any, str]:
-    """The template of the page, and the source of plotly."""
     try:
         import jinja2
         from plotly.offline import get_plotlyjs
@@ -86,14 +42,36 @@ def _template() -> tuple[Any, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": percent,
-        "number": number,
-        "duration": duration,
-        "setting": setting,
-        "hex": charts.to_hex,
-    }
-    return environment.get_template("page.html"), get_plotlyjs()
+    environment.filters |= {"percent": percent, "number": number, "duration": duration, "hex": charts.to_hex}
+    alike = _on_the_same_images(runs)
+    results = tables.results(runs)
+    page = environment.get_template("page.html").render(
+        runs=[
+            {"name": run.name, "colors": charts.run_color(index), "dashes": charts.run_dash(index)[1]}
+            for index, run in enumerate(runs)
+        ],
+        labels=next((run.labels for run in runs if run.labels), []),
+        results=results,
+        scored_results=[row for row in results if row["miou"] is not None],
+        classes=tables.classes(runs),
+        class_runs=[{"name": run.name, "number": index} for index, run in enumerate(runs) if run.report],
+        confusions=tables.confusions(runs),
+        changes=tables.changes(runs),
+        settings=[{"name": run.name, "yaml": settings.to_yaml(run.settings)} for run in runs],
+        course=tables.course(runs),
+        curves=charts.curves(runs),
+        class_curves=charts.class_curves(runs),
+        cards=make_cards(alike, num_pictures) if alike and num_pictures else [],
+        card_runs=list(alike),
+        data=sorted({mask(run.scored.data) for run in runs if run.scored}),
+        notes=[*notes, *_disagreements(runs)],
+        style=_file("style.css"),
+        script=_file("script.js"),
+        plotly=get_plotlyjs(),
+        version=__version__,
+        date=datetime.date.today().isoformat(),
+    )
+    return str(page)
 
 
 def percent(ratio: float | None, digits: int = 1) -> str:
@@ -107,42 +85,28 @@ def number(value: float | None, digits: int = 0) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Format as 12 s, 3 min 20 s or 2 h 05 min, and None as a dash."""
-    if seconds is None:
-        return NOTHING
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    """Format as h:mm:ss, and None as a dash."""
+    return NOTHING if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
 
-def setting(value: Any) -> str:
-    """Format a value like a settings file."""
-    if isinstance(value, list):
-        return f"[{', '.join(setting(each) for each in value)}]"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
-
-
-def _on_the_same_images(scored: Mapping[str, ScoredRun]) -> dict[str, ScoredRun]:
-    """The first scored run, and the others on the same images and classes."""
-    first = next(iter(scored.values()), None)
+def _on_the_same_images(runs: Sequence[ReportedRun]) -> dict[str, ScoredRun]:
+    """The first scored run, and the others on the same images and classes, by name."""
+    scored = {run.name: run.scored for run in runs if run.scored}
+    keys = next((each.keys for each in scored.values()), ())
+    palettes = [each.saved.palette.to_records() for each in scored.values()]
     return {
         name: each
-        for name, each in scored.items()
-        if first is not None
-        and each.keys == first.keys
-        and each.saved.palette.to_records() == first.saved.palette.to_records()
+        for (name, each), palette in zip(scored.items(), palettes, strict=True)
+        if each.keys == keys and palette == palettes[0]
     }
 
 
-def _disagreements(runs: Sequence[ReportedRun], scored: Mapping[str, ScoredRun]) -> list[str]:
+def _disagreements(runs: Sequence[ReportedRun]) -> list[str]:
     """Notes on runs whose new score differs from the saved one (another precision, data set or machine)."""
     return [
         f"{run.name}: the confusion matrix differs from the one saved during training; the new one is shown."
         for run in runs
-        if run.name in scored and run.confusion is not None and (run.confusion != scored[run.name].confusion).any()
+        if run.saved_report and run.report["confusion"] != run.saved_report["confusion"]
     ]
 
 

@@ -1,5 +1,6 @@
-"""A run as its folder records it: settings, curves, scores, status."""
+"""A run as its folder records it, and its weights scored on its validation set."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetdist.cli import settings
-from unetdist.cli.credentials import public
+from unetdist.cli.credentials import mask, public
+from unetdist.data.loader import DataConfig, open_data, open_reader
+from unetdist.data.manifest import Manifest
+from unetdist.data.samples import Samples
 from unetdist.errors import ConfigError
-from unetdist.model.saved_model import CONFIG_FILE, MODEL_FILE, read_config
-from unetdist.storage.remote import is_url
+from unetdist.evaluation.evaluate import ValidationConfig
+from unetdist.evaluation.metrics import PoissonBootstrap, mean_iou, quantiles
+from unetdist.evaluation.validator import evaluations
+from unetdist.model.inference import InferenceConfig
+from unetdist.model.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, read_config
+from unetdist.predict import predict_image
+from unetdist.storage.remote import is_network, is_url
 from unetdist.tracking.metrics_file import METRICS_FILE, row_of
 from unetdist.train.run_folder import SETTINGS_FILE
 from unetdist.train.run_status import Status, read_status
 
 Which = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A validation set, scored for this report with the weights of a run."""
+
+    data: str
+    saved: SavedModel
+    inference: InferenceConfig
+    report: Mapping[str, Any]
+    """`Report.to_mapping` of the whole set."""
+    per_image: NDArray[np.int64]
+    """(N, C, C) confusion matrices by sample id, rows target."""
+    keys: tuple[str, ...]
+    """Keys by sample id."""
+    iou_intervals: Sequence[tuple[float, float]]
+    """95 % interval of each class; nan for a class that no resampled image holds."""
+
+    @property
+    def image_mious(self) -> NDArray[np.float64]:
+        """The mIoU of each image (N,) over the classes in it or in its prediction; nan if all of it is ignored."""
+        hits = self.per_image.diagonal(axis1=1, axis2=2)
+        return mean_iou(hits, self.per_image.sum(2), self.per_image.sum(1))
+
+    def predict(self, sample_ids: Sequence[int]) -> list[tuple[NDArray[np.uint8], ...]]:
+        """Image (H, W, C), mask and prediction (H, W) of these samples, at the size at which they were scored."""
+        access = DataConfig(train=self.data)
+        folder, manifest = open_data(access, self.data)
+        samples = Samples(
+            open_reader(access, folder, manifest),
+            channels=self.saved.model.config.in_channels,
+            num_classes=self.saved.palette.num_classes,
+        )
+        # Shards that were resized at sharding already have the model's size.
+        resize = None if manifest.resize == self.saved.resize else self.saved.resize
+        saved = dataclasses.replace(self.saved, resize=resize)
+        device = next(self.saved.model.parameters()).device
+        return [
+            (image, mask, predict_image(saved, image, inference=self.inference, device=device))
+            for image, mask in map(samples.load, sample_ids)
+        ]
 
 
 @dataclass(frozen=True)
@@ -35,17 +85,13 @@ class ReportedRun:
     model: Mapping[str, Any]
     """config.json of the weights; empty without weights."""
     status: Status | None
+    scored: ScoredRun | None = None
 
     def series(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Steps and values of the metric `name`; nan where it had no value."""
         found = [(row["step"], row[name]) for row in self.rows if name in row]
-        steps, values = zip(*found, strict=True) if found else ((), ())
-        return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
-
-    def latest(self, name: str) -> float | None:
-        """The last value of the metric `name`, or None."""
-        values = self.series(name)[1]
-        return float(values[-1]) if values.size and not np.isnan(values[-1]) else None
+        steps, values = np.array(found, dtype=np.float64).reshape(-1, 2).T
+        return steps, values
 
     @property
     def labels(self) -> list[Mapping[str, Any]]:
@@ -58,16 +104,14 @@ class ReportedRun:
         return tuple(record["name"] for record in self.labels)
 
     @property
-    def confusion(self) -> NDArray[np.int64] | None:
-        """Confusion matrix (C, C), rows target, that was counted when the weights were saved."""
-        report = self.model.get("report")
-        return None if report is None else np.array(report["confusion"], dtype=np.int64)
+    def saved_report(self) -> Mapping[str, Any]:
+        """`Report.to_mapping` of the validation after which the weights were saved; empty without one."""
+        return self.model.get("report") or {}
 
     @property
-    def training_s(self) -> float | None:
-        """Seconds spent in training steps, without validation; None if nothing was logged."""
-        steps, step_s = self.series("time/step_s")
-        return float(np.nansum(step_s * np.diff(steps, prepend=0.0))) if steps.size else None
+    def report(self) -> Mapping[str, Any]:
+        """The same for this report, if the run was scored again."""
+        return self.scored.report if self.scored else self.saved_report
 
     @property
     def validation_data(self) -> str | None:
@@ -123,7 +167,6 @@ def _read(folder: Path, name: str, which: Which) -> ReportedRun:
 
 
 def _rows(file: Path) -> list[dict[str, float | None]]:
-    """Read the lines of metrics.jsonl."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     rows = []
     for number, line in enumerate(lines, 1):
@@ -145,3 +188,72 @@ def _names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(folder) for folder in folders]
+
+
+def score_run(run: ReportedRun, data: str | None = None, *, num_workers: int = 2) -> ScoredRun:
+    """Score the weights of `run` in float32 on `data`, by default its own validation set, with its own settings.
+
+    Raises:
+        ConfigError: the run has no weights or no validation set, or the shards have other classes.
+        DataError: the shards cannot be read.
+    """
+    if run.weights is None:
+        raise ConfigError(f"{run.folder} has no weights yet; wait for its first validation.")
+    data = data or _own_data(run)
+    cfg = settings.from_mapping(
+        ValidationConfig, run.settings.get("validation") or {}, where=f"{run.folder}/config.yaml"
+    )
+    scoring = dataclasses.replace(cfg, boundary=False, calibration=False)
+    with evaluations([str(run.weights)], data, cfg=scoring, num_workers=num_workers) as (((validator, saved),), _):
+        report = validator.score(saved.model, per_image=True)
+        keys = tuple(validator.key_of(sample_id) for sample_id in range(report.num_samples))
+    assert report.per_image is not None
+    return ScoredRun(
+        data=data,
+        saved=saved,
+        inference=cfg.inference,
+        report=report.to_mapping(),
+        per_image=report.per_image,
+        keys=keys,
+        iou_intervals=class_intervals(report.per_image, replicates=cfg.bootstrap_replicates),
+    )
+
+
+def _own_data(run: ReportedRun) -> str:
+    """The validation set that the run's settings name, which must be on this machine."""
+    data = run.validation_data
+    if data is None:
+        raise ConfigError(f"the settings of {run.folder} name no data.val; give --data SHARDS.")
+    # The folder may be from somebody else: it must not choose which servers this machine contacts.
+    if is_network(data) or any(is_network(shard.name) for shard in Manifest.load(data).shards):
+        raise ConfigError(
+            f"the data.val of {run.folder}, {mask(data)}, is on a server; give it as --data if you trust it."
+        )
+    return data
+
+
+def class_intervals(per_image: NDArray[np.int64], *, replicates: int = 1000) -> list[tuple[float, float]]:
+    """95 % interval of each class's IoU, by the bootstrap that also gives the interval of the mIoU.
+
+    Args:
+        per_image: (N, C, C) confusion matrices, by sample id.
+        replicates: number of resampled sets.
+    """
+    bootstrap = PoissonBootstrap(per_image.shape[1], replicates)
+    for sample_id, confusion in enumerate(per_image):
+        bootstrap.add(sample_id, confusion)
+    hits, targets, predictions = (bootstrap.sums[:, row, :, None] for row in range(3))
+    ious = mean_iou(hits, targets, predictions)  # one class at a time
+    return [quantiles(values, 0.95) for values in ious.T]
+
+
+def extremes(scored: Sequence[ScoredRun], count: int) -> tuple[list[int], list[int]]:
+    """Ids of the `count` worst (worst first) and best images (best first) by mean mIoU over runs.
+
+    No image is in both lists. Images without a valid pixel are left out.
+    """
+    mious = np.mean([each.image_mious for each in scored], axis=0)
+    order = [int(index) for index in np.argsort(mious, kind="stable") if not np.isnan(mious[index])]
+    worst = order[: min(count, (len(order) + 1) // 2)]
+    best = order[len(worst) :][::-1][:count]
+    return worst, best
