@@ -9,15 +9,10 @@ from tests.distributed.launcher import run_ranks
 from unetdist.data.batch import Batch
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation import evaluate as module
-from unetdist.evaluation.evaluate import (
-    ExpectedCounts,
-    LeftEarlyError,
-    ValidationConfig,
-    evaluate,
-    fingerprint,
-    predict_fixed,
-)
-from unetdist.evaluation.metrics import Scores
+from unetdist.evaluation.boundary import BoundaryScores, boundary_counts
+from unetdist.evaluation.calibration import Reliability, reliability_counts
+from unetdist.evaluation.evaluate import ExpectedCounts, LeftEarlyError, ValidationConfig, evaluate, predict_fixed
+from unetdist.evaluation.metrics import PoissonBootstrap, Scores, confusion_matrix
 from unetdist.model.losses import LossConfig, build_loss
 
 CLASSES = ("sky", "road", "tree")
@@ -149,11 +144,35 @@ def test_settings_that_cannot_work_are_refused(name):
         ValidationConfig(**{name: 0})
 
 
-@pytest.mark.parametrize("num_samples", [1, 4, 5, 12])
-def test_the_fingerprint_of_all_samples_comes_in_blocks(num_samples, monkeypatch):
-    monkeypatch.setattr(module, "FINGERPRINT_BLOCK", 4)
-    assert module._fingerprint_of_all(num_samples) == fingerprint(np.arange(num_samples)[::-1])
-    assert module._fingerprint_of_all(num_samples) != fingerprint(np.arange(1, num_samples + 1))
+def test_the_device_is_read_only_now_and_then_and_every_image_counts(monkeypatch):
+    reads = []
+    read = module._Tally._read
+    monkeypatch.setattr(module, "READ_EVERY", 3)
+    monkeypatch.setattr(module._Tally, "_read", lambda tally: (reads.append(len(tally._unread)), read(tally)))
+    report = run([batch(i) for i in range(7)], extras=True)
+    assert reads == [3, 3, 1]
+    masks, preds, logits = MASKS, IMAGES[:, 2] // 100, predict(IMAGES)
+    each = [confusion_matrix(pred, mask, 3) for pred, mask in zip(preds, masks, strict=True)]
+    assert report.per_image.tolist() == [confusion.tolist() for confusion in each]
+    bootstrap = PoissonBootstrap(3, 50)
+    for sample_id, confusion in enumerate(each):
+        bootstrap.add(sample_id, confusion.numpy())
+    assert report.interval == bootstrap.interval()
+    outlines = sum(boundary_counts(pred, mask, 3) for pred, mask in zip(preds, masks, strict=True))
+    assert report.boundary.to_record() == BoundaryScores.from_counts(outlines.numpy(), CLASSES).to_record()
+    confidence = sum(reliability_counts(one, mask) for one, mask in zip(logits, masks, strict=True))
+    assert report.reliability.to_record() == Reliability.from_counts(confidence.numpy()).to_record()
+
+
+@pytest.mark.parametrize("extras", [{"boundary": True}, {"calibration": True}], ids=str)
+def test_outlines_and_confidence_can_be_scored_apart(extras):
+    cfg = ValidationConfig(batch_size=7, bootstrap_replicates=1, **extras)
+    loss = build_loss(LossConfig(), num_classes=3)
+    device = torch.device("cpu")
+    one = evaluate(predict, [batch(*range(7))], expected=expected(), loss=loss, cfg=cfg, device=device).to_mapping()
+    both = run([batch(*range(7))], batch_size=7, extras=True).to_mapping()
+    assert {name for name in ("boundary", "calibration") if name in one} == set(extras)
+    assert all(one[name] == both[name] for name in extras)
 
 
 def left_on_one_rank():

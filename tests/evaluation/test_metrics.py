@@ -7,10 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetdist.data.labels import IGNORE_INDEX
-from unetdist.errors import ConfigError, DataError
-from unetdist.evaluation.boundary import boundary_counts
-from unetdist.evaluation.calibration import reliability_counts
-from unetdist.evaluation.metrics import ImageCounts, PoissonBootstrap, Scores, confusion_matrix
+from unetdist.errors import DataError
+from unetdist.evaluation.metrics import PoissonBootstrap, Scores, confusion_matrix
 
 NAMES = ("sky", "road", "car")
 
@@ -145,7 +143,7 @@ def test_bootstrap_does_not_depend_on_ranks_or_order(order, num_ranks):
 
 def test_bootstrap_agrees_with_drawing_images_with_replacement():
     confusions = images(60)
-    low, high = bootstrap_of(confusions, range(60), replicates=4000).interval(0.95)
+    low, high = bootstrap_of(confusions, range(60), replicates=4000).interval()
     rng = np.random.default_rng(1)
     stacked = np.stack(confusions)
     mious = [Scores.from_confusion(stacked[rng.integers(0, 60, 60)].sum(axis=0), NAMES).miou for _ in range(4000)]
@@ -192,55 +190,3 @@ def test_bootstrap_of_nothing_is_nan_without_a_warning():
     low, high = PoissonBootstrap(3).interval()
     assert math.isnan(low)
     assert math.isnan(high)
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0, 95])
-def test_a_level_that_is_not_a_fraction_is_refused(level):
-    with pytest.raises(ConfigError, match=rf"level \({level}\) must be between 0 and 1; use 0.95"):
-        PoissonBootstrap(3).interval(level)
-
-
-def prediction(number):
-    generator = torch.Generator().manual_seed(number)
-    logits = torch.randn(3, 40, 30, generator=generator)
-    return logits, logits.argmax(0), torch.randint(0, 3, (40, 30), generator=generator).to(torch.uint8)
-
-
-def test_the_device_is_read_only_now_and_then_and_every_image_counts(monkeypatch):
-    images = ImageCounts(3, replicates=5, boundary=True, calibration=True, num_kept=10)
-    at_once = PoissonBootstrap(3, replicates=5)
-    reads = []
-    monkeypatch.setattr(images, "READ_EVERY", 4)
-    read = images.read
-    monkeypatch.setattr(images, "read", lambda: (reads.append(len(images._unread)), read()))
-    for number in range(10):
-        images.add(number, *prediction(number))
-    assert reads == [4, 4]
-    images.read()
-    images.read()
-    several = [prediction(number) for number in range(10)]
-    each = [confusion_matrix(pred, mask, 3) for _, pred, mask in several]
-    for number, confusion in enumerate(each):
-        at_once.add(number, confusion.numpy())
-    assert images.confusion.equal(sum(each))
-    assert images.per_image.equal(torch.stack(each))
-    assert (images.bootstrap.sums == at_once.sums).all()
-    assert images.boundary.equal(sum(boundary_counts(pred, mask, 3) for _, pred, mask in several))
-    assert images.reliability.equal(sum(reliability_counts(logits, mask) for logits, _, mask in several))
-
-
-@pytest.mark.parametrize(("boundary", "calibration"), [(False, False), (True, False), (False, True)])
-def test_sums_of_ranks_are_those_of_one(boundary, calibration):
-    whole, *ranks = (
-        ImageCounts(3, replicates=5, boundary=boundary, calibration=calibration, num_kept=4) for _ in range(3)
-    )
-    for number in range(4):
-        for counts in (whole, ranks[number % 2]):
-            counts.add(number, *prediction(number))
-    total = ranks[0].to_vector() + ranks[1].to_vector()
-    ranks[0].load_vector(total)
-    assert total.equal(whole.to_vector())
-    assert ranks[0].to_vector().equal(total)
-    assert ranks[0].bootstrap.interval() == whole.bootstrap.interval()
-    assert bool(whole.boundary.any()) == boundary
-    assert bool(whole.reliability.any()) == calibration

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unetdist.data.labels import IGNORE_INDEX
+from unetdist.evaluation.metrics import none_if_nan, ratio
 
 # Width of the outline as a fraction of the image's diagonal, from the paper.
 DILATION_RATIO = 0.02
@@ -93,13 +94,10 @@ class BoundaryScores:
     def from_counts(cls, counts: NDArray[np.int64], class_names: tuple[str, ...]) -> "BoundaryScores":
         """Score the sum of `boundary_counts` over images."""
         intersection, union = counts
-        iou = np.where(union > 0, intersection / np.maximum(union, 1), np.nan)
-        return cls(class_names, iou, float(np.nanmean(iou)) if union.any() else math.nan)
+        iou = ratio(intersection, union)
+        return cls(class_names, iou, float(ratio(np.nansum(iou), (union > 0).sum())))
 
     def to_record(self) -> dict[str, Any]:
         """Return JSON types, with None for nan."""
-        by_class = zip(self.class_names, self.iou.tolist(), strict=True)
-        return {
-            "boundary_miou": None if math.isnan(self.miou) else self.miou,
-            "classes": {name: None if math.isnan(iou) else iou for name, iou in by_class},
-        }
+        classes = dict(zip(self.class_names, map(none_if_nan, self.iou), strict=True))
+        return {"boundary_miou": none_if_nan(self.miou), "classes": classes}

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from unetdist.data.labels import IGNORE_INDEX
+from unetdist.evaluation.metrics import none_if_nan, ratio
 
 # Number of bins of equal width, from the paper.
 NUM_BINS = 15
@@ -64,20 +65,16 @@ class Reliability:
     def from_counts(cls, counts: NDArray[np.int64]) -> "Reliability":
         """Score the sum of `reliability_counts` over images."""
         pixels, right, parts = counts
-        filled = np.where(pixels > 0, pixels, 1)
-        accuracy = np.where(pixels > 0, right / filled, np.nan)
-        confidence = np.where(pixels > 0, parts / filled / UNIT, np.nan)
-        gaps = np.abs(right - parts / UNIT).sum()
-        error = float(gaps / pixels.sum()) if pixels.any() else math.nan
-        return cls(pixels, accuracy, confidence, error)
+        error = ratio(np.abs(right - parts / UNIT).sum(), pixels.sum())
+        return cls(pixels, ratio(right, pixels), ratio(parts / UNIT, pixels), float(error))
 
     def to_record(self) -> dict[str, Any]:
         """Return JSON types, with None for nan."""
         return {
-            "expected_calibration_error": None if math.isnan(self.error) else self.error,
+            "expected_calibration_error": none_if_nan(self.error),
             "pixels": self.pixels.tolist(),
-            "accuracy": [None if math.isnan(value) else value for value in self.accuracy.tolist()],
-            "confidence": [None if math.isnan(value) else value for value in self.confidence.tolist()],
+            "accuracy": [none_if_nan(value) for value in self.accuracy],
+            "confidence": [none_if_nan(value) for value in self.confidence],
         }
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.errors import ConfigError
-from unetdist.evaluation.metrics import PoissonBootstrap, mean_iou, none_if_nan, quantiles
+from unetdist.evaluation.metrics import PoissonBootstrap, central_95, mean_iou, none_if_nan
 
 # Number of random swaps in the test; with the observed assignment 10000.
 SWAPS = 9999
@@ -83,10 +83,10 @@ def compare(a: NDArray[np.int64], b: NDArray[np.int64], *, replicates: int = 100
     miou_a, miou_b = (float(_miou(_columns(each).sum(0))) for each in (a, b))
     return Comparison(
         miou_a,
-        draws[0].interval(0.95),
+        draws[0].interval(),
         miou_b,
-        draws[1].interval(0.95),
-        quantiles(_miou(draws[1].sums) - _miou(draws[0].sums), 0.95),
+        draws[1].interval(),
+        central_95(_miou(draws[1].sums) - _miou(draws[0].sums)),
         _randomization_test(_columns(a), _columns(b), seed),
         len(a),
     )

@@ -12,10 +12,10 @@ from unetdist.data.batch import Batch
 from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.distributed.collectives import all_reduce_sum
 from unetdist.errors import ConfigError, DataError
-from unetdist.evaluation.boundary import BoundaryScores
-from unetdist.evaluation.calibration import Reliability
+from unetdist.evaluation.boundary import BoundaryScores, boundary_counts
+from unetdist.evaluation.calibration import NUM_BINS, Reliability, reliability_counts
 from unetdist.evaluation.examples import Examples, ScoredImage
-from unetdist.evaluation.metrics import ImageCounts, Scores
+from unetdist.evaluation.metrics import PoissonBootstrap, Scores, confusion_matrix
 from unetdist.model.inference import InferenceConfig
 from unetdist.model.losses import Loss
 
@@ -23,8 +23,8 @@ from unetdist.model.losses import Loss
 # image together, one of them gets the logits and the others get None.
 PredictForRank = Callable[[Tensor], Tensor | None]
 
-# Sample ids that are hashed at once.
-FINGERPRINT_BLOCK = 2**20
+# Counts stay on the device until there are this many, because reading them waits for the device.
+READ_EVERY = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def evaluate(
     examples = Examples(num_examples)
     for batch in batches:
         if is_over():
-            tally.was_left += 1
+            tally.seen[0] += 1
             break
         there = batch.to(device, non_blocking=True)
         examples.read()
@@ -149,7 +149,7 @@ def evaluate(
             tally.add(batch.ids, there, logits, examples)
         on_batch(len(batch.ids))
     tally.reduce()
-    return tally.report(cfg, examples.gather(device))
+    return tally.report(examples.gather(device))
 
 
 class _Tally:
@@ -158,56 +158,79 @@ class _Tally:
     def __init__(
         self, expected: ExpectedCounts, loss: Loss, cfg: ValidationConfig, device: torch.device, num_kept: int
     ) -> None:
-        self.expected, self.loss, self.device = expected, loss, device
-        self.images = ImageCounts(
-            len(expected.class_names),
-            replicates=cfg.bootstrap_replicates,
-            boundary=cfg.boundary,
-            calibration=cfg.calibration,
-            num_kept=num_kept,
-        )
+        self.expected, self.loss, self.cfg, self.device = expected, loss, cfg, device
+        self.num_classes = len(expected.class_names)
         # Two numerators and two denominators stay apart until the end: a mean of means would depend on the ranks.
         self.loss_parts = torch.zeros(4, dtype=torch.float64, device=device)
-        self.seen = torch.zeros(2, dtype=torch.int64)
-        self.was_left = torch.zeros(1, dtype=torch.int64)
+        # Whether the rank left early, its number of samples, and their fingerprint.
+        self.seen = torch.zeros(3, dtype=torch.int64)
+        # The confusion matrix, and if requested the counts of outlines and of confidence.
+        self.sizes = [self.num_classes**2, cfg.boundary * 2 * self.num_classes, cfg.calibration * 3 * NUM_BINS]
+        self.sums = torch.zeros(sum(self.sizes), dtype=torch.int64)
+        self.per_image = torch.zeros(num_kept, self.num_classes, self.num_classes, dtype=torch.int64)
+        self.bootstrap = PoissonBootstrap(self.num_classes, cfg.bootstrap_replicates)
+        self._unread: list[tuple[int, Tensor]] = []
 
     def add(self, ids: Tensor, batch: Batch, logits: Tensor, examples: Examples) -> None:
         """Count a batch that is on the device; `ids` are on the CPU."""
-        mask, preds = batch.mask, logits.argmax(1)
-        for index, sample_id in enumerate(ids.tolist()):
+        for index, (sample_id, mask, pred) in enumerate(zip(ids.tolist(), batch.mask, logits.argmax(1), strict=True)):
             # Image by image, because the rounding of a batch's sum depends on which images are in it.
             one = slice(index, index + 1)
-            self.loss_parts += torch.cat(
-                [self.loss.sums(logits[one], mask[one]).double(), self.loss.denominators(batch.class_pixels[one])]
-            )
-            confusion = self.images.add(sample_id, logits[index], preds[index], mask[index])
-            examples.add(sample_id, confusion, batch.image[index], mask[index], preds[index])
-        self.seen += torch.tensor([len(ids), fingerprint(ids.numpy())])
+            numerators, denominators = self.loss.sums(logits[one], mask[None]), batch.class_pixels[one]
+            self.loss_parts += torch.cat([numerators.double(), self.loss.denominators(denominators)])
+            counts = [confusion_matrix(pred, mask, self.num_classes)]
+            if self.cfg.boundary:
+                counts.append(boundary_counts(pred, mask, self.num_classes))
+            if self.cfg.calibration:
+                counts.append(reliability_counts(logits[index], mask))
+            self._unread.append((sample_id, torch.cat([each.flatten() for each in counts])))
+            examples.add(sample_id, counts[0], batch.image[index], mask, pred)
+        self.seen += torch.tensor([0, len(ids), fingerprint(ids.numpy())])
+        if len(self._unread) >= READ_EVERY:
+            self._read()
+
+    def _read(self) -> None:
+        """Add the counts that are still on the device to the sums."""
+        if not self._unread:
+            return
+        ids, counts = zip(*self._unread, strict=True)
+        self._unread = []
+        for sample_id, row in zip(ids, torch.stack(counts).cpu(), strict=True):
+            self.sums += row
+            confusion = row[: self.sizes[0]].view(self.num_classes, self.num_classes)
+            self.bootstrap.add(sample_id, confusion.numpy())
+            if len(self.per_image):
+                self.per_image[sample_id] += confusion
 
     def reduce(self) -> None:
         """Collective. Sum over ranks, and check the sums against the manifest."""
-        counts = torch.cat([self.was_left, self.seen, self.images.to_vector()]).to(self.device)
-        counts, self.loss_parts = all_reduce_sum(counts).cpu(), all_reduce_sum(self.loss_parts).cpu()
-        if counts[0]:
+        self._read()
+        # `from_numpy` shares the memory of the bootstrap.
+        parts = [self.seen, self.sums, self.per_image, torch.from_numpy(self.bootstrap.sums)]
+        total = all_reduce_sum(torch.cat([part.flatten() for part in parts]).to(self.device)).cpu()
+        self.loss_parts = all_reduce_sum(self.loss_parts).cpu()
+        for part, values in zip(parts, torch.split(total, [part.numel() for part in parts]), strict=True):
+            part.copy_(values.view_as(part))
+        if self.seen[0]:
             raise LeftEarlyError
-        self.seen = counts[1:3]
-        self.images.load_vector(counts[3:])
-        prove_complete(self.images.confusion.numpy(), self.seen.tolist(), self.expected)
+        confusion = self.sums[: self.sizes[0]].view(self.num_classes, self.num_classes)
+        prove_complete(confusion.numpy(), self.seen[1:].tolist(), self.expected)
 
-    def report(self, cfg: ValidationConfig, examples: tuple[ScoredImage, ...]) -> Report:
-        images, names = self.images, self.expected.class_names
-        confusion = images.confusion.numpy()
+    def report(self, examples: tuple[ScoredImage, ...]) -> Report:
+        """Score the sums over all ranks."""
+        names = self.expected.class_names
+        confusion, boundary, reliability = (part.numpy() for part in torch.split(self.sums, self.sizes))
+        confusion = confusion.reshape(self.num_classes, self.num_classes)
         numerators, denominators = self.loss_parts[:2], self.loss_parts[2:]
-        losses = torch.where(denominators > 0, numerators / denominators, 0.0)
         return Report(
             confusion=confusion,
             scores=Scores.from_confusion(confusion, names),
-            interval=images.bootstrap.interval(0.95),
-            loss=float(losses.sum()),
-            num_samples=int(self.seen[0]),
-            boundary=BoundaryScores.from_counts(images.boundary.numpy(), names) if cfg.boundary else None,
-            reliability=Reliability.from_counts(images.reliability.numpy()) if cfg.calibration else None,
-            per_image=images.per_image.numpy() if len(images.per_image) else None,
+            interval=self.bootstrap.interval(),
+            loss=float(torch.where(denominators > 0, numerators / denominators, 0.0).sum()),
+            num_samples=int(self.seen[1]),
+            boundary=BoundaryScores.from_counts(boundary.reshape(2, -1), names) if self.cfg.boundary else None,
+            reliability=Reliability.from_counts(reliability.reshape(3, -1)) if self.cfg.calibration else None,
+            per_image=self.per_image.numpy() if len(self.per_image) else None,
             examples=examples,
         )
 
@@ -239,7 +262,7 @@ def prove_complete(confusion: np.ndarray, seen: list[int], expected: ExpectedCou
     problem = ""
     if num_samples != expected.num_samples:
         problem = f"{num_samples} samples were scored, the manifest lists {expected.num_samples}"
-    elif counted_fingerprint != _fingerprint_of_all(num_samples):
+    elif counted_fingerprint != fingerprint(np.arange(num_samples)):
         problem = f"{num_samples} samples were scored, but some of them twice and others never"
     else:
         counted = zip(expected.class_names, confusion.sum(1), expected.class_pixels, strict=True)
@@ -256,10 +279,3 @@ def prove_complete(confusion: np.ndarray, seen: list[int], expected: ExpectedCou
 def fingerprint(sample_ids: np.ndarray) -> int:
     """Sum the hashes of sample ids; wraps at 64 bits, as the sum over ranks does."""
     return int(keyed_hash(Stream.SCORED, sample_ids).view(np.int64).sum())
-
-
-def _fingerprint_of_all(num_samples: int) -> int:
-    # In blocks, because there may be a billion samples.
-    starts = range(0, num_samples, FINGERPRINT_BLOCK)
-    blocks = [fingerprint(np.arange(at, min(at + FINGERPRINT_BLOCK, num_samples))) for at in starts]
-    return int(np.array(blocks, np.int64).sum())

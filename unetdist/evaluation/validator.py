@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,38 +33,26 @@ from unetdist.model.saved_model import SavedModel, load_model
 from unetdist.model.unet import UNetConfig
 
 
+@dataclass(kw_only=True)
 class Validator:
-    """A validation set that can score any model of its classes."""
+    """A validation set that can score any model of its classes; `build_validator` makes it."""
 
-    def __init__(
-        self,
-        *,
-        batches: Iterable[Batch],
-        expected: ExpectedCounts,
-        loss: Loss,
-        cfg: ValidationConfig,
-        world: World,
-        autocast: Callable[[], AbstractContextManager[object]],
-        resize: tuple[int, int] | None,
-        key_of: Callable[[int], str],
-        num_pictures: int,
-    ) -> None:
-        """Store the parts of a validation set; `build_validator` makes them.
-
-        Args:
-            batches: this rank's samples, iterated again at each validation; all samples if `shares_windows`.
-            expected: counts of the manifest.
-            loss: criterion to report.
-            cfg: settings.
-            world: this process and the others.
-            autocast: context of the forward pass.
-            resize: (width, height) of the training images, if the validation images have another size.
-            key_of: returns the name of a sample id.
-            num_pictures: number of images to keep in the report.
-        """
-        self.batches, self.expected, self.loss, self.cfg = batches, expected, loss, cfg
-        self.world, self.autocast, self.resize = world, autocast, resize
-        self.key_of, self.num_pictures = key_of, num_pictures
+    batches: Iterable[Batch]
+    """This rank's samples, iterated again at each validation; all samples if `shares_windows`."""
+    expected: ExpectedCounts
+    """Counts of the manifest."""
+    loss: Loss
+    """Criterion to report."""
+    cfg: ValidationConfig
+    world: World
+    autocast: Callable[[], AbstractContextManager[object]]
+    """Context of the forward pass."""
+    resize: tuple[int, int] | None
+    """(width, height) of the training images, if the validation images have another size."""
+    key_of: Callable[[int], str]
+    """Returns the name of a sample id."""
+    num_pictures: int
+    """Number of images to keep in the report."""
 
     def score(
         self, model: nn.Module, *, per_image: bool = False, is_over: Callable[[], bool] = lambda: False

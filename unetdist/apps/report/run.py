@@ -16,7 +16,7 @@ from unetdist.data.manifest import Manifest
 from unetdist.data.samples import Samples
 from unetdist.errors import ConfigError
 from unetdist.evaluation.evaluate import ValidationConfig
-from unetdist.evaluation.metrics import PoissonBootstrap, mean_iou, quantiles
+from unetdist.evaluation.metrics import PoissonBootstrap, central_95, mean_iou
 from unetdist.evaluation.validator import evaluations
 from unetdist.model.inference import InferenceConfig
 from unetdist.model.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, read_config
@@ -244,7 +244,7 @@ def class_intervals(per_image: NDArray[np.int64], *, replicates: int = 1000) -> 
         bootstrap.add(sample_id, confusion)
     hits, targets, predictions = (bootstrap.sums[:, row, :, None] for row in range(3))
     ious = mean_iou(hits, targets, predictions)  # one class at a time
-    return [quantiles(values, 0.95) for values in ious.T]
+    return [central_95(values) for values in ious.T]
 
 
 def extremes(scored: Sequence[ScoredRun], count: int) -> tuple[list[int], list[int]]:
