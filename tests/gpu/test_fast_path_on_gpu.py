@@ -66,7 +66,7 @@ def test_no_step_of_the_fast_path_waits_for_the_device(building, waiting_is_an_e
         waiting_is_an_error(True)
         for _ in range(4):
             trainer.train_step(next(batches))
-            trainer.state.advance(trainer.global_batch_size)
+            trainer.state.step += 1
         waiting_is_an_error(False)
         assert trainer.step.model_with_loss.is_compiled == (PATHS[name].compiler is not None)
 

@@ -23,7 +23,7 @@ def test_kinds(settings, kind):
 
 def test_settings_reach_the_optimizer():
     adam = build_optimizer(nn.Linear(2, 2), OptimConfig(lr=0.25, betas=(0.8, 0.9)))
-    assert (adam.defaults["lr"], adam.defaults["betas"]) == (0.25, (0.8, 0.9))
+    assert (adam.param_groups[0]["lr"], adam.defaults["betas"]) == (0.25, (0.8, 0.9))
     sgd = build_optimizer(nn.Linear(2, 2), OptimConfig(kind="sgd", momentum=0.7, nesterov=True))
     assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.7, True)
 

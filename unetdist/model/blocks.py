@@ -77,10 +77,8 @@ class ConvBlock(nn.Module):
         super().__init__()
         inputs = [in_channels] + [out_channels] * (num_convs - 1)
         self.layers = nn.ModuleList(ConvNorm(channels, out_channels, kernel_size=3, norm=norm) for channels in inputs)
-        self.shortcut: nn.Module | None = None
-        if residual and in_channels == out_channels:
-            self.shortcut = nn.Identity()
-        elif residual:
+        self.shortcut: nn.Module | None = nn.Identity() if residual else None
+        if residual and in_channels != out_channels:
             self.shortcut = ConvNorm(in_channels, out_channels, kernel_size=1, norm=norm)
         self.drop_path = DropPath(drop_path)
 
@@ -136,14 +134,12 @@ class UpBlock(nn.Module):
         attention: bool = False,
     ) -> None:
         super().__init__()
-        self.up: nn.ConvTranspose2d | nn.Conv2d
-        match upsample:
-            case "transpose":
-                self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
-            case "bilinear":
-                # It commutes with the interpolation, and costs a quarter before it.
-                self.up = nn.Conv2d(in_channels, out_channels, kernel_size=1)
         self.is_bilinear = upsample == "bilinear"
+        self.up: nn.ConvTranspose2d | nn.Conv2d
+        if self.is_bilinear:  # the convolution commutes with the interpolation, and costs a quarter before it
+            self.up = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        else:
+            self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
         self.gate = AttentionGate(out_channels, in_channels) if attention else None
         self.block = ConvBlock(2 * out_channels, out_channels, num_convs=num_convs, norm=norm, residual=residual)
 

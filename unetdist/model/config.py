@@ -79,24 +79,18 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.level_widths) <= MAX_LEVELS:
-            raise ConfigError(
-                f"model.widths has {len(self.level_widths)} levels, and must have 1 to {MAX_LEVELS}; "
-                "use a list such as [16, 32, 64]"
-            )
+            levels = len(self.level_widths)
+            raise ConfigError(f"model.widths has {levels} levels, and must have 1 to {MAX_LEVELS}; use [16, 32, 64]")
         if not 1 <= min(self.level_widths) <= max(self.level_widths) <= MAX_WIDTH:
-            raise ConfigError(
-                f"model.widths ({list(self.level_widths)}) must be channel counts from 1 to {MAX_WIDTH}; "
-                "use a list such as [16, 32, 64]"
-            )
+            widths = list(self.level_widths)
+            raise ConfigError(f"model.widths ({widths}) must be channels from 1 to {MAX_WIDTH}; use [16, 32, 64]")
         for name, value, num_levels in (
             ("encoder_convs", self.encoder_convs, self.depth + 1),
             ("encoder_blocks", self.level_blocks or 1, self.depth + 1),
             ("decoder_convs", self.decoder_convs, self.depth),
         ):
-            counts = [value] if isinstance(value, int) else list(value)
-            if (not isinstance(value, int) and len(counts) != num_levels) or not (
-                1 <= min(counts, default=1) <= max(counts, default=1) <= MAX_CONVS
-            ):
+            counts = (value,) * num_levels if isinstance(value, int) else value
+            if len(counts) != num_levels or not all(1 <= count <= MAX_CONVS for count in counts):
                 raise ConfigError(
                     f"model.{name} ({value}) must be from 1 to {MAX_CONVS}, for {len(self.level_widths)} widths; "
                     f"use one number or a list of {num_levels}"

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,16 +49,15 @@ class InferenceConfig:
     network saw such sizes in training (`augment.scale_min`, `augment.scale_max`)."""
 
     def __post_init__(self) -> None:
-        if self.window is not None and min(self.window) < 1:
-            raise ConfigError(f"inference.window ({list(self.window)}) must be 1 or more pixels; use [512, 512].")
-        if not 0 <= self.overlap < 1:
-            raise ConfigError(f"inference.overlap ({self.overlap}) must be at least 0 and below 1; use 0.5.")
-        if self.window_batch < 1:
-            raise ConfigError(f"inference.window_batch ({self.window_batch}) must be at least 1; use 2.")
-        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
-            raise ConfigError(
-                f"inference.scales ({list(self.scales)}) must be one or more numbers above 0; use [0.75, 1.0, 1.25]."
-            )
+        scales_hold = bool(self.scales) and all(0 < scale < math.inf for scale in self.scales)
+        for name, holds, demand in (
+            ("window", self.window is None or min(self.window) >= 1, "1 or more pixels; use [512, 512]"),
+            ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1; use 0.5"),
+            ("window_batch", self.window_batch >= 1, "at least 1; use 2"),
+            ("scales", scales_hold, "one or more numbers above 0; use [0.75, 1.0, 1.25]"),
+        ):
+            if not holds:
+                raise ConfigError(f"inference.{name} ({getattr(self, name)}) must be {demand}.")
 
     @property
     def averages(self) -> bool:
@@ -65,8 +65,7 @@ class InferenceConfig:
         return self.flips or self.scales != (1.0,)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Team:
+class Team(NamedTuple):
     """Ranks that divide the windows of an image among them."""
 
     rank: int = 0
@@ -118,11 +117,7 @@ class Windows:
         self.rows = Axis(height, window[0], overlap, image.device)
         self.columns = Axis(width, window[1], overlap, image.device)
         self.corners = list(itertools.product(self.rows.starts, self.columns.starts))
-
-    @property
-    def num_batches(self) -> int:
-        """Number of batches that hold all windows."""
-        return math.ceil(len(self.corners) / self.batch_size)
+        self.num_batches = math.ceil(len(self.corners) / batch_size)
 
     def batch(self, number: int) -> Tensor:
         """(batch_size, C, h, w) windows; the last batch repeats the last window to keep its shape (and its kernel)."""
@@ -197,18 +192,11 @@ def predict_rows(
     inference: InferenceConfig = WHOLE_IMAGE,
     team: Team = ALONE,
 ) -> Iterator[Tensor]:
-    """Predict one image in bands of rows; with a window, only one strip of logits is in memory.
+    """Predict one image (1, C, H, W), as `predict_logits` does, in bands of rows.
 
+    With a window, only one strip of logits is in memory; with `resize` too, those at the training size as a whole.
     Collective if the team has several ranks: they take the batches of windows in turn, and the owner adds them up in
-    the order of the windows, so that the result does not depend on which rank computed them. With `resize` the logits
-    at the training size are in memory as a whole, and those at the image's own size in bands.
-
-    Args:
-        model: see `predict_logits`.
-        image: (1, C, H, W) uint8.
-        resize: see `predict_logits`.
-        inference: settings.
-        team: ranks that divide the windows.
+    the order of the windows, so that the result does not depend on which rank computed them.
 
     Yields:
         (num_classes, rows, W) logits from top to bottom; nothing on ranks other than the owner.
@@ -248,20 +236,16 @@ def mean_probabilities(model: Predict, inference: InferenceConfig) -> Predict:
     def predict(image: Tensor) -> Tensor:
         total = torch.zeros((), device=image.device)
         for scale, is_mirrored in views:
-            seen = _scaled(image, scale)
+            seen = image
+            if scale != 1:
+                size = [max(1, round(scale * length)) for length in image.shape[-2:]]
+                seen = F.interpolate(image.float(), size, mode="bilinear", align_corners=False, antialias=True)
             logits = model(seen.flip(-1)).flip(-1) if is_mirrored else model(seen)
             logits = _at_least_float32(logits)
             total = total + _interpolated(logits, image.shape[-2:]).softmax(1)
         return total / len(views)
 
     return predict
-
-
-def _scaled(image: Tensor, scale: float) -> Tensor:
-    if scale == 1:
-        return image
-    size = [max(1, round(scale * length)) for length in image.shape[-2:]]
-    return F.interpolate(image.float(), size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _resized(image: Tensor, resize: tuple[int, int]) -> Tensor:
@@ -275,7 +259,7 @@ def _interpolated(logits: Tensor, size: torch.Size) -> Tensor:
 
 
 def _interpolated_rows(logits: Tensor, size: torch.Size) -> Iterator[Tensor]:
-    """Do `_interpolated` for (K, h, w) in bands of rows."""
+    """`_interpolated` of (K, h, w) in bands of rows."""
     (old, _), (new, width) = logits.shape[-2:], size
     for top in range(0, new, BAND_ROWS):
         rows = torch.arange(top, min(new, top + BAND_ROWS), device=logits.device) + 0.5

@@ -8,8 +8,10 @@ roofline model, Williams et al. 2009). How many bytes move between two convoluti
 - `eager`: one pass per operator.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -91,31 +93,26 @@ def layers_of(config: UNetConfig, num_classes: int, size: tuple[int, int]) -> li
         image = torch.empty(1, channels, *size, dtype=torch.uint8)
     layers: list[Layer] = []
 
-    def add(name: str, conv: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-        if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
-            layers.append(
-                Layer(
-                    name=name,
-                    kind=_kind(name),
-                    in_shape=tuple(given[0].shape[1:]),
-                    out_shape=tuple(out.shape[1:]),
-                    num_weights=conv.weight.numel(),
-                    kernel_size=conv.kernel_size[0],
-                    is_transposed=isinstance(conv, nn.ConvTranspose2d),
-                    is_first=not given[0].requires_grad,
-                )
+    def add(name: str, conv: nn.Conv2d | nn.ConvTranspose2d, given: tuple[Tensor, ...], out: Tensor) -> None:
+        is_head = name.startswith(("head", "aux_heads"))
+        layers.append(
+            Layer(
+                name=name,
+                kind="head" if is_head else "up" if name.endswith(".up") else "conv",
+                in_shape=tuple(given[0].shape[1:]),
+                out_shape=tuple(out.shape[1:]),
+                num_weights=conv.weight.numel(),
+                kernel_size=conv.kernel_size[0],
+                is_transposed=isinstance(conv, nn.ConvTranspose2d),
+                is_first=not given[0].requires_grad,
             )
+        )
 
     for name, module in model.named_modules():
-        module.register_forward_hook(lambda module, given, out, name=name: add(name, module, given, out))
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(partial(add, name))
     model(image)
     return layers
-
-
-def _kind(name: str) -> Kind:
-    if name.startswith(("head", "aux_heads")):
-        return "head"
-    return "up" if name.endswith(".up") else "conv"
 
 
 def flops_of(layers: Sequence[Layer]) -> int:
@@ -127,17 +124,11 @@ def seconds_of(
     layers: Sequence[Layer], execution: Execution, *, batch_size: int, peaks: Peaks = H200, value_bytes: int = 2
 ) -> float:
     """Least time of a training step; an activation takes `value_bytes`, 2 in bf16."""
-
-    def kernels() -> Iterator[float]:
-        for layer in layers:
-            moved, out = (value_bytes * batch_size * _numel(shape) for shape in (layer.in_shape, layer.out_shape))
-            moved += out + value_bytes * layer.num_weights
-            yield layer.num_passes * peaks.seconds(layer.flops * batch_size, moved)
-            yield peaks.seconds(0, PASSES[execution][layer.kind] * out)
-            yield peaks.seconds(0, OPTIMIZER_BYTES * layer.num_weights)
-
-    return sum(kernels())
-
-
-def _numel(shape: Sequence[int]) -> int:
-    return torch.Size(shape).numel()
+    total = 0.0
+    for layer in layers:
+        moved, out = (value_bytes * batch_size * math.prod(shape) for shape in (layer.in_shape, layer.out_shape))
+        moved += out + value_bytes * layer.num_weights
+        total += layer.num_passes * peaks.seconds(layer.flops * batch_size, moved)
+        total += peaks.seconds(0, PASSES[execution][layer.kind] * out)
+        total += peaks.seconds(0, OPTIMIZER_BYTES * layer.num_weights)
+    return total

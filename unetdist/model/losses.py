@@ -45,15 +45,15 @@ class LossConfig:
     """Exponent that fades out pixels that are already right in `focal`; 0 gives cross entropy."""
 
     def __post_init__(self) -> None:
-        for name in ("ce_weight", "dice_weight", "focal_weight", "lovasz_weight", "focal_gamma"):
+        weights = ("ce_weight", "dice_weight", "focal_weight", "lovasz_weight")
+        for name in (*weights, "focal_gamma"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} ({getattr(self, name)}) must be a number of at least 0; use 0 or 1")
-        if not any((self.ce_weight, self.dice_weight, self.focal_weight, self.lovasz_weight)):
-            raise ConfigError("ce_weight (0) must be above 0 if no other term is; use ce_weight: 1")
+                raise ConfigError(f"loss.{name} ({getattr(self, name)}) must be a number of at least 0; use 0 or 1")
+        if not any(getattr(self, name) for name in weights):
+            raise ConfigError("loss.ce_weight (0) must be above 0 if no other term is; use ce_weight: 1")
         if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(
-                f"label_smoothing ({self.label_smoothing}) must be at least 0 and below 1; use 0 for none"
-            )
+            smoothing = self.label_smoothing
+            raise ConfigError(f"loss.label_smoothing ({smoothing}) must be at least 0 and below 1; use 0 for none")
 
 
 class Loss(nn.Module):
@@ -98,16 +98,14 @@ class Loss(nn.Module):
         logits = logits if logits.dtype == torch.float64 else logits.float()
         weights = self.class_weights.to(logits.dtype)
         over_pixels = over_images = logits.new_zeros(())
-        if config.ce_weight:
-            ce = cross_entropy_sum(logits, mask, weights, config.label_smoothing)
-            over_pixels = over_pixels + config.ce_weight * ce
-        if config.focal_weight:
-            focal = focal_sum(logits, mask, weights, config.focal_gamma)
-            over_pixels = over_pixels + config.focal_weight * focal
-        if config.dice_weight:
-            over_images = over_images + config.dice_weight * dice_sum(logits, mask)
-        if config.lovasz_weight:
-            over_images = over_images + config.lovasz_weight * lovasz_sum(logits, mask)
+        if factor := config.ce_weight:
+            over_pixels = over_pixels + factor * cross_entropy_sum(logits, mask, weights, config.label_smoothing)
+        if factor := config.focal_weight:
+            over_pixels = over_pixels + factor * focal_sum(logits, mask, weights, config.focal_gamma)
+        if factor := config.dice_weight:
+            over_images = over_images + factor * dice_sum(logits, mask)
+        if factor := config.lovasz_weight:
+            over_images = over_images + factor * lovasz_sum(logits, mask)
         return torch.stack([over_pixels, over_images])
 
     def forward(self, logits: Tensor | list[Tensor], mask: Tensor, denominators: Tensor) -> Tensor:
@@ -123,9 +121,8 @@ class Loss(nn.Module):
         """
         levels = [logits] if isinstance(logits, Tensor) else logits
         factors = [0.5**level for level in range(len(levels))]
-        sums = torch.stack(
-            [factor * self.sums(level, mask) for factor, level in zip(factors, levels, strict=True)]
-        ).sum(dim=0)
+        weighted = [factor * self.sums(level, mask) for factor, level in zip(factors, levels, strict=True)]
+        sums = torch.stack(weighted).sum(dim=0)
         # A division by 0 would be hidden by `where`, but its gradient would still be NaN.
         counts = denominators > 0
         safe = torch.where(counts, denominators, 1.0).to(sums.dtype)
@@ -186,7 +183,14 @@ def class_weights(
         ConfigError: a list of weights does not fit, or the pixel counts that the rule needs are missing.
     """
     if not isinstance(rule, str):
-        return _given_weights(rule, num_classes)
+        weights = torch.tensor(rule, dtype=torch.float64)
+        is_valid = len(weights) == num_classes and bool((weights.isfinite() & (weights >= 0)).all())
+        if not is_valid or not weights.any():
+            raise ConfigError(
+                f"loss.class_weights ({list(rule)}) must be {num_classes} numbers of at least 0 (one per class), not "
+                "all of them 0; use such a list, or a rule such as median_frequency"
+            )
+        return weights
     if rule == "none":
         return torch.ones(num_classes, dtype=torch.float64)
     pixels = torch.as_tensor([] if class_pixels is None else class_pixels, dtype=torch.float64)
@@ -208,17 +212,6 @@ def class_weights(
         case "enet":
             weights = 1 / torch.log(1.02 + pixels / pixels.sum())
     return torch.where(occurs, weights, 0.0)
-
-
-def _given_weights(values: Sequence[float], num_classes: int) -> Tensor:
-    weights = torch.tensor(values, dtype=torch.float64)
-    is_valid = len(weights) == num_classes and bool((weights.isfinite() & (weights >= 0)).all())
-    if not is_valid or not weights.any():
-        raise ConfigError(
-            f"loss.class_weights ({list(values)}) must be {num_classes} numbers of at least 0 (one per class), "
-            "not all of them 0; use such a list, or a rule such as median_frequency"
-        )
-    return weights
 
 
 def cross_entropy_sum(logits: Tensor, mask: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from unetdist import __version__
 from unetdist.cli import json_records, settings
 from unetdist.cli.json_records import Count
 from unetdist.cli.logs import logger
-from unetdist.data.decode import GIT_LFS_START, refuse_pointer
+from unetdist.data.decode import GIT_LFS_START
 from unetdist.data.image_file import ImageRange
 from unetdist.data.labels import Palette
 from unetdist.errors import CheckpointError, ConfigError, DataError
@@ -101,10 +101,10 @@ def save_model(
     Args:
         folder: created if absent; a model in it is replaced in one atomic step.
         state: `state_dict` of an unwrapped UNet; mean and std are among its buffers.
-        model: the architecture.
+        model: architecture.
         palette: classes and colours.
-        resize: (width, height) the shards were made with.
-        image_range: values of the source images that became 0 and 255; None: 8 bits, or unknown.
+        resize: see `SavedModel`.
+        image_range: see `SavedModel`.
         facts: metric, confusion, step and more, stored unchanged; JSON types.
     """
     if wrapped := [name for name in state if name.startswith(("module.", "_orig_mod."))]:
@@ -140,11 +140,15 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
     path = Path(folder) / MODEL_FILE
     with _opened(path) as file:
         text, config, described, palette = _configuration(file, path)
-        architecture = _architecture(described, path)
+        try:
+            architecture = settings.from_mapping(UNetConfig, described.model, where="its architecture")
+        except ConfigError as error:
+            raise _damaged(path, error) from None
+        architecture = replace(architecture, pretrained=False)  # the weights are here: nothing is downloaded
         names = set(file.keys())
         with unfilled(architecture):
             unet = UNet(architecture, palette.num_classes, described.mean, described.std)
-        _compare(unet, {name: file.get_slice(name).get_shape() for name in names}, path)
+        _check_shapes(unet, {name: list(file.get_slice(name).get_shape()) for name in names}, path)
         state = {name: file.get_tensor(name) for name in sorted(names)}
         _check_tensors(state, text, file.metadata().get(CHECKSUM), path)
     unet.load_state_dict(state, assign=True)
@@ -178,12 +182,14 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give --model the folder of a trained model, runs/NAME/best.")
     try:
+        with open(path, "rb") as weights:
+            if weights.read(len(GIT_LFS_START)) == GIT_LFS_START:
+                raise CheckpointError(f"{path} was not fetched, only its Git LFS pointer; run `git lfs pull` there.")
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
+    except ConfigError:
+        raise
     except (SafetensorError, OSError, ValueError, DataError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        _refuse_pointer(path)
         raise _damaged(path, error) from None
 
 
@@ -195,11 +201,11 @@ def _configuration(file: Any, path: Path) -> tuple[str, dict[str, Any], Describe
     """The configuration as text, as a mapping, and as its required fields; and the classes."""
     text = (file.metadata() or {}).get(CONFIG, "{}")
     config = json_records.parse(text)
-    if not isinstance(config, dict) or config.get("format") != MODEL_FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != MODEL_FORMAT:
         raise CheckpointError(
-            f"{path} has format {found!r}, this version reads {MODEL_FORMAT!r}; "
-            "use weights that launch/train.py saved, or the version that saved these."
+            f"{path} has format {found!r}, this version reads {MODEL_FORMAT!r}; use weights that launch/train.py "
+            "saved, or the version that saved these."
         )
     described = _described(config)
     return text, config, described, Palette.from_records(described.classes)
@@ -225,40 +231,20 @@ def unfilled(architecture: UNetConfig) -> AbstractContextManager[None]:
     return without_memory() if architecture.encoder is None else nullcontext()
 
 
-def _architecture(described: Described, path: Path) -> UNetConfig:
-    try:
-        config = settings.from_mapping(UNetConfig, described.model, where="its architecture")
-    except ConfigError as error:
-        raise _damaged(path, error) from None
-    return replace(config, pretrained=False)  # the weights are here: nothing is downloaded
-
-
-def _compare(unet: UNet, shapes: Mapping[str, Sequence[int]], path: Path) -> None:
+def _check_shapes(unet: UNet, shapes: Mapping[str, list[int]], path: Path) -> None:
     expected = {name: list(value.shape) for name, value in unet.state_dict().items()}
     if missing := sorted(expected.keys() - shapes.keys()):
-        raise _misfit(path, f"it lacks {missing[0]}, one of {len(missing)} tensors")
-    if unknown := sorted(shapes.keys() - expected.keys()):
-        raise _misfit(path, f"it holds {unknown[0]}, one of {len(unknown)} tensors too many")
-    for name, shape in expected.items():
-        if list(shapes[name]) != shape:
-            raise _misfit(path, f"{name} is {list(shapes[name])} instead of {shape}")
-
-
-def _misfit(path: Path, why: str) -> CheckpointError:
-    why = textwrap.shorten(why, 300)
-    return CheckpointError(
-        f"{path} does not fit its own configuration: {why}; use another checkpoint, or save the model again."
-    )
-
-
-def _refuse_pointer(path: Path) -> None:
-    try:
-        with open(path, "rb") as file:
-            refuse_pointer(file.read(len(GIT_LFS_START)), str(path))
-    except DataError as error:
-        raise CheckpointError(str(error)) from None
-    except OSError:
+        problem = f"it lacks {missing[0]}, one of {len(missing)} tensors"
+    elif unknown := sorted(shapes.keys() - expected.keys()):
+        problem = f"it holds {unknown[0]}, one of {len(unknown)} tensors too many"
+    elif wrong := [name for name, shape in expected.items() if shapes[name] != shape]:
+        problem = f"{wrong[0]} is {shapes[wrong[0]]} instead of {expected[wrong[0]]}"
+    else:
         return
+    problem = textwrap.shorten(problem, 300)
+    raise CheckpointError(
+        f"{path} does not fit its own configuration: {problem}; use another checkpoint, or save the model again."
+    )
 
 
 def _check_tensors(state: Mapping[str, Tensor], config: str, expected: str | None, path: Path) -> None:

@@ -1,5 +1,6 @@
 """An encoder from timm (Wightman 2019), with or without its published weights; timm is imported on demand."""
 
+import importlib
 from difflib import get_close_matches
 from importlib import metadata
 from types import ModuleType
@@ -39,20 +40,18 @@ class TimmEncoder(nn.Module):
             raise ConfigError(
                 f"model.encoder ({name}) must give features of several sizes: {error}; use one such as resnet34"
             ) from None
+        # Finest first; `first_level` is the number of halvings of the finest feature.
         self.channels: list[int] = list(self.net.feature_info.channels())
-        """Channels of each feature, finest first."""
         strides = self.net.feature_info.reduction()
         self.first_level = strides[0].bit_length() - 1
-        """Number of halvings of the finest feature."""
         if strides != [strides[0] << level for level in range(len(strides))] or strides[0] not in (1, 2, 4):
             raise ConfigError(
                 f"model.encoder ({name}) must have strides that double from 1, 2 or 4 on, it has {strides}; "
                 "use one such as resnet34"
             )
+        # Channel statistics of the pixels that its weights were trained on, 0..255.
         facts = getattr(self.net, "pretrained_cfg", None) or self.net.default_cfg
-        self.mean = [255.0 * value for value in facts["mean"]]
-        """Channel means of the pixels that its weights were trained on, 0..255."""
-        self.std = [255.0 * value for value in facts["std"]]
+        self.mean, self.std = ([255.0 * value for value in facts[name]] for name in ("mean", "std"))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised (B, in_channels, H, W) -> its features, finest first."""
@@ -61,13 +60,9 @@ class TimmEncoder(nn.Module):
 
 
 def import_timm() -> ModuleType:
-    """Import the library timm.
-
-    Raises:
-        ConfigError: it is missing, or cannot be imported because torchvision was built for another torch.
-    """
+    """Import the library timm; raises `ConfigError` if it is missing, or torchvision was built for another torch."""
     try:
-        import timm
+        return importlib.import_module("timm")
     except Exception as error:  # a torchvision for another torch raises RuntimeError
         if isinstance(error, ModuleNotFoundError) and error.name == "timm":
             raise ConfigError(f"it is not installed; {INSTALL} installs it") from None
@@ -76,8 +71,6 @@ def import_timm() -> ModuleType:
             f"it cannot be imported, and neither can the command `accelerate`, which imports it ({error}; {versions}). "
             f"{INSTALL} installs the torchvision that fits this torch; without networks of timm: {REMOVE}"
         ) from None
-    module: ModuleType = timm
-    return module
 
 
 def _version_of(package: str) -> str:

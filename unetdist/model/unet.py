@@ -26,9 +26,6 @@ class UNet(nn.Module):
         num_classes: Channels of the logits, at least 1.
         mean: Mean of each image channel over the training set, in pixel units (0..255).
         std: Standard deviation of each channel; a channel that never varies (0) is only centred.
-
-    Raises:
-        ConfigError: `mean` and `std` do not hold one finite number per input channel.
     """
 
     mean: Tensor
@@ -44,7 +41,7 @@ class UNet(nn.Module):
             *levels, bottleneck = _encoder_levels(config)
         else:
             self.backbone = TimmEncoder(config.encoder, in_channels=config.in_channels, pretrained=config.pretrained)
-            levels, bottleneck = (list(islice(_encoder_levels(config), self.backbone.first_level)), nn.Identity())
+            levels, bottleneck = list(islice(_encoder_levels(config), self.backbone.first_level)), nn.Identity()
             level_widths = [*level_widths[: len(levels)], *self.backbone.channels]
             if config.pretrained and config.in_channels == len(self.backbone.mean):
                 mean, std = self.backbone.mean, self.backbone.std
@@ -78,16 +75,14 @@ class UNet(nn.Module):
 
     def _keep_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         for name, values, lowest in (("mean", mean, -math.inf), ("std", std, 0.0)):
-            if len(values) != self.config.in_channels or not all(
-                math.isfinite(value) and value >= lowest for value in values
-            ):
+            are_valid = all(math.isfinite(value) and value >= lowest for value in values)
+            if len(values) != self.config.in_channels or not are_valid:
                 raise ConfigError(
                     f"{name} ({list(values)}) must be one finite number (std: not negative) for each of the "
                     f"{self.config.in_channels} input channels; use those of the training manifest"
                 )
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.get_default_dtype()).view(-1, 1, 1))
-        spread = [value or 1.0 for value in std]
-        self.register_buffer("std", torch.tensor(spread, dtype=torch.get_default_dtype()).view(-1, 1, 1))
+            numbers = [value or 1.0 for value in values] if name == "std" else list(values)
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.get_default_dtype()).view(-1, 1, 1))
 
     def _pad(self, x: Tensor) -> Tensor:  # a method, so that a benchmark can leave it out
         return pad(x, 2**self.depth)

@@ -1,11 +1,9 @@
 """From settings to a wired run: the only module that knows all parts."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -80,59 +78,45 @@ def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = la
     run_dir = Path(config.runs_dir) / config.name
     values = public(settings.to_mapping(config))
     claim = claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world, defaults=settings.defaults(Config))
-    logger.info("run %s", run_dir)
-    try:
-        return _wire(config, accelerator, world, run_dir, values, claim, change)
-    except BaseException:
-        claim.close()  # a notebook that keeps the exception could not build again
-        raise
-
-
-def _wire(
-    config: Config,
-    accelerator: Accelerator,
-    world: World,
-    run_dir: Path,
-    values: Mapping[str, Any],
-    claim: ExitStack,
-    change: Callable[[FastPath], FastPath],
-) -> Trainer:
-    data = open_training_set(config, world)
-    network, path = _build_network(config, data, world, change)
-    validator = _build_validator(config, data, network.loss, accelerator, world)
-    tracker = Tracker(
-        config.tracking, accelerator, run_dir=run_dir, run_name=config.name, config=values, palette=data.palette
-    )
-    # From here on nothing in this function fails for a user's reason, so that nothing is left running.
-    stop = StopSignal()
-    machine = hardware.describe(world)
-    status = RunStatus(run_dir, is_main=world.is_main, machine=machine, performance=str(path), claim=claim)
-    limit_s = config.trainer.heartbeat_s
-    watchdog = Watchdog(open_store("watchdog"), world, limit_s=limit_s, folder=run_dir, stop=stop, record=status.fail)
-    step = _build_step(config, data, network, accelerator, world, watchdog)
-    return Trainer(
-        accelerator=accelerator,
-        world=world,
-        model=network.model,
-        ema=step.ema,
-        step=step,
-        run_state=RunState(network.model, step.optimizer, step.ema, accelerator.scaler),
-        schedule=data.schedule,
-        global_batch_size=config.trainer.global_batch_size,
-        num_samples=data.manifest.num_samples,
-        max_bad_steps=config.trainer.max_bad_steps,
-        train_batches=partial(train_batches, config, data, world),
-        validator=validator,
-        save_model=partial(save_weights, config, data, run_dir),
-        checkpoints=Checkpoints(
-            config.checkpoint.folder_of(run_dir), config.checkpoint, data=data.manifest.fingerprint
-        ),
-        tracker=tracker,
-        meter=step.meter,
-        stop=stop,
-        watchdog=watchdog,
-        status=status,
-    )
+    with claim:  # a notebook that keeps the exception of a failed build could otherwise not build again
+        logger.info("run %s", run_dir)
+        data = open_training_set(config, world)
+        network, path = _build_network(config, data, world, change)
+        validator = _build_validator(config, data, network.loss, accelerator, world)
+        tracker = Tracker(
+            config.tracking, accelerator, run_dir=run_dir, run_name=config.name, config=values, palette=data.palette
+        )
+        # From here on nothing in this function fails for a user's reason, so that nothing is left running.
+        stop = StopSignal()
+        status = RunStatus(run_dir, is_main=world.is_main, machine=hardware.describe(world), performance=str(path))
+        limit_s = config.trainer.heartbeat_s
+        watchdog = Watchdog(
+            open_store("watchdog"), world, limit_s=limit_s, folder=run_dir, stop=stop, record=status.fail
+        )
+        step = _build_step(config, data, network, accelerator, world, watchdog)
+        checkpoints = config.checkpoint.folder_of(run_dir)
+        return Trainer(
+            accelerator=accelerator,
+            world=world,
+            model=network.model,
+            ema=step.ema,
+            step=step,
+            run_state=RunState(network.model, step.optimizer, step.ema, accelerator.scaler),
+            schedule=data.schedule,
+            global_batch_size=config.trainer.global_batch_size,
+            num_samples=data.manifest.num_samples,
+            max_bad_steps=config.trainer.max_bad_steps,
+            train_batches=partial(train_batches, config, data, world),
+            validator=validator,
+            save_model=partial(save_weights, config, data, run_dir),
+            checkpoints=Checkpoints(checkpoints, config.checkpoint, data=data.manifest.fingerprint),
+            tracker=tracker,
+            meter=step.meter,
+            stop=stop,
+            watchdog=watchdog,
+            status=status,
+            claim=claim.pop_all(),
+        )
 
 
 def _build_network(
@@ -147,7 +131,8 @@ def _build_network(
     ).to(world.device)
     check_norm(config.model, device_type=world.device.type, world_size=world.world_size)
     seed_everything(config.seed)
-    model = build_model(config, data.manifest, data.palette).to(world.device)
+    mean, std = channel_statistics(data.manifest, config.model.in_channels)
+    model = UNet(config.model, num_classes=data.palette.num_classes, mean=mean, std=std).to(world.device)
     facts = gather(
         world,
         model_config=config.model,
@@ -240,11 +225,7 @@ def open_training_set(config: Config, world: World) -> TrainingSet:
 
 
 def first_native_epoch(native_epochs: int, epochs: int) -> int | None:
-    """The epoch that starts `native_epochs` before the end of a run of `epochs`; None for 0.
-
-    Raises:
-        ConfigError: the run has fewer epochs.
-    """
+    """The epoch that starts `native_epochs` before the end of a run of `epochs`; None for 0."""
     if native_epochs == 0:
         return None
     if native_epochs > epochs:
@@ -253,12 +234,6 @@ def first_native_epoch(native_epochs: int, epochs: int) -> int | None:
             f"{epochs // 10}."
         )
     return epochs - native_epochs
-
-
-def build_model(config: Config, manifest: Manifest, palette: Palette) -> UNet:
-    """Build the network, which holds the channel statistics of the training set."""
-    mean, std = channel_statistics(manifest, config.model.in_channels)
-    return UNet(config.model, num_classes=palette.num_classes, mean=mean, std=std)
 
 
 def channel_statistics(manifest: Manifest, channels: int) -> tuple[list[float], list[float]]:

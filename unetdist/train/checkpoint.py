@@ -29,18 +29,9 @@ CHECKPOINTS_FOLDER = "checkpoints"
 PATIENCE_S = 60.0
 
 # Safetensors' names for the types that a model, an optimizer or a loss scaler keeps.
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"}
+DTYPE_NAMES = {**FLOATS, **INTEGERS, torch.bool: "BOOL"}
 
 T = TypeVar("T")
 
@@ -71,8 +62,9 @@ class CheckpointConfig:
         if self.save_every is not None and self.save_every < 1:
             raise ConfigError(f"checkpoint.save_every ({self.save_every}) must be at least 1 step, or null.")
         if self.folder is not None and self.folder.startswith(("http:", "https:")):
+            place = mask(self.folder)
             raise ConfigError(
-                f"checkpoint.folder ({mask(self.folder)}) cannot be written to; give a path, or a URL such as s3://bucket/runs."
+                f"checkpoint.folder ({place}) cannot be written to; give a path, or a URL such as s3://bucket/runs."
             )
 
     def folder_of(self, run_dir: Path) -> Folder:
@@ -83,18 +75,16 @@ class CheckpointConfig:
         return open_folder(remote.join(self.folder, run_dir.name) if is_url else Path(self.folder, run_dir.name))
 
 
+@dataclass(frozen=True)
 class RunState:
     """The parts of a run whose state is saved: packs them into named tensors and JSON facts, and back."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        ema: Ema | None = None,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> None:
-        """Hold the unwrapped model, its optimizer, the averaged copy and the fp16 loss scaler, if any."""
-        self.model, self.optimizer, self.ema, self.scaler = model, optimizer, ema, scaler
+    model: nn.Module
+    """Not wrapped."""
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None = None
+    scaler: torch.amp.GradScaler | None = None
+    """Scales the loss in fp16."""
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors by name, and everything else as JSON types."""
@@ -114,11 +104,7 @@ class RunState:
         return tensors, facts
 
     def unpack(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, source: object) -> None:
-        """Restore what `pack` returned.
-
-        Raises:
-            CheckpointError: it belongs to another model; the message names `source`.
-        """
+        """Restore what `pack` returned; raises `CheckpointError` if the `source` belongs to another model."""
         try:
             self.model.load_state_dict(_with_prefix("model.", tensors))
             if self.ema is not None:
@@ -134,22 +120,21 @@ class RunState:
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
             if self.scaler is not None and facts["scaler"] is not None:
                 self.scaler.load_state_dict(facts["scaler"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, LookupError) as error:
             raise CheckpointError(
                 f"{source} was made by another model ({textwrap.shorten(str(error), 300)}); "
                 "use that run's settings or another --name."
             ) from None
 
     def _optimizer_state(self, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in _with_prefix("optimizer.", tensors).items():
             index, name = key.split(".", 1)
+            parameter = parameters[int(index)]
+            if value.shape == parameter.shape:  # fused optimizers need the strides of the parameter
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             state.setdefault(int(index), {})[name] = value
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for position, parameter in enumerate(parameters):
-            for name, value in state.get(position, {}).items():
-                if value.shape == parameter.shape:  # fused optimizers need the strides of the parameter
-                    state[position][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         return state
 
 
@@ -161,7 +146,6 @@ class Snapshot:
     """
 
     def __init__(self) -> None:
-        """Allocate nothing yet."""
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     @torch.no_grad()
@@ -203,16 +187,8 @@ class Checkpoints:
 
         Returns once the previous checkpoint is written and the tensors are copied to host memory; a thread hashes and
         writes the copy. If it fails, or is not done in time for the next, that is logged, and training continues with
-        the previous checkpoint in place.
-
-        Args:
-            step: steps done. If this step is already saved, only its facts are replaced.
-            tensors: on any device.
-            facts: JSON types.
-            final: write before returning, because no later one follows.
-
-        Raises:
-            CheckpointError: the final checkpoint cannot be written.
+        the previous checkpoint in place. The `final` one is written before this returns, or raises `CheckpointError`.
+        If this step is already saved, only its facts, which are JSON types, are replaced.
         """
         start = time.monotonic()
         if not self.wait(None if final else PATIENCE_S):
@@ -223,24 +199,20 @@ class Checkpoints:
         if last is not None and (last.step, last.facts) == (step, own_facts):
             return
         copied = self._snapshot.take(tensors)
-        waited_s = time.monotonic() - start
+        job = (step, copied, own_facts, time.monotonic() - start)
         if final:
-            self._write(step, copied, own_facts, waited_s)
+            self._write(*job)
             return
         # Not a daemon, so that an interpreter that exits waits for it.
-        self._writer = threading.Thread(
-            target=self._write_or_log, args=(step, copied, own_facts, waited_s), name="checkpoint"
-        )
+        self._writer = threading.Thread(target=self._write_or_log, args=job, name="checkpoint")
         self._writer.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the last checkpoint is written or has failed; False if that takes longer than `timeout_s`."""
-        if self._writer is not None:
-            self._writer.join(timeout_s)
-            if self._writer.is_alive():
-                return False
-            self._writer = None
-        return True
+        if self._writer is None:
+            return True
+        self._writer.join(timeout_s)
+        return not self._writer.is_alive()
 
     def close(self) -> None:
         """Wait for the last checkpoint, and free the memory of its copy."""
@@ -250,8 +222,7 @@ class Checkpoints:
     def load_latest(self, world: World) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Collective. Load tensors (to the device of `world`) and facts of the newest whole checkpoint; None: none.
 
-        Raises:
-            CheckpointError: on all ranks, if none is whole, it belongs to other data, or a rank cannot read it.
+        Raises `CheckpointError` on all ranks if none is whole, it belongs to other data, or a rank cannot read it.
         """
         found, problem = _try(self._newest) if world.is_main else (None, "")
         sent, problem = broadcast([found and asdict(found[0]), problem], world.device)
@@ -294,13 +265,8 @@ class Checkpoints:
                 f"the checkpoint of step {step} cannot be written to {self.folder} ({error}); {kept}. Make room there, "
                 "or give --checkpoint.folder another place."
             ) from None
-        logger.info(
-            "checkpoint of step %d: %.1f MB, the step waited %.0f ms, written in %.1f s",
-            step,
-            len(tensors) / 1e6,
-            1e3 * waited_s,
-            time.monotonic() - start,
-        )
+        told = "checkpoint of step %d: %.1f MB, the step waited %.0f ms, written in %.1f s"
+        logger.info(told, step, len(tensors) / 1e6, 1e3 * waited_s, time.monotonic() - start)
 
     def _write_or_log(self, step: int, *args: Any) -> None:
         try:

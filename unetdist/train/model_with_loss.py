@@ -30,11 +30,8 @@ class ModelWithLoss(nn.Module):
     def __init__(self, model: nn.Module, loss: Loss, *, compiler: str | None = None, cuda_graphs: bool = False) -> None:
         """Join an unwrapped model and its loss, both on the same device.
 
-        Args:
-            model: the network.
-            loss: the loss.
-            compiler: backend of `torch.compile`, such as "inductor"; None: the plain path.
-            cuda_graphs: Inductor replays the kernels of a step instead of launching them one by one.
+        `compiler` is a backend of `torch.compile`, such as "inductor"; None: the plain path. With `cuda_graphs`
+        Inductor replays the kernels of a step instead of launching them one by one.
         """
         super().__init__()
         self.model, self.loss = model, loss
@@ -44,7 +41,10 @@ class ModelWithLoss(nn.Module):
         """Why the compiler that was chosen is not used."""
         self._graph: Graph = self._plain
         if compiler is not None:
-            options = _inductor_options(cuda_graphs) if compiler == "inductor" else None
+            # In training Inductor gives up channels_last for networks with convolutions from many channels to few, and
+            # the decoder of every U-Net has them.
+            layout: dict[str, Any] = {"force_layout_optimization": True, "triton.cudagraphs": cuda_graphs}
+            options = layout if compiler == "inductor" else None
             self._graph = torch.compile(self._plain, backend=compiler, fullgraph=True, dynamic=False, options=options)
 
     @property
@@ -59,19 +59,12 @@ class ModelWithLoss(nn.Module):
         return self._graph(image, mask, denominators)
 
     def prove(self, image: Tensor, mask: Tensor, denominators: Tensor, *, scale: float = 1.0) -> str | None:
-        """Compare the compiled graph with the plain path on this batch.
+        """Compare the compiled graph with the plain path on a batch like those of `forward`.
 
-        Changes buffers, as training does. Waits for the device and for the compiler.
+        Changes buffers, as training does. Waits for the device and for the compiler. `scale` multiplies the loss in
+        fp16, where gradients would otherwise be noise, or 0; it is halved until the plain path's gradient is finite.
 
-        Args:
-            image: (B, C, H, W) uint8.
-            mask: (B, H, W) uint8.
-            denominators: (2,) of the global batch.
-            scale: factor of the loss in fp16, where gradients would otherwise be noise, or 0. It is halved until the
-                gradient of the plain path is finite.
-
-        Returns:
-            The problem: an error, or a different result; None if there is none.
+        Returns the problem, an error or a different result; None if there is none.
         """
         compiled = self._graph
         self._graph = self._plain
@@ -91,7 +84,7 @@ class ModelWithLoss(nn.Module):
         if self.has_cuda_graphs and _skipped_cuda_graphs() > skipped:
             self.has_cuda_graphs = False
             logger.warning("training without CUDA graphs: torch.compile skipped them (TORCH_LOGS=cudagraphs shows why)")
-        if self._has_dropout():
+        if any(module.p > 0 for module in self.modules() if isinstance(module, nn.Dropout | nn.Dropout2d)):
             return None  # each path draws its own numbers
         for name, value, wanted in zip(("loss", "norm of the gradient"), found, expected, strict=True):
             if not abs(value - wanted) <= TOLERANCE * abs(wanted):
@@ -115,16 +108,7 @@ class ModelWithLoss(nn.Module):
         gradient = torch.autograd.grad(loss * scale, parameters)
         return float(loss.detach()), float(nn.utils.get_total_norm(gradient)) / scale
 
-    def _has_dropout(self) -> bool:
-        return any(module.p > 0 for module in self.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d)))
-
 
 def _skipped_cuda_graphs() -> int:
     """Number of graphs that Inductor launches kernel by kernel although CUDA graphs were asked for."""
     return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
-
-
-def _inductor_options(cuda_graphs: bool) -> dict[str, Any]:
-    # In training Inductor gives up channels_last for networks with convolutions from many channels to few, and the
-    # decoder of every U-Net has them.
-    return {"force_layout_optimization": True, "triton.cudagraphs": cuda_graphs}

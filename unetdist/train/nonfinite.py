@@ -1,7 +1,6 @@
 """Skips steps whose loss or gradient is not finite, and logs their samples."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,13 +21,12 @@ class SkippedSteps(NamedTuple):
     """Most skipped steps in a row; a row may have started before the last report."""
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     number: int
     ids: Tensor
     """(micro-batches, samples) int64, samples of this rank, on the host."""
     is_nonfinite: Tensor
-    """(micro-batches,) bool, losses of this rank that are not finite."""
+    """(micro-batches,) bool, losses of this rank."""
     is_skipped: Tensor
     """() bool, the same on every rank."""
 
@@ -67,14 +65,10 @@ class NonFiniteGuard:
         is_scaled: bool = False,
         source_of: Callable[[int], str] = "sample {}".format,
     ) -> None:
-        """Guard a model and its optimizer.
+        """Guard a model that is not wrapped, and its optimizer, which `Accelerator.prepare` returned.
 
-        Args:
-            model: not wrapped; a skipped step restores the statistics of its norms.
-            optimizer: optimizer that `Accelerator.prepare` returned; a skipped step leaves its state unchanged.
-            world: this process among the others.
-            is_scaled: whether fp16 scales the loss; its scaler then skips steps (and scales less).
-            source_of: from the id of a sample to its place in the shards.
+        With `is_scaled` fp16 scales the loss, and its scaler skips steps (and scales less). `source_of` turns the id
+        of a sample into its place in the shards.
         """
         self._optimizer, self._world, self._source_of = optimizer, world, source_of
         # Accelerate's wrapper hides attributes that are set on it.
@@ -94,7 +88,7 @@ class NonFiniteGuard:
             torch.cat([buffer.flatten() for buffer in self._buffers], out=self._backup)
 
     def step(self, number: int, grad_norm: Tensor, losses: list[Tensor], ids: list[Tensor]) -> Tensor:
-        """Let the optimizer make a step, unless its gradient is not finite.
+        """Let the optimizer make the step that follows `number` others, unless its gradient is not finite.
 
         Args:
             number: steps done before this one.
@@ -102,8 +96,7 @@ class NonFiniteGuard:
             losses: () for each micro-batch of this rank.
             ids: (samples,) for each micro-batch, all of the same length, on the host.
 
-        Returns:
-            Whether the step was skipped: () bool on the device, the same on every rank.
+        Returns whether the step was skipped: () bool on the device, the same on every rank.
         """
         if not self._has_stepped:
             _create_momenta(self._plain)

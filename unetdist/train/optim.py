@@ -1,13 +1,14 @@
 """The optimizer, its parameter groups, the learning rate as a function of the step, and averaged weights."""
 
 import copy
+import itertools
 import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unetdist.errors import ConfigError
 
@@ -82,28 +83,20 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     parameters = [
         (distances.get(name, 0), parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
     ]
-    groups = [
-        {
-            "params": [p for levels, p in parameters if levels == distance and (p.ndim > 1) == decays],
-            "lr": config.lr * config.layer_decay**distance,
-            # Decay would pull the scale of a norm to 0, and the signal with it.
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for distance in sorted({levels for levels, _ in parameters})
-        for decays in (True, False)
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = []
+    for distance, decays in itertools.product(sorted({levels for levels, _ in parameters}), (True, False)):
+        lr = config.lr * config.layer_decay**distance
+        # Decay would pull the scale of a norm to 0, and the signal with it.
+        weight_decay = config.weight_decay if decays else 0.0
+        members = [p for levels, p in parameters if levels == distance and (p.ndim > 1) == decays]
+        if members:
+            groups.append({"params": members, "lr": lr, "weight_decay": weight_decay})
     # On CUDA the fused implementation steps without waiting for the device.
     fused = all(parameter.is_cuda for _, parameter in parameters) or None
-    match config.kind:
-        case "adam":
-            return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=fused)
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
-        case "sgd":
-            return torch.optim.SGD(
-                groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused
-            )
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+    adam = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
+    return adam(groups, betas=config.betas, fused=fused)
 
 
 def levels_to_the_head(model: nn.Module) -> dict[str, int]:
@@ -127,10 +120,8 @@ def lr_factor(step: int, max_steps: int, config: OptimConfig) -> float:
     """Factor of `lr` in the step that follows `step` others, 0..max_steps-1.
 
     Rises as (step + 1) / (warmup_steps + 1), is 1 at step `warmup_steps`, then falls with
-    t = (step - warmup_steps) / (max_steps - warmup_steps), which stays below 1.
-
-    Raises:
-        ConfigError: the warm-up leaves no step at the full rate.
+    t = (step - warmup_steps) / (max_steps - warmup_steps), which stays below 1. Raises `ConfigError` if the warm-up
+    leaves no step at the full rate.
     """
     if config.warmup_steps >= max_steps:
         raise ConfigError(
@@ -156,14 +147,7 @@ class Ema:
     After each step, average = d * average + (1 - d) * model for weights and floating buffers (the statistics of batch
     norm belong to the weights that they were taken with); integer buffers are copied. d is `decay`, but at the n-th
     update from 0 at most (1 + n) / (10 + n), so that the random start is soon forgotten.
-
-    Args:
-        model: model to average, on its device, neither wrapped nor compiled.
-        decay: 0 to below 1; 0.999 averages over about the last 1000 steps.
-
-    Attributes:
-        module: averaged copy, in eval mode, without gradients.
-        num_updates: number of calls of `update`.
+    The model is on its device, neither wrapped nor compiled; its average is `module`, in eval mode without gradients.
     """
 
     # torch's AveragedModel counts updates on the device, and so waits for it at each step.
@@ -178,7 +162,8 @@ class Ema:
         """Average in the state of the (unwrapped) model; call it after each optimizer step."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         averages, values = [], []
-        for average, value in zip(_tensors(self.module), _tensors(model), strict=True):
+        tensors = ([*module.parameters(), *module.buffers()] for module in (self.module, model))
+        for average, value in zip(*tensors, strict=True):
             if average.is_floating_point():
                 averages.append(average)
                 values.append(value)
@@ -187,8 +172,3 @@ class Ema:
         # One kernel for all tensors, as in torch.optim.swa_utils.
         torch._foreach_lerp_(averages, values, 1 - decay)
         self.num_updates += 1
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """Weights and buffers, in the same order for a copy of the model."""
-    return [*model.parameters(), *model.buffers()]

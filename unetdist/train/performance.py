@@ -1,6 +1,6 @@
 """Chooses how a run is made fast from facts about device, data and length, so that nobody has to know a flag."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Literal
 
@@ -67,32 +67,25 @@ def choose(performance: Performance, facts: Facts) -> FastPath:
         return PLAIN
     if facts.device_type != "cuda":
         return FastPath(keeps_memory=True, reasons=("freed memory is kept", "no compiler on the CPU"))
-    compiler, why_compiler = _compiler(facts)
-    cuda_graphs, why_graphs = _cuda_graphs(facts, compiler)
-    reasons = [why_compiler, why_graphs]
+    path = FastPath(autotunes=True, reasons=())
+    if not facts.has_compiler:
+        reasons = ["not compiled: needs Triton and a GPU that it supports"]
+    elif not facts.is_one_graph:
+        reasons = ["not compiled: sync_batch norm communicates inside the network"]
+    elif facts.run_s < COMPILES_FROM_S:
+        reasons = [f"not compiled: training takes only about {facts.run_s:.0f} s"]
+    else:
+        path, reasons = replace(path, compiler=COMPILER), ["compiled"]
+        pass_s = facts.step_s / facts.num_micro_batches
+        # With micro-batches a replay would overwrite the gradients that it should add to.
+        if pass_s < LAUNCH_BOUND_S and facts.num_micro_batches > 1:
+            reasons.append("no CUDA graphs because gradients are accumulated: trainer.micro_batch_size could be larger")
+        elif pass_s < LAUNCH_BOUND_S:
+            path = replace(path, cuda_graphs=True)
+            reasons.append(f"CUDA graphs because a step takes about {1000 * pass_s:.1f} ms")
     if facts.mixed_precision == "no":
         reasons.append("trainer.mixed_precision: bf16 would be faster")
-    return FastPath(autotunes=True, compiler=compiler, cuda_graphs=cuda_graphs, reasons=tuple(filter(None, reasons)))
-
-
-def _compiler(facts: Facts) -> tuple[str | None, str]:
-    if not facts.has_compiler:
-        return None, "not compiled: needs Triton and a GPU that it supports"
-    if not facts.is_one_graph:
-        return None, "not compiled: sync_batch norm communicates inside the network"
-    if facts.run_s < COMPILES_FROM_S:
-        return None, f"not compiled: training takes only about {facts.run_s:.0f} s"
-    return COMPILER, "compiled"
-
-
-def _cuda_graphs(facts: Facts, compiler: str | None) -> tuple[bool, str]:
-    pass_s = facts.step_s / facts.num_micro_batches
-    if compiler is None or pass_s >= LAUNCH_BOUND_S:
-        return False, ""
-    if facts.num_micro_batches > 1:
-        # A replay would overwrite the gradients that it should add to.
-        return (False, "no CUDA graphs because gradients are accumulated: trainer.micro_batch_size could be larger")
-    return True, f"CUDA graphs because a step takes about {1000 * pass_s:.1f} ms"
+    return replace(path, reasons=tuple(reasons))
 
 
 def gather(
@@ -108,14 +101,12 @@ def gather(
 ) -> Facts:
     """Gather the facts of a run on images of (height, width) pixels."""
     num_micro_batches = global_batch_size // (world.world_size * micro_batch_size)
-    is_gpu = world.device.type == "cuda"
     layers = layers_of(model_config, num_classes, image_size)
-    plain_s, compiled_s = (
-        seconds_of(layers, execution, batch_size=micro_batch_size) for execution in ("eager", "compiled")
-    )
+    plain_s = seconds_of(layers, "eager", batch_size=micro_batch_size)
+    compiled_s = seconds_of(layers, "compiled", batch_size=micro_batch_size)
     return Facts(
         device_type=world.device.type,
-        has_compiler=is_gpu and _has_compiler(world.device),
+        has_compiler=world.device.type == "cuda" and _has_compiler(world.device),
         is_one_graph=model_config.norm != "sync_batch",
         num_micro_batches=num_micro_batches,
         run_s=max(plain_s, LAUNCH_BOUND_S) * num_micro_batches * max_steps,

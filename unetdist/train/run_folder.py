@@ -74,7 +74,12 @@ def claim_run_folder(
         ConfigError: on all ranks, if the folder holds a run that must not be continued, or not with these settings.
     """
     held = ExitStack()
-    problem = _claim(folder, values, cfg, defaults or {}, held) if world.is_main else ""
+    problem = ""
+    if world.is_main:
+        try:
+            _claim(folder, values, cfg, defaults or {}, held)
+        except UnetdistError as error:
+            problem = str(error)  # raised on all ranks, because the others wait for an answer
     if problem := broadcast(problem, world.device):
         held.close()
         raise ConfigError(problem)
@@ -84,15 +89,15 @@ def claim_run_folder(
 def check_run_folder(
     folder: Path, values: Mapping[str, Any], *, cfg: CheckpointConfig, defaults: Mapping[str, Any]
 ) -> None:
-    """Make the checks of `claim_run_folder` without changing anything.
-
-    Raises:
-        ConfigError: the folder holds a run that must not be continued, or not with these settings.
-    """
+    """Make the checks of `claim_run_folder`, with the same errors, without changing anything."""
     checkpoints = cfg.folder_of(folder)
     if not has_checkpoint(checkpoints):
         return
-    _refuse_unwanted(folder, cfg)
+    if cfg.resume == "never":
+        raise ConfigError(
+            f"{folder} holds a run, and checkpoint.resume is never; choose another --name, or continue it with "
+            "--checkpoint.resume auto."
+        )
     # Checkpoints in another place have their settings next to them.
     home = checkpoints if cfg.folder is not None else open_folder(folder)
     if SETTINGS_FILE in home.names():
@@ -102,40 +107,34 @@ def check_run_folder(
 
 def _claim(
     folder: Path, values: Mapping[str, Any], cfg: CheckpointConfig, defaults: Mapping[str, Any], held: ExitStack
-) -> str:
-    """Claim the folder on rank 0. Returns the problem as text, because the other ranks wait for an answer."""
+) -> None:
     homes = [("--runs_dir", open_folder(folder))]
-    if cfg.folder is not None and not _is_same(checkpoints := cfg.folder_of(folder), folder):
-        homes.insert(0, ("--checkpoint.folder", checkpoints))  # may outlive the folder of the run
-    try:
-        for setting, home in homes:
-            if home.is_local:  # object stores have no locks
-                _hold(home.path(LOCK_FILE), home, setting, held)
-        check_run_folder(folder, values, cfg=cfg, defaults=defaults)
-        for setting, home in homes:
-            _save_settings(home, values, setting)
-    except UnetdistError as error:
-        return str(error)
-    return ""
+    if cfg.folder is not None:
+        checkpoints = cfg.folder_of(folder)
+        if not checkpoints.is_local or checkpoints.path("").resolve() != folder.resolve():
+            homes.insert(0, ("--checkpoint.folder", checkpoints))  # may outlive the folder of the run
+    for setting, home in homes:
+        if home.is_local:  # object stores have no locks
+            _hold(home, setting, held)
+    check_run_folder(folder, values, cfg=cfg, defaults=defaults)
+    for setting, home in homes:
+        try:
+            home.write(SETTINGS_FILE, settings.to_yaml(values).encode())
+        except OSError as error:
+            raise ConfigError(
+                f"{home}/{SETTINGS_FILE} cannot be written ({error.strerror}); give {setting} a folder that you may "
+                "write to, with room in it."
+            ) from None
 
 
-def _is_same(home: Folder, folder: Path) -> bool:
-    return home.is_local and home.path("").resolve() == folder.resolve()
-
-
-def _hold(file: Path, home: Folder, setting: str, held: ExitStack) -> None:
+def _hold(home: Folder, setting: str, held: ExitStack) -> None:
+    file = home.path(LOCK_FILE)
+    waiting = "%s: another training writes there (%s); waiting up to %.0f s for it to end"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-        held.enter_context(
-            locks.hold(
-                file,
-                wait_s=WAIT_S,
-                tell=lambda holder: logger.warning(
-                    "%s: another training writes there (%s); waiting up to %.0f s for it to end", home, holder, WAIT_S
-                ),
-            )
-        )
+        lock = locks.hold(file, wait_s=WAIT_S, tell=lambda holder: logger.warning(waiting, home, holder, WAIT_S))
+        held.enter_context(lock)
     except locks.HeldError as error:
         raise ConfigError(
             f"{home}: another training writes there ({error.holder}); wait for it or stop it, or choose another --name "
@@ -143,24 +142,6 @@ def _hold(file: Path, home: Folder, setting: str, held: ExitStack) -> None:
         ) from None
     except OSError:  # saving the settings will report a folder that is not writable
         return
-
-
-def _save_settings(home: Folder, values: Mapping[str, Any], setting: str) -> None:
-    try:
-        home.write(SETTINGS_FILE, settings.to_yaml(values).encode())
-    except OSError as error:
-        raise ConfigError(
-            f"{home}/{SETTINGS_FILE} cannot be written ({error.strerror}); give {setting} a folder that you may write "
-            "to, with room in it."
-        ) from None
-
-
-def _refuse_unwanted(folder: Path, cfg: CheckpointConfig) -> None:
-    if cfg.resume == "never":
-        raise ConfigError(
-            f"{folder} holds a run, and checkpoint.resume is never; choose another --name, "
-            "or continue it with --checkpoint.resume auto."
-        )
 
 
 def _refuse_changes(folder: Path, saved: Mapping[str, Any], values: Mapping[str, Any], cfg: CheckpointConfig) -> None:

@@ -1,7 +1,6 @@
 """status.json of a run: how far it came and how it ended, for people and for whatever restarts it."""
 
 import os
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -56,18 +55,9 @@ def read_status(run_dir: str | os.PathLike[str]) -> Status | None:
 class RunStatus:
     """Keeps `status.json` up to date during one start of the run; ranks other than 0 write nothing."""
 
-    def __init__(
-        self,
-        run_dir: str | os.PathLike[str],
-        *,
-        is_main: bool,
-        machine: str = "",
-        performance: str = "",
-        claim: ExitStack | None = None,
-    ) -> None:
-        """`claim` keeps other runs out of the folder until `close`."""
-        self._run_dir, self._is_main = Path(run_dir), is_main
-        self._claim = claim or ExitStack()
+    def __init__(self, run_dir: Path, *, is_main: bool, machine: str = "", performance: str = "") -> None:
+        """Continue the count of starts of the run in this folder."""
+        self._run_dir, self._is_main = run_dir, is_main
         former = (read_status(run_dir) if is_main else None) or Status()
         self._status = Status(step=former.step, attempts=former.attempts, machine=machine, performance=performance)
 
@@ -90,23 +80,14 @@ class RunStatus:
         """Record that the run ended without an error, after `step` steps."""
         self._end(replace(self._status, state=state, step=step))
 
-    def close(self) -> None:
-        """Release the folder; nothing more is written to it."""
-        self._claim.close()
-
     def _end(self, status: Status) -> None:
         if not self._is_main or not self._run_dir.is_dir():
             return
         try:
             _write_status(self._run_dir, status)
         except OSError as error:
-            what = f"{status.state}: {status.reason}" if status.reason else status.state
-            logger.error(
-                "%s cannot be written (%s); it should say that the run has %s",
-                self._run_dir / STATUS_FILE,
-                error.strerror,
-                what,
-            )
+            file, told = self._run_dir / STATUS_FILE, f"{status.state} {status.reason}".strip()
+            logger.error("%s cannot be written (%s); it should say: %s", file, error.strerror, told)
 
 
 def _write_status(run_dir: Path, status: Status) -> None:

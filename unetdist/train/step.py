@@ -46,12 +46,9 @@ class TrainStep:
     def __post_init__(self) -> None:
         self.model: nn.Module = self.model_with_loss.model
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model_with_loss, self.optimizer)
+        is_scaled = self.accelerator.scaler is not None
         self.guard = NonFiniteGuard(
-            self.model,
-            self.optimizer,
-            self.world,
-            is_scaled=self.accelerator.scaler is not None,
-            source_of=self.source_of,
+            self.model, self.optimizer, self.world, is_scaled=is_scaled, source_of=self.source_of
         )
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -92,8 +89,7 @@ class TrainStep:
     def clip_gradients(self) -> Tensor:
         """Scale the gradient down to `clip_norm`; returns its norm before."""
         limit = self.optim_cfg.clip_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)
-        return torch.as_tensor(norm)
+        return torch.as_tensor(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit))
 
     def set_lr(self, step: int) -> None:
         """Set the learning rate of a step."""
@@ -123,31 +119,26 @@ class TrainStep:
     def rehearse(self, batch: Batch) -> str | None:
         """Collective. Try forward and backward on a batch and undo them: their errors show before training.
 
-        Returns:
-            Why the compiler that was chosen is not used; None if it is used, or was not chosen.
+        Returns why the compiler that was chosen is not used; None if it is used, or was not chosen.
         """
         before = {name: value.clone() for name, value in self.model.named_buffers()}
         self.wrapped.train()
         batch = batch.to(self.world.device)
         denominators = self.global_denominators([batch])
         if self.model_with_loss.is_compiled:
-            self.prove_compiled(batch, denominators)
+            self.watchdog.at("rehearsal: compiling")
+            scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler is not None else 1.0
+            problem = self.model_with_loss.prove(batch.image, batch.mask, denominators, scale=scale)
+            if problem is not None:
+                logger.warning("training without the compiler, and slower: %s", problem)
+            # Ranks whose graphs differ would no longer hold the same weights.
+            if any_rank(problem is not None, self.world.device):
+                self.model_with_loss.use_plain(problem or "it failed on another process, whose log says why")
         self.accelerator.backward(self.wrapped(batch.image, batch.mask, denominators))
         self.optimizer.zero_grad(set_to_none=True)
         for name, value in self.model.named_buffers():
             value.copy_(before[name])
         return self.model_with_loss.problem
-
-    def prove_compiled(self, batch: Batch, denominators: Tensor) -> None:
-        """Collective. Return to the plain path on all ranks unless the compiled graph equals it on every rank."""
-        self.watchdog.at("rehearsal: compiling")
-        scaler = self.accelerator.scaler
-        scale = 1.0 if scaler is None else scaler.get_scale()
-        problem = self.model_with_loss.prove(batch.image, batch.mask, denominators, scale=scale)
-        if problem is not None:
-            logger.warning("training without the compiler, and slower: %s", problem)
-        if any_rank(problem is not None, self.world.device):
-            self.model_with_loss.use_plain(problem or "it failed on another process, whose log says why")
 
     def average_statistics(self) -> None:
         """Collective. Average batch norm's running statistics over ranks, each of which saw its own samples."""

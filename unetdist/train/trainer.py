@@ -1,6 +1,8 @@
 """The training loop, its settings, and the state that it moves forward."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Self
@@ -62,25 +64,13 @@ class TrainerConfig:
     """Seconds after which a collective that a process does not join fails."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "global_batch_size",
-            "micro_batch_size",
-            "max_epochs",
-            "max_steps",
-            "eval_every",
-            "log_every",
-            "timeout_s",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"trainer.{name} ({value}) must be above 0 and finite.")
-        for name, default in (("max_bad_steps", 20), ("heartbeat_s", 600)):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(
-                    f"trainer.{name} ({getattr(self, name)}) must be at least 0 and finite; use {default}."
-                )
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"trainer.ema_decay ({self.ema_decay}) must be at least 0 and below 1; use 0.999.")
+        for name, value in vars(self).items():
+            may_be_zero = name in ("ema_decay", "max_bad_steps", "heartbeat_s")
+            if isinstance(value, int | float) and not (0 < value < math.inf or (may_be_zero and value == 0)):
+                lowest = "at least" if may_be_zero else "above"
+                raise ConfigError(f"trainer.{name} ({value}) must be {lowest} 0 and finite.")
 
 
 @dataclass(frozen=True)
@@ -94,13 +84,8 @@ class Schedule:
 
     @classmethod
     def of(cls, cfg: TrainerConfig, *, num_samples: int, save_every: int | None) -> Self:
-        """Convert epochs to steps; the last step of an epoch may hold the first samples of the next.
-
-        Args:
-            cfg: settings.
-            num_samples: size of the training set.
-            save_every: steps between checkpoints; None: one at each validation.
-        """
+        """Convert epochs of `num_samples` to steps; without `save_every` each validation saves a checkpoint."""
+        # The last step of an epoch may hold the first samples of the next.
         steps_per_epoch = num_samples / cfg.global_batch_size
         max_steps = cfg.max_steps or max(1, round(cfg.max_epochs * steps_per_epoch))
         eval_every = cfg.eval_every or max(1, round(steps_per_epoch))
@@ -126,11 +111,6 @@ class TrainState:
 
     bad_steps: int = 0
     """Skipped steps, whose loss or gradient was not finite."""
-
-    def advance(self, samples: int) -> None:
-        """Count one optimizer step."""
-        self.step += 1
-        self.samples_seen += samples
 
 
 @dataclass(kw_only=True)
@@ -163,6 +143,8 @@ class Trainer:
     stop: StopSignal
     watchdog: Watchdog
     status: RunStatus
+    claim: ExitStack
+    """Keeps other runs out of the folder until it is closed."""
 
     def __post_init__(self) -> None:
         self.state = TrainState()
@@ -180,7 +162,7 @@ class Trainer:
         self.checkpoints.close()
         self.tracker.close(in_hurry=lambda: self.stop.requested)
         self.stop.close()
-        self.status.close()
+        self.claim.close()
         if kind is None:  # after an error it would wait for ranks that wait for this one
             self.accelerator.end_training()
 
@@ -207,7 +189,8 @@ class Trainer:
             if stopping:
                 return self.finish()
             grad_norm = self.train_step(next(batches))
-            self.state.advance(self.global_batch_size)
+            self.state.step += 1
+            self.state.samples_seen += self.global_batch_size
             if self.every(self.schedule.log_every) or self.is_finished:
                 self.log(grad_norm)  # waits for the device
 
