@@ -57,7 +57,9 @@ class InferenceConfig:
             ("scales", scales_hold, "one or more numbers above 0; use [0.75, 1.0, 1.25]"),
         ):
             if not holds:
-                raise ConfigError(f"inference.{name} ({getattr(self, name)}) must be {demand}.")
+                value = getattr(self, name)
+                shown = list(value) if isinstance(value, tuple) else value  # as users write it
+                raise ConfigError(f"inference.{name} ({shown}) must be {demand}.")
 
     @property
     def averages(self) -> bool:
