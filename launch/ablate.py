@@ -15,6 +15,7 @@ from pathlib import Path
 
 from unetdist.apps.ablation import Ablation, Crew, read_ablation, summarise, table_of
 from unetdist.cli.logs import PlainConsole, logger, run_script, set_up_logging
+from unetdist.cli.settings import positive_int
 from unetdist.storage.files import write_json
 from unetdist.train.run_status import STOPPED_EARLY
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, help="YAML of the ablation")
-    parser.add_argument("--parallel", type=_count, default=1, metavar="N", help="runs at a time (%(default)s)")
+    parser.add_argument("--parallel", type=positive_int, default=1, metavar="N", help="runs at a time (%(default)s)")
     parser.add_argument(
         "--per-image", action="store_true", help="also score finished runs image by image, and compare over images"
     )
@@ -60,12 +61,6 @@ def publish(ablation: Ablation) -> None:
     summaries = summarise(ablation)
     PlainConsole().print(table_of(summaries, title=ablation.name))
     write_json(ablation.folder / "results.json", {"name": ablation.name, "variants": summaries})
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"invalid count: {text!r}; use a whole number over 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from install import MIN_PYTHON, ROOT, SetupError, make_environment, newer_python, say, timm_fault
+from install import MIN_PYTHON, ROOT, SetupError, make_environment, say, timm_fault
 
 GROUPS = {"quickstart": [], "setup": ["test", "lint"], "test": ["test"], "lint": ["lint"], "timm": ["timm"]}
 
@@ -32,34 +32,14 @@ MAX_WORKERS = 4
 NUM_IMAGES = {"train": 480, "val": 96}
 
 
-class CommandError(Exception):
-    """A command ended with an exit code other than 0."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"exit code {code}")
-        self.code = code
-
-
 def run(*command: str) -> None:
-    """Print a command and run it in the root of the checkout.
-
-    Raises:
-        CommandError: it failed.
-    """
+    """Print a command and run it in the root of the checkout; raises `CalledProcessError` if it fails."""
     words = [word.replace(f"{ROOT}{os.sep}", "") for word in command]
     print(f"\n[dev] $ {shlex.join(words)}", flush=True)
     began = time.monotonic()
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
-    say(f"took {time.monotonic() - began:.0f} s" + (f", exit code {code}" if code else ""))
-    if code:
-        raise CommandError(code)
-
-
-def lint(python: Path) -> None:
-    """Check style, format and types."""
-    run(str(python), "-m", "ruff", "check", ".")
-    run(str(python), "-m", "ruff", "format", "--check", ".")
-    run(str(python), "-m", "mypy")
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    say(f"took {time.monotonic() - began:.0f} s" + (f", exit code {done.returncode}" if done.returncode else ""))
+    done.check_returncode()
 
 
 def test(python: Path, arguments: list[str]) -> None:
@@ -77,8 +57,7 @@ def test(python: Path, arguments: list[str]) -> None:
 def launch_arguments(python: Path) -> list[str]:
     """Options of `accelerate launch` for this machine."""
     count = "import torch; print(torch.cuda.device_count())"
-    output = subprocess.run([str(python), "-c", count], capture_output=True, text=True, check=True).stdout
-    gpus = int(output)
+    gpus = int(subprocess.check_output([str(python), "-c", count]))
     if gpus > 1:
         return ["--config_file", "configs/accelerate/one_node.yaml", "--num_processes", str(gpus)]
     if gpus == 1:
@@ -100,14 +79,12 @@ def quickstart(python: Path) -> None:
             shutil.rmtree(ROOT / folder)
     launch = launch_arguments(python)
     accelerate = [str(python.with_name("accelerate")), "launch", *launch]
-
     for seed, (split, count) in enumerate(NUM_IMAGES.items()):
         data = f"quickstart/{split}"
         draw = f"from unetdist.data.shapes import write_shapes; write_shapes('{data}', count={count}, seed={seed})"
         run(str(python), "-c", draw)
-        options = f"--images {data}/images --masks {data}/masks --labels {data}/Labels.txt"
-        options += f" --out quickstart/shards/{split}"
-        run(str(python), "launch/shard_dataset.py", *options.split())
+        shard = f"--images {data}/images --masks {data}/masks --labels {data}/Labels.txt"
+        run(str(python), "launch/shard_dataset.py", *shard.split(), "--out", f"quickstart/shards/{split}")
     run(*accelerate, "launch/train.py", "--config", "configs/shapes.yaml")
     score = "--model runs/quickstart/best --data quickstart/shards/val --json runs/quickstart/metrics_best.json"
     run(*accelerate, "launch/evaluate.py", *score.split())
@@ -115,8 +92,7 @@ def quickstart(python: Path) -> None:
     run(str(python), "launch/predict.py", *predict.split())
 
     miou = json.loads((ROOT / "runs/quickstart/metrics_best.json").read_text(encoding="utf-8"))["miou"]
-    is_active = python == Path(sys.executable)
-    activate = "" if is_active else f"  source {python.with_name('activate').relative_to(ROOT)}\n"
+    activate = "" if python == Path(sys.executable) else f"  source {python.with_name('activate').relative_to(ROOT)}\n"
     seconds = time.monotonic() - began
     print(SUMMARY.format(miou=miou, seconds=seconds, launch=shlex.join(launch), activate=activate))
 
@@ -138,8 +114,14 @@ Next, with your own data (images, colour-coded masks, and a Labels.txt that name
 """
 
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
-    """Our options, and the arguments for pytest."""
+def main() -> int:
+    """Create the environment, run the command, return its exit code."""
+    if sys.version_info < MIN_PYTHON:
+        say(
+            f"Python 3.11 or later is needed, this is {sys.version.split()[0]}. Get one, for example `sudo apt install "
+            "python3.11 python3.11-venv`, `brew install python`, or from conda or uv, and start launch/dev.py with it."
+        )
+        return 1
     parser = argparse.ArgumentParser(
         prog="launch/dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -150,27 +132,12 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     args, rest = parser.parse_known_args()
     if rest and args.command != "test":
         parser.error(f"unknown: {' '.join(rest)}")
-    return args, rest
-
-
-def main() -> int:
-    """Create the environment, run the command, return its exit code."""
-    if sys.version_info < MIN_PYTHON:
-        other = newer_python()
-        if other is None:
-            say(
-                f"Python 3.11 or later is needed, this is {sys.version.split()[0]} and PATH has no other. Get one, for "
-                "example `sudo apt install python3.11 python3.11-venv`, `brew install python`, or from conda or uv, "
-                "and run `THAT_PYTHON launch/dev.py ...`."
-            )
-            return 1
-        os.execv(other, [other, *sys.argv])
-    args, rest = parse()
     groups = GROUPS[args.command] + (["lint"] if args.ci else [])
     try:
         python = make_environment(groups, torch_index=args.torch_index, unpinned=args.unpinned)
         if args.ci or args.command == "lint":
-            lint(python)
+            for check in ("ruff check .", "ruff format --check .", "mypy"):
+                run(str(python), "-m", *check.split())
         if args.command == "test":
             test(python, rest)
         elif args.command == "quickstart":
@@ -178,9 +145,9 @@ def main() -> int:
     except SetupError as error:
         say(f"error: {error}")
         return 1
-    except CommandError as error:
-        say(f"stopped: the command above ended with exit code {error.code}")
-        return error.code
+    except subprocess.CalledProcessError as error:
+        say(f"stopped: the command above ended with exit code {error.returncode}")
+        return error.returncode
     except KeyboardInterrupt:
         say("interrupted; the same command continues")
         return 130

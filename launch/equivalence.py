@@ -31,6 +31,7 @@ from unetdist.apps.equivalence.worlds import (
 )
 from unetdist.cli import settings
 from unetdist.cli.logs import PlainConsole, logger, run_script, set_up_logging
+from unetdist.cli.settings import positive_int
 from unetdist.train.config import Config
 
 
@@ -77,13 +78,6 @@ def parse_world(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def parse_steps(text: str) -> int:
-    """Parse a positive whole number."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"invalid count: {text!r}; use a positive whole number")
-    return int(text)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the options that are not settings."""
     parser = argparse.ArgumentParser(
@@ -97,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--world", type=parse_world, default=(1, 2), metavar="N,N", help="numbers of processes (default: 1,2)"
     )
     parser.add_argument(
-        "--steps", type=parse_steps, default=20, metavar="N", help="steps of each run (default: %(default)s)"
+        "--steps", type=positive_int, default=20, metavar="N", help="steps of each run (default: %(default)s)"
     )
     parser.add_argument("--float64", action="store_true", help="use double precision: sharper and slower")
     parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)

@@ -8,14 +8,14 @@ models on the same images and prints their difference, with an interval and a te
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from unetdist.cli.credentials import mask
 from unetdist.cli.logs import console, logger, run_script
-from unetdist.errors import ConfigError
+from unetdist.errors import writable
 from unetdist.evaluation.calibration import reliability_diagram
 from unetdist.evaluation.comparison import compare
 from unetdist.evaluation.evaluate import Report, ValidationConfig
@@ -23,6 +23,9 @@ from unetdist.evaluation.validator import Validator, evaluations
 from unetdist.model.inference import add_inference_options, inference_of
 from unetdist.storage.files import write_atomic, write_json
 from unetdist.tracking.terminal import comparison_table, scores_table
+
+# Not "loss": that of the run may be another one, with weights.
+LOSS_NAME = "cross entropy"
 
 
 def main() -> None:
@@ -77,10 +80,11 @@ def parse() -> argparse.Namespace:
 
 def show(args: argparse.Namespace, report: Report, validator: Validator) -> None:
     """Print the report of one model and write the files."""
-    print_scores(report, mask(args.data))
+    console.print(scores_table(report, of=mask(args.data), loss_name=LOSS_NAME))
     if args.json is not None:
         numbers = {"model": args.model, "data": mask(args.data), **report.to_mapping()}
-        write_numbers(args.json, numbers)
+        with writing("--json", args.json):
+            write_json(args.json, numbers)
     if report.per_image is not None:
         arrays: dict[str, Any] = {
             "ids": np.arange(report.num_samples),
@@ -88,12 +92,13 @@ def show(args: argparse.Namespace, report: Report, validator: Validator) -> None
             "confusion": report.per_image,  # (N, C, C) int64, rows target
             "classes": np.array(report.scores.class_names),
         }
-        with writing("--per-image", args.per_image) as out:
+        with writing("--per-image", args.per_image), write_atomic(args.per_image) as out:
             np.savez_compressed(out, **arrays)
     if args.reliability_diagram is not None:
         assert report.reliability is not None
         diagram = reliability_diagram(report.reliability, mask(args.data))
-        with writing("--reliability-diagram", args.reliability_diagram) as out:
+        file = args.reliability_diagram
+        with writing("--reliability-diagram", file), write_atomic(file) as out:
             Image.fromarray(diagram).save(out, "PNG")
 
 
@@ -104,40 +109,20 @@ def show_difference(args: argparse.Namespace, reports: list[Report]) -> None:
     assert b is not None
     comparison = compare(a, b)
     for report, name in zip(reports, args.compare, strict=True):
-        print_scores(report, name)
+        console.print(scores_table(report, of=name, loss_name=LOSS_NAME))
     console.print(comparison_table(comparison, tuple(args.compare), of=mask(args.data)))
     if args.json is not None:
         models = [{"model": name, **report.to_mapping()} for name, report in zip(args.compare, reports, strict=True)]
         numbers = {"data": mask(args.data), "comparison": comparison.to_mapping(), "models": models}
-        write_numbers(args.json, numbers)
-
-
-def print_scores(report: Report, of: str) -> None:
-    """Print the table of a report."""
-    # Not "loss": that of the run may be another one, with weights.
-    console.print(scores_table(report, of=of, loss_name="cross entropy"))
-
-
-def write_numbers(file: str, numbers: dict[str, Any]) -> None:
-    """Write the file of --json."""
-    with naming("--json", file):
-        write_json(file, numbers)
+        with writing("--json", args.json):
+            write_json(args.json, numbers)
 
 
 @contextmanager
-def writing(option: str, file: str) -> Iterator[IO[bytes]]:
-    """Open the output file of an option; it appears whole or not at all."""
-    with naming(option, file), write_atomic(file) as out:
-        yield out
-
-
-@contextmanager
-def naming(option: str, file: str) -> Iterator[None]:
+def writing(option: str, file: str) -> Iterator[None]:
     """Name the option in an error of the disk, and log the file otherwise."""
-    try:
+    with writable(option, file):
         yield
-    except OSError as error:
-        raise ConfigError(f"{option} ({file}) cannot be written ({error.strerror}); give another file.") from None
     logger.info("%s is written to %s", option.removeprefix("--"), file)
 
 

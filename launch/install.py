@@ -7,7 +7,6 @@ over its packages and keeps that torch. Otherwise `.venv` gets the torch that fi
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -25,8 +24,6 @@ MIN_PYTHON = (3, 11)
 MIN_TORCH = (2, 11)
 # pip 23, which comes with Python 3.11, takes three times as long
 MIN_PIP = (26, 0)
-# Disk space for an installation; the default torch for Linux includes the CUDA libraries.
-DISK_GB = {"cpu": 3, "default": 9}
 
 
 class SetupError(Exception):
@@ -43,16 +40,6 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text.split("+")[0])[:3])
 
 
-def newer_python() -> str | None:
-    """Path of a Python on PATH that is new enough, or None."""
-    for minor in (14, 13, 12, 11):
-        found = shutil.which(f"python3.{minor}")
-        # a pyenv shim exists also for versions that cannot run
-        if found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
-            return found
-    return None
-
-
 def version_in(python: str | Path, package: str) -> str | None:
     """Version of an installed package of `python`, such as "2.13.0+cpu"; None if there is none, or no such Python."""
     code = f"from importlib.metadata import version; print(version('{package}'))"
@@ -64,7 +51,7 @@ def version_in(python: str | Path, package: str) -> str | None:
 
 
 def fits(torch: str | None) -> bool:
-    """Whether an installed torch satisfies the range in pyproject.toml."""
+    """Whether this version of torch is in the range of pyproject.toml."""
     return torch is not None and version_of(torch) >= MIN_TORCH
 
 
@@ -79,20 +66,11 @@ def has_nvidia_gpu() -> bool:
 
 def tested_torch() -> str:
     """The torch version in constraints.txt."""
-    found = re.search(r"^torch==(\S+)$", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)
-    assert found, f"{CONSTRAINTS} names no torch"
-    return found[1]
+    return str(re.findall(r"^torch==(\S+)$", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)[0])
 
 
 def choose_torch(offered: list[str], *, has_gpu: bool, system: str, tested: str) -> tuple[str, str]:
-    """The requirement for pip, and the reason.
-
-    Args:
-        offered: versions that pip finds for this Python, such as "2.13.0" and "2.13.0+cpu".
-        has_gpu: whether there is an NVIDIA GPU.
-        system: `platform.system()`.
-        tested: version in constraints.txt.
-    """
+    """The requirement for pip, and the reason, from the versions that pip offers and the one in constraints.txt."""
     if has_gpu:
         # three equal signs: two would also match, and prefer, a "+cpu" build of that version
         return f"torch==={tested}", "there is an NVIDIA GPU: torch with CUDA"
@@ -134,9 +112,6 @@ def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bo
         groups: dependency groups of pyproject.toml to install in addition to the project.
         torch_index: URL of another package index for torch.
         unpinned: ignore constraints.txt.
-
-    Raises:
-        SetupError: the message says what to do.
     """
     active = sys.prefix != sys.base_prefix
     here = Path(sys.prefix) if active else VENV
@@ -197,16 +172,12 @@ def packages(python: Path, here: Path, groups: list[str], *, torch_index: str | 
             offered(python, "torch", index), has_gpu=has_nvidia_gpu(), system=platform.system(), tested=tested_torch()
         )
         say(f"{reason} ({torch})")
-        needed, free = DISK_GB["cpu" if "+cpu" in torch else "default"], shutil.disk_usage(here).free / 2**30
-        if free < needed:
-            raise SetupError(f"{here} has {free:.1f} GB free, the installation needs {needed} GB; make room.")
     pins = [] if unpinned else CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     lines = [*(line for line in pins if not line.startswith("torch==")), torch]
+    if "timm" in groups:
+        lines += torchvision_like_torch(torch, offered(python, "torchvision", index))
     constraints = here / "unetdist-constraints.txt"
     constraints.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if "timm" in groups:
-        lines += torchvision_like_torch(python, index, constraints)
-        constraints.write_text("\n".join(lines) + "\n", encoding="utf-8")
     chosen = [word for group in groups for word in ("--group", group)]
     run_pip(python, ["install", "--no-compile", *index, "-c", str(constraints), "-e", ".", *chosen])
 
@@ -218,23 +189,16 @@ def offered(python: Path, package: str, index: list[str]) -> list[str]:
     return re.findall(r"\d[\w.]*(?:\+\w+)?", output.partition("Available versions:")[2].split("\n")[0])
 
 
-def torchvision_like_torch(python: Path, index: list[str], constraints: Path) -> list[str]:
-    """Constraints that make pip choose the torchvision of torch's build, which timm imports.
+def torchvision_like_torch(torch: str, offered: list[str]) -> list[str]:
+    """Constraints that make pip choose the torchvision of torch's version and build, which timm imports.
 
-    No constraint if pip finds none of this build; then `check_timm` finds out whether another build works.
+    None if pip is not offered one; then `check_timm` finds out whether another build works.
     """
-    # pip itself compares only numbers: for torch 2.13.0+cpu it chooses the torchvision 0.28.0 that needs CUDA.
-    plan = [str(python), "-m", "pip", "install", "--dry-run", "-qq", "--report", "-", *index]
-    plan += ["-c", str(constraints), "--group", "timm"]
-    done = subprocess.run(plan, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        return []  # the installation itself will show the reason
-    found = [item["metadata"] for item in json.loads(done.stdout)["install"]]
-    planned = {one["name"]: one["version"] for one in found}
-    torch = planned.get("torch") or version_in(python, "torch") or ""
-    torchvision = planned.get("torchvision") or version_in(python, "torchvision") or ""
-    fitting = "+".join([torchvision.split("+")[0], *torch.split("+")[1:]])
-    return [f"torchvision==={fitting}"] if fitting in offered(python, "torchvision", index) else []
+    # torch 2.N.P goes with torchvision 0.(N + 15).P (README of pytorch/vision). pip itself compares only numbers: for
+    # torch 2.13.0+cpu it chooses the torchvision 0.28.0 that needs CUDA.
+    _, minor, patch = version_of(torch)
+    fitting = "+".join([f"0.{minor + 15}.{patch}", *torch.split("+")[1:]])
+    return [f"torchvision==={fitting}"] if fitting in offered else []
 
 
 def timm_fault(python: Path) -> str | None:

@@ -1,6 +1,8 @@
 """The errors that a user is meant to read: each says what is wrong, where, and what to do."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 
 # Control characters, marks that turn the direction of writing, and half characters of names that are not UTF-8.
@@ -42,6 +44,15 @@ class LaunchError(UnetdistError):
 
 class TrainingError(UnetdistError):
     """A run that must not continue, such as one whose loss is not finite."""
+
+
+@contextmanager
+def writable(option: str, file: object) -> Iterator[None]:
+    """Name the option in the error of an output file that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{option} ({file}) cannot be written ({error.strerror}); give another file.") from None
 
 
 def printable(text: object) -> str:

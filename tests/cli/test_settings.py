@@ -204,10 +204,10 @@ def nested(line: str, times: int) -> str:
 )
 def test_a_file_that_stands_for_more_than_settings_is_refused_within_seconds(write, text, told):
     file = write(text)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ConfigError, match=f"run.yaml: .*{told}") as error:
         parse("--config", file)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert len(str(error.value)) < 1000
 
 

@@ -18,15 +18,9 @@ from pathlib import Path
 import torch
 
 from unetdist.cli.logs import run_script, set_up_logging
-from unetdist.distributed.collectives import (
-    StopSignal,
-    all_reduce_sum,
-    broadcast,
-    log_ranks,
-    make_accelerator,
-    world_of,
-)
+from unetdist.distributed.collectives import all_reduce_sum, broadcast, log_ranks, make_accelerator, world_of
 from unetdist.distributed.rendezvous import open_store
+from unetdist.distributed.signals import StopSignal
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.storage.files import write_text
 

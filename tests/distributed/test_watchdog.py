@@ -10,8 +10,9 @@ import pytest
 import torch.distributed as dist
 
 from tests.distributed.launcher import RankError, run_ranks
-from unetdist.distributed.collectives import StopSignal, World, barrier
+from unetdist.distributed.collectives import World, barrier
 from unetdist.distributed.rendezvous import open_store
+from unetdist.distributed.signals import StopSignal
 from unetdist.distributed.watchdog import Watchdog
 
 

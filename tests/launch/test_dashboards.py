@@ -24,7 +24,7 @@ MAX_STEPS, LOG_EVERY, EVAL_EVERY = 60, 3, 10
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of a run that was killed twice and then went on to its end; and its attempts' outputs."""
+    """The folder of a run that was killed and then went on to its end; and its attempts' outputs."""
     folder = tmp_path_factory.mktemp("dashboards")
     write_shards(folder / "train", 6)
     write_shards(folder / "val", 3)
@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
     values["checkpoint"] = {"save_every": 8}
     (folder / "settings.yaml").write_text(settings.to_yaml(values))
     outputs = []
-    for step in (22, 45, None):
+    for step in (22, None):
         outputs.append(train(folder, kill_after=step))
         (folder / f"metrics_{len(outputs)}.jsonl").write_bytes((folder / "runs/tiny/metrics.jsonl").read_bytes())
     return folder / "runs/tiny", outputs
@@ -81,7 +81,6 @@ pytestmark = pytest.mark.slow
 def test_the_run_was_killed_between_its_logs_and_went_on(runs):
     run_dir, outputs = runs
     assert "continuing at step 16 of 60" in outputs[1]
-    assert "continuing at step 40 of 60" in outputs[2]
     steps = {line["step"] for line in lines_of(run_dir / "metrics.jsonl")}
     assert steps == {*TRAIN_STEPS, *VAL_STEPS}
 
@@ -97,7 +96,7 @@ def test_it_is_one_wandb_run_with_no_step_twice(runs):
     assert steps == sorted(set(steps))
     # A kill loses rows that wandb had not written to its files. After the last continuation none is missing.
     logged = {*TRAIN_STEPS, *VAL_STEPS}
-    killed_at = max(line["step"] for line in lines_of(run_dir.parents[1] / "metrics_2.jsonl"))
+    killed_at = max(line["step"] for line in lines_of(run_dir.parents[1] / "metrics_1.jsonl"))
     assert {step for step in logged if step > killed_at} <= set(steps) <= logged
     assert [row["_step"] for row in rows if "train/loss" in row] == [s for s in TRAIN_STEPS if s in steps]
     assert [row["_step"] for row in rows if "val/miou" in row] == [s for s in VAL_STEPS if s in steps]

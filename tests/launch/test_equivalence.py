@@ -87,7 +87,7 @@ def test_what_a_run_would_refuse_is_refused_before_any_is_started(config, traine
         (["--world", "1,1"], "invalid numbers of processes: '1,1'; use 1,2,4"),
         (["--world", "0,2"], "invalid numbers of processes: '0,2'; use 1,2,4"),
         (["--world", "two"], "invalid numbers of processes: 'two'; use 1,2,4"),
-        (["--steps", "0"], "invalid count: '0'; use a positive whole number"),
+        (["--steps", "0"], "invalid count: '0'; use a whole number over 0"),
     ],
 )
 def test_words_that_are_not_understood(words, message, capsys):

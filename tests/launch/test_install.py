@@ -1,8 +1,6 @@
 """The choices of launch/install.py; the installation itself is what CI does before it comes here."""
 
 import importlib.util
-import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -61,15 +59,6 @@ def test_pip_failure_says_what_to_do(install):
         install.run_pip(Path(sys.executable), ["no-such-command"])
 
 
-def test_full_disk_is_told_before_the_download(install, monkeypatch, tmp_path):
-    monkeypatch.setattr(install, "version_in", lambda *_: None)
-    monkeypatch.setattr(install, "has_nvidia_gpu", lambda: True)
-    monkeypatch.setattr(install.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**30}))
-    monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: type("Done", (), {"stdout": ""}))
-    with pytest.raises(install.SetupError, match=r"has 1\.0 GB free, the installation needs 9 GB; make room"):
-        install.packages(Path(sys.executable), tmp_path, [], torch_index=None, unpinned=False)
-
-
 def test_python_without_venv_is_told_where_to_get_it(install, monkeypatch, tmp_path):
     broken = type("Done", (), {"returncode": 1, "stdout": "ensurepip is not available\n", "stderr": ""})
     monkeypatch.setattr(install, "VENV", tmp_path / ".venv")
@@ -80,24 +69,16 @@ def test_python_without_venv_is_told_where_to_get_it(install, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("torch", "planned", "offered", "line"),
+    ("torch", "offered", "line"),
     [
-        ("2.13.0+cpu", "0.28.0", ["0.29.1", "0.28.0"], []),
-        ("2.13.0+cpu", "0.28.0+cpu", ["0.28.0+cpu", "0.28.0"], ["torchvision===0.28.0+cpu"]),
-        ("2.13.0", "0.28.0+cpu", ["0.28.0+cpu", "0.28.0"], ["torchvision===0.28.0"]),
-        ("2.11.0+cu130", "0.26.0", ["0.26.0", "0.26.0+cu130"], ["torchvision===0.26.0+cu130"]),
+        ("torch==2.13.0+cpu", ["0.29.1", "0.28.0"], []),
+        ("torch==2.13.0+cpu", ["0.29.0+cpu", "0.28.1+cpu", "0.28.0+cpu", "0.28.0"], ["torchvision===0.28.0+cpu"]),
+        ("torch===2.13.0", ["0.28.0+cpu", "0.28.0"], ["torchvision===0.28.0"]),
+        ("torch===2.11.0+cu130", ["0.26.0", "0.26.0+cu130"], ["torchvision===0.26.0+cu130"]),
     ],
 )
-def test_torchvision_is_of_the_build_of_torch(install, monkeypatch, tmp_path, torch, planned, offered, line):
-    plan = {"install": [{"metadata": {"name": "torchvision", "version": planned}}]}
-    answers = {"--report": json.dumps(plan), "index": f"Available versions: {', '.join(offered)}", "-c": torch}
-
-    def answer(command, **_):
-        text = next(text for word, text in answers.items() if word in command)
-        return subprocess.CompletedProcess(command, 0, stdout=text)
-
-    monkeypatch.setattr(install.subprocess, "run", answer)
-    assert install.torchvision_like_torch(Path(sys.executable), [], tmp_path / "constraints.txt") == line
+def test_torchvision_is_of_the_version_and_build_of_torch(install, torch, offered, line):
+    assert install.torchvision_like_torch(torch, offered) == line
 
 
 def test_a_timm_that_cannot_be_imported_is_removed_again(install, monkeypatch):

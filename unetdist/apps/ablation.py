@@ -29,7 +29,7 @@ from rich.table import Table
 from unetdist.cli import json_records, settings
 from unetdist.cli.credentials import public
 from unetdist.cli.logs import logger
-from unetdist.distributed.signals import SignalWatch
+from unetdist.distributed.signals import StopSignal
 from unetdist.errors import ConfigError
 from unetdist.evaluation.comparison import compare
 from unetdist.model.saved_model import CONFIG_FILE
@@ -93,7 +93,7 @@ class AblationRun:
         if status is None or status.state != "finished":
             return False
         file = self.folder / SETTINGS_FILE
-        saved = settings.without_retired(settings.read_yaml(file), Config, where=str(file))
+        saved = settings.checked(settings.read_yaml(file), Config, where=str(file))
         known = settings.laid_over(settings.defaults(Config), saved)
         return not settings.differences(public(known), public(settings.to_mapping(self.config)))
 
@@ -179,7 +179,7 @@ class Crew:
     def train(self, runs: Sequence[AblationRun], after_each: Callable[[], object]) -> dict[Path, str] | None:
         """Do what the runs still need; returns the folders of those that failed, and why. None after a signal."""
         failed = {}
-        with SignalWatch() as watch, ThreadPoolExecutor(self.parallel) as pool:
+        with StopSignal() as watch, ThreadPoolExecutor(self.parallel) as pool:
             futures = {pool.submit(self._complete, run, watch): run for run in runs}
             for future in as_completed(futures):
                 reason = future.result()
@@ -203,7 +203,7 @@ class Crew:
         words += ["--mixed-precision", run.config.trainer.mixed_precision]
         return [sys.executable, str(self.scripts / "evaluate.py"), *words]
 
-    def _complete(self, run: AblationRun, watch: SignalWatch) -> str:
+    def _complete(self, run: AblationRun, watch: StopSignal) -> str:
         """Train a run, and score its images if asked to; returns why it failed, or an empty text."""
         done: list[str] | None = None
         while (command := self.next_command(run)) is not None and not watch.requested:
@@ -218,7 +218,7 @@ class Crew:
             done = command
         return ""
 
-    def _run(self, run: AblationRun, command: list[str], watch: SignalWatch) -> str:
+    def _run(self, run: AblationRun, command: list[str], watch: StopSignal) -> str:
         with open(run.folder / LOG_FILE, "ab+") as log:
             start = log.tell()
             process = subprocess.Popen(

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
@@ -22,21 +22,7 @@ Hex = Annotated[str, re.compile("[0-9a-f]*")]
 
 SEAL = "sha256_of_this"
 
-_WORDS = {
-    bool: "true or false",
-    int: "an integer of 64 bits",
-    float: "a finite number",
-    str: "a text",
-    NoneType: "null",
-}
-
-
-class _WrongError(ValueError):
-    """The value at `place` is not what its type says."""
-
-    def __init__(self, place: str, problem: str) -> None:
-        super().__init__(f"{place.lstrip('.')} {problem}".strip())
-        self.place, self.problem = place, problem
+_WORDS = {bool: "true or false", int: "an integer of 64 bits", float: "a finite number", str: "a text"}
 
 
 def parse(text: bytes | str) -> Any:
@@ -115,7 +101,7 @@ def _read(hint: Any, value: Any, place: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _read_dataclass(hint, value, place)
     if origin in (Union, UnionType):
-        return _read_union(hint, args, value, place)
+        return None if value is None else _read(args[0], value, place)  # X | None: other unions are not used
     if origin is Literal:
         is_allowed = any(type(value) is type(arg) and value == arg for arg in args)
         return value if is_allowed else _refuse(place, value, hint)
@@ -148,26 +134,18 @@ def _read_dataclass(cls: Any, value: Any, place: str) -> Any:
         _refuse(place, value, dict)
     hints, needed = _fields(cls)
     if missing := needed - value.keys():
-        raise _WrongError(place, f"lacks {', '.join(sorted(missing))}")
+        raise _wrong(place, f"lacks {', '.join(sorted(missing))}")
     if unknown := value.keys() - hints.keys():
-        raise _WrongError(place, f"has {_short(', '.join(sorted(unknown)))}, which this version does not know")
+        raise _wrong(place, f"has {_short(', '.join(sorted(unknown)))}, which this version does not know")
     return cls(**{name: _read(hints[name], item, f"{place}.{name}") for name, item in value.items()})
 
 
-def _read_union(hint: Any, args: tuple[Any, ...], value: Any, place: str) -> Any:
-    problems = []
-    for arg in args:
-        try:
-            return _read(arg, value, place)
-        except _WrongError as error:
-            problems.append(error)
-    # A list or an object can only have meant one of the types: what is wrong inside it says more.
-    inner = [error for error in problems if error.place != place or not error.problem.startswith("(")]
-    raise inner[0] if inner else _WrongError(place, f"({_short(value)}) must be {_words(hint)}")
-
-
 def _refuse(place: str, value: Any, hint: Any) -> Any:
-    raise _WrongError(place, f"({_short(value)}) must be {_words(hint)}")
+    raise _wrong(place, f"({_short(value)}) must be {_words(hint)}")
+
+
+def _wrong(place: str, problem: str) -> ValueError:
+    return ValueError(f"{place.lstrip('.')} {problem}".strip())
 
 
 def _short(value: object) -> str:
@@ -185,8 +163,6 @@ def _words(hint: Any) -> str:
         if isinstance(rule, range):
             return f"an integer from {rule.start} to {rule.stop - 1}"
         return f"of the form {rule.pattern}" if isinstance(rule, re.Pattern) else f"one of {rule}"
-    if origin in (Union, UnionType):
-        return " or ".join(map(_words, args))
     if origin is Literal:
         return f"one of {', '.join(map(repr, args))}"
     if origin is tuple:

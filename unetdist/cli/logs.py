@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from unetdist.cli.credentials import mask
@@ -66,27 +66,26 @@ def set_up_logging(*, rank: int = 0, world_size: int = 1) -> None:
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
-class ProgressBar(Protocol):
-    """A bar that `progress` yields."""
+class ProgressBar:
+    """What `progress` yields; this one shows nothing."""
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count `amount` more of the total as done; `note` is shown next to the bar."""
 
 
-class _RichBar:
-    def __init__(self, bar: Progress, description: str, total: int | None, completed: int) -> None:
-        self._bar = bar
-        self._task = bar.add_task(description, total=total, completed=completed, note="")
+class _RichBar(ProgressBar):
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar, self._task = bar, task
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._bar.update(self._task, advance=amount, note=one_line(note))
 
 
-class _LogBar:
+class _LogBar(ProgressBar):
     def __init__(self, description: str, total: int | None, completed: int) -> None:
-        self._description, self._total, self._done = description, total, completed
+        self._description, self._total, self._first = description, total, completed
+        self._done = completed
         self._began = self._last = time.monotonic()
-        self._first = completed
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._done += amount
@@ -100,16 +99,11 @@ class _LogBar:
         logger.info("%s: %d%s%s %s", self._description, self._done, of, left, note)
 
 
-class _NoBar:
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        pass
-
-
 @contextmanager
 def progress(description: str, total: int | None, *, completed: int = 0, enabled: bool = True) -> Iterator[ProgressBar]:
     """A progress bar on a terminal, log lines elsewhere, nothing if `enabled` is false."""
     if not enabled:
-        yield _NoBar()
+        yield ProgressBar()
     elif not console.is_terminal:
         yield _LogBar(description, total, completed)
     else:
@@ -122,7 +116,8 @@ def progress(description: str, total: int | None, *, completed: int = 0, enabled
             TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console, transient=False) as bar:
-            yield _RichBar(bar, one_line(description), total, completed)
+            task = bar.add_task(one_line(description), total=total, completed=completed, note="")
+            yield _RichBar(bar, task)
 
 
 def run_script(main: Callable[[], int | None]) -> None:
@@ -131,40 +126,37 @@ def run_script(main: Callable[[], int | None]) -> None:
     Errors meant for the user are printed as one readable block; anything else keeps its traceback.
     """
     try:
-        code = main() or 0
-    except UnetdistError as error:
-        _print_error(error)
-        tell_launcher(f"error: {error}")
-        code = 1
-    except OSError as error:
+        sys.exit(main() or 0)
+    except (UnetdistError, OSError, RuntimeError) as error:
+        if (text := _readable(error)) is None:
+            raise
+        prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+        print(f"{prefix}error: {mask(printable(text))}", file=sys.stderr, flush=True)
+        # The launcher's report ends with the cause; of a lost connection, the other process has it.
+        if not isinstance(error, RuntimeError):
+            tell_launcher(f"error: {text}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def _readable(error: Exception) -> str | None:
+    """What the user can do about this error; None if the traceback says more."""
+    if isinstance(error, UnetdistError):
+        return str(error)
+    if isinstance(error, OSError):
         where = error.filename or "a file"
         if error.errno in NO_ROOM:
-            text = f"{where} cannot be written ({error.strerror}); make room on its disk, and start the command again."
-        elif error.errno == errno.EMFILE:
-            text = f"{where} cannot be opened ({error.strerror}); raise the limit, for example with ulimit -n 4096."
-        else:
-            raise
-        _print_error(text)
-        tell_launcher(f"error: {text}")
-        code = 1
-    except RuntimeError as error:
-        if not any(backend in str(error) for backend in BACKENDS):
-            raise
-        # Not for the launcher, whose report ends with the cause: the other process has it.
-        _print_error(
+            return f"{where} cannot be written ({error.strerror}); make room on its disk, and start the command again."
+        if error.errno == errno.EMFILE:
+            return f"{where} cannot be opened ({error.strerror}); raise the limit, for example with ulimit -n 4096."
+    elif any(backend in str(error) for backend in BACKENDS):
+        return (
             "the connection to another process of the run is lost: it ended, or its machine or network is gone. Its "
             f"last messages say why; the same command continues the run. ({str(error).splitlines()[0]})"
         )
-        code = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        code = 130
-    sys.exit(code)
-
-
-def _print_error(text: object) -> None:
-    prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
-    print(f"{prefix}error: {mask(printable(text))}", file=sys.stderr, flush=True)
+    return None
 
 
 def tell_launcher(text: str) -> None:

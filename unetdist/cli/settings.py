@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,12 +44,10 @@ def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: s
 
 def from_mapping(cls: type[Settings], values: Mapping[str, Any], *, where: str = "settings") -> Settings:
     """Build `cls` from a mapping such as `to_mapping` gives; `where` opens the error message."""
-    # Our own check of the names, because the library suggests nothing for a misspelt one.
-    values = without_retired(values, cls, where=where)
-    _check_keys(values, cls, where=where)
     parser = _parser(cls)
+    values = checked(values, cls, where=where)
     try:
-        namespace = parser.parse_object(dict(values))
+        namespace = parser.parse_object(values)
     except Exception as error:
         raise ConfigError(f"{where}: {_plain(error)}") from None
     return _instantiate(cls, parser, namespace)
@@ -68,31 +67,39 @@ def defaults(cls: type) -> dict[str, Any]:
     """The settings of a class that have a default, in the form of `to_mapping`."""
     given: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
-        if field.default is not dataclasses.MISSING:
-            given[field.name] = _to_plain_setting(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            given[field.name] = _to_plain_setting(field.default_factory())
-        elif dataclasses.is_dataclass(field.type):
+        if dataclasses.is_dataclass(field.type):
             given[field.name] = defaults(field.type)  # type: ignore[arg-type]
+        elif field.default is not dataclasses.MISSING:
+            given[field.name] = _to_plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            given[field.name] = _to_plain(field.default_factory())
     return given
 
 
-def without_retired(values: Mapping[str, Any], cls: type, *, where: str, prefix: str = "") -> dict[str, Any]:
+def checked(values: Mapping[str, Any], cls: type, *, where: str, prefix: str = "") -> dict[str, Any]:
     """The settings without those of older versions (`RETIRED` of a section) whose values changed nothing.
 
     Raises:
-        ConfigError: One of them has another value, which is no longer possible.
+        ConfigError: a name is unknown, or a retired setting has a value that is no longer possible.
     """
-    retired = getattr(cls, "RETIRED", {})
+    # Our own check of the names, because the library suggests nothing for a misspelt one.
+    known, retired = _sections(cls), getattr(cls, "RETIRED", {})
     kept: dict[str, Any] = {}
     for key, value in values.items():
-        section = _sections(cls).get(key)
-        if section is not None and isinstance(value, Mapping):
-            kept[key] = without_retired(value, section, where=where, prefix=f"{prefix}{key}.")
-        elif key not in retired:
+        if key in retired:
+            if value != retired[key]:
+                raise ConfigError(f"{where}: {prefix}{key} ({value}) no longer exists; remove it")
+        elif key not in known:
+            raise ConfigError(f"{where}: unknown setting '{prefix}{key}'{suggestion(str(key), list(known))}")
+        elif (section := known[key]) is None:
             kept[key] = value
-        elif value != retired[key]:
-            raise ConfigError(f"{where}: {prefix}{key} ({value}) no longer exists; remove it")
+        elif isinstance(value, Mapping):
+            kept[key] = checked(value, section, where=where, prefix=f"{prefix}{key}.")
+        else:
+            raise ConfigError(
+                f"{where}: '{prefix}{key}' is a section, not a value ({value!r}); "
+                f"write its settings below it, such as '{next(iter(_sections(section)))}: ...'"
+            )
     return kept
 
 
@@ -106,16 +113,14 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     return laid
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted names of the settings whose values differ, each with its old and new value."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found |= differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found[prefix + key] = (before, after)
-    return found
+    before, after = flat(old), flat(new)
+    return {
+        name: (before.get(name), after.get(name))
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    }
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -135,6 +140,13 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
 
 
+def positive_int(text: str) -> int:
+    """Parse a whole number over 0, as the `type` of an argparse option."""
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"invalid count: {text!r}; use a whole number over 0")
+    return int(text)
+
+
 def _parser(cls: type, **kwargs: Any) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, **kwargs)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
@@ -150,10 +162,6 @@ def _instantiate(cls: type[Settings], parser: ArgumentParser, namespace: Namespa
         raise ConfigError(f"a setting is null that needs a value ({error}); give it one, or leave it out") from None
 
 
-def _to_plain_setting(value: Any) -> Any:
-    return to_mapping(value) if dataclasses.is_dataclass(value) else _to_plain(value)
-
-
 def _to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _to_plain(item) for key, item in value.items()}
@@ -164,12 +172,8 @@ def _plain(error: Exception) -> str:
     """The parser's message on one line, in plain English."""
     text = re.sub(r"\s*\n\s*-?\s*", " ", str(error)).strip()
     text = re.sub(r"Parser key \"([^\"]+)\":?", r"\1:", text)
-    text = re.sub(
-        r"the following arguments are required: (.*)",
-        r"missing setting: \1; give it in the "
-        r"--config file or as --\1 VALUE",
-        text,
-    )
+    missing = r"missing setting: \1; give it in the --config file or as --\1 VALUE"
+    text = re.sub("the following arguments are required: (.*)", missing, text)
     return _plain_type_error(text.replace("typing.", ""))
 
 
@@ -261,21 +265,6 @@ def _sections(cls: type) -> dict[str, Any]:
     return {name: hint if dataclasses.is_dataclass(hint) else None for name, hint in hints.items()}
 
 
-def _check_keys(values: Mapping[str, Any], cls: type, *, where: str, prefix: str = "") -> None:
-    known = _sections(cls)
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"{where}: unknown setting '{prefix}{key}'{suggestion(str(key), list(known))}")
-        if (section := known[key]) is None:
-            continue
-        if not isinstance(value, Mapping):
-            raise ConfigError(
-                f"{where}: '{prefix}{key}' is a section, not a value ({value!r}); "
-                f"write its settings below it, such as '{next(iter(_sections(section)))}: ...'"
-            )
-        _check_keys(value, section, where=where, prefix=f"{prefix}{key}.")
-
-
 def _dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
     """The names of all settings: `seed`, `model.widths` ..."""
     for name, section in _sections(cls).items():
@@ -294,8 +283,7 @@ def _with_checked_files(argv: Sequence[str], cls: type) -> list[str]:
             continue
         file = word.removeprefix(option)
         values = read_yaml(Path(file))
-        now = without_retired(values, cls, where=file)
-        _check_keys(now, cls, where=file)
+        now = checked(values, cls, where=file)
         if now != values:
             words[at] = option + to_yaml(now)
     return words

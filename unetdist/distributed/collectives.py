@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from unetdist.cli.logs import logger
 from unetdist.distributed.launch_check import asked_processes, check_launch, check_options
 from unetdist.distributed.rendezvous import connect, keep_group
-from unetdist.distributed.signals import SignalWatch, follow_launcher
+from unetdist.distributed.signals import follow_launcher
 from unetdist.errors import ConfigError, LaunchError
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -54,7 +54,7 @@ class World:
 
 
 def world_of(accelerator: Accelerator) -> World:
-    """Read the `World` off an accelerator."""
+    """The `World` that an accelerator found."""
     device = accelerator.device
     return World(
         rank=accelerator.process_index,
@@ -65,15 +65,10 @@ def world_of(accelerator: Accelerator) -> World:
     )
 
 
-def make_accelerator(
-    *, mixed_precision: MixedPrecision = "no", timeout_s: float = 1800.0, log_with: str | None = None
-) -> Accelerator:
+def make_accelerator(*, mixed_precision: MixedPrecision = "no", timeout_s: float = 1800.0) -> Accelerator:
     """Collective. Check the launch, connect the processes, and return an `Accelerator` that changes nothing itself.
 
-    Args:
-        mixed_precision: autocast of the forward pass.
-        timeout_s: seconds after which a collective that some rank does not join fails.
-        log_with: tracker for Accelerate, such as "wandb".
+    A collective that some rank does not join fails after `timeout_s` seconds.
 
     Raises:
         LaunchError: the launch started other processes than requested, or some did not come.
@@ -102,7 +97,6 @@ def make_accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=1,
         step_scheduler_with_optimizer=False,
-        log_with=log_with,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)), _ddp_options()],
     )
     if accelerator.num_processes != expected:
@@ -160,11 +154,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     """Collective. Whether `flag` is true on at least one rank; `device` is where the backend computes."""
-    if not dist.is_initialized():
-        return flag
-    count = torch.tensor([int(flag)], dtype=torch.int32, device=device)
-    dist.all_reduce(count, op=dist.ReduceOp.MAX)
-    return bool(count.item())
+    return not all_reduce_min(int(not flag), device)
 
 
 def all_reduce_min(value: int, device: torch.device | str = "cpu") -> int:
@@ -237,18 +227,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-class StopSignal(SignalWatch):
-    """A request to stop, by a signal to any rank, on which all ranks agree."""
-
-    AGREE_EVERY = 10
-    """Steps between two agreements. To agree after each step would be to wait for the device each time."""
-
-    def agreed(self, world: World) -> bool:
-        """Collective. Whether any rank was asked to stop."""
-        return any_rank(self.requested, world.device)
-
-    def orphaned(self, world: World) -> bool:
-        """Collective. Whether any rank stops only because its launcher ended."""
-        return any_rank(self.is_orphan, world.device)

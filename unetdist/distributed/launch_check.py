@@ -103,11 +103,7 @@ def check_launch(
 
 
 def check_options(command: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) -> None:
-    """Refuse options of `accelerate launch` that would silently have no effect.
-
-    Args:
-        command: words of the launcher's command line; by default those of the parent process.
-        env: environment variables of this process.
+    """Refuse options of `accelerate launch`, by default the parent process, that would silently have no effect.
 
     Raises:
         LaunchError: names the option, and what to do instead.
@@ -132,11 +128,8 @@ def check_options(command: Sequence[str] | None = None, env: Mapping[str, str] =
 def asked_processes(command: Sequence[str] | None = None) -> int | None:
     """Number of processes requested from `accelerate launch`; None if there was no number, or another launcher.
 
-    The environment of a rank does not contain it, so it is read as Accelerate reads it: from the command line, or
-    from the configuration file.
-
-    Args:
-        command: words of the launcher's command line; by default those of the parent process.
+    The environment of a rank does not contain it, so it is read as Accelerate reads it: from the command line (by
+    default that of the parent process), or from the configuration file.
     """
     args = _launcher_arguments(command)
     if args is None:
@@ -156,17 +149,15 @@ def _launcher_arguments(command: Sequence[str] | None) -> Namespace | None:
             command = psutil.Process(os.getppid()).cmdline()
         except psutil.Error:
             return None
-    words = _launch_arguments(command)
-    return None if words is None else launch_command_parser().parse_args(words)
-
-
-def _launch_arguments(command: Sequence[str]) -> list[str] | None:
-    """The words after `accelerate launch`, `accelerate-launch` or `-m accelerate.commands.launch`."""
+    # the interpreter comes before `accelerate launch`, `accelerate-launch` or `-m accelerate.commands.launch`
     for index, word in enumerate(command[:6]):
-        if word == "accelerate.commands.launch" or Path(word).name == "accelerate-launch":
-            return list(command[index + 1 :])
-        if Path(word).name == "accelerate" and list(command[index + 1 : index + 2]) == ["launch"]:
-            return list(command[index + 2 :])
+        name, words = Path(word).name, list(command[index + 1 :])
+        if name == "accelerate" and words[:1] == ["launch"]:
+            words = words[1:]
+        elif name not in ("accelerate-launch", "accelerate.commands.launch"):
+            continue
+        args: Namespace = launch_command_parser().parse_args(words)
+        return args
     return None
 
 
@@ -186,12 +177,11 @@ def _check_engine(env: Mapping[str, str]) -> None:
 
 def _check_connected(env: Mapping[str, str], asked: int | None) -> None:
     if "RANK" not in env:
-        count = asked or 2
         if "MASTER_ADDR" in env:
             raise LaunchError(
                 "accelerate launch started one process only (MASTER_ADDR is set, RANK is not). `--cpu`, a "
                 "MULTI_CPU configuration, and `--num_processes` above the number of GPUs do this. Type "
-                f"`accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes {count} "
+                f"`accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes {asked or 2} "
                 "launch/train.py ...` for CPU processes, or leave `--num_processes` out for a single one. "
                 "If your shell exports MASTER_ADDR, `unset MASTER_ADDR`."
             )

@@ -37,16 +37,19 @@ def follow_launcher() -> None:
     # process that was started by a shell is left alone, because users may want it to outlive the shell.
     if sys.platform == "linux" and _is_launched():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        pid, parent = STARTED_BY
-        if pid == os.getpid() and parent != os.getppid():
+        if _has_lost_launcher():
             raise LaunchError(
-                f"the launcher (process {parent}) that started this process has ended, so this one ends too; start "
-                "again with the same command, under `nohup` or `setsid` if it should outlive your shell."
+                f"the launcher (process {STARTED_BY[1]}) that started this process has ended, so this one ends too; "
+                "start again with the same command, under `nohup` or `setsid` if it should outlive your shell."
             )
 
 
 def _is_launched() -> bool:
     return any(name.startswith(LAUNCHER_VARIABLES) for name in os.environ)
+
+
+def _has_lost_launcher() -> bool:
+    return _is_launched() and STARTED_BY[0] == os.getpid() and STARTED_BY[1] != os.getppid()
 
 
 # Signals that ask a run to stop.
@@ -70,24 +73,22 @@ def leave_to_parent(is_over: Callable[[], object], exit_code: int) -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-class SignalWatch:
+class StopSignal:
     """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once."""
 
     # Python's C handler wakes a thread, so that a second signal works even while the main thread waits in a collective.
     # Launchers signal whole process groups. Forked children (loader workers) therefore ignore these signals while the
     # watch lasts: the last step needs them.
 
-    SIGNALS = STOP_SIGNALS
-
     def __init__(self, on_second: Callable[[int], object] = os._exit) -> None:
         self.received: int | None = None
-        self.requested_elsewhere = False
+        self._requested_elsewhere = False
         self._since = 0.0
         self._on_second = on_second
         self._over = mmap.mmap(-1, 1)  # shared with forked children; 1 once the watch is over
         self._reading, self._writing = socket.socketpair()
         self._writing.setblocking(False)
-        self._former = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self._former = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         self._former_fd = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signal-watch", daemon=True).start()
         os.register_at_fork(after_in_child=self._become_child)
@@ -99,20 +100,20 @@ class SignalWatch:
         return self.received is not None
 
     @property
-    def is_orphan(self) -> bool:
-        """Whether the launcher has ended, so that it was the kernel that sent the signal."""
-        return _is_launched() and STARTED_BY[0] == os.getpid() and STARTED_BY[1] != os.getppid()
-
-    @property
     def requested_anywhere(self) -> bool:
         """Whether this process knows of a request to stop, to itself or to another process."""
-        return self.requested or self.requested_elsewhere
+        return self.requested or self._requested_elsewhere
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the launcher has ended, so that it was the kernel that sent the signal."""
+        return _has_lost_launcher()
 
     def note_elsewhere(self) -> None:
         """Note that another process was asked to stop."""
         if not self.requested_anywhere:
             logger.warning("another process was asked to stop: stopping within a few steps, with a checkpoint")
-            self.requested_elsewhere = True
+            self._requested_elsewhere = True
 
     def close(self) -> None:
         """Restore the former signal handlers."""
@@ -141,7 +142,7 @@ class SignalWatch:
                     self._note(number)
 
     def _note(self, number: int) -> None:
-        if number not in self.SIGNALS:
+        if number not in STOP_SIGNALS:
             return
         if self.received is None:
             self.received, self._since = number, time.monotonic()

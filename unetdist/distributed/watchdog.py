@@ -19,7 +19,7 @@ from typing import TextIO
 from unetdist.cli.logs import logger, tell_launcher
 from unetdist.distributed.collectives import World
 from unetdist.distributed.rendezvous import Store
-from unetdist.distributed.signals import SignalWatch
+from unetdist.distributed.signals import StopSignal
 
 # Seconds between two looks at the main thread and the store; fewer where the limit is short.
 POLL_S = 1.0
@@ -41,7 +41,7 @@ class Watchdog:
         *,
         limit_s: float,
         folder: Path,
-        stop: SignalWatch,
+        stop: StopSignal,
         record: Callable[[str], object] = lambda _: None,
     ) -> None:
         """Start watching.

@@ -19,16 +19,9 @@ from unetdist.data.loader import check_batch_sizes, open_data, train_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.distributed import hardware
-from unetdist.distributed.collectives import (
-    Accelerator,
-    StopSignal,
-    World,
-    log_ranks,
-    make_accelerator,
-    seed_everything,
-    world_of,
-)
+from unetdist.distributed.collectives import Accelerator, World, log_ranks, make_accelerator, seed_everything, world_of
 from unetdist.distributed.rendezvous import open_store
+from unetdist.distributed.signals import StopSignal
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation.evaluate import Report

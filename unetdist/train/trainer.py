@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from unetdist.cli.logs import logger
 from unetdist.data.batch import Batch
-from unetdist.distributed.collectives import MixedPrecision, StopSignal, World, barrier
+from unetdist.distributed.collectives import MixedPrecision, World, any_rank, barrier
+from unetdist.distributed.signals import StopSignal
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.errors import ConfigError, TrainingError
 from unetdist.evaluation.evaluate import LeftEarlyError, Report
@@ -23,6 +24,9 @@ from unetdist.train.checkpoint import Checkpoints, RunState
 from unetdist.train.optim import Ema
 from unetdist.train.run_status import RunStatus
 from unetdist.train.step import TrainStep
+
+# Steps between two agreements to stop. To agree after each step would be to wait for the device each time.
+AGREE_EVERY = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +201,7 @@ class Trainer:
     def finish(self) -> bool:
         """Collective. Record how the run ended; True if nothing is left to do."""
         is_complete = self.is_finished and not self.is_validation_due
-        if not is_complete and self.stop.orphaned(self.world):
+        if not is_complete and any_rank(self.stop.is_orphan, self.world.device):
             self.status.fail("a launcher ended before its processes, so all of them saved a checkpoint and stopped")
         else:
             self.status.end("finished" if is_complete else "stopped", self.state.step)
@@ -226,8 +230,8 @@ class Trainer:
 
     def stop_agreed(self) -> bool:
         """Collective. Whether any rank was asked to stop; ranks only agree every few steps, because it waits."""
-        agree_at = (self.schedule.log_every, self.schedule.eval_every, StopSignal.AGREE_EVERY)
-        return any(map(self.every, agree_at)) and self.stop.agreed(self.world)
+        agree_at = (self.schedule.log_every, self.schedule.eval_every, AGREE_EVERY)
+        return any(map(self.every, agree_at)) and any_rank(self.stop.requested, self.world.device)
 
     def train_step(self, micro_batches: list[Batch]) -> Tensor:
         """Collective. Make one optimizer step on the global batch; returns the norm of its gradient."""
