@@ -96,6 +96,7 @@ class UNet(unet.UNet):
         """
         pixels = pixels_of(image, self.config.in_channels, self.image_range)
         saved = SavedModel(self, self.palette, self.resize, {})
+        # Prediction switches to evaluation mode, which must not leak into a training.
         was_training = self.training
         try:
             return predict_image(saved, pixels, inference=inference, device=self.mean.device)
@@ -110,7 +111,7 @@ class UNet(unet.UNet):
         repo_id: str | None = None,
         example: ImageLike | None = None,
     ) -> None:
-        """Write weights, settings and a model card.
+        """Write the weights, the settings and a model card to a folder.
 
         Args:
             folder: created if absent.
@@ -260,16 +261,13 @@ def _classes(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _network(config: Mapping[str, Any]) -> str:
-    size, image_range = "their own size", config.get("image_range")
+    size = "their own size"
     if config["resize"] is not None:
-        width, height = config["resize"]
-        size = f"{width}x{height} pixels, to which other images are resized"
+        size = "{}x{} pixels, to which other images are resized".format(*config["resize"])
     values = "It was trained on 8-bit images, or it does not say which deeper values were black and white."
-    if image_range is not None:
-        low, high = image_range
-        values = (
-            f"Values {low:.10g} to {high:.10g} of images of more than 8 bits became 0 to 255; `predict` does the same."
-        )
+    if config.get("image_range") is not None:
+        black_to_white = "Values {:.10g} to {:.10g}".format(*config["image_range"])
+        values = f"{black_to_white} of images of more than 8 bits became 0 to 255; `predict` does the same."
     return (
         f"Trained on images at {size}. Input values are 0 to 255; mean and standard deviation are inside the network.\n"
         f"{values}\n\n```json\n{json.dumps(config['model'])}\n```"

@@ -98,8 +98,10 @@ def predict_images(
         with_probabilities: whether to return probabilities too.
         resized_to: (width, height) to which the images were resized already, like the training images.
     """
+    # A second resize to the same size would blur.
     resize = None if saved.resize == resized_to else saved.resize
     tensors = [rearrange(torch.from_numpy(np.ascontiguousarray(each)), "h w c -> 1 c h w") for each in images]
+    # Rows, so that the logits of a large image are never in memory all at once.
     if batch_size == 1 or inference.window is not None:
         rows_of = partial(predict_rows, saved.model, resize=resize, inference=inference)
         return [_joined([_decided(rows, with_probabilities) for rows in rows_of(one.to(device))]) for one in tensors]

@@ -36,19 +36,18 @@ class Outputs:
     probabilities: bool = False
     """NAME_probabilities.tif: one 8-bit page per class, in units of 1 / 255, with the class name as description."""
 
-    def files(self, target: Path, suffix: str = PNG) -> list[Path]:
-        """Return the files of an image, the ids last: where they exist, the others do too."""
-        wanted = {
-            f"_probabilities{TIFF}": self.probabilities,
-            f"_overlay{PNG}": self.overlay,
-            f"_color{suffix}": self.color,
-            f"_ids{suffix}": True,
-        }
-        return [Path(f"{target}{end}") for end, is_on in wanted.items() if is_on]
-
     def are_there(self, target: Path) -> bool:
-        """Return whether all files of an image exist."""
-        return any(all(file.exists() for file in self.files(target, suffix)) for suffix in (PNG, TIFF))
+        """Whether all files of an image exist."""
+
+        def exists(end: str) -> bool:
+            return Path(f"{target}{end}").exists()
+
+        # Ids and colours are TIFFs for a GeoTIFF, and whether it is one is unknown until the image is read.
+        return (
+            any(exists(f"_ids{end}") and (not self.color or exists(f"_color{end}")) for end in (PNG, TIFF))
+            and (not self.overlay or exists(f"_overlay{PNG}"))
+            and (not self.probabilities or exists(f"_probabilities{TIFF}"))
+        )
 
     def write(self, target: Path, image: LoadedImage, prediction: Prediction, palette: Palette) -> None:
         """Write the files, each whole or not at all. Ids and colours of a GeoTIFF become GeoTIFFs.
@@ -56,6 +55,7 @@ class Outputs:
         Raises:
             DataError: the disk is full, or the folder is not writable.
         """
+        # The ids come last, so an image that has them has the other files too.
         place = image.georeference
         suffix = TIFF if place else PNG
         if prediction.probabilities is not None:

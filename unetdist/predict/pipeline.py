@@ -76,29 +76,16 @@ def predict_files(
 ) -> list[Failure]:
     """Collective. Predict every image of `source` and write the results below `out`; existing results are kept.
 
-    Args:
-        saved: the model, on the device of `world`.
-        source: an image, a folder, a pattern, a list, shards or a video.
-        out: folder for the results, which have the size and orientation in which a viewer shows the image.
-        outputs: which files to write.
-        inference: windows, flips, scales.
-        batch_size: images of equal size per forward pass; a partial batch is filled up.
-        num_workers: number of threads that read, and of threads that write.
-        every: take every N-th frame of a video.
-        overwrite: predict images again whose results exist.
-        world: this process and the others.
-
-    Returns:
-        The images of all processes that could not be read.
+    The options are those of `launch/predict.py`. The model is on the device of `world`; results have the size and the
+    orientation in which a viewer shows the image. Returns the images of all processes that have no result.
 
     Raises:
         ConfigError: `out` has results of another model or other settings.
         DataError: see `open_source` and `Outputs.write`.
     """
     outputs, world = outputs or Outputs(), world or World()
-    for name, value in (("--batch-size", batch_size), ("--num-workers", num_workers)):
-        if value < 1:
-            raise ConfigError(f"{name} ({value}) must be 1 or more; use the default.")
+    if min(batch_size, num_workers) < 1:
+        raise ConfigError(f"--batch-size ({batch_size}) and --num-workers ({num_workers}) must be 1 or more.")
     images = open_source(source, out, every=every, image_range=saved.image_range)
     _check_alike(images, world)
     if problem := broadcast(_recipe_problem(saved, inference, out, overwrite) if world.is_main else None, world.device):
@@ -113,16 +100,13 @@ def predict_files(
         with_probabilities=outputs.probabilities,
         resized_to=images.resize,
     )
-    failures = []
+    failures: list[Failure] = []
     with progress("predicting", work.size, enabled=world.is_main) as bar:
         loaded = _in_threads(partial(_load, saved.model.config.in_channels), work, num_workers)
         predicted = _predict(predict, _batches(loaded, batch_size))
-        for written in _in_threads(partial(_write, outputs, saved), predicted, num_workers):
-            if isinstance(written, Failure):
-                failures.append(written)
-                bar.advance(1, Path(written.source).name)
-            else:
-                bar.advance(1, written.target.name)
+        for name, failed in _in_threads(partial(_write, outputs, saved), predicted, num_workers):
+            bar.advance(1, name)
+            failures += failed
     failures = _gather(failures, world)
     _log_result(work, failures, out, world)
     return failures
@@ -139,6 +123,7 @@ class _Work:
 
     def __iter__(self) -> Iterator[PendingImage]:
         for number, item in enumerate(self._source.items(self._is_wanted)):
+            # Every process iterates over all numbers, so all of them meet here equally often.
             if number % (MEET_EVERY * self._world.world_size) == 0:
                 barrier()
             is_mine = number % self._world.world_size == self._world.rank
@@ -159,6 +144,7 @@ def _in_threads(function: Callable[[Given], Done], items: Iterable[Given], num_t
     threads = ThreadPoolExecutor(num_threads)
     waiting: deque[Future[Done]] = deque()
     try:
+        # Bounded, because every waiting item holds the pixels of an image.
         for item in items:
             waiting.append(threads.submit(function, item))
             if len(waiting) > AHEAD * num_threads:
@@ -212,12 +198,13 @@ def _predict(
             yield item, image, prediction
 
 
-def _write(outputs: Outputs, saved: SavedModel, predicted: Predicted) -> PendingImage | Failure:
+def _write(outputs: Outputs, saved: SavedModel, predicted: Predicted) -> tuple[str, list[Failure]]:
+    # Returns no pixels, because results wait until those before them are written.
     if isinstance(predicted, Failure):
-        return predicted
+        return Path(predicted.source).name, [predicted]
     item, image, prediction = predicted
     outputs.write(item.target, image, prediction, saved.palette)
-    return item
+    return item.target.name, []
 
 
 def _check_alike(source: ImageSource, world: World) -> None:
@@ -232,6 +219,7 @@ def _check_alike(source: ImageSource, world: World) -> None:
 
 def _recipe_problem(saved: SavedModel, inference: InferenceConfig, out: Path, overwrite: bool) -> str | None:
     """Note in `out` how its results are made; return why they must not join those that it has."""
+    # The weights and not the path of the model, because runs/NAME/best changes during a training.
     digest = hashlib.sha256()
     for name, tensor in saved.model.state_dict().items():
         digest.update(name.encode())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import cv2
@@ -19,7 +19,6 @@ from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
 from unetdist.data.image_file import ImageRange, warn_of_other_range
 from unetdist.data.loader import DataConfig, open_reader
 from unetdist.data.manifest import Manifest
-from unetdist.data.reader import ShardReader
 from unetdist.errors import ConfigError, DataError
 from unetdist.predict.image import LoadedImage, PendingImage, read_picture
 from unetdist.sharding.sources import spelled
@@ -47,28 +46,9 @@ class InputImage:
     target: Path
 
 
-class ImageSource(Protocol):
-    """Images in an order that is equal for every process."""
-
-    @property
-    def total(self) -> int | None:
-        """Number of images; None if unknown before the end."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Text that is equal for processes that see the same images."""
-
-    @property
-    def resize(self) -> tuple[int, int] | None:
-        """(width, height) to which the images were resized before; None if they were not."""
-
-    def items(self, wanted: Wanted) -> Iterator[PendingImage | None]:
-        """Yield every image, and None for one that is not wanted."""
-
-
 def open_source(
     location: str | Path | Sequence[str], out: Path, *, every: int = 1, image_range: ImageRange | None = None
-) -> ImageSource:
+) -> "ImageSource":
     """Open the images of `location`; see `launch/predict.py --help`.
 
     Args:
@@ -97,6 +77,7 @@ def open_source(
         return Files(_listed(path, out), image_range)
     if (path / MANIFEST).is_file():
         return Shards(text, out, image_range)
+    # A file that exists is never a pattern, whatever characters its name has.
     if not path.exists() and glob.has_magic(text):
         return Files(_matched(text, out), image_range)
     return Files(_found(path, out), image_range)
@@ -122,7 +103,7 @@ class Files:
 
 
 class Shards:
-    """The images of shards as they are stored: masks were drawn on the pixels before any rotation."""
+    """The stored images of shards, not turned upright, because their masks were drawn on the stored pixels."""
 
     def __init__(self, location: str, out: Path, image_range: ImageRange | None) -> None:
         folder = open_folder(location)
@@ -144,12 +125,10 @@ class Shards:
             name = self._reader.source(number)
             if not target.resolve().is_relative_to(self._out.resolve()):
                 raise DataError("its key leads out of the output folder; write the shards again.", source=name)
-            load = partial(_stored, self._reader, number)
-            yield PendingImage(name, target, load) if wanted(number, target) else None
+            yield PendingImage(name, target, partial(self._load, number)) if wanted(number, target) else None
 
-
-def _stored(reader: ShardReader, number: int, channels: int) -> LoadedImage:
-    return LoadedImage(decode_image(reader.read(number)[0], channels))
+    def _load(self, number: int, channels: int) -> LoadedImage:
+        return LoadedImage(decode_image(self._reader.read(number)[0], channels))
 
 
 class Video:
@@ -169,7 +148,7 @@ class Video:
         self._location, self._every = location, every
         self._target = out / _stem(location)
         video = self._open()
-        # Some containers only estimate the number of frames.
+        # An estimate in some containers, so reading another number of frames is no error.
         self._num_frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         video.release()
         self.total = -(-self._num_frames // every) if self._num_frames > 0 else None
@@ -215,6 +194,14 @@ class Video:
         return video
 
 
+# Each has the images in an order that is equal for every process, and tells
+# - `total`: the number of images, None if unknown before the end;
+# - `fingerprint`: a text that is equal for processes that see the same images;
+# - `resize`: (width, height) to which the images were resized before, None if they were not;
+# - `items(wanted)`: every image, and None for one that is not wanted.
+ImageSource = Files | Shards | Video
+
+
 def _found(source: Path, out: Path) -> list[InputImage]:
     """List an image, or the images of a folder and its inner folders by name, without hidden files and `out`."""
     if source.is_file():
@@ -230,6 +217,7 @@ def _found(source: Path, out: Path) -> list[InputImage]:
             source=source,
         )
     inner = [path.relative_to(source) for path in sorted(source.rglob("*")) if _is_input(path, out)]
+    # Hidden files are mostly caches and the previews of other programs.
     shown = [path for path in inner if not any(part.startswith(".") for part in path.parts)]
     images = [InputImage(source / path, out / path.with_suffix("")) for path in _images_among(shown, source)]
     if not images:
@@ -286,6 +274,7 @@ def _several(entries: Sequence[str], out: Path, *, source: object) -> list[Input
             f"begin in the current folder ({Path.cwd()}).",
             source=source,
         )
+    # Without duplicates, which would both write the same results.
     return _below([entry if is_url(entry) else Path(entry) for entry in dict.fromkeys(entries)], out)
 
 

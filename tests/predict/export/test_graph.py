@@ -1,14 +1,13 @@
 import io
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.predict.export.models import PALETTE, picture, saved_model
 from unetdist import __version__
-from unetdist.data.labels import Label, Palette
+from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError
 from unetdist.predict.export.graph import metadata_of, open_onnx, open_torch, quantize, trace, write_onnx, write_torch
 
@@ -42,12 +41,6 @@ def test_metadata_tell_what_a_pixel_means():
     assert (metadata["unetdist_version"], metadata["precision"]) == (__version__, "fp16")
     assert "RGB, uint8" in metadata["input"]
     assert "class index" in metadata["output"]
-
-
-def test_more_classes_than_a_byte_holds():
-    many = Palette(tuple(Label(i, f"c{i}", (i % 256, i // 256, 0), i) for i in range(257)))
-    with pytest.raises(ConfigError, match=r"--argmax .* 256 classes at most, .* has 257; leave it out"):
-        trace(replace(saved_model(), palette=many), argmax=True, precision="fp32")
 
 
 def test_a_network_for_one_size_only_is_refused(monkeypatch):

@@ -96,10 +96,12 @@ def _from_files(saved: SavedModel, files: list[Path]) -> Iterator[CheckImage]:
 def _from_shards(saved: SavedModel, location: str) -> Iterator[CheckImage]:
     cfg = DataConfig(train=location)
     folder, manifest = open_data(cfg, location)
+    # Masks of other classes would be compared index by index, without any sense.
     if manifest.palette_records != tuple(saved.palette.to_records()):
         raise DataError("has other classes than the model; give shards of its own labels.", source=location)
     reader = open_reader(cfg, folder, manifest)
     samples = Samples(reader, channels=saved.model.config.in_channels, num_classes=saved.palette.num_classes)
+    # Shards that were resized already must not be resized a second time.
     resize = saved.resize if manifest.resize != saved.resize else None
     return (_at_training_size(*samples.load(index), resize) for index in range(manifest.num_samples))
 

@@ -50,13 +50,8 @@ def trace(saved: SavedModel, *, argmax: bool, precision: Precision) -> ExportedP
     """Trace a model on the CPU. The graph of int8 is that of fp32, to be quantised afterwards.
 
     Raises:
-        ConfigError: a part of the model works for one size only, or there are more classes than a byte can hold.
+        ConfigError: a part of the model works for one size only.
     """
-    if argmax and saved.palette.num_classes > 256:
-        raise ConfigError(
-            f"--argmax gives one byte per pixel, for 256 classes at most, and the model has "
-            f"{saved.palette.num_classes}; leave it out."
-        )
     model = copy.deepcopy(saved.model)
     deployed = Deployed(model.half() if precision == "fp16" else model.float(), argmax=argmax).eval()
     # A batch of 1 would be taken for a constant.
@@ -114,7 +109,7 @@ def write_onnx(
     Raises:
         ConfigError: the extra `export` is not installed.
     """
-    _module("onnxscript")
+    _module("onnxscript")  # before the exporter fails on it with a long traceback
     with _quiet():
         exported = torch.onnx.export(
             program,
@@ -151,6 +146,7 @@ def quantize(file: Path, images: Sequence[Tensor]) -> None:
     """
     quantization = _module("onnxruntime.quantization")
     with tempfile.TemporaryDirectory(prefix="unetdist-export-") as work, _quiet():
+        # ONNX Runtime writes the file piece by piece, and must not leave half of it behind.
         small = Path(work) / "int8.onnx"
         quantization.quantize_static(
             file,
@@ -180,8 +176,9 @@ def open_onnx(file: Path) -> Predict:
     """Open an .onnx, to be run by ONNX Runtime on the CPU with as many threads as torch."""
     runtime = _module("onnxruntime")
     options = runtime.SessionOptions()
+    # The times of both are printed next to each other.
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors only
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
