@@ -48,10 +48,14 @@ def test_panels_have_one_size(run):
         def close(self, facts, best):
             pass
 
-    heat_map, (small, other) = Plain(run).drawn(shown(picture("a"), picture("b", 40, 9)))
+    images = Plain(run).drawn(shown(picture("a"), picture("b", 40, 9)))
+    assert list(images) == ["val/confusion", "val/pictures/0", "val/pictures/1"]
+    (heat_map, _), (small, caption), (other, _) = images.values()
     assert small.shape == other.shape
     assert small.dtype == heat_map.dtype == np.uint8
-    assert Plain(run).drawn(REPORT)[1] == []
+    assert caption.startswith("a")
+    assert list(Plain(run).drawn(REPORT)) == ["val/confusion"]
+    assert Plain(run).drawn(None) == {}
 
 
 @pytest.mark.parametrize(

@@ -122,14 +122,7 @@ class TrackedRun:
     def open_tracker(
         self, kind: LoggerType, *where: str, config: Mapping[str, Any] | None = None, **options: Any
     ) -> GeneralTracker:
-        """Start Accelerate's tracker of one kind.
-
-        Args:
-            kind: the dashboard.
-            where: folder, for kinds that need one.
-            config: settings to show.
-            options: options for the dashboard's own `init`.
-        """
+        """Start Accelerate's tracker of one kind, in the folder `where` if it needs one, and show it `config`."""
         # Not `Accelerator.init_trackers`, which starts all kinds together: one that fails would take the others along.
         tracker: GeneralTracker = LOGGER_TYPE_TO_CLASS[kind.value](self.project, *where, **options)
         tracker.start()
@@ -163,11 +156,20 @@ class Dashboard(ABC):
             best: folder of the best weights, if the dashboard keeps files and does not have them yet.
         """
 
-    def drawn(self, report: Report) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Draw a validation: the confusion matrix, and each image next to its mask and prediction, at one size."""
+    def drawn(self, report: Report | None) -> dict[str, tuple[np.ndarray, str]]:
+        """Draw a validation: images by name, each with its caption.
+
+        They are the confusion matrix, and each example next to its mask and prediction; examples get one size.
+        """
+        if report is None:
+            return {}
         names, colors = self.run.palette.class_names, self.run.palette.colors
         panels = [draw.gallery([("", each.image, each.mask, each.pred)], colors, names) for each in report.examples]
-        return draw.heat_map(report.confusion, names), draw.pad_alike(panels, 255) if panels else []
+        panels = draw.pad_alike(panels, 255) if panels else []
+        images = {"val/confusion": (draw.heat_map(report.confusion, names), "")}
+        for number, (panel, example) in enumerate(zip(panels, report.examples, strict=True)):
+            images[f"val/pictures/{number}"] = panel, example.caption
+        return images
 
 
 def open_dashboard(name: str, run: TrackedRun) -> Dashboard:

@@ -31,9 +31,13 @@ class TensorBoardRun(Dashboard):
 
     def __init__(self, run: TrackedRun) -> None:
         super().__init__(run)
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
         folder = run.folder / TENSORBOARD_FOLDER
         for file in sorted(folder.rglob("events.out.tfevents.*")):
-            self._note_events(file)
+            # The loader stops without an error where a crash cut the file.
+            for event in EventFileLoader(str(file)).Load():
+                self.held.setdefault(event.step, set()).update(value.tag for value in event.summary.value)
         self._tracker = run.open_tracker(LoggerType.TENSORBOARD, str(folder))
         self._writer = self._tracker.tracker
         if not self.held:
@@ -43,23 +47,13 @@ class TensorBoardRun(Dashboard):
 
     def send(self, row: StepRow) -> None:
         """Show a row, and for a validation the confusion matrix and images."""
-        if row.report is not None:
-            heat_map, panels = self.drawn(row.report)
-            self._writer.add_image("val/confusion", heat_map, row.step, dataformats="HWC")
-            for number, panel in enumerate(panels):
-                self._writer.add_image(f"val/pictures/{number}", panel, row.step, dataformats="HWC")
+        for name, (image, _) in self.drawn(row.report).items():
+            self._writer.add_image(name, image, row.step, dataformats="HWC")
         self._tracker.log(dict(row.values), step=row.step)
 
     def close(self, facts: Mapping[str, float], best: Path | None) -> None:
         """Close the file."""
         self._tracker.finish()
-
-    def _note_events(self, file: Path) -> None:
-        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-        # The loader stops without an error where a crash cut the file.
-        for event in EventFileLoader(str(file)).Load():
-            self.held.setdefault(event.step, set()).update(value.tag for value in event.summary.value)
 
 
 class TrackioRun(Dashboard):
@@ -81,13 +75,9 @@ class TrackioRun(Dashboard):
         """Show a row, and for a validation the confusion matrix and images."""
         import trackio
 
-        values: dict[str, Any] = dict(row.values)
-        if row.report is not None:
-            heat_map, panels = self.drawn(row.report)
-            values["val/confusion"] = trackio.Image(heat_map)
-            for number, (example, panel) in enumerate(zip(row.report.examples, panels, strict=True)):
-                values[f"val/pictures/{number}"] = trackio.Image(panel, caption=example.caption)
-        self._tracker.log(values, step=row.step)
+        images = self.drawn(row.report).items()
+        shown = {name: trackio.Image(image, caption=caption or None) for name, (image, caption) in images}
+        self._tracker.log({**row.values, **shown}, step=row.step)
         self._last_step = row.step
 
     def close(self, facts: Mapping[str, float], best: Path | None) -> None:
@@ -102,7 +92,7 @@ class MlflowRun(Dashboard):
         super().__init__(run)
         import mlflow
 
-        options: dict[str, Any] = {"run_name": run.name}
+        options = {"run_name": run.name}
         store = os.environ.get("MLFLOW_TRACKING_URI")
         if store is None:
             runs = run.folder.resolve().parent
@@ -133,11 +123,8 @@ class MlflowRun(Dashboard):
         """Show a row, and for a validation the confusion matrix and images."""
         import mlflow
 
-        if row.report is not None:
-            heat_map, panels = self.drawn(row.report)
-            mlflow.log_image(heat_map, key="val-confusion", step=row.step)
-            for number, panel in enumerate(panels):
-                mlflow.log_image(panel, key=f"val-pictures-{number}", step=row.step)
+        for name, (image, _) in self.drawn(row.report).items():
+            mlflow.log_image(image, key=name.replace("/", "-"), step=row.step)
         self._tracker.log({_allowed(name): value for name, value in row.values.items()}, step=row.step)
 
     def close(self, facts: Mapping[str, float], best: Path | None) -> None:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -42,26 +41,21 @@ class Mirror:
         self.name = name
         self.has_all = False  # whether it took all rows and was closed
         self._open = open_it
-        self._waiting: SimpleQueue[Callable[[Dashboard], None] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[StepRow | None] = SimpleQueue()
+        self._ending: tuple[Mapping[str, float], Path | None] = ({}, None)
         self._has_failed = False
         self._busy_since: float | None = time.monotonic()
         self._thread = Thread(target=self._run, name=f"dashboard-{name}", daemon=True)
         self._thread.start()
 
     def send(self, row: StepRow) -> None:
-        """Queue the part of a row that the dashboard lacks."""
-        queued = row if self._waiting.qsize() < MOST_WAITING else replace(row, report=None)
-
-        def send(dashboard: Dashboard) -> None:
-            if (lacking := dashboard.lacks(queued)) is not None:
-                dashboard.send(lacking)
-
+        """Queue a row, of which the dashboard gets the part that it lacks."""
         if not self._has_failed:
-            self._waiting.put(send)
+            self._waiting.put(row if self._waiting.qsize() < MOST_WAITING else replace(row, report=None))
 
     def end(self, facts: Mapping[str, float], best: Path | None) -> None:
-        """Queue `Dashboard.close` after all rows."""
-        self._waiting.put(partial(self._close, facts, best))
+        """Let the dashboard close with these facts after all rows."""
+        self._ending = facts, best
         self._waiting.put(None)
 
     def wait(self, in_hurry: Callable[[], bool], *, since: float) -> None:
@@ -89,19 +83,17 @@ class Mirror:
                 is_announced = True
                 logger.info("waiting for %s to take the rest", self.name)
 
-    def _close(self, facts: Mapping[str, float], best: Path | None, dashboard: Dashboard) -> None:
-        self._busy_since = None  # an upload may take a while
-        dashboard.close(facts, best)
-
     def _run(self) -> None:
         dashboard = None
         try:
             dashboard = self._open()
             self._busy_since = None
-            while (action := self._waiting.get()) is not None:
+            while (row := self._waiting.get()) is not None:
                 self._busy_since = time.monotonic()
-                action(dashboard)
-                self._busy_since = None
+                if (lacking := dashboard.lacks(row)) is not None:
+                    dashboard.send(lacking)
+                self._busy_since = None  # the upload at the end may take a while
+            dashboard.close(*self._ending)
             self.has_all = True
         except BaseException as error:  # even SystemExit: it must not end days of training
             self._has_failed = True

@@ -44,18 +44,9 @@ class Tracker:
         config: Mapping[str, Any],
         palette: Palette,
     ) -> None:
-        """Check that the dashboards are installed; `start` opens them.
+        """Check that the dashboards are installed (else ConfigError); `start` opens them.
 
-        Args:
-            cfg: settings.
-            accelerator: says which rank this is.
-            run_dir: folder of the run.
-            run_name: name of the run in the dashboards.
-            config: resolved settings to show, JSON types.
-            palette: classes and colours.
-
-        Raises:
-            ConfigError: a dashboard's package is not installed.
+        `config` holds the resolved settings to show, as JSON types.
         """
         check_installed(cfg)
         self.cfg = cfg

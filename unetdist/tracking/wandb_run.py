@@ -3,12 +3,11 @@
 import netrc
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 from accelerate.utils import LoggerType
 
 from unetdist.cli import credentials
@@ -16,6 +15,7 @@ from unetdist.cli.logs import logger
 from unetdist.data import drawing as draw
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.evaluation.evaluate import Report
+from unetdist.evaluation.examples import ScoredImage
 from unetdist.evaluation.metrics import none_if_nan
 from unetdist.storage.files import write_text
 from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun, WandbMode
@@ -67,11 +67,7 @@ class WandbRun(Dashboard):
         self._tracker.log(dict(row.values), step=row.step, commit=row.report is None)
         if row.report is not None:
             # In a second call, because wandb names the files by the step, which it knows only now.
-            heat_map, panels = self.drawn(row.report)
-            values = self._tables(row.report, heat_map)
-            if panels:
-                values |= self._pictures(row.report, panels)
-            self._tracker.log(values, step=row.step, commit=True)
+            self._tracker.log(self._shown(row.report), step=row.step, commit=True)
         self._last_step = row.step
         write_text(self.run.folder / STEP_FILE, f"{row.step}\n")
 
@@ -116,43 +112,45 @@ class WandbRun(Dashboard):
                 self._last_step,
             )
 
-    def _tables(self, report: Report, heat_map: np.ndarray) -> dict[str, Any]:
-        """Return scores per class, and the confusion matrix as a picture and as numbers."""
+    def _shown(self, report: Report) -> dict[str, Any]:
+        """Return scores per class, the confusion matrix as a picture and as numbers, and the examples."""
         import wandb
 
-        scores, confusion = report.scores, report.confusion
+        scores, confusion, images = report.scores, report.confusion, self.drawn(report)
         names = list(scores.class_names)
         columns = [scores.iou, scores.dice, scores.precision, scores.recall, confusion.sum(1)]
         classes = [[name, *map(none_if_nan, row)] for name, *row in zip(names, *columns, strict=True)]
         matrix = [[name, *map(int, row)] for name, row in zip(names, confusion, strict=True)]
-        return {
+        heat_map, _ = images.pop("val/confusion")
+        shown: dict[str, Any] = {
             "val/classes": wandb.Table(["class", "iou", "dice", "precision", "recall", "target_pixels"], classes),
             "val/confusion": wandb.Image(heat_map),
             "val/confusion_table": wandb.Table(["target", *(f"predicted {name}" for name in names)], matrix),
         }
+        if images:
+            shown["val/pictures"] = self._masked(report.examples)
+            shown["val/panels"] = [
+                wandb.Image(panel, caption=caption, file_type="jpg") for panel, caption in images.values()
+            ]
+        return shown
 
-    def _pictures(self, report: Report, panels: list[np.ndarray]) -> dict[str, Any]:
-        """Return images under masks that can be switched on, and panels in the palette's colours."""
+    def _masked(self, examples: Sequence[ScoredImage]) -> list[Any]:
+        """Return images under masks that can be switched on."""
         import wandb
 
         labels = {**dict(enumerate(self.run.palette.class_names)), IGNORE_INDEX: "ignored"}
         # wandb shows a list of images correctly only if all have one size.
-        images = draw.pad_alike([each.image for each in report.examples], 255)
-        masks = draw.pad_alike([each.mask for each in report.examples], IGNORE_INDEX)
-        preds = draw.pad_alike([each.pred for each in report.examples], IGNORE_INDEX)
-        captions = [each.caption for each in report.examples]
+        images = draw.pad_alike([each.image for each in examples], 255)
+        masks = draw.pad_alike([each.mask for each in examples], IGNORE_INDEX)
+        preds = draw.pad_alike([each.pred for each in examples], IGNORE_INDEX)
         masked = []
-        for caption, image, mask, pred in zip(captions, images, masks, preds, strict=True):
+        for example, image, mask, pred in zip(examples, images, masks, preds, strict=True):
             layers = {
                 "target": {"mask_data": mask, "class_labels": labels},
                 "prediction": {"mask_data": pred, "class_labels": labels},
             }
-            masked.append(wandb.Image(image, caption=caption, masks=layers, file_type="jpg"))
-        shown = [
-            wandb.Image(panel, caption=caption, file_type="jpg")
-            for panel, caption in zip(panels, captions, strict=True)
-        ]
-        return {"val/pictures": masked, "val/panels": shown}
+            masked.append(wandb.Image(image, caption=example.caption, masks=layers, file_type="jpg"))
+        return masked
 
 
 def wandb_mode(mode: WandbMode) -> str:

@@ -34,14 +34,15 @@ RUN_COLORS = (
 # Plotly's name and the SVG lengths of each run's line, so that runs differ by more than colour.
 DASHES = (("solid", ""), ("dash", "9 6"), ("dot", "2 3"), ("dashdot", "9 4 2 4"))
 
-Rgb = tuple[int, int, int]
 Trace = dict[str, Any]
 Chart = dict[str, Any]
 
 
 def curves(runs: Sequence[ReportedRun]) -> list[Chart]:
     """Loss, mIoU with its interval, learning rate and speed, one line per run; charts without data are left out."""
-    losses = [*_lines(runs, "train/loss"), *_validation_losses(runs)]
+    marks = {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}}
+    dots = [{**line, **marks, "name": f"{line['name']}, validation"} for line in _lines(runs, "val/loss")]
+    losses = [*_lines(runs, "train/loss"), *dots]
     charts = [
         _chart("loss", "Loss", "training as a line, validation as dots", losses),
         _chart("miou", "mIoU", "validation, with its 95 % interval over images", _mious(runs), unit="percent"),
@@ -89,32 +90,26 @@ def run_dash(index: int) -> tuple[str, str]:
 
 def class_color(color: Sequence[int]) -> tuple[str, str]:
     """A class colour (r, g, b) as a line on light and on dark paper, darker or lighter where it would be invisible."""
-    red, green, blue = color
-    on_light, on_dark = (legible((red, green, blue), paper) for paper in (LIGHT_PAPER, DARK_PAPER))
-    return to_hex(on_light), to_hex(on_dark)
+    return to_hex(legible(color, LIGHT_PAPER)), to_hex(legible(color, DARK_PAPER))
 
 
-def legible(color: Rgb, paper: Rgb) -> Rgb:
+def legible(color: Sequence[int], paper: Sequence[int]) -> Sequence[int]:
     """The colour, moved away from `paper` towards black or white until it has `MIN_CONTRAST`."""
     goal = 0 if luminance(paper) > 0.5 else 255
-    for step in range(21):
-        red, green, blue = (round(value + (goal - value) * step / 20) for value in color)
-        if contrast((red, green, blue), paper) >= MIN_CONTRAST:
-            return red, green, blue
-    return goal, goal, goal
+    shades = ([round(value + (goal - value) * step / 20) for value in color] for step in range(21))
+    return next(shade for shade in shades if contrast(shade, paper) >= MIN_CONTRAST)
 
 
-def contrast(a: Rgb, b: Rgb) -> float:
+def contrast(a: Sequence[int], b: Sequence[int]) -> float:
     """Contrast ratio 1..21 (WCAG 2.2, "contrast ratio")."""
     lower, higher = sorted((luminance(a), luminance(b)))
     return (higher + 0.05) / (lower + 0.05)
 
 
-def luminance(color: Rgb) -> float:
+def luminance(color: Sequence[int]) -> float:
     """Relative luminance 0..1 of an sRGB colour 0..255 (WCAG 2.2, "relative luminance")."""
-    linear = [
-        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in np.array(color) / 255
-    ]
+    share = np.array(color) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 
 
@@ -127,18 +122,9 @@ def _chart(id: str, title: str, note: str, traces: Sequence[Trace], unit: str = 
     return {"id": id, "title": title, "note": note, "unit": unit, "traces": list(traces)}
 
 
-def _lines(runs: Sequence[ReportedRun], name: str) -> list[Trace]:
-    found = [(index, run.name, *run.series(name)) for index, run in enumerate(runs)]
-    return [
-        _line(*thinned(steps, values), name, run_color(index), index)
-        for index, name, steps, values in found
-        if len(steps)
-    ]
-
-
-def _validation_losses(runs: Sequence[ReportedRun]) -> list[Trace]:
-    marks = {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}}
-    return [{**line, **marks, "name": f"{line['name']}, validation"} for line in _lines(runs, "val/loss")]
+def _lines(runs: Sequence[ReportedRun], metric: str) -> list[Trace]:
+    found = [(index, run.name, run.series(metric)) for index, run in enumerate(runs)]
+    return [_line(*thinned(*points), name, run_color(index), index) for index, name, points in found if len(points[0])]
 
 
 def _mious(runs: Sequence[ReportedRun]) -> list[Trace]:
