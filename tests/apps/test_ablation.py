@@ -72,6 +72,14 @@ def test_every_variant_is_run_with_every_seed(tmp_path):
     assert ablation.runs[1].folder == ablation.folder / "group_0" == tmp_path / "runs" / "tried" / "group_0"
 
 
+def test_empty_entries_and_numbers_as_names_are_fine(tmp_path):
+    ablation = ablation_of(
+        tmp_path, "settings:\ncommand:\nname:\nseeds: [0]\nvariants: {1: , 2: {model.norm: group}}\n"
+    )
+    assert [run.config.name for run in ablation.runs] == ["1_0", "2_0"]
+    assert (ablation.name, ablation.command) == ("tried", [])
+
+
 def test_words_override_the_settings_for_all_and_variants_override_both(tmp_path):
     text = """
 name: mine

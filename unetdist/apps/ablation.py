@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,14 @@ class AblationFile:
     base: str
     """Config file, such as configs/camvid.yaml."""
     variants: dict[str, dict[str, Any] | None]
-    """What each variant changes; the others are compared with the first, which may change nothing."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of each variant; the others are compared with the first, which may change nothing."""
+    settings: dict[str, Any] | None = None
     """Settings for all variants."""
     seeds: tuple[int, ...] = (0, 1, 2)
     name: str | None = None
     """Folder of the runs; None: the name of the file."""
-    command: str = ""
-    """Command that trains, without settings, such as `accelerate launch launch/train.py`; empty: one process."""
+    command: str | None = None
+    """Command that trains, without settings, such as `accelerate launch launch/train.py`; None: one process."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,11 @@ def read_ablation(file: Path, words: Sequence[str] = ()) -> Ablation:
         raise ConfigError(f"{file}: variants must name two or more; the first may change nothing: `plain: {{}}`")
     if not given.seeds or len(set(given.seeds)) < len(given.seeds):
         raise ConfigError(f"{file}: seeds ({list(given.seeds)}) must be different numbers; use [0, 1, 2]")
-    common = ["--config", given.base, *_options(given.settings), *words]
+    common = ["--config", given.base, *_options(given.settings or {}), *words]
     for_all = {word.split("=")[0] for word in words if word.startswith("--")}
     configs = {}
-    for variant, changed in given.variants.items():
+    for name, changed in given.variants.items():
+        variant = str(name)  # YAML reads a plain 1 as a number, and nobody checks keys
         where, options = f"{file}: variant '{variant}'", _options(changed or {})
         if not re.fullmatch(r"[\w-][\w.-]*", variant):
             raise ConfigError(f"{where} becomes a folder; use letters, digits, '-', '_' and '.'")
@@ -156,7 +157,7 @@ def read_ablation(file: Path, words: Sequence[str] = ()) -> Ablation:
         for seed in given.seeds
         for variant, config in configs.items()
     )
-    return Ablation(first.name, folder, runs, given.command.split())
+    return Ablation(first.name, folder, runs, (given.command or "").split())
 
 
 def _options(changed: Mapping[str, Any]) -> list[str]:
