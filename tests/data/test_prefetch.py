@@ -73,10 +73,10 @@ def test_keeps_so_far_ahead_and_follows_the_position(server, manifest, cache):
         until(lambda: cached(cache, manifest) == [0, 1, 2, 3])
         prefetcher.position.value = 4
         until(lambda: cached(cache, manifest) == [0, 1, 2, 3, 4, 5])
-        assert prefetcher.is_alive
+        assert prefetcher._process.is_alive()
     finally:
         prefetcher.close()
-    assert not prefetcher.is_alive
+    assert not prefetcher._process.is_alive()
     assert server.num_requests(".idx") == server.num_requests(".tar") == 6
 
 
@@ -111,7 +111,7 @@ def test_what_was_evicted_between_two_validations_is_fetched_again(server, manif
 def test_the_list_is_asked_for_again_when_the_position_goes_back(manifest, ahead_bytes):
     """At its end, and while it waits for room."""
     position = SimpleNamespace(value=0)
-    ahead = _ahead(one_pass, manifest, position, ahead_bytes)
+    ahead = (number for _ in itertools.count() for number in _ahead(one_pass, manifest, position, ahead_bytes))
 
     def given():
         return list(itertools.takewhile(lambda number: number is not None, ahead))
@@ -160,7 +160,7 @@ def test_a_cache_that_is_too_small_ends_it(tmp_path, server, manifest):
     log = tmp_path / "log"
     with log_to(log):
         prefetcher = start_prefetching(server.url, manifest, ShardCache(tmp_path / "cache", 4000), in_turn)
-    until(lambda: not prefetcher.is_alive)
+    until(lambda: not prefetcher._process.is_alive())
     [line] = log.read_text().splitlines()
     assert line.startswith("no more shards are fetched ahead, samples are read one by one: 00000")
     assert "do not fit into the cache" in line
@@ -172,7 +172,7 @@ def test_stop_signals_are_the_trainers(server, manifest, cache):
     for number in (signal.SIGINT, signal.SIGUSR1):
         os.kill(prefetcher._process.pid, number)
     assert not prefetcher._process.join(0.5)
-    assert prefetcher.is_alive
+    assert prefetcher._process.is_alive()
     prefetcher.close()
 
 
@@ -185,7 +185,7 @@ from unetdist.data.cache import ShardCache
 from unetdist.data.manifest import Manifest
 
 if __name__ == "__main__":
-    prefetcher = start_prefetching({url!r}, Manifest.load({url!r}), ShardCache({cache!r}, 10**6), in_turn)
+    prefetcher = start_prefetching({url!r}, Manifest.load({url!r}), ShardCache(Path({cache!r}), 10**6), in_turn)
     print(prefetcher._process.pid, flush=True)
     if {stays}:
         time.sleep(600)

@@ -98,18 +98,6 @@ def test_the_pointer_may_be_gone_or_wrong(folder, pointer):
     assert place.read("latest") == b"step_00000015"
 
 
-def test_what_the_listing_of_a_store_does_not_show_yet_is_found_by_the_pointer_and_kept(folder, monkeypatch):
-    place = write(commits(folder), 5, 10).folder
-    listed = [name for name in files(folder) if name != PAIR_10[0]]
-    with monkeypatch.context() as patched:
-        patched.setattr(type(place), "names", lambda _: listed)
-        reader = commits(folder)
-        assert reader.newest()[0].step == 10
-        write(reader, 15)
-    place.remove(PAIR_15[0])
-    assert newest(folder) == 10
-
-
 def flip(data: bytes) -> bytes:
     return bytes([*data[:50], data[50] ^ 1, *data[51:]])
 
@@ -126,7 +114,6 @@ def flip(data: bytes) -> bytes:
         (".json", lambda data: b"[]", "step_00000010.json is damaged: it is not a JSON object"),
         (".json", lambda data: b"\xff", "step_00000010.json is damaged: 'utf-8' codec can't decode"),
         (".json", lambda data: data.replace(b'"step": 10', b'"step": 12'), "is damaged: its sha256 is "),
-        (".json", None, "step_00000010.json is missing"),
     ],
 )
 def test_a_damaged_one_is_told_and_the_one_before_is_used(folder, caplog, file, spoil, message):

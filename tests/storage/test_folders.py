@@ -46,8 +46,6 @@ def test_reading(folder):
     assert folder.read(".ingest/plan.json") == b"plan"
     assert downloaded(folder, "a.tar") == DATA
     assert folder.size("a.tar") in (len(DATA), None)
-    assert folder.read_range("a.tar", 7, 10) == DATA[7:17]
-    assert folder.read_range("a.tar", len(DATA) - 1, 10) == DATA[-1:]
     assert "a.tar" in folder.names()
     assert folder.names(".idx") == ["b.idx"]
 

@@ -18,8 +18,8 @@ def test_a_file_appears_whole(tmp_path):
 def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path):
     target = tmp_path / "a.txt"
     storage.write_text(target, "old")
-    with pytest.raises(OSError, match="disk full"), storage.write_atomic(target, "w") as file:
-        file.write("half")
+    with pytest.raises(OSError, match="disk full"), storage.write_atomic(target) as file:
+        file.write(b"half")
         raise OSError("disk full")
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +17,6 @@ from unetdist.data.open_shard import REMEDY, Rows, changed, read_rows
 from unetdist.errors import ConfigError, DataError, SourceError
 from unetdist.storage.files import sync_folder
 from unetdist.storage.folders import Folder
-from unetdist.storage.retries import NO_SPACE
 
 TAR, INDEX, PARTIAL = ".tar", ".idx", ".partial"
 
@@ -42,7 +40,6 @@ class ShardCache:
     limit_bytes: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "directory", Path(self.directory))
         try:
             (self.directory / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,16 +74,21 @@ class ShardCache:
     def index(self, folder: Folder, shard: Shard) -> Rows:
         """The rows of the shard's index, downloaded unless they are here. Never waits for the download of a shard."""
         path = self._path(shard, INDEX)
-        with suppress(FileNotFoundError, DataError):
-            return self._rows_here(path, shard)
+        with suppress(DataError):  # absent, or damaged
+            return self._kept_rows(path, shard)
         with self._lock(path):
-            with suppress(FileNotFoundError, DataError):
-                return self._rows_here(path, shard)
+            with suppress(DataError):
+                return self._kept_rows(path, shard)
             data = read_index(folder, shard)
-            rows = read_rows(BytesIO(data), shard, mask(folder.where(shard.index_name)))
+            rows = read_rows(data, shard, mask(folder.where(shard.index_name)))
             with suppress(CacheFullError):
                 self._store(shard, INDEX, len(data), lambda file: file.write(data))
             return rows
+
+    def _kept_rows(self, path: Path, shard: Shard) -> Rows:
+        rows = read_rows(path, shard, path)
+        _touch(path)
+        return rows
 
     def drop(self, shard: Shard, *, is_it: Callable[[Path], bool]) -> bool:
         """Remove a damaged shard if `is_it` confirms its file (others may have replaced it); returns whether it did."""
@@ -95,11 +97,6 @@ class ShardCache:
             for kind in (TAR, INDEX) if found else ():
                 self._path(shard, kind).unlink(missing_ok=True)
         return found
-
-    def _rows_here(self, path: Path, shard: Shard) -> Rows:
-        path.stat()
-        _touch(path)
-        return read_rows(path, shard, path)
 
     def _path(self, shard: Shard, kind: str) -> Path:
         # An index has its own hash: the same tar may be indexed with other masks.
@@ -138,13 +135,13 @@ class ShardCache:
         path = self._path(shard, kind)
         partial = path.with_name(path.name + PARTIAL)
         try:
-            try:
-                self._write(partial, num_bytes, 0, write)
-            except OSError as error:
-                if error.errno not in NO_SPACE:
-                    raise
-                # Other programs filled the disk: evict as many bytes of our own, and try again once.
-                self._write(partial, num_bytes, num_bytes, write)
+            with open(partial, "w+b") as file:
+                with FileLock(self.directory / "locks" / "room"):
+                    self._make_room(num_bytes)
+                    file.truncate(num_bytes)  # other processes count it as taken
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(partial, path)
         except OSError as error:
             raise CacheFullError(
@@ -157,40 +154,25 @@ class ShardCache:
         sync_folder(self.directory)
         return path
 
-    def _write(self, partial: Path, num_bytes: int, at_least: int, write: Callable[[IO[bytes]], object]) -> None:
-        with open(partial, "w+b") as file:
-            with FileLock(self.directory / "locks" / "room"):
-                self._make_room(num_bytes, at_least=at_least)
-                file.truncate(num_bytes)  # other processes count it as taken
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _make_room(self, num_bytes: int, *, at_least: int) -> None:
-        """Evict `at_least` so many bytes, and more until `num_bytes` fit into the limit.
+    def _make_room(self, num_bytes: int) -> None:
+        """Evict the least recently used entries until `num_bytes` fit into the limit.
 
         Running downloads count but stay, so that the limit may be exceeded by their size.
         """
-        entries = self._entries()
-        excess = max(sum(size for _, size, _ in entries) + num_bytes - self.limit_bytes, at_least)
+        entries = []
+        for path in self.directory.iterdir():
+            with suppress(FileNotFoundError):
+                if _ENTRY.fullmatch(path.name):
+                    status = path.stat()
+                    # The time of change, set by `_touch`: many disks do not record the time of reading.
+                    entries.append((status.st_mtime_ns, status.st_size, path))
+        excess = sum(size for _, size, _ in entries) + num_bytes - self.limit_bytes
         for _, size, path in sorted(entries):
             if excess <= 0:
                 break
             if path.suffix != PARTIAL:
                 path.unlink(missing_ok=True)
                 excess -= size
-
-    def _entries(self) -> list[tuple[int, int, Path]]:
-        """(time of last use, bytes, path) of every entry."""
-        entries = []
-        with os.scandir(self.directory) as found:
-            for entry in found:
-                with suppress(FileNotFoundError):
-                    if _ENTRY.fullmatch(entry.name) and entry.is_file():
-                        status = entry.stat()
-                        # The time of change, set by `_touch`: many disks do not record the time of reading.
-                        entries.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
-        return entries
 
     def remove_leftovers(self) -> None:
         """Remove the half-written entries of killed processes, whose locks nobody holds."""

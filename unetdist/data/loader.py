@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.batch import Batch, BatchPool, BatchSlot, batch_dtype
@@ -17,7 +16,7 @@ from unetdist.data.order import Order
 from unetdist.data.prefetch import Prefetcher, Upcoming
 from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples, TrainDataset, ValDataset
-from unetdist.data.workers import CAN_SHARE, MicroBatches, ValBatches, items, part_of, shards_of, work
+from unetdist.data.workers import CAN_SHARE, ValBatches, items, micro_batches, part_of, shards_of, work
 from unetdist.errors import ConfigError, DataError
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.storage.retries import set_retry_s
@@ -87,13 +86,9 @@ def fetch_ahead(
     """
     if reader.cache is None or not CAN_SHARE:
         return None
+    ahead_bytes = reader.cache.limit_bytes // 2 // local_world_size
     return Prefetcher(
-        reader.folder,
-        reader.manifest,
-        reader.cache,
-        upcoming,
-        first_position=first_position,
-        ahead_bytes=reader.cache.limit_bytes // 2 // local_world_size,
+        reader.folder, reader.manifest, reader.cache, upcoming, ahead_bytes=ahead_bytes, first_position=first_position
     )
 
 
@@ -130,13 +125,17 @@ def train_loader(
     reader.check(rank=rank, world_size=world_size)
     prefetcher = fetch_ahead(reader, partial(order.upcoming, **part), from_sample, local_world_size)
     accumulation = global_batch_size // (world_size * micro_batch_size)
-    pool = _batch_pool(cfg, accumulation, batch_dtype(micro_batch_size, size, channels, num_classes))
+    pool = None
+    if cfg.num_workers and CAN_SHARE:
+        # The batches that workers have in progress or ready, and two steps that the trainer may hold.
+        num_slots = cfg.num_workers * cfg.prefetch + 2 * accumulation + 1
+        pool = BatchPool(num_slots, batch_dtype(micro_batch_size, size, channels, num_classes))
     augmenter = Augmenter(
         augment_cfg, seed=seed, class_pixels=manifest.class_pixels, mean=manifest.mean, native_from=native_from
     )
     samples = Samples(reader, channels=channels, num_classes=num_classes)
     dataset = TrainDataset(samples, augmenter, on_bad_sample=cfg.on_bad_sample, blank_size=size, pool=pool)
-    requests = MicroBatches(
+    requests = micro_batches(
         order,
         micro_batch_size=micro_batch_size,
         from_sample=from_sample,
@@ -145,15 +144,8 @@ def train_loader(
         has_partners=augmenter.mixer.is_on,
         **part,
     )
-    batches = _work(cfg, dataset, requests, pin_memory)
+    batches = work(dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory)
     return _steps(batches, accumulation, cfg.max_bad_samples, reader.folder, prefetcher)
-
-
-def _batch_pool(cfg: DataConfig, accumulation: int, dtype: np.dtype[np.void]) -> BatchPool | None:
-    if not (cfg.num_workers and CAN_SHARE):
-        return None
-    # The batches that workers have in progress or ready, and two steps that the trainer may hold.
-    return BatchPool(cfg.num_workers * cfg.prefetch + 2 * accumulation + 1, dtype)
 
 
 def val_loader(
@@ -178,12 +170,8 @@ def val_loader(
     prefetcher = fetch_ahead(reader, lambda _: shards_of(manifest.shard_sizes, mine), mine.start, local_world_size)
     dataset = ValDataset(Samples(reader, channels=channels, num_classes=num_classes))
     requests = ValBatches(mine, batch_size=batch_size, progress=prefetcher and prefetcher.position)
-    batches = _work(cfg, dataset, requests, pin_memory)
+    batches = work(dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory)
     return ValLoader(batches, prefetcher)
-
-
-def _work(cfg: DataConfig, dataset: Dataset[Any], requests: Any, pin_memory: bool) -> "DataLoader[Any]":
-    return work(dataset, requests, num_workers=cfg.num_workers, prefetch=cfg.prefetch, pin_memory=pin_memory)
 
 
 class ValLoader:

@@ -196,11 +196,9 @@ def _refusal(name: str, folder: Folder) -> str | None:
 
 
 def _remedy_of_absence(folder: Folder) -> str:
-    if folder.is_local:
-        here = folder.path("")
-        below = sorted(str(inner.parent) for inner in here.glob(f"*/{MANIFEST_NAME}"))
-        if below:
-            return f"give one of the data sets in it: {', '.join(below)}."
+    below = sorted(folder.path("").glob(f"*/{MANIFEST_NAME}")) if folder.is_local else []
+    if below:
+        return f"give one of the data sets in it: {', '.join(str(file.parent) for file in below)}."
     return "write one with launch/shard_dataset.py, or run its command again if it was interrupted."
 
 

@@ -4,12 +4,11 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from multiprocessing import connection
+from itertools import count
 from multiprocessing.context import ForkProcess
 from time import sleep
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from unetdist.cli.logs import logger
 from unetdist.data.cache import CacheFullError, ShardCache
 from unetdist.data.manifest import Manifest, Shard
+from unetdist.distributed.signals import PR_SET_PDEATHSIG
 from unetdist.errors import DataError
 from unetdist.storage.folders import Folder
 
@@ -50,20 +50,13 @@ class Prefetcher:
         self.position: Any = multiprocessing.RawValue(ctypes.c_int64, first_position)
         """Where the training is: the loader sets `position.value`."""
         # Forked, because the iterators of `upcoming` cannot be pickled.
+        ahead = (number for _ in count() for number in _ahead(upcoming, manifest, self.position, ahead_bytes))
         self._process = multiprocessing.get_context("fork").Process(
-            target=_run,
-            args=(folder, manifest, cache, _ahead(upcoming, manifest, self.position, ahead_bytes)),
-            name="prefetch",
-            daemon=True,
+            target=_run, args=(os.getpid(), folder, manifest, cache, ahead), name="prefetch", daemon=True
         )
         self._process.start()
         # Called once: by `close`, with this object, or at the interpreter's exit, while modules still exist.
         self._end = weakref.finalize(self, _end, self._process, cache)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process.is_alive()
 
     def close(self) -> None:
         """End the process and remove its half-written files."""
@@ -76,9 +69,16 @@ def _end(process: ForkProcess, cache: ShardCache) -> None:
     cache.remove_leftovers()
 
 
-def _run(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: Iterable[int | None]) -> None:
-    _leave_signals()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _run(parent: int, folder: Folder, manifest: Manifest, cache: ShardCache, ahead: Iterable[int | None]) -> None:
+    # The signals that stop the training are the parent's. SIGTERM ends this process: Python's exit sends it and waits.
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The kernel ends this process with its parent, however that dies.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
     try:
         _fetch_ahead(folder, manifest, cache, ahead)
     except CacheFullError as error:
@@ -88,25 +88,6 @@ def _run(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: Iterable[
     finally:
         cache.remove_leftovers()
         os._exit(0)  # a normal exit would wait for threads that still download
-
-
-def _leave_signals() -> None:
-    """Ignore the signals that stop the training, but end at SIGTERM, which Python's exit sends and waits for."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent_id = os.getppid()
-    # The sentinel alone is not enough: processes forked later hold its other end too.
-    while os.getppid() == parent_id:
-        if connection.wait([parent.sentinel], POLL_S):
-            break
-    os._exit(0)
 
 
 def _fetch_ahead(folder: Folder, manifest: Manifest, cache: ShardCache, ahead: Iterable[int | None]) -> None:
@@ -138,14 +119,7 @@ def _fetch(folder: Folder, shard: Shard, cache: ShardCache) -> None:
 
 
 def _ahead(upcoming: Upcoming, manifest: Manifest, position: Any, ahead_bytes: int) -> Iterator[int | None]:
-    """Numbers of the shards that come next, without end; None while there is nothing to fetch."""
-    while True:
-        yield from _ahead_until_it_goes_back(upcoming, manifest, position, ahead_bytes)
-
-
-def _ahead_until_it_goes_back(
-    upcoming: Upcoming, manifest: Manifest, position: Any, ahead_bytes: int
-) -> Iterator[int | None]:
+    """Numbers of the shards that come next, None while there is nothing to fetch; ends when the position goes back."""
     waiting: deque[tuple[int, int]] = deque()  # (position, bytes) of the shards that were yielded
     num_bytes = 0
     seen = position.value

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -33,7 +32,6 @@ FETCH_ATTEMPTS = 10
 
 Encoded = tuple[bytes, bytes]
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 class ShardReader:
@@ -56,26 +54,45 @@ class ShardReader:
         return partial(ShardReader, cache=self.cache), (self.folder, self.manifest)  # without the open files
 
     def read(self, sample_id: int) -> Encoded:
-        """Encoded image and mask; `DataError` if the shard is not the one that the manifest lists."""
+        """Encoded image and mask; `DataError` if the shard is not the one that the manifest lists.
+
+        A shard that is damaged in the cache is fetched again, once.
+        """
         number, row = self._locate(sample_id)
-        return self._read(self._open(number), number, row)
+        opened = self._open(number)
+        try:
+            return self._verified(opened, sample_id, row)
+        except SourceError:
+            raise
+        except remote.RangesUnsupportedError:
+            pass
+        except DataError as error:
+            if not isinstance(opened, LocalShard) or not opened.is_cached or self.cache is None:
+                raise
+            # Another thread or process may have replaced it already.
+            if self.cache.drop(self.manifest.shards[number], is_it=opened.is_at):
+                logger.warning("fetched again into the cache: %s", error)
+            with suppress(CacheFullError):
+                self.cache.fetch(self.folder, self.manifest.shards[number])
+        with self._lock:
+            if self._opened.get(number) is opened:
+                del self._opened[number]
+        return self._verified(self._open(number), sample_id, row)
 
     def read_many(self, sample_ids: Sequence[int]) -> list[Encoded | DataError]:
         """Like `read`, with simultaneous requests; a sample's error takes the sample's place.
 
         A `SourceError` is raised, since no sample is to blame.
         """
-        places = [self._locate(sample_id) for sample_id in sample_ids]
-        numbers = list(dict.fromkeys(number for number, _ in places))
+        numbers = {self._locate(sample_id)[0] for sample_id in sample_ids}
         # Threads are for requests only: reading a local file is faster than starting a thread.
-        map_all = _map_here if all(map(self._is_at_hand, numbers)) else _map_side_by_side
-        opened = dict(zip(numbers, map_all(partial(_or_error, self._open), numbers), strict=True))
-
-        def read_from(place: tuple[int, int]) -> Encoded | DataError:
-            shard = opened[place[0]]
-            return shard if isinstance(shard, DataError) else _or_error(self._read, shard, *place)
-
-        return map_all(read_from, places)
+        if all(map(self._is_at_hand, numbers)):
+            return [_or_error(self.read, sample_id) for sample_id in sample_ids]
+        # A pool for this call only: its threads would not survive a fork.
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            # First each shard once, as threads that find one closed would all open it.
+            list(pool.map(partial(_or_error, self._open), numbers))
+            return list(pool.map(partial(_or_error, self.read), sample_ids))
 
     def key(self, sample_id: int) -> str:
         """The sample's key (its relative path without suffix), from its tar header. Slow; for messages."""
@@ -84,7 +101,12 @@ class ShardReader:
 
     def source(self, sample_id: int) -> str:
         """Shard and key of a sample, for messages; never raises, and asks no server."""
-        return self._source(*self._locate(sample_id))
+        number, row = self._locate(sample_id)
+        where = mask(self.folder.where(self.manifest.shards[number].name))
+        if self._is_at_hand(number):
+            with suppress(DataError):
+                return f"{where}/{self._open(number).key(row)}"
+        return f"{where}, sample {row}"
 
     def checksums(self) -> Iterator[tuple[int, int, int]]:
         """(bytes of the image, bytes of the mask, checksum of both) of each sample, from the indexes."""
@@ -125,15 +147,15 @@ class ShardReader:
         where = self.folder.where(shard.name)
         if self.folder.is_in_place(shard.name):
             return LocalShard(self.folder.path(shard.name), shard, load_rows)
-        # An evicted shard is fetched again, unless its samples can be requested one by one.
-        for _ in range(FETCH_ATTEMPTS if self.cache else 0):
-            assert self.cache is not None
-            path = self.cache.find(shard)
-            if path is None and remote.can_range(where):
-                break
-            with suppress(FileNotFoundError):
-                path = path or self.cache.fetch(self.folder, shard)
-                return LocalShard(path, shard, load_rows, is_cached=True)
+        if self.cache is not None:
+            # An evicted shard is fetched again, unless its samples can be requested one by one.
+            for _ in range(FETCH_ATTEMPTS):
+                path = self.cache.find(shard)
+                if path is None and remote.can_range(where):
+                    break
+                with suppress(FileNotFoundError):
+                    path = path or self.cache.fetch(self.folder, shard)
+                    return LocalShard(path, shard, load_rows, is_cached=True)
         if remote.can_range(where):
             return RangedShard(self.folder, shard, load_rows)
         remedy = "is too small to keep a shard until it is read; raise it" if self.cache else "is 0; set it to 100"
@@ -145,69 +167,23 @@ class ShardReader:
             return read_rows(path, shard, path)
         if self.cache is not None:
             return self.cache.index(self.folder, shard)
-        return read_rows(BytesIO(read_index(self.folder, shard)), shard, mask(self.folder.where(shard.index_name)))
+        return read_rows(read_index(self.folder, shard), shard, mask(self.folder.where(shard.index_name)))
 
-    def _read(self, opened: OpenShard, number: int, row: int) -> Encoded:
-        """A verified sample. A shard that is damaged in the cache is fetched again, once."""
-        try:
-            return self._verified(opened, number, row)
-        except SourceError:
-            raise
-        except remote.RangesUnsupportedError:
-            pass
-        except DataError as error:
-            if not opened.is_cached:
-                raise
-            self._fetch_again(opened, number, error)
-        with self._lock:
-            if self._opened.get(number) is opened:
-                del self._opened[number]
-        return self._verified(self._open(number), number, row)
-
-    def _verified(self, opened: OpenShard, number: int, row: int) -> Encoded:
+    def _verified(self, opened: OpenShard, sample_id: int, row: int) -> Encoded:
         image, mask_ = opened.sample(row)
         found, expected = checksum(image, mask_), int(opened.rows[row, -1])
         if found == expected:
             return image, mask_
-        source = self._source(number, row)
+        source = self.source(sample_id)
         if not opened.is_local:
             raise changed(source, f"crc32 {found:08x}", f"{expected:08x}")
         raise DataError(f"damaged: its bytes are not those that were written; {REMEDY}", source=source)
 
-    def _source(self, number: int, row: int) -> str:
-        where = mask(self.folder.where(self.manifest.shards[number].name))
-        if self._is_at_hand(number):
-            with suppress(DataError):
-                return f"{where}/{self._open(number).key(row)}"
-        return f"{where}, sample {row}"
 
-    def _fetch_again(self, opened: OpenShard, number: int, error: DataError) -> None:
-        assert self.cache is not None
-        shard = self.manifest.shards[number]
-        # Another thread or process may have replaced it already.
-        if isinstance(opened, LocalShard) and self.cache.drop(shard, is_it=opened.is_at):
-            logger.warning("fetched again into the cache: %s", error)
-        with suppress(CacheFullError):
-            self.cache.fetch(self.folder, shard)
-
-
-def _or_error(action: Callable[..., T], *args: Any) -> T | DataError:
+def _or_error(action: Callable[[int], T], number: int) -> T | DataError:
     try:
-        return action(*args)
+        return action(number)
     except SourceError:
         raise
     except DataError as error:
         return error
-
-
-def _map_here(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    return [function(item) for item in items]
-
-
-def _map_side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    # A pool for this call only: its threads would not survive a fork.
-    pool = ThreadPoolExecutor(REQUESTS)
-    try:
-        return list(pool.map(function, items))
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
@@ -15,7 +16,6 @@ from unetdist.data.decode import Box, Pixels, decode_image, decode_mask, decode_
 from unetdist.data.jpeg import parse_header
 from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.data.labels.mask_reader import MaskReader
-from unetdist.data.manifest import Manifest
 from unetdist.data.mix import RandomNumbers, mixed
 from unetdist.data.reader import ShardReader
 from unetdist.data.workers import MicroBatch
@@ -27,7 +27,12 @@ class Samples:
 
     def __init__(self, reader: ShardReader, *, channels: int, num_classes: int) -> None:
         self.reader = reader
-        self._decode_mask = _mask_decoder(reader.manifest)
+        self._decode_mask: Callable[[bytes], Pixels] = decode_mask
+        manifest = reader.manifest
+        # Masks in other people's tars are read through the labels.
+        if manifest.mask_format is not None and manifest.unknown_colors is not None:
+            palette = Palette.from_records(manifest.palette_records)
+            self._decode_mask = MaskReader(palette, manifest.mask_format, manifest.unknown_colors)
         self.channels = channels
         self.num_classes = num_classes
 
@@ -39,8 +44,14 @@ class Samples:
 
     def mask(self, sample_id: int, encoded: bytes) -> Pixels:
         """The mask, (H, W)."""
+        height, width = self.reader.manifest.max_size
         with self._named(sample_id):
-            self._check_mask_size(image_size(encoded))
+            size = image_size(encoded)
+            if size is not None and size[0] * size[1] > height * width:
+                raise DataError(
+                    f"mask claims to be {size[1]}x{size[0]}, larger than any in this data set ({width}x{height} by the "
+                    "manifest); replace the file."
+                )
             return self._decode_mask(encoded)
 
     def image(self, sample_id: int, encoded: bytes, size: tuple[int, ...], box: Box | None = None) -> Pixels:
@@ -56,14 +67,6 @@ class Samples:
             image = decode_image(encoded, self.channels)
             self._check_equal(image.shape[:2], size)
             return image[box.slices] if box else image
-
-    def _check_mask_size(self, size: tuple[int, int] | None) -> None:
-        height, width = self.reader.manifest.max_size
-        if size is not None and size[0] * size[1] > height * width:
-            raise DataError(
-                f"mask claims to be {size[1]}x{size[0]}, larger than any in this data set ({width}x{height} by the "
-                "manifest); replace the file."
-            )
 
     @staticmethod
     def _check_equal(image: tuple[int, ...], mask: tuple[int, ...]) -> None:
@@ -90,33 +93,18 @@ class Samples:
         return Sample(sample_id, image, mask, counts)
 
 
-def _mask_decoder(manifest: Manifest) -> Callable[[bytes], Pixels]:
-    """The decoder of our own masks, or of masks in other people's tars, which are read through the labels."""
-    if manifest.mask_format is None or manifest.unknown_colors is None:
-        return decode_mask
-    palette = Palette.from_records(manifest.palette_records)
-    return MaskReader(palette, manifest.mask_format, manifest.unknown_colors)
-
-
+@dataclass(frozen=True)
 class TrainDataset(Dataset[Batch | BatchSlot | UnetdistError]):
     """Training samples: request of a micro-batch -> augmented batch."""
 
     # An error is handed over as the item itself: raised in a worker, it would arrive as text with a traceback.
 
-    def __init__(
-        self,
-        samples: Samples,
-        augmenter: Augmenter,
-        *,
-        on_bad_sample: Literal["raise", "blank"],
-        blank_size: tuple[int, int],
-        pool: BatchPool | None = None,
-    ) -> None:
-        self.samples = samples
-        self.augmenter = augmenter
-        self.on_bad_sample = on_bad_sample
-        self.blank_size = blank_size
-        self.pool = pool
+    samples: Samples
+    augmenter: Augmenter
+    on_bad_sample: Literal["raise", "blank"]
+    blank_size: tuple[int, int]
+    """(height, width)"""
+    pool: BatchPool | None = None
 
     def __getitem__(self, request: MicroBatch) -> Batch | BatchSlot | UnetdistError:
         """The batch of a request, or its slot in the pool."""
@@ -146,7 +134,14 @@ class TrainDataset(Dataset[Batch | BatchSlot | UnetdistError]):
         try:
             if isinstance(encoded, DataError):
                 raise encoded
-            return self._augmented(key, *encoded, draws)
+            image, mask = encoded
+            pixels = self.samples.mask(sample_id, mask)
+            params = self.augmenter.params(pixels, draws, epoch=epoch)
+            size = (pixels.shape[0], pixels.shape[1])
+            # Only the part of the image that the crop shows is decoded.
+            part = self.samples.image(sample_id, image, size, params.window.box(size))
+            augmented = self.augmenter.image(part, size, params), self.augmenter.mask(pixels, params)
+            return self.samples.finish(sample_id, *augmented)
         except SourceError:
             raise
         except DataError as error:
@@ -156,23 +151,12 @@ class TrainDataset(Dataset[Batch | BatchSlot | UnetdistError]):
             logger.warning("left blank (epoch %d): %s", epoch, error)
             return blank_sample(sample_id, self.blank_size, self.samples.channels)
 
-    def _augmented(self, key: tuple[int, int], image: bytes, mask: bytes, draws: RandomNumbers) -> Sample:
-        epoch, sample_id = key
-        # Only the part of the image that the crop shows is decoded.
-        pixels = self.samples.mask(sample_id, mask)
-        params = self.augmenter.params(pixels, draws, epoch=epoch)
-        size = (pixels.shape[0], pixels.shape[1])
-        part = self.samples.image(sample_id, image, size, params.window.box(size))
-        return self.samples.finish(
-            sample_id, self.augmenter.image(part, size, params), self.augmenter.mask(pixels, params)
-        )
 
-
+@dataclass(frozen=True)
 class ValDataset(Dataset[list[Batch] | UnetdistError]):
     """Validation samples: sample ids -> batches of whole images, one for each run of equal sizes."""
 
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
+    samples: Samples
 
     def __getitem__(self, sample_ids: Sequence[int]) -> list[Batch] | UnetdistError:
         """The batches of these samples, in order."""

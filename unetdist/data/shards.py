@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote
 
 import numpy as np
 from isal import isal_zlib
@@ -33,14 +32,12 @@ MASK_COMPRESSION = 8
 
 
 def escape_key(key: str) -> str:
-    """`key` as part of a member's name: WebDataset ends a key at its first dot and skips folders like `__this__`."""
+    """`key` as part of a member's name: WebDataset ends a key at its first dot and skips folders like `__this__`.
+
+    `urllib.parse.unquote` undoes it.
+    """
     name = key.replace("%", "%25").replace(".", "%2E")
     return f"%5F{name[1:]}" if name.startswith("__") else name
-
-
-def unescape_key(name: str) -> str:
-    """Undo `escape_key`."""
-    return unquote(name)
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

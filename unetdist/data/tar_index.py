@@ -10,13 +10,16 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote
 
 import numpy as np
 
 from unetdist.data.decode import PICTURE_SUFFIXES
-from unetdist.data.shards import BLOCK, INDEX_COLUMNS, checksum, unescape_key
+from unetdist.data.shards import BLOCK, INDEX_COLUMNS, checksum
 from unetdist.errors import ConfigError, DataError
 from unetdist.storage.files import open_file
 
@@ -73,41 +76,30 @@ class Member:
 def index_tar(path: str | Path, names: MemberNames = OURS, *, source: object = None) -> np.ndarray:
     """The index of a tar, int64 (n, 6), with the columns of `INDEX_COLUMNS`.
 
-    Args:
-        path: A tar in which the members of a sample are side by side.
-        names: Which members are the masks, and which the images.
-        source: Name of the tar in errors; None: its path.
-
-    Raises:
-        DataError: The tar is cut off or damaged, or a sample lacks its image or mask, has two images, or is
-            spread over the tar.
+    `DataError`, with the `source` instead of the path if given, if the tar is cut off or damaged, or a sample lacks
+    its image or mask, has two images, or is spread over the tar.
     """
     source = path if source is None else source
     rows: list[tuple[int, ...]] = []
     seen: set[str] = set()
-    last, members = "", dict[str, Member]()
     with open_file(path) as file:
-        for member in read_members(file, source):
-            if (found := names.split(member.name)) is None:
-                continue
-            key, part = found
-            if key != last and members:
-                rows.append(_row(file, members, last, source, names))
-                members = {}
+        split = ((names.split(member.name), member) for member in read_members(file, source))
+        of_samples = ((*found, member) for found, member in split if found is not None)
+        for key, group in groupby(of_samples, key=itemgetter(0)):
             # WebDataset groups neighbours only, and would make two samples of them.
-            if not members and key in seen:
+            if key in seen:
                 raise DataError(
                     f"the members of key {key} are not side by side; pack the tar again with `tar --sort=name -cf`.",
                     source=source,
                 )
-            last = key
             seen.add(key)
-            if part in members:
-                what = f"members {part}" if part.startswith(".") else f"{part}s"
-                raise DataError(f"key {key} has two {what}; remove one.", source=source)
-            members[part] = member
-        if members:
-            rows.append(_row(file, members, last, source, names))
+            members: dict[str, Member] = {}
+            for _, part, member in group:
+                if part in members:
+                    what = f"members {part}" if part.startswith(".") else f"{part}s"
+                    raise DataError(f"key {key} has two {what}; remove one.", source=source)
+                members[part] = member
+            rows.append(_row(file, members, key, source, names))
     return np.array(rows, dtype=np.int64).reshape(-1, len(INDEX_COLUMNS))
 
 
@@ -124,7 +116,7 @@ def key_at(file: BinaryIO, source: object) -> str:
     if member is None:
         raise DataError("no sample begins here; index the tar again.", source=source)
     match = _KEY_AND_EXTENSION.fullmatch(member.name)
-    return unescape_key(match[1] if match else member.name)
+    return unquote(match[1] if match else member.name)  # undoes `escape_key`
 
 
 def _row(file: BinaryIO, members: dict[str, Member], key: str, source: object, names: MemberNames) -> tuple[int, ...]:
@@ -148,15 +140,9 @@ def _row(file: BinaryIO, members: dict[str, Member], key: str, source: object, n
         )
     image = images[0]
     first = min(member.header_offset for member in members.values())
-    position = file.tell()
-    crc32 = checksum(_content(file, image), _content(file, mask))
-    file.seek(position)
+    # pread leaves the position to the reader of the headers.
+    crc32 = checksum(*(os.pread(file.fileno(), part.size, part.offset) for part in (image, mask)))
     return first, image.offset, image.size, mask.offset, mask.size, crc32
-
-
-def _content(file: BinaryIO, member: Member) -> bytes:
-    file.seek(member.offset)
-    return file.read(member.size)
 
 
 def read_members(file: BinaryIO, source: object) -> Iterator[Member]:

@@ -8,7 +8,8 @@ import atexit
 import multiprocessing
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from unetdist.data.batch import BatchPool
 from unetdist.data.order import Order
@@ -40,7 +41,7 @@ _LARGEST_KEPT = 32 << 20
 
 
 def work(
-    dataset: Dataset[Any], requests: Sampler[Any] | Sequence[Any], *, num_workers: int, prefetch: int, pin_memory: bool
+    dataset: Dataset[Any], requests: Iterable[Any], *, num_workers: int, prefetch: int, pin_memory: bool
 ) -> "DataLoader[Any]":
     """A loader of one item of `dataset` per request, in order; with 0 workers the calling process prepares them."""
     _check_open_files(num_workers)
@@ -123,76 +124,55 @@ class MicroBatch(NamedTuple):
     """(epoch, sample id) of the other sample that each may get a part of; none where nothing is mixed."""
 
 
-class MicroBatches(Sampler[MicroBatch]):
-    """The endless micro-batches of a rank, step after step."""
+def micro_batches(
+    order: Order,
+    *,
+    global_batch_size: int,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+    from_sample: int,
+    pool: BatchPool | None = None,
+    progress: Any = None,
+    has_partners: bool = False,
+) -> Iterator[MicroBatch]:
+    """The endless micro-batches of a rank, step after step.
 
-    def __init__(
-        self,
-        order: Order,
-        *,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
-        from_sample: int,
-        pool: BatchPool | None = None,
-        progress: Any = None,
-        has_partners: bool = False,
-    ) -> None:
-        """`progress` is a shared counter that is set to the first sample of each step; the prefetcher follows it."""
-        self._order = order
-        self._global_batch_size = global_batch_size
-        self._micro_batch_size = micro_batch_size
-        self._rank = rank
-        self._world_size = world_size
-        self._from_sample = from_sample
-        self._pool = pool
-        self._progress = progress
-        self._has_partners = has_partners
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        for first in count(self._from_sample, self._global_batch_size):
-            if self._progress is not None:
-                self._progress.value = first
-            share = (first, self._global_batch_size, self._rank, self._world_size)
-            keys = _keys(*self._order.rank_slice(*share))
-            partners = _keys(*self._order.partners(*share)) if self._has_partners else []
-            for start in range(0, len(keys), self._micro_batch_size):
-                slot = self._pool.take() if self._pool else None
-                part = slice(start, start + self._micro_batch_size)
-                yield MicroBatch(keys[part], slot, partners[part])
+    `progress` is a shared counter that is set to the first sample of each step; the prefetcher follows it.
+    """
+    for first in count(from_sample, global_batch_size):
+        if progress is not None:
+            progress.value = first
+        share = (first, global_batch_size, rank, world_size)
+        keys = _keys(*order.rank_slice(*share))
+        partners = _keys(*order.partners(*share)) if has_partners else []
+        for start in range(0, len(keys), micro_batch_size):
+            slot = pool.take() if pool else None
+            part = slice(start, start + micro_batch_size)
+            yield MicroBatch(keys[part], slot, partners[part])
 
 
 def _keys(epoch: npt.NDArray[np.int64], sample_id: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     return list(zip(epoch.tolist(), sample_id.tolist(), strict=True))
 
 
-class ValBatches(Sequence[range]):
-    """Samples in groups of `batch_size`. They are computed when asked for, as there may be millions."""
+@dataclass(frozen=True)
+class ValBatches:
+    """Consecutive samples in groups of `batch_size`, which are computed when asked for: there may be millions."""
 
-    def __init__(self, ids: range, *, batch_size: int, progress: Any = None) -> None:
-        """`progress` is a shared counter that is set to the first sample of each group, then to the end of `ids`."""
-        self._ids = ids
-        self._batch_size = batch_size
-        self._progress = progress
-
-    def __len__(self) -> int:
-        return -(-len(self._ids) // self._batch_size)
+    ids: range
+    batch_size: int
+    progress: Any = None
+    """Shared counter that is set to the first sample of each group, then to the end of `ids`."""
 
     def __iter__(self) -> Iterator[range]:
-        for number in range(len(self)):
-            yield self[number]
-        if self._progress is not None:
-            self._progress.value = self._ids.stop  # shows that the next validation begins
-
-    def __getitem__(self, number: Any) -> Any:
-        """The sample ids of a group."""
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        group = self._ids[number * self._batch_size : (number + 1) * self._batch_size]
-        if self._progress is not None:
-            self._progress.value = group[0]
-        return group
+        for start in range(0, len(self.ids), self.batch_size):
+            group = self.ids[start : start + self.batch_size]
+            if self.progress is not None:
+                self.progress.value = group[0]
+            yield group
+        if self.progress is not None:
+            self.progress.value = self.ids.stop  # shows that the next validation begins
 
 
 def part_of(num_samples: int, *, rank: int, world_size: int) -> range:

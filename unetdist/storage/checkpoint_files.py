@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 from unetdist.cli import json_records
 from unetdist.cli.json_records import Count, Hex
@@ -20,7 +20,7 @@ from unetdist.errors import CheckpointError, UnetdistError
 from unetdist.storage.files import TEMPORARY_SUFFIX
 from unetdist.storage.folders import Folder
 
-# File that names the newest checkpoint, for people and for stores whose listings lag behind.
+# File that names the newest checkpoint, for people.
 POINTER = "latest"
 
 TENSORS = ".safetensors"
@@ -42,20 +42,6 @@ class Commit:
     """SHA-256 of the tensors' file."""
     facts: dict[str, Any]
     """Values of JSON types."""
-
-    @property
-    def tensors_file(self) -> str:
-        """Name of the tensors' file."""
-        return _name(self.step) + TENSORS
-
-    def to_bytes(self) -> bytes:
-        """JSON with a hash of itself."""
-        return json.dumps(json_records.sealed(asdict(self)), indent=1).encode()
-
-    @classmethod
-    def from_bytes(cls, text: bytes) -> Self:
-        """The commit that `to_bytes` wrote; `ValueError` if the text is damaged."""
-        return json_records.build(cls, json_records.unsealed(json_records.parse(text), is_required=True))
 
 
 class CheckpointFolder:
@@ -85,9 +71,10 @@ class CheckpointFolder:
             self._remove(self._leftovers(names))
             digest = hashlib.sha256(tensors).hexdigest()
             commit = Commit(step=step, num_bytes=len(tensors), sha256=digest, facts=facts)
-            self.folder.write(commit.tensors_file, tensors)
+            self.folder.write(_name(step) + TENSORS, tensors)
         # The tensors are complete by now: a commit never names a file that is not there.
-        self.folder.write(_name(step) + COMMIT, commit.to_bytes())
+        text = json.dumps(json_records.sealed(asdict(commit)), indent=1)
+        self.folder.write(_name(step) + COMMIT, text.encode())
         self.last = commit
         self.folder.write(POINTER, _name(step).encode())
         self._damaged.discard(step)
@@ -104,11 +91,8 @@ class CheckpointFolder:
             CheckpointError: There are checkpoints, but none is whole.
             OSError, DataError: The folder or a file cannot be read.
         """
-        pointer = self._read(POINTER)
-        pointed = [] if pointer is None else [pointer.decode(errors="replace") + COMMIT]
-        # The pointer finds a checkpoint that the listing of a store does not show yet.
-        steps = {*_steps(self.folder.names()), *_steps(pointed)}
-        for step in sorted(steps, reverse=True):
+        names = self.folder.names()
+        for step in sorted(_steps(names), reverse=True):
             try:
                 commit = self._commit(step)
                 tensors = self.tensors(commit)
@@ -118,7 +102,7 @@ class CheckpointFolder:
             else:
                 self.last = commit
                 return commit, tensors
-        if pointer is None and not steps:
+        if not _shows_checkpoint(names):
             return None
         raise CheckpointError(
             f"{self.folder} holds no whole checkpoint (the log above says what is wrong with each); restore one from "
@@ -127,7 +111,7 @@ class CheckpointFolder:
 
     def tensors(self, commit: Commit) -> bytes:
         """The tensors' file; `DamagedError` if it is not the one that was committed."""
-        content, file = io.BytesIO(), commit.tensors_file
+        content, file = io.BytesIO(), _name(commit.step) + TENSORS
         try:
             self.folder.download(file, content)
         except FileNotFoundError:
@@ -141,27 +125,20 @@ class CheckpointFolder:
 
     def _commit(self, step: int) -> Commit:
         file = _name(step) + COMMIT
-        if (text := self._read(file)) is None:
-            raise self._damage(file, "is missing")
         try:
-            return Commit.from_bytes(text)
+            values = json_records.unsealed(json_records.parse(self.folder.read(file)), is_required=True)
+            return json_records.build(Commit, values)
+        except FileNotFoundError:
+            raise self._damage(file, "is missing") from None
         except ValueError as error:
             raise self._damage(file, f"is damaged: {error}") from None
 
     def _damage(self, file: str, how: str) -> DamagedError:
         return DamagedError(f"{self.folder}/{file} {how}")
 
-    def _read(self, name: str) -> bytes | None:
-        try:
-            return self.folder.read(name)
-        except FileNotFoundError:
-            return None
-
     def _leftovers(self, names: list[str]) -> list[str]:
         """Files that killed writers left: half-written ones, and tensors without a commit."""
         known = {_name(step) + TENSORS for step in _steps(names)}
-        if self.last is not None:
-            known.add(self.last.tensors_file)  # the listing of a store may lag behind
         return [
             name
             for name in names
@@ -180,8 +157,11 @@ class CheckpointFolder:
 
 def has_checkpoint(folder: Folder) -> bool:
     """Whether a run ever wrote a checkpoint there, whole or not."""
-    names = folder.names()
-    return POINTER in names or bool(list(_steps(names)))
+    return _shows_checkpoint(folder.names())
+
+
+def _shows_checkpoint(names: list[str]) -> bool:
+    return POINTER in names or bool([*_steps(names)])
 
 
 def _name(step: int) -> str:

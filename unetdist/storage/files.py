@@ -16,20 +16,18 @@ TEMPORARY_SUFFIX = ".partial"
 
 
 @contextmanager
-def write_atomic(path: str | os.PathLike[str], mode: str = "wb", *, private: bool = False) -> Iterator[IO[Any]]:
+def write_atomic(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a file next to `path` for writing; it is renamed to `path` once it is complete and on disk.
 
-    If the body raises, nothing is left behind and a former file at `path` is unchanged. `mode` is "wb" or "w" (UTF-8;
-    names that are not UTF-8 hold surrogates, which are escaped as in JSON). Only its owner can read a `private` file.
+    If the body raises, nothing is left behind and a former file at `path` is unchanged. Only its owner can read a
+    `private` file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Not the process id: threads share it, and machines that share a file system may have equal ones.
     partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
-        encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
-        opener = _open_private if private else None
-        with open(partial, mode, encoding=encoding, errors=errors, opener=opener) as file:
+        with open(partial, "wb", opener=_open_private if private else None) as file:
             yield file
             file.flush()
             # Otherwise a crash could leave the new name with no content.
@@ -50,8 +48,8 @@ def _open_private(path: str, flags: int) -> int:
 
 def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
     """Write `text` atomically."""
-    with write_atomic(path, "w", private=private) as file:
-        file.write(text)
+    with write_atomic(path, private=private) as file:
+        file.write(_encode(text))
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, private: bool = False) -> None:
@@ -61,7 +59,7 @@ def write_json(path: str | os.PathLike[str], value: Any, *, private: bool = Fals
 
 def write_json_in_place(path: str | os.PathLike[str], value: Any) -> None:
     """Overwrite an existing file with JSON: not atomic, but possible on a full disk."""
-    text = _as_json(value).encode("utf-8", "backslashreplace")
+    text = _encode(_as_json(value))
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.pwrite(descriptor, text, 0)
@@ -73,6 +71,11 @@ def write_json_in_place(path: str | os.PathLike[str], value: Any) -> None:
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _encode(text: str) -> bytes:
+    # Names that are not UTF-8 hold surrogates, which are escaped as in JSON.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def open_file(path: str | os.PathLike[str]) -> BufferedReader:

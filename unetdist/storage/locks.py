@@ -29,14 +29,8 @@ def hold(
 ) -> Iterator[None]:
     """Hold the lock on an existing file or folder. On a file system without locks this does nothing.
 
-    Args:
-        path: A folder or file. A file notes its holder, unless the lock is shared.
-        is_shared: Share the lock with others that share it.
-        wait_s: Seconds to wait for another process.
-        tell: Called once with the holder, before the wait.
-
-    Raises:
-        HeldError: Another process still holds the lock.
+    A file notes its holder, unless the lock is shared. `tell` is called once with the holder, before the wait.
+    `HeldError` if another process still holds the lock after `wait_s`.
     """
     # NFS grants an exclusive lock only to a process that may write to the file.
     may_write = not is_shared and not path.is_dir()

@@ -27,10 +27,7 @@ TELL_AFTER = 4
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # The same request would fail in the same way again.
-LASTING_ERRNOS = {
-    *(errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE),
-    *(errno.EREMCHG, errno.EISDIR, errno.ENOTDIR, errno.EROFS),
-}
+LASTING_ERRNOS = {errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.EREMCHG, errno.EROFS}
 LASTING_ERRORS = (
     *(PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError),
     *(ValueError, NotImplementedError),
