@@ -6,9 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -144,61 +142,14 @@ def test_problems_of_the_source_are_told_by_rank_0_and_nothing_is_written(root, 
     assert not (tmp_path / "out").exists()
 
 
-def test_rank_0_of_a_launch_waits_and_tells(root, tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(folder, "POLL_S", 0.01)
-    out, told = tmp_path / "out", []
-    first = threading.Thread(
-        target=lambda: told.append(write(root, out, partition=WorkPartition(0, 2, is_launched=True)))
-    )
-    first.start()
-    while not (out / ".ingest" / "000002.json").is_file():
-        first.join(0.01)
-    assert write(root, out, partition=WorkPartition(1, 2, is_launched=True)) is None
-    first.join(60)
-    assert "20 samples in 4 shards" in told[0]
-    assert contents(out) == whole
-
-
-def test_rank_0_does_not_wait_for_ever(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "POLL_S", 0.01)
-    monkeypatch.setattr(folder, "WAIT_S", 0.05)
-    with pytest.raises(DataError, match=r"2 of 4 shards are complete, and none was added .* died or hangs.*again"):
-        write(root, tmp_path / "out", partition=WorkPartition(0, 2, is_launched=True))
-    assert write(root, tmp_path / "out", partition=WorkPartition(1, 2)) is not None
-
-
 @pytest.mark.parametrize("name", ["000001.tar", "000001.tar.idx"])
 @pytest.mark.parametrize("is_lost", [True, False])
-def test_a_record_of_what_was_lost_or_cut_is_not_added_up(root, tmp_path, monkeypatch, whole, name, is_lost):
-    monkeypatch.setattr(folder, "POLL_S", 0.01)
-    monkeypatch.setattr(folder, "WAIT_S", 0.05)
+def test_a_record_of_what_was_lost_or_cut_is_not_added_up(root, tmp_path, whole, name, is_lost):
     out = tmp_path / "out"
     write(root, out)
     (out / name).unlink() if is_lost else (out / name).write_bytes((out / name).read_bytes()[:-100])
     assert write(root, out, partition=WorkPartition(0, 2)) is None
-    with pytest.raises(DataError, match="3 of 4 shards are complete"):
-        write(root, out, partition=WorkPartition(0, 2, is_launched=True))
     assert "20 samples" in write(root, out, partition=WorkPartition(1, 2))
-    assert contents(out) == whole
-
-
-def test_what_is_made_anew_while_rank_0_waits_is_read_again(root, tmp_path, monkeypatch, whole):
-    out = tmp_path / "out"
-    write(root, out)
-    (out / "000002.tar").unlink()
-
-    def first():
-        (out / ".ingest" / "000001.json").unlink()  # as rank 1 does, which finds its shard damaged
-        write(root, out, partition=WorkPartition(2, 3, is_launched=True))
-
-    def second():
-        write(root, out, partition=WorkPartition(1, 3, is_launched=True))
-
-    steps = [first, second]
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: steps.pop(0)())
-    monkeypatch.setattr(folder, "time", clock)
-    assert "20 samples" in write(root, out, partition=WorkPartition(0, 3, is_launched=True))
-    assert not steps
     assert contents(out) == whole
 
 
@@ -267,8 +218,7 @@ def test_a_launch_of_three_processes_one_of_which_was_killed_before(root, tmp_pa
     ]
     told = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0, 0]
-    assert "20 samples in 4 shards" in told[0]
-    assert told[1:] == ["", ""]
+    assert "20 samples in 4 shards" in "".join(told)
     assert contents(tmp_path / "out") == whole
 
 

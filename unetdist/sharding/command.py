@@ -65,7 +65,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     adders = {"write": _add_write, "index": _add_index, "verify": _add_verify, "stats": _add_stats}
     for name, text in DESCRIPTIONS.items():
         several = SEVERAL if name in ("write", "index") else None
-        adders.get(name, _add_show)(commands.add_parser(name, description=text, epilog=several))
+        command = commands.add_parser(name, description=text, epilog=several)
+        if name in ("verify", "stats", "show"):
+            command.add_argument("location", help="folder or URL of the shards")
+        adders.get(name, _add_show)(command)
     # `write` needs no name, because most users need only this command.
     args = parser.parse_args(argv if argv[:1] and argv[0] in DESCRIPTIONS else ["write", *argv])
     _refuse_conflicts(args)
@@ -184,22 +187,15 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
 
 
-def _add_location(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("location", help="folder or URL of the shards")
-
-
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    _add_location(parser)
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes (%(default)s)")
 
 
 def _add_stats(parser: argparse.ArgumentParser) -> None:
-    _add_location(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
-    _add_location(parser)
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE.png", help="the sheet")
     add("--num", type=int, default=16, metavar="N", help="number of samples (%(default)s)")

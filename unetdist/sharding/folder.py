@@ -5,7 +5,6 @@ same input gives the same bytes, whatever the number of workers, processes and i
 """
 
 import errno
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -24,11 +23,6 @@ from unetdist.sharding.pool import run_jobs
 from unetdist.sharding.shard_job import RECORDS, FinishedShard, ShardJob, finish, load_record, record_name
 from unetdist.storage.folders import Folder, open_folder
 
-# Pause between two looks at the records of the other processes.
-POLL_S = 2.0
-# Time that rank 0 waits without any new record.
-WAIT_S = 3600.0
-
 # Records are read concurrently, because each takes a round trip to an object store.
 _READ_THREADS = 16
 
@@ -45,7 +39,6 @@ class FolderRun:
     """None until the data set is finished."""
 
     def __post_init__(self) -> None:
-        self._made: dict[int, FinishedShard] = {}
         self._finished: dict[int, FinishedShard] = {}
 
     @contextmanager
@@ -63,39 +56,12 @@ class FolderRun:
         with self._explained():
             jobs = self.partition.select(self.jobs)
             for item in _run(finish, jobs, workers, f"{self.jobs[0].VERB} {self.folder}", is_shown=is_shown):
-                self._made[item.number] = self._finished[item.number] = item
+                self._finished[item.number] = item
 
     def rehearse(self, workers: int) -> None:
         """Examine all samples without writing anything."""
         done = _run(methodcaller("rehearse"), self.jobs, workers, f"examining {self.folder}", is_shown=True)
         self._finished = {item.number: item for item in done}
-
-    @property
-    def has_replaced(self) -> bool:
-        """Whether this process replaced a damaged shard, whose old record others may have read."""
-        return any(item.is_replaced for item in self._made.values())
-
-    def wait(self) -> None:
-        """Wait until all processes have recorded their shards; `DataError` if there is no new one for `WAIT_S`."""
-        done, since = self.num_recorded(), time.monotonic()
-        others = f"waiting for the other {self.partition.world_size - 1} processes, {self.folder}"
-        with progress(others, len(self.jobs), completed=done) as bar:
-            while done < len(self.jobs):
-                if time.monotonic() - since > WAIT_S:
-                    raise DataError(
-                        f"{done} of {len(self.jobs)} shards are complete, and none was added for {WAIT_S:.0f} s: "
-                        "another process has died or hangs. Look at its output, and run the same command again: "
-                        "it keeps what is complete.",
-                        source=self.folder,
-                    )
-                time.sleep(POLL_S)
-                if more := self.num_recorded() - done:
-                    bar.advance(more)
-                    done, since = done + more, time.monotonic()
-                if done == len(self.jobs):
-                    # Early records may have been replaced since they were read.
-                    self._finished = dict(self._made)
-                    done = self.num_recorded()
 
     def num_recorded(self) -> int:
         """Number of shards that any process has recorded and that exist with the right sizes."""

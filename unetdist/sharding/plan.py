@@ -38,8 +38,7 @@ class WorkPartition:
     rank: int = 0
     world_size: int = 1
     is_launched: bool = False
-    """Started together by one launcher: rank 0 waits for the others. Otherwise the last to finish completes the data
-    set."""
+    """Started together by one launcher, whose rank 0 shows the progress."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:

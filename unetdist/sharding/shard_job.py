@@ -52,8 +52,6 @@ class FinishedShard:
     """All masks are grey PNGs of class indices, which need no labels to be read."""
     is_kept: bool = False
     """It existed already and is intact."""
-    is_replaced: bool = False
-    """A record of it existed, but the shard was damaged and was made again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +234,7 @@ def finish(job: ShardJob) -> FinishedShard:
     text = json.dumps(json_records.sealed(record), indent=1, ensure_ascii=False)
     is_bad = finished.shard is None
     job.folder.write(record_name(job.number, is_bad=is_bad), text.encode("utf-8", "backslashreplace"))
-    return replace(finished, is_replaced=old is not None)
+    return finished
 
 
 def record_name(number: int, *, is_bad: bool = False) -> str:

@@ -145,17 +145,8 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
     """Make the shards of this process; whether this process is to finish the data set."""
     for run in runs:
         run.make(options.workers)
-    partition = options.partition
-    if partition.is_whole:
-        return True
-    # Only rank 0 reports, so that a launch prints everything once.
-    if partition.is_launched and partition.rank == 0:
-        for run in runs:
-            run.wait()
-        return True
-    if partition.is_launched:
-        # Rank 0 may have read old records before this process found that their shards were damaged.
-        return any(run.has_replaced for run in runs) and all(run.num_recorded() == len(run.jobs) for run in runs)
+    # The last process to finish completes the data set. One that finds a damaged shard removes the manifest before it
+    # makes the shard again, so that it is the last, even if others have read the old record.
     for run in runs:
         done = run.num_recorded()
         if done < len(run.jobs):
@@ -163,7 +154,7 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
                 "%s: the shards of task %d are done, %d of %d are complete; the task that finishes last writes the "
                 "manifest (if none did, run one of them again; to work alone: --rank 0 --world-size 1).",
                 run.folder,
-                partition.rank,
+                options.partition.rank,
                 done,
                 len(run.jobs),
             )
