@@ -19,7 +19,7 @@ from unetdist.data.labels.masks import MaskFormat, MaskReading, UnknownColors, r
 from unetdist.errors import ConfigError, DataError
 from unetdist.sharding.account import Account, UnlistedColor
 from unetdist.sharding.sources import Problem, RawSample, Reader
-from unetdist.sharding.stored_image import ImageFormat, StoredImage, store_image
+from unetdist.sharding.stored_image import ImageFormat, StoredImage
 
 BAD_SAMPLE = "bad sample"
 # Kinds of `Problem`.
@@ -72,18 +72,6 @@ class ConvertOptions:
             for name, value in asdict(self).items()
             if name not in POLICY and (name, value) != ("exif", None)
         }
-
-    def store(self, image: bytes, mask_size: tuple[int, int]) -> StoredImage:
-        """The image as shards of our own hold it; `mask_size` is (height, width)."""
-        return store_image(
-            image,
-            mask_size,
-            resize=self.resize,
-            image_format=self.image_format,
-            image_range=self.image_range,
-            seekable=self.seekable,
-            exif=self.exif,
-        )
 
 
 @dataclass(frozen=True)

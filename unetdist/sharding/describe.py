@@ -9,13 +9,13 @@ from unetdist.cli.credentials import mask
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import Census
 from unetdist.data.labels.mask_report import MaskNotes, remedy
-from unetdist.data.manifest import MANIFEST_NAME, Manifest
+from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError, one_line, printable
 from unetdist.sharding.account import UnlistedColor
 from unetdist.sharding.convert import UNKNOWN_COLORS
 from unetdist.sharding.folder import FolderRun
 from unetdist.sharding.sources import Problem
-from unetdist.storage.folders import Folder, open_folder
+from unetdist.storage.folders import Folder
 
 # Problems of one kind that are printed; a file lists all of them.
 MAX_LISTED = 20
@@ -143,20 +143,11 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
 
 def next_command(locations: Sequence[str]) -> str:
     """The command to type after these were written: training and validation shards, or one of the two."""
-    locations = [location.rstrip("/") for location in locations]
-    first = locations[0]
-    above, _, name = first.rpartition("/")
-    parent = f"{above}/" if above else ""
-    train, val = locations if len(locations) == 2 else (f"{parent}train", f"{parent}val")
-    is_complete = {train, val} >= set(locations) and all(
-        MANIFEST_NAME in open_folder(part).names(MANIFEST_NAME) for part in (train, val)
-    )
-    when = "next:"
-    if not is_complete and name == "val":
-        train, val, when = "TRAINING_SHARDS", first, "next, once the training shards are written too:"
-    elif not is_complete:
-        train, val, when = first, "VALIDATION_SHARDS", "next, once validation shards are written too:"
-    return f"{when} accelerate launch launch/train.py --data.train {mask(train)} --data.val {mask(val)}"
+    shown = [mask(location.rstrip("/")) for location in locations]
+    if len(shown) == 1:
+        is_val = shown[0].rpartition("/")[2] == "val"
+        shown = ["TRAINING_SHARDS", *shown] if is_val else [*shown, "VALIDATION_SHARDS"]
+    return f"next: accelerate launch launch/train.py --data.train {shown[0]} --data.val {shown[1]}"
 
 
 def count(number: int, noun: str) -> str:

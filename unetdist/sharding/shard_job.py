@@ -1,7 +1,7 @@
 """One shard to be made by a worker, and the record of a finished one, by which an interrupted run continues.
 
-Records are in the folder `.ingest` inside the folder of the shards. With several processes, they also tell rank 0 what
-the others have finished.
+Records are in the folder `.ingest` inside the folder of the shards. With several processes, they also tell the last
+one what the others have finished.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +34,7 @@ from unetdist.data.tar_index import index_tar
 from unetdist.sharding.account import Account, Statistics, UnlistedColor
 from unetdist.sharding.convert import POLICY, Converter, ConvertOptions
 from unetdist.sharding.sources import Problem, RawSample, Reader
+from unetdist.sharding.stored_image import store_image
 from unetdist.storage.files import file_sha256
 from unetdist.storage.folders import Folder
 
@@ -91,14 +93,9 @@ class ShardJob(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the result if all samples are good (otherwise `policy` matters too)."""
+        """Hash of everything that decides the result if all samples are good (otherwise `POLICY` matters too)."""
         text = json.dumps([self.inputs, self.palette.to_records(), self.options.deciding()])
         return hashlib.sha256(text.encode()).hexdigest()
-
-    @property
-    def policy(self) -> list[Any]:
-        """Options that matter only if a sample is bad."""
-        return [getattr(self.options, name) for name in POLICY]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +158,16 @@ class WriteJob(ShardJob):
         return FinishedShard(self.number, self.num_samples, shard, converter.account)
 
     def _converter(self) -> Converter:
-        return Converter(self.reader, self.palette, self.options, self.options.store)
+        options = self.options
+        to_stored = partial(
+            store_image,
+            resize=options.resize,
+            image_format=options.image_format,
+            image_range=options.image_range,
+            seekable=options.seekable,
+            exif=options.exif,
+        )
+        return Converter(self.reader, self.palette, options, to_stored)
 
     def _write(self, converter: Converter) -> Shard | None:
         with self._local_path() as path:
@@ -228,13 +234,17 @@ def finish(job: ShardJob) -> FinishedShard:
         "has_index_masks": finished.has_index_masks,
         "notes": asdict(account.notes),
         "fingerprint": job.fingerprint,
-        "policy": job.policy,
+        "policy": _policy(job),
     }
     # File names that are not UTF-8 hold surrogates, which JSON can only escape.
     text = json.dumps(json_records.sealed(record), indent=1, ensure_ascii=False)
     is_bad = finished.shard is None
     job.folder.write(record_name(job.number, is_bad=is_bad), text.encode("utf-8", "backslashreplace"))
     return finished
+
+
+def _policy(job: ShardJob) -> list[Any]:
+    return [getattr(job.options, name) for name in POLICY]
 
 
 def record_name(number: int, *, is_bad: bool = False) -> str:
@@ -252,7 +262,7 @@ def load_record(job: ShardJob, name: str) -> FinishedShard | None:
         record = json_records.unsealed(json_records.parse(data))
         # Options such as --skip-bad may change without redoing shards in which nothing was bad.
         is_clean = not record["problems"] and not record["found"]
-        if record["fingerprint"] != job.fingerprint or not (is_clean or record["policy"] == job.policy):
+        if record["fingerprint"] != job.fingerprint or not (is_clean or record["policy"] == _policy(job)):
             return None
         build = json_records.build
         return FinishedShard(
