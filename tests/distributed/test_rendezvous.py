@@ -82,14 +82,14 @@ def test_a_rank_may_die_and_come_back_while_others_are_awaited(store, pool):
 def test_ranks_that_never_came_are_named_by_all_that_did(store, pool, monkeypatch):
     monkeypatch.setattr(rendezvous, "GRACE_S", 0.1)
     for coming in [come(store, pool, rank, 4, wait_s=0.4) for rank in (0, 1)]:
-        text = r"rank 2, 3 \(of 0 to 3\) did not come to node0:29500 within 0 s: its own error.*--main_process_ip"
+        text = r"rank 2, 3 \(of 0 to 3\) did not reach node0:29500 within 0 s: its own error.*--main_process_ip"
         with pytest.raises(LaunchError, match=text):
             coming.result()
 
 
 def test_a_rank_that_died_and_did_not_come_back_is_named(store, pool):
     store.set("token/0", "of the dead")
-    with pytest.raises(LaunchError, match=r"rank 0 \(of 0 to 1\) did not come to node0:29500"):
+    with pytest.raises(LaunchError, match=r"rank 0 \(of 0 to 1\) did not reach node0:29500"):
         come(store, pool, 1, 2, wait_s=0.3).result()
 
 
@@ -193,7 +193,7 @@ def test_every_rank_that_came_says_who_did_not():
     """Rank 1 may lose the store, which rank 0 takes along, before it has read the names."""
     with pytest.raises(RankError) as told:
         run_ranks(missing_rank, 3, free_port())
-    assert re.search(r"rank 2 \(of 0 to 2\) did not come to 127.0.0.1|rank 1 lost 127.0.0.1", str(told.value))
+    assert re.search(r"rank 2 \(of 0 to 2\) did not reach 127.0.0.1|rank 1 lost 127.0.0.1", str(told.value))
 
 
 def lost_store(port: int) -> None:

@@ -67,7 +67,7 @@ def set_up_logging(*, rank: int = 0, world_size: int = 1) -> None:
 
 
 class ProgressBar:
-    """What `progress` yields; this one shows nothing."""
+    """The progress of `progress`; this base class shows nothing."""
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count `amount` more of the total as done; `note` is shown next to the bar."""
@@ -142,7 +142,7 @@ def run_script(main: Callable[[], int | None]) -> None:
 
 
 def _readable(error: Exception) -> str | None:
-    """What the user can do about this error; None if the traceback says more."""
+    """A message that says what the user can do; None if the traceback says more."""
     if isinstance(error, UnetdistError):
         return str(error)
     if isinstance(error, OSError):

@@ -115,7 +115,7 @@ def meet(store: Store, *, rank: int, world_size: int, wait_s: float, where: str)
     missing = [i for i, key in enumerate(tokens) if not store.check([key])]
     missing = missing or [i for i, key in enumerate(confirmed) if not store.check([key])]
     raise LaunchError(
-        f"rank {', '.join(map(str, missing))} (of 0 to {world_size - 1}) did not come to {where} within "
+        f"rank {', '.join(map(str, missing))} (of 0 to {world_size - 1}) did not reach {where} within "
         f"{wait_s:.0f} s: {REMEDY}"
     )
 

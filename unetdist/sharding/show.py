@@ -63,7 +63,7 @@ def find(reader: ShardReader, keys: Sequence[str]) -> list[int]:
 
 
 def load(reader: ShardReader, sample_ids: Sequence[int]) -> list[SheetSample]:
-    """The samples as they are stored."""
+    """The stored samples, without augmentation."""
     manifest = reader.manifest
     samples = Samples(reader, channels=manifest.channels, num_classes=manifest.num_classes)
     shown = []

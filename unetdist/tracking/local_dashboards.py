@@ -41,7 +41,7 @@ class TensorBoardRun(Dashboard):
         self._tracker = run.open_tracker(LoggerType.TENSORBOARD, str(folder))
         self._writer = self._tracker.tracker
         if not self.held:
-            # As text, because each restart would add a run to TensorBoard's list with "hparams".
+            # Settings are a text, because each restart would add a run to TensorBoard's list with "hparams".
             self._writer.add_text("settings", f"```\n{settings.to_yaml(run.config)}\n```", run.step)
         logger.info("TensorBoard: tensorboard --logdir %s", folder)
 

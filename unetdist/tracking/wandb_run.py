@@ -35,7 +35,7 @@ class WandbRun(Dashboard):
         folder = run.folder.resolve()
         # wandb uploads the command line.
         sys.argv[1:] = map(credentials.mask, sys.argv[1:])
-        # By default wandb keeps tables in the home folder, and waits without end if the network dies at the end.
+        # wandb's defaults keep tables in the home folder, and wait forever if the network fails at the end.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
@@ -107,7 +107,7 @@ class WandbRun(Dashboard):
         if self._last_step >= 0:
             # wandb writes its files in blocks of 32 KiB, so a killed process leaves less than it logged.
             logger.info(
-                "wandb's files go on after step %d. If the run was killed, they may lack some rows before it; "
+                "wandb continues after step %d. If the run was killed, wandb's files may lack some earlier rows; "
                 "metrics.jsonl has all of them",
                 self._last_step,
             )
