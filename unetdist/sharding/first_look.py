@@ -288,7 +288,7 @@ def decide_exif(options: ConvertOptions, source: SampleSource) -> ConvertOptions
 
 
 def _drawn(reader: FileReader, sample: RawSample) -> Drawn | Literal["unknown"] | None:
-    """The pixels that the mask was drawn on, by its size; "unknown" if both have one size; None if EXIF turns nothing."""
+    """The pixels that the mask was drawn on, by its size; "unknown" if both fit; None if EXIF turns nothing."""
     try:
         with open(reader.images / sample.image, "rb") as file:
             head = file.read(_HEAD)
