@@ -86,7 +86,7 @@ class RunStatus:
         try:
             _write_status(self._run_dir, status)
         except OSError as error:
-            file, told = self._run_dir / STATUS_FILE, f"{status.state} {status.reason}".strip()
+            file, told = self._run_dir / STATUS_FILE, f"{status.state}: {status.reason}".removesuffix(": ")
             logger.error("%s cannot be written (%s); it should say: %s", file, error.strerror, told)
 
 
