@@ -95,7 +95,12 @@ for _ in $(seq 200); do sleep 0.05; done
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_a_node_reaches_the_launcher_and_becomes_exit_code_75(number):
     node = [ROOT / "launch" / "node.sh", "bash", "-c", FAKE_LAUNCHER]
-    with subprocess.Popen(["bash", *node], stdout=subprocess.PIPE, text=True) as process:
+
+    def heed_interrupts():
+        """A shell cannot trap a signal that it inherits as ignored, as every job in the background of a script does."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(["bash", *node], stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.communicate(timeout=20)[0] == "told\n"
