@@ -111,7 +111,7 @@ class UNet(unet.UNet):
         repo_id: str | None = None,
         example: ImageLike | None = None,
     ) -> None:
-        """Write the weights, the settings and a model card to a folder.
+        """Save the weights, their settings and a model card in a folder.
 
         Args:
             folder: created if absent.

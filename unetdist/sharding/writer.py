@@ -44,7 +44,7 @@ def write_dataset(
     layout: LayoutOptions,
     options: RunOptions = RunOptions(),
 ) -> str | None:
-    """Write each part of the source: locations of folders, each with its samples.
+    """Write the shards of each folder in `parts`, which maps a location to its samples.
 
     Returns:
         A report for the user; None if other processes will finish the data set.
