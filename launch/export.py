@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unetdist.cli.logs import PlainConsole, logger, run_script, set_up_logging
-from unetdist.errors import ConfigError
+from unetdist.errors import ConfigError, writable
 from unetdist.model.inference import Predict
 from unetdist.model.saved_model import SavedModel, load_model
 from unetdist.predict.export.agreement import agreement_table, compare, milliseconds
@@ -80,15 +80,13 @@ def _write(saved: SavedModel, args: argparse.Namespace) -> Predict:
     if args.calibrate is not None:
         _, calibration = find_check_images(saved, args.model, args.calibrate, limit=NUM_CALIBRATION)
     program = trace(saved, argmax=args.argmax, precision=args.precision)
-    try:
+    with writable("--out", args.out):
         if args.format == "torch":
             write_torch(program, args.out, metadata)
             return open_torch(args.out)
         write_onnx(program, args.out, metadata, opset=args.opset, argmax=args.argmax)
         if calibration:
             quantize(args.out, [each.image for each in calibration])
-    except OSError as error:
-        raise ConfigError(f"--out ({args.out}) cannot be written ({error.strerror}); give another file.") from None
     return open_onnx(args.out)
 
 

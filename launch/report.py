@@ -16,7 +16,7 @@ from unetdist.apps.report.cards import draw_gallery
 from unetdist.apps.report.page import MAX_RUNS, render
 from unetdist.apps.report.run import ReportedRun, read_runs, score_run
 from unetdist.cli.logs import logger, run_script, set_up_logging
-from unetdist.errors import ConfigError, UnetdistError
+from unetdist.errors import ConfigError, UnetdistError, writable
 from unetdist.storage.files import write_atomic, write_text
 
 
@@ -31,10 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs, notes = _score(runs, args)
     out = args.out or args.runs[0] / "report.html"
     page = render(runs, num_pictures=args.pictures, notes=notes)
-    try:
+    with writable("--out", out):
         write_text(out, page)
-    except OSError as error:
-        raise ConfigError(f"--out ({out}) cannot be written ({error.strerror}); give another file.") from None
     logger.info("%s written, %.1f MB: open it in a browser", out, out.stat().st_size / 1e6)
     if args.gallery:
         _write_gallery(args.gallery, runs, args.pictures)
@@ -46,11 +44,8 @@ def _write_gallery(file: Path, runs: Sequence[ReportedRun], count: int) -> None:
     if scored is None:
         raise ConfigError(f"--gallery ({file}) has no pictures to show; see the lines above.")
     picture = Image.fromarray(draw_gallery(scored, count))
-    try:
-        with write_atomic(file) as out:
-            picture.save(out, "PNG", optimize=True)
-    except OSError as error:
-        raise ConfigError(f"--gallery ({file}) cannot be written ({error.strerror}); give another file.") from None
+    with writable("--gallery", file), write_atomic(file) as out:
+        picture.save(out, "PNG", optimize=True)
     logger.info("%s written", file)
 
 

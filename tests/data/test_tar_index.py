@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.small_shards import write_tar
 from tests.data.test_shards import KEYS, write_shard
 from unetdist.data.decode import PICTURE_SUFFIXES
 from unetdist.data.shards import load_index
@@ -48,15 +49,6 @@ def test_our_own_index_is_what_the_indexer_finds(tmp_path):
     assert np.array_equal(load_index(tmp_path / "0.tar"), index_tar(tmp_path / "0.tar"))
     write_shard(tmp_path / "1.tar")
     assert len(index_tar(tmp_path / "1.tar")) == len(KEYS)
-
-
-def foreign(path: Path, names) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name in names:
-            member = tarfile.TarInfo(name)
-            member.size = 3
-            tar.addfile(member, io.BytesIO(b"abc"))
-    return path
 
 
 @pytest.mark.parametrize("cut", [512, 1024, 1025, 1536, 2600])
@@ -108,7 +100,7 @@ def test_a_member_whose_long_name_is_damaged_is_missed(tmp_path):
 )
 def test_samples_that_are_not_whole_are_refused(tmp_path, names, message):
     with pytest.raises(DataError, match=r"foreign\.tar: .*" + message):
-        index_tar(foreign(tmp_path / "foreign.tar", names))
+        index_tar(write_tar(tmp_path / "foreign.tar", names))
 
 
 def test_an_unknown_kind_of_member_is_refused(tmp_path):
@@ -122,19 +114,19 @@ def test_an_unknown_kind_of_member_is_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix", PICTURE_SUFFIXES)
 def test_every_kind_of_picture_may_be_the_image(tmp_path, suffix):
-    assert len(index_tar(foreign(tmp_path / "0.tar", [f"a{suffix}", "a.mask.png"]))) == 1
+    assert len(index_tar(write_tar(tmp_path / "0.tar", [f"a{suffix}", "a.mask.png"]))) == 1
 
 
 def test_templates_tell_images_and_masks_apart(tmp_path):
     names = ["d/1_leftImg8bit.png", "d/1_gtFine_color.PNG", "d/1_instances.png", "d/1_gtFine.json"]
-    path = foreign(tmp_path / "0.tar", names)
+    path = write_tar(tmp_path / "0.tar", names)
     index = index_tar(path, MemberNames("{stem}_gtFine_color.png", "{stem}_leftImg8bit.png"))
     assert index[:, 1::2].tolist() == [[512, 512 + 1024, index[0, 5]]]
     with pytest.raises(DataError, match=r"key d/1 has no mask 1_color\.png \(it has _leftImg8bit\.png\)"):
         index_tar(path, MemberNames("{stem}_color.png", "{stem}_leftImg8bit.png"))
     with pytest.raises(DataError, match=r"key d/1 has 0 images besides its mask .*\{stem\}_l\.png is expected\."):
         index_tar(path, MemberNames("{stem}_gtFine_color.png", "{stem}_l.png"))
-    twice = foreign(tmp_path / "1.tar", ["1_m.png", "1_M.png"])
+    twice = write_tar(tmp_path / "1.tar", ["1_m.png", "1_M.png"])
     with pytest.raises(DataError, match="key 1 has two masks; remove one"):
         index_tar(twice, MemberNames("{stem}_m.png"))
 
@@ -147,7 +139,7 @@ def test_a_template_without_stem_is_refused(template):
 
 def test_errors_name_the_tar_as_its_user_knows_it(tmp_path):
     with pytest.raises(DataError, match=r"^s3://b/0\.tar: key a has no mask"):
-        index_tar(foreign(tmp_path / "0.tar", ["a.jpg"]), source="s3://b/0.tar")
+        index_tar(write_tar(tmp_path / "0.tar", ["a.jpg"]), source="s3://b/0.tar")
 
 
 def with_header(path: Path, field: slice, value: bytes, *, data: bytes = bytes(512)) -> Path:
@@ -252,7 +244,7 @@ def test_an_extended_header_need_not_be_utf8_and_may_not_be_huge(tmp_path):
 def test_what_follows_the_end_is_told_and_zeros_are_not(tmp_path):
     first, second, both = (tmp_path / f"{name}.tar" for name in ("first", "second", "both"))
     for path, key in ((first, "a"), (second, "b")):
-        foreign(path, [f"{key}.jpg", f"{key}.mask.png"])
+        write_tar(path, [f"{key}.jpg", f"{key}.mask.png"])
     both.write_bytes(first.read_bytes() + second.read_bytes())
     with pytest.raises(DataError, match=r"both\.tar: has data after its end.*tar --ignore-zeros -xf"):
         index_tar(both)

@@ -60,7 +60,7 @@ def test_options_reach_the_conversion():
 
 
 def test_the_processes_of_a_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(command, "available_cores", lambda: 8)
+    monkeypatch.setattr(command, "num_cores", lambda: 8)
     assert command.run_options(written()).workers == 8
     assert command.run_options(written()).partition == WorkPartition()
     assert command.run_options(written("--workers", "3")).workers == 3

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.small_shards import write_tar
 from tests.faulty_server import serve
 from tests.sharding.picture_folders import encoded, image_array
 from unetdist.data.labels import Label, Palette
@@ -220,16 +221,6 @@ def test_many_problems_are_told_where_their_list_cannot_be_written(tmp_path):
     assert f"The whole list cannot be written to {tmp_path / 'file' / report.PROBLEMS_NAME} (" in text
 
 
-def tar_of(path: Path, names) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name in names:
-            member = tarfile.TarInfo(name)
-            member.size = 3
-            tar.addfile(member, io.BytesIO(b"abc"))
-    return path
-
-
 @pytest.mark.parametrize(
     ("extensions", "expected"),
     [
@@ -243,7 +234,7 @@ def tar_of(path: Path, names) -> Path:
 def test_masks_are_guessed(tmp_path, extensions, expected, caplog, monkeypatch):
     monkeypatch.setattr(tar_source.logger, "propagate", True)
     caplog.set_level("INFO")
-    tar_of(tmp_path / "a.tar", [f"d/{key}.{extension}" for key in "abc" for extension in extensions])
+    write_tar(tmp_path / "a.tar", [f"d/{key}.{extension}" for key in "abc" for extension in extensions])
     assert guess_names(find_tars(str(tmp_path))).mask == expected
     assert f"masks are the members {expected.removeprefix('{stem}')} (as in" in caplog.text
 
@@ -259,7 +250,7 @@ def test_masks_are_guessed(tmp_path, extensions, expected, caplog, monkeypatch):
     ],
 )
 def test_an_ambiguous_guess_is_refused_with_the_candidates(tmp_path, extensions, message):
-    tar_of(tmp_path / "a.tar", [f"{key}.{extension}" for key in "abc" for extension in extensions])
+    write_tar(tmp_path / "a.tar", [f"{key}.{extension}" for key in "abc" for extension in extensions])
     with pytest.raises(DataError, match=r"a\.tar: .*" + message):
         guess_names(find_tars(str(tmp_path)))
 

@@ -28,7 +28,7 @@ def cpu_model() -> str:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use; in a container or batch job, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -16,11 +16,11 @@ from unetdist.data.cache import ShardCache
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
+from unetdist.distributed.hardware import num_cores
 from unetdist.errors import ConfigError, one_line, printable
 from unetdist.sharding.convert import MAX_PIXELS, ConvertOptions
 from unetdist.sharding.describe import describe_manifest, summarize
 from unetdist.sharding.plan import find_partition
-from unetdist.sharding.pool import available_cores
 from unetdist.sharding.writer import RunOptions
 from unetdist.storage.files import write_atomic, write_json
 from unetdist.storage.folders import open_folder
@@ -188,7 +188,7 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, default=available_cores(), help="processes (%(default)s)")
+    parser.add_argument("--workers", type=int, default=num_cores(), help="processes (%(default)s)")
 
 
 def _add_stats(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +219,7 @@ def run_options(args: argparse.Namespace) -> RunOptions:
     # Processes of one machine share its cores.
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if partition.is_launched else 1
     return RunOptions(
-        workers=args.workers or max(1, available_cores() // local_world),
+        workers=args.workers or max(1, num_cores() // local_world),
         overwrite=getattr(args, "overwrite", False),
         partition=partition,
     )
@@ -265,7 +265,7 @@ def read_labels(args: argparse.Namespace) -> Palette:
 def verify(args: argparse.Namespace) -> int:
     """Verify a data set; the exit code."""
     if args.workers < 1:
-        raise ConfigError(f"--workers ({args.workers}) must be 1 or more; use {available_cores()}.")
+        raise ConfigError(f"--workers ({args.workers}) must be 1 or more; use {num_cores()}.")
     from unetdist.sharding import verify  # loads torch, which takes seconds
 
     folder = open_folder(args.location)

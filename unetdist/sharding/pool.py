@@ -18,11 +18,6 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
-def available_cores() -> int:
-    """Cores that this process may use; in a container or batch job, fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_jobs(work: Callable[[J], R], jobs: Sequence[J], *, workers: int, done: Callable[[R], None]) -> None:
     """Call `done(work(job))` for each job as it ends; `work` runs in `workers` processes.
 

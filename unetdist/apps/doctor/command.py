@@ -13,7 +13,7 @@ from unetdist.apps.doctor.training import check_training
 from unetdist.cli.logs import PlainConsole, console, set_up_logging, tell_launcher
 from unetdist.distributed.collectives import World, make_accelerator, world_of
 from unetdist.distributed.rendezvous import open_store
-from unetdist.errors import ConfigError, LaunchError, UnetdistError
+from unetdist.errors import LaunchError, UnetdistError, writable
 from unetdist.storage.files import write_json
 from unetdist.train.config import Config
 
@@ -57,10 +57,8 @@ def examine(config: Config, *, full: bool = False, json_file: Path | None = None
     if world.is_main:
         exam.show_heading(exam.verdict())
         if json_file is not None:
-            try:
+            with writable("--json", json_file):
                 write_json(json_file, exam.to_mapping())
-            except OSError as error:
-                raise ConfigError(f"--json ({json_file}) cannot be written ({error.strerror}); give another.") from None
         if num_problems:
             tell_launcher(f"error: the doctor found {num_problems} problem(s), listed above")
     elif num_problems:
