@@ -1,5 +1,6 @@
 """Hugging Face datasets that lie on the disk: parquet, imagefolder, saved to disk."""
 
+import gc
 import sys
 
 import pytest
@@ -25,6 +26,9 @@ MASKS = [color_mask(mask_array(n)) for n in range(3)]
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
+    yield
+    # Here, where its warnings are expected, and not in the middle of any later test.
+    gc.collect()
 
 
 def make_rows(feature="image", **more):
