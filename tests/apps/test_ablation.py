@@ -18,17 +18,18 @@ from unetdist.apps.ablation import (
     LOG_FILE,
     Ablation,
     AblationRun,
-    Crew,
-    paired_t_test,
+    permutation_test,
     read_ablation,
     summarise,
     table_of,
 )
 from unetdist.cli import settings
+from unetdist.cli.logs import set_up_logging
 from unetdist.errors import ConfigError
 from unetdist.storage.files import write_json, write_text
 from unetdist.train.config import Config
 from unetdist.train.run_folder import SETTINGS_FILE
+from unetdist.train.run_status import STOPPED_EARLY
 
 VARIANTS = "variants:\n  plain:\n  group: {model.norm: group}\n"
 
@@ -68,7 +69,7 @@ def test_every_variant_is_run_with_every_seed(tmp_path):
     assert names == ["plain_0", "group_0", "plain_1", "group_1", "plain_2", "group_2"]
     assert [run.config.seed for run in ablation.runs] == [0, 0, 1, 1, 2, 2]
     assert [run.config.model.norm for run in ablation.runs] == ["batch", "group"] * 3
-    assert (ablation.name, ablation.command) == ("tried", [])
+    assert ablation.train == [sys.executable, "launch/train.py"]
     assert ablation.runs[1].folder == ablation.folder / "group_0" == tmp_path / "runs" / "tried" / "group_0"
 
 
@@ -77,7 +78,7 @@ def test_empty_entries_and_numbers_as_names_are_fine(tmp_path):
         tmp_path, "settings:\ncommand:\nname:\nseeds: [0]\nvariants: {1: , 2: {model.norm: group}}\n"
     )
     assert [run.config.name for run in ablation.runs] == ["1_0", "2_0"]
-    assert (ablation.name, ablation.command) == ("tried", [])
+    assert (ablation.folder.name, ablation.train) == ("tried", [sys.executable, "launch/train.py"])
 
 
 def test_words_override_the_settings_for_all_and_variants_override_both(tmp_path):
@@ -98,8 +99,8 @@ variants:
     assert (plain.model.widths, plain.trainer.max_steps, plain.optim.kind) == ((2, 4), 9, "adamw")
     assert (both.model.norm, both.model.dropout, both.optim.lr) == ("group", 0.5, 0.5)
     assert (both.data.val, both.trainer.global_batch_size) == ("elsewhere", 4)
-    assert (ablation.name, both.seed) == ("mine", 7)
-    assert ablation.command == ["accelerate", "launch", "launch/train.py"]
+    assert (ablation.folder.name, both.seed) == ("mine", 7)
+    assert ablation.train == ["accelerate", "launch", "launch/train.py"]
 
 
 @pytest.mark.parametrize(
@@ -107,9 +108,9 @@ variants:
     [
         ("varients: {}\n", r"tried\.yaml: .*'varients'; did you mean 'variants'\?"),
         ("variants: {plain: }\n", r"variants must name two or more"),
-        ("variants: {plain: , a/b: }\n", r"variant 'a/b' becomes a folder"),
+        ("variants: {plain: , a/b: }\n", r"name \(a/b_0\) becomes a folder"),
         ("variants: {plain: , b: 3}\n", r"tried\.yaml: variants.*3"),
-        ("variants: {plain: , b: {seed: 3}}\n", r"variant 'b' sets --seed"),
+        ("variants: {plain: , b: {seed: 3}}\n", r"variant 'b' changes --seed"),
         ("variants: {plain: , b: {model.nrom: group}}\n", r"variant 'b': .*model\.nrom'.*norm'\?"),
         ("variants: {plain: , b: {model.dropout: 2}}\n", r"variant 'b': model\.dropout \(2\.0\)"),
         (VARIANTS + "settings: [1]\n", r"tried\.yaml: settings.*\[1\]"),
@@ -126,7 +127,7 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path, text, message):
 
 
 def test_a_base_is_needed_and_a_setting_of_a_variant_cannot_be_for_all(tmp_path):
-    with pytest.raises(ConfigError, match=r"--model\.norm is for all runs, but .*variant 'group'"):
+    with pytest.raises(ConfigError, match=r"variant 'group' changes --model\.norm, which is set for all"):
         ablation_of(tmp_path, VARIANTS, "--model.norm=batch")
     write_text(tmp_path / "x.yaml", VARIANTS)
     with pytest.raises(ConfigError, match=r"x\.yaml: .*base"):
@@ -149,16 +150,16 @@ def finish():
 
 
 @pytest.fixture
-def crew(tmp_path, ablation):
-    """Makes a crew that trains by the given lines, which know `folder` and `finish`."""
+def trained_by(tmp_path, ablation):
+    """Makes an ablation that trains by the given lines, which know `folder` and `finish`."""
     for run in ablation.runs:
         finish(run, 0.5)
     ablation.folder.rename(tmp_path / "finished")
 
-    def make(lines: str, **options) -> Crew:
+    def make(lines: str) -> Ablation:
         script = tmp_path / "train.py"
         script.write_text(TRAIN + lines)
-        return Crew(scripts=tmp_path, command=[sys.executable, str(script)], **options)
+        return replace(ablation, train=[sys.executable, str(script)])
 
     return make
 
@@ -167,38 +168,46 @@ def nothing() -> None:
     pass
 
 
-def test_every_run_is_trained_with_its_settings(ablation, crew):
+def test_every_run_is_trained_with_its_settings(trained_by):
     published = []
-    made = crew("finish()", parallel=2)
-    assert made.train(ablation.runs, after_each=lambda: published.append(1)) == {}
+    made = trained_by("finish()")
+    assert made.complete(2, after_each=lambda: published.append(1)) == 0
     assert len(published) == 4
-    for run in ablation.runs:
+    for run in made.runs:
         assert run.is_finished
         given = settings.from_mapping(Config, settings.read_yaml(run.folder / GIVEN_FILE))
         assert given == run.config
-        assert made.next_command(run) is None
+        assert made.is_complete(run)
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(ablation, crew):
-    made = crew(
-        "if folder.name == 'plain_0': sys.exit('INFO x\\nerror: no more room on /disk')\n"
+def test_a_run_that_fails_is_named_and_the_others_go_on(trained_by, capsys):
+    set_up_logging()
+    made = trained_by(
+        "if folder.name == 'plain_0': sys.exit('error: no more room on /disk')\n"
         "if folder.name == 'group_0': print('odd'); sys.exit(3)\n"
         "if folder.name == 'plain_1': sys.exit(75)\n"
     )
-    failed = made.train(ablation.runs, after_each=nothing)
-    assert [failed[run.folder] for run in ablation.runs] == [
-        "exit code 1: no more room on /disk",
-        "exit code 3: odd",
-        "it was stopped; the same command continues it",
-        "its command exited with 0, but the run is not finished",
-    ]
-    assert "no more room" in (ablation.runs[0].folder / LOG_FILE).read_text()
+    assert made.complete(1, after_each=nothing) == 1
+    seen = capsys.readouterr().err
+    for run, reason in zip(
+        made.runs,
+        [
+            f"exit code 1; {made.runs[0].folder / LOG_FILE} says why",
+            f"exit code 3; {made.runs[1].folder / LOG_FILE} says why",
+            "it was stopped; the same command continues it",
+            "its command exited with 0, but the run is not finished",
+        ],
+        strict=True,
+    ):
+        assert f"{run.folder} failed: {reason}" in seen
+    assert "no more room" in (made.runs[0].folder / LOG_FILE).read_text()
 
 
-def test_a_password_is_given_to_the_run_alone(crew, tmp_path):
+def test_a_password_is_given_to_the_run_alone(trained_by, tmp_path):
     url = "https://me:secret@host/a?token=secret"
+    made = trained_by("finish()")
     (run, *_) = ablation_of(tmp_path, VARIANTS, "--data.train", url).runs
-    crew("finish()").train([run], after_each=nothing)
+    replace(made, runs=(run,)).complete(1, after_each=nothing)
     given = run.folder / GIVEN_FILE
     assert settings.from_mapping(Config, settings.read_yaml(given)).data.train == url
     assert given.stat().st_mode & 0o777 == 0o600
@@ -206,16 +215,18 @@ def test_a_password_is_given_to_the_run_alone(crew, tmp_path):
 
 def test_a_finished_run_is_scored_image_by_image_on_request(ablation, tmp_path):
     run = ablation.runs[0]
-    crew = Crew(scripts=tmp_path, per_image=True)
-    training = [str(tmp_path / "train.py"), "--config", str(run.folder / GIVEN_FILE)]
-    assert crew.next_command(run)[1:] == training
     finish(run, 0.5)
-    scoring = crew.next_command(run)
-    assert scoring[1] == str(tmp_path / "evaluate.py")
-    assert scoring[scoring.index("--model") + 1] == str(run.folder / "last")
-    assert scoring[scoring.index("--data") + 1] == run.config.data.val
+    assert ablation.is_complete(run)
+    (tmp_path / "evaluate.py").write_text("import sys; print(*sys.argv[1:])")
+    scoring = replace(ablation, runs=(run,), evaluate=[sys.executable, str(tmp_path / "evaluate.py")])
+    assert not scoring.is_complete(run)
+    assert scoring.complete(1, after_each=nothing) == 0
+    words = (run.folder / LOG_FILE).read_text().split()
+    assert words[words.index("--model") + 1] == str(run.folder / "last")
+    assert words[words.index("--data") + 1] == run.config.data.val
+    assert words[words.index("--per-image") + 1] == str(run.per_image_file)
     run.per_image_file.touch()
-    assert crew.next_command(run) is None
+    assert scoring.is_complete(run)
 
 
 def test_a_run_with_other_settings_is_neither_finished_nor_counted(ablation):
@@ -229,21 +240,21 @@ def test_a_run_with_other_settings_is_neither_finished_nor_counted(ablation):
     assert summarise(ablation)[0]["miou"] == {}
 
 
-def test_a_signal_stops_the_runs_and_starts_no_other(ablation, crew):
+def test_a_signal_stops_the_runs_and_starts_no_other(trained_by):
     stopped = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-    made = crew(stopped + "Path(folder.parent, 'here').touch()\ntime.sleep(60)\n")
+    made = trained_by(stopped + "Path(folder.parent, 'here').touch()\ntime.sleep(60)\n")
 
     def stop():
         end = time.monotonic() + 30
-        while not (ablation.folder / "here").exists() and time.monotonic() < end:
+        while not (made.folder / "here").exists() and time.monotonic() < end:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
     began = time.monotonic()
-    assert made.train(ablation.runs, after_each=nothing) is None
+    assert made.complete(1, after_each=nothing) == STOPPED_EARLY
     assert time.monotonic() - began < 50
-    assert not ablation.runs[1].folder.exists()
+    assert not made.runs[1].folder.exists()
 
 
 # Results
@@ -281,36 +292,20 @@ def test_images_are_compared_over_the_seeds_that_both_have(ablation):
 
 
 @pytest.mark.parametrize(
-    ("freedom", "t", "p"), [(1, 12.706, 0.05), (2, 4.303, 0.05), (9, 3.250, 0.01), (10, 1.812, 0.1)]
+    ("differences", "p"),
+    [([0.1], None), ([0.0, 0.0], 1), ([0.1, 0.2], 0.5), ([-0.1, -0.2, -0.3], 0.25), ([0.3, 0.1, -0.2], 0.75)],
 )
-def test_p_values_are_those_of_the_tables(freedom, t, p):
-    number = freedom + 1
-    spread = np.linspace(-1, 1, number)
-    differences = spread + t * spread.std(ddof=1) / number**0.5
-    assert paired_t_test(differences.tolist()) == pytest.approx(p, rel=2e-3)
-    assert paired_t_test((-differences).tolist()) == pytest.approx(p, rel=2e-3)
-
-
-def test_few_or_equal_differences_have_plain_p_values():
-    assert paired_t_test([0.1]) is None
-    assert paired_t_test([0.0, 0.0]) == 1
-    assert paired_t_test([0.1, 0.1]) == 0
+def test_p_values_are_the_share_of_signs_that_give_as_much(differences, p):
+    assert permutation_test(differences) == p
 
 
 def test_the_table_has_a_row_per_variant_and_leaves_unknown_cells_open():
     plain = {"variant": "plain", "seeds": 3, "miou": {"0": 0.5, "1": 0.52}, "mean": 0.51}
-    plain |= {"standard_deviation": 0.0141, "difference": None, "p_over_seeds": None}
-    plain |= {"over_images": None}
-    other = {**plain, "variant": "[red]", "difference": 0.015, "p_over_seeds": 0.205}
-    images = {"difference_interval_95": [-0.001, 0.051], "p_value": 0.0601}
-
-    def rows(*summaries):
-        columns = table_of(summaries, title="tried").columns
-        return [list(cells) for cells in zip(*(column.cells for column in columns), strict=True)]
-
-    assert rows(plain, other) == [
-        ["plain", "2/3", "51.00 ± 1.41", "-", "-"],
-        [r"\[red]", "2/3", "51.00 ± 1.41", "+1.50", "0.205"],
+    plain |= {"standard_deviation": 0.0141, "difference": None, "p_over_seeds": None, "over_images": None}
+    other = {**plain, "variant": "other", "difference": 0.015, "p_over_seeds": 0.25, "over_images": {"p_value": 0.0601}}
+    heading, *rows = (line.split() for line in table_of([plain, other]).splitlines())
+    assert (heading[0], heading[-1]) == ("variant", "images")
+    assert rows == [
+        ["plain", "2/3", "0.5100", "0.0141", "-", "-", "-"],
+        ["other", "2/3", "0.5100", "0.0141", "0.0150", "0.2500", "0.0601"],
     ]
-    first, second = rows(plain, {**other, "over_images": images})
-    assert (first[5:7], second[5:7]) == (["-", "-"], ["-0.1..+5.1", "0.0601"])

@@ -48,7 +48,7 @@ def test_variants_are_trained_once_and_compared(file, monkeypatch, capsys):
 def test_a_run_that_cannot_be_trained_ends_with_1(file, capsys):
     write_text(file, file.read_text() + "command: 'false'\n")
     assert script.main([str(file)]) == 1
-    assert "plain_0: exit code 1: " in capsys.readouterr().err
+    assert "plain_0 failed: exit code 1; " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two"])
