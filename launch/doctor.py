@@ -22,16 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse and examine."""
     parser = argparse.ArgumentParser(
         "launch/doctor.py",
-        usage="%(prog)s --config FILE [--full] [--json FILE] [--section.field value ...]",
+        usage="%(prog)s --config FILE [--json FILE] [--section.field value ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--full", action="store_true", help="read all shards (default: some of them, in seconds)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write findings and measurements to this file")
     args, words = parser.parse_known_args(argv)
     config = settings.parse(Config, words, prog="launch/doctor.py", description=__doc__)
-    return examine(config, full=args.full, json_file=args.json)
+    return examine(config, json_file=args.json)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def test_findings_are_printed_and_saved(tmp_path, capsys):
     words = ["--data.train", str(tmp_path / "none"), "--runs_dir", str(tmp_path / "runs"), "--json", str(file)]
     assert script.main(words) == 1
     seen = capsys.readouterr()
-    assert "  ok       memory  " in seen.out
+    assert "  ok       devices  " in seen.out
     assert seen.err == ""
     found = json.loads(file.read_text())
     assert [each["what"] for each in found["findings"] if each["level"] == "problem"] == ["training set"]

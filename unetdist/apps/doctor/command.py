@@ -1,35 +1,29 @@
 """Runs all checks, in order, on all processes of a launch."""
 
-import time
 from pathlib import Path
 
 import psutil
 
 from unetdist.apps.doctor.data import check_data
+from unetdist.apps.doctor.environment import check_folders, check_launch, check_software
 from unetdist.apps.doctor.examination import Examination, describe, overheard
-from unetdist.apps.doctor.folders import check_folders
-from unetdist.apps.doctor.machine import check_launch, check_software
 from unetdist.apps.doctor.training import check_training
 from unetdist.cli.logs import PlainConsole, console, set_up_logging, tell_launcher
 from unetdist.distributed.collectives import World, make_accelerator, world_of
 from unetdist.distributed.rendezvous import open_store
-from unetdist.errors import LaunchError, UnetdistError, writable
+from unetdist.errors import LaunchError, writable
 from unetdist.storage.files import write_json
 from unetdist.train.config import Config
 
 # Limit of a collective that some rank does not join because it failed.
 TIMEOUT_S = 120.0
 
-# Head start of rank 0 at the end, so that the launcher's report ends with its message.
-LAST_S = 1.0
 
-
-def examine(config: Config, *, full: bool = False, json_file: Path | None = None, budget_s: float = 8.0) -> int:
-    """Collective. Run all checks and print the findings on rank 0; returns the exit code, equal on all ranks.
+def examine(config: Config, *, json_file: Path | None = None, budget_s: float = 8.0) -> int:
+    """Collective. Run all checks and print the findings on rank 0; returns the exit code, 0 on the other ranks.
 
     Args:
         config: settings of the run.
-        full: read all shards instead of some.
         json_file: file for the findings and measurements, written by rank 0.
         budget_s: rough limit on the seconds of each measurement.
 
@@ -44,7 +38,6 @@ def examine(config: Config, *, full: bool = False, json_file: Path | None = None
         config=config,
         world=world,
         store=open_store("doctor"),
-        full=full,
         budget_s=budget_s,
         console=PlainConsole(soft_wrap=True) if world.is_main else None,
     )
@@ -53,16 +46,16 @@ def examine(config: Config, *, full: bool = False, json_file: Path | None = None
         run_checks(exam, warnings)
     finally:
         console.quiet = was_quiet
+    # At the first process that fails, the launcher ends all others: so only rank 0 does, and not before it has written.
+    if not world.is_main:
+        return 0
+    exam.show_heading(exam.verdict())
+    if json_file is not None:
+        with writable("--json", json_file):
+            write_json(json_file, exam.to_mapping())
     num_problems = exam.count("problem")
-    if world.is_main:
-        exam.show_heading(exam.verdict())
-        if json_file is not None:
-            with writable("--json", json_file):
-                write_json(json_file, exam.to_mapping())
-        if num_problems:
-            tell_launcher(f"error: the doctor found {num_problems} problem(s), listed above")
-    elif num_problems:
-        time.sleep(LAST_S)
+    if num_problems:
+        tell_launcher(f"error: the doctor found {num_problems} problem(s), listed above")
     return 1 if num_problems else 0
 
 
@@ -71,9 +64,7 @@ def connect(config: Config) -> World:
     timeout_s = min(TIMEOUT_S, config.trainer.timeout_s)
     try:
         return world_of(make_accelerator(mixed_precision=config.trainer.mixed_precision, timeout_s=timeout_s))
-    except UnetdistError:
-        raise
-    except Exception as error:
+    except RuntimeError as error:
         # Without GLOO_SOCKET_IFNAME, Gloo listens where the machine's name leads: often 127.0.1.1.
         raise LaunchError(
             f"the processes could not be connected ({' '.join(str(error).split())[:300]}): export GLOO_SOCKET_IFNAME "

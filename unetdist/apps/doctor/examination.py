@@ -30,6 +30,8 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 # Problems of one kind that are listed; the others are counted.
 MAX_LISTED = 3
 
+# Seconds to wait for another rank, whose machine may read its data more slowly.
+WAIT_S = 1800.0
 POLL_S = 0.02
 
 
@@ -62,8 +64,6 @@ class Examination:
     world: World
     store: Store | None = None
     """Shared by the ranks; None with one process."""
-    full: bool = False
-    """Whether to read all shards instead of some."""
     budget_s: float = 8.0
     """Rough limit on the seconds of each measurement."""
     console: Console | None = None
@@ -153,13 +153,11 @@ class Examination:
 
     def _read(self, key: str, rank: int) -> bytes:
         assert self.store is not None
-        wait_s = 86_400.0 if self.full else 1_800.0  # rank 0 reads all shards while the others wait
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + WAIT_S
         while not self.store.check([key]):
             if time.monotonic() > deadline:
                 raise LaunchError(
-                    f"rank {rank} has not answered for {wait_s:.0f} s: it hangs or has ended; read the log of its "
-                    "machine."
+                    f"rank {rank} has not answered for {WAIT_S:.0f} s: it hangs or has ended; read its machine's log."
                 )
             time.sleep(POLL_S)
         return self.store.get(key)
@@ -214,12 +212,10 @@ def duration(seconds: float) -> str:
 def describe(error: BaseException) -> str:
     """An error on one line; if it was not written for users, with its place in the code."""
     text = " ".join(str(error).split())
-    if isinstance(error, UnetdistError):
+    if isinstance(error, (UnetdistError, OSError)):
         return text
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return f"out of memory ({text}): use a smaller trainer.micro_batch_size or augment.crop_size"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     if isinstance(error, RuntimeError) and any(backend in text for backend in BACKENDS):
         return f"the connection to another process is lost ({text[:200]})"
     frames = traceback.extract_tb(error.__traceback__)
