@@ -90,7 +90,7 @@ class AblationRun:
             return False
         file = self.folder / SETTINGS_FILE
         saved = settings.from_mapping(Config, settings.read_yaml(file), where=str(file))
-        return public(settings.to_mapping(saved)) == public(settings.to_mapping(self.config))
+        return not settings.differences(*(public(settings.to_mapping(each)) for each in (saved, self.config)))
 
     @property
     def miou(self) -> float:
@@ -262,6 +262,7 @@ def permutation_test(differences: Sequence[float]) -> float | None:
     """
     if len(differences) < 2:
         return None
+    # Exact sums: a rounding error would make equal ones differ, and the p-value too small.
     sums = [abs(math.fsum(signed)) for signed in product(*((each, -each) for each in differences))]
     return sum(total >= sums[0] for total in sums) / len(sums)
 

@@ -12,7 +12,7 @@ import torch
 from rich.filesize import decimal as size
 
 import unetdist
-from unetdist.apps.doctor.examination import Examination, by_rank
+from unetdist.apps.doctor.examination import Examination, Level, by_rank
 from unetdist.distributed.collectives import all_reduce_sum
 from unetdist.distributed.hardware import cpu_model, num_cores
 from unetdist.errors import ConfigError, UnetdistError
@@ -28,7 +28,7 @@ def check_software(exam: Examination) -> None:
     if (answers := exam.ask("versions", software_facts)) is None:
         return
     versions = [rank["versions"] for rank in answers]
-    level = "warning" if len(set(versions)) > 1 else "ok"
+    level: Level = "warning" if len(set(versions)) > 1 else "ok"
     exam.note(level, "versions", by_rank(versions), "install the same on all machines: results may differ")
     if timm := by_rank([rank["timm"] for rank in answers]):
         exam.note("problem", "timm", timm)
@@ -80,7 +80,7 @@ def check_launch(exam: Examination) -> None:
     where = ", ".join(f"{node} (rank {', '.join(ranks)})" for node, ranks in nodes.items())
     exam.note("ok", "processes", f"{len(answers)} on {len(nodes)} machine(s): {where}")
     devices = [rank["device"] for rank in answers]
-    level = "warning" if len(set(devices)) > 1 else "ok"
+    level: Level = "warning" if len(set(devices)) > 1 else "ok"
     exam.note(level, "devices", by_rank(devices), "the slowest sets the pace; use equal ones")
     judge_cores(exam, answers[0])  # machines of a run are alike, and rank 0 does the most
     one = torch.ones((), device=exam.world.device)

@@ -116,6 +116,7 @@ def take_steps(exam: Examination, trainer: Trainer, batches: Iterator[list[Batch
     stats = trainer.meter.read(
         lr=0.0, grad_norm=norm, global_batch_size=trainer.global_batch_size, epoch=0.0, bad_steps=0
     )
+    # After a step, because only then does the optimizer have its moments.
     tensors, _ = trainer.run_state.pack()
     return {
         "number": number,
