@@ -18,7 +18,7 @@ from unetdist.apps.ablation import (
     LOG_FILE,
     Ablation,
     AblationRun,
-    permutation_test,
+    paired_t_test,
     read_ablation,
     summarise,
     table_of,
@@ -292,11 +292,20 @@ def test_images_are_compared_over_the_seeds_that_both_have(ablation):
 
 
 @pytest.mark.parametrize(
-    ("differences", "p"),
-    [([0.1], None), ([0.0, 0.0], 1), ([0.1, 0.2], 0.5), ([-0.1, -0.2, -0.3], 0.25), ([0.3, 0.1, -0.2], 0.75)],
+    ("freedom", "t", "p"), [(1, 12.706, 0.05), (2, 4.303, 0.05), (9, 3.250, 0.01), (10, 1.812, 0.1)]
 )
-def test_p_values_are_the_share_of_signs_that_give_as_much(differences, p):
-    assert permutation_test(differences) == p
+def test_p_values_are_those_of_the_tables(freedom, t, p):
+    number = freedom + 1
+    spread = np.linspace(-1, 1, number)
+    differences = spread + t * spread.std(ddof=1) / number**0.5
+    assert paired_t_test(differences.tolist()) == pytest.approx(p, rel=2e-3)
+    assert paired_t_test((-differences).tolist()) == pytest.approx(p, rel=2e-3)
+
+
+def test_few_or_equal_differences_have_plain_p_values():
+    assert paired_t_test([0.1]) is None
+    assert paired_t_test([0.0, 0.0]) == 1
+    assert paired_t_test([0.1, 0.1]) == 0
 
 
 def test_the_table_has_a_row_per_variant_and_leaves_unknown_cells_open():
