@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetdist.data.augment import AugmentConfig, Augmenter, Draw, Window, find
+from tests.data.whole_augmenter import WholeAugmenter
+from unetdist.data.augment import AugmentConfig, Draw, Window, find
 from unetdist.data.decode import Box
 from unetdist.errors import ConfigError
 
@@ -23,7 +24,7 @@ def blobs(seed=0, size=(90, 120)):
 
 
 def augmenter(*, seed=0, class_pixels=(1000, 1000, 1000, 1000), **options):
-    return Augmenter(AugmentConfig(**options), seed=seed, class_pixels=class_pixels, mean=MEAN)
+    return WholeAugmenter(AugmentConfig(**options), seed=seed, class_pixels=class_pixels, mean=MEAN)
 
 
 options = st.fixed_dictionaries(
@@ -206,7 +207,7 @@ def test_from_the_native_epochs_on_only_the_scale_is_gone():
     mask = blobs(3)
     config = AugmentConfig(crop_size=(30, 40), scale_min=0.5, scale_max=2, flip_horizontal=0.5, hue=0.1, cutmix=1)
     known = {"seed": 0, "class_pixels": (1000,) * 4, "mean": MEAN}
-    whole, finished = Augmenter(config, **known), Augmenter(config, **known, native_from=3)
+    whole, finished = WholeAugmenter(config, **known), WholeAugmenter(config, **known, native_from=3)
     draws = whole.draws([(0, number) for number in range(20)])
     np.testing.assert_array_equal(finished.draws([(0, number) for number in range(20)]), draws)
     for row in draws:
@@ -262,7 +263,7 @@ MIDDLE, MOST = 0.5, 1 - 2**-40
 
 
 def jitter(**strengths):
-    return Augmenter(AugmentConfig(**strengths), seed=0, class_pixels=[1], mean=COLOR_MEAN).jittered
+    return WholeAugmenter(AugmentConfig(**strengths), seed=0, class_pixels=[1], mean=COLOR_MEAN).jittered
 
 
 def grey_of(image):

@@ -7,7 +7,7 @@ from unetdist.data import drawing
 from unetdist.data.labels import IGNORE_INDEX
 
 COLORS = np.array([(0, 0, 0), (200, 10, 10), (10, 200, 10), (10, 10, 200)], np.uint8)
-NAMES = ("background", "cell", "membrane", "a name that is far too long to be written out in any legend")
+NAMES = ("background", "cell", "membrane", "nucleus")
 
 
 def random_image(height, width, channels=3):

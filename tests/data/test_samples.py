@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
-from unetdist.data.augment import AugmentConfig, Augmenter
+from tests.data.whole_augmenter import WholeAugmenter
+from unetdist.data.augment import AugmentConfig
 from unetdist.data.batch import Batch
 from unetdist.data.decode import Box, decode_part
 from unetdist.data.jpeg import parse_header
@@ -41,7 +42,7 @@ def open_samples(folder, encoded=None, **options):
 
 def train_dataset(folder, encoded=None, on_bad_sample="raise"):
     samples, manifest = open_samples(folder, encoded)
-    augmenter = Augmenter(AugmentConfig(), seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
+    augmenter = WholeAugmenter(AugmentConfig(), seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
     return TrainDataset(samples, augmenter, on_bad_sample=on_bad_sample, blank_size=(12, 16))
 
 
@@ -83,7 +84,7 @@ def test_a_mixed_sample_is_laid_together_of_two_that_are_changed_as_in_their_own
     config = AugmentConfig(
         crop_size=(9, 11), scale_min=0.7, scale_max=1.4, flip_horizontal=0.5, hue=0.1, cutmix=0.4, classmix=0.4
     )
-    augmenter = Augmenter(config, seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
+    augmenter = WholeAugmenter(config, seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
     dataset = TrainDataset(samples, augmenter, on_bad_sample="raise", blank_size=(9, 11))
     read, read_many = [], ShardReader.read_many
     monkeypatch.setattr(ShardReader, "read_many", lambda reader, ids: read.append(ids) or read_many(reader, ids))
@@ -149,7 +150,7 @@ def test_a_crop_that_is_cut_out_of_the_jpeg_has_the_pixels_of_the_whole(tmp_path
     manifest = write_small_shards(tmp_path, [1], sizes=[(120, 200)], encoded=encoded)
     samples = Samples(ShardReader(tmp_path, manifest), channels=3, num_classes=NUM_CLASSES)
     config = AugmentConfig(crop_size=(40, 50), flip_horizontal=0.5, scale_min=0.7, scale_max=1.5, quarter_turns=0.5)
-    augmenter = Augmenter(config, seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
+    augmenter = WholeAugmenter(config, seed=0, class_pixels=manifest.class_pixels, mean=manifest.mean)
     dataset = TrainDataset(samples, augmenter, on_bad_sample="raise", blank_size=(40, 50))
     header = parse_header(file.getvalue())
     assert decode_part(file.getvalue(), header, 3, Box(10, 20, 50, 70)) is not None

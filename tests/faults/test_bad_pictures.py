@@ -20,8 +20,7 @@ from unetdist.data.batch import Batch
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.image_file import read_image
 from unetdist.data.labels import Palette
-from unetdist.data.labels.mask_reader import MaskReader
-from unetdist.data.labels.masks import read_mask
+from unetdist.data.labels.masks import read_listed_mask, read_mask
 from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples, TrainDataset
 from unetdist.data.workers import MicroBatch
@@ -42,7 +41,7 @@ DOORS = {
     "training image": lambda data: decode_image(data, 3),
     "training mask": decode_mask,
     "mask": lambda data: read_mask(data, PALETTE, unknown_colors="ignore"),
-    "mask of a tar": MaskReader(PALETTE, "auto", "ignore"),
+    "mask of a tar": lambda data: read_listed_mask(data, PALETTE, "auto", "ignore"),
     "sharding": lambda data: store_image(data, (24, 32), exif="raw"),
     "prediction": lambda data: read_image(data, 3, None),
 }

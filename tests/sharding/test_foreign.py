@@ -15,7 +15,7 @@ from tests.data.small_shards import write_tar
 from tests.faulty_server import serve
 from tests.sharding.picture_folders import encoded, image_array
 from unetdist.data.labels import Label, Palette
-from unetdist.data.labels.mask_reader import MaskReader
+from unetdist.data.labels.masks import read_listed_mask
 from unetdist.data.manifest import MANIFEST_NAME, Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.data.shards import load_index
@@ -78,8 +78,9 @@ def test_masks_that_are_no_indices_are_read_through_the_labels(tmp_path):
     manifest = Manifest.load(tmp_path)
     assert (manifest.mask_format, manifest.unknown_colors) == ("auto", "error")
     assert manifest.class_pixels == (2, 4)
-    reader = MaskReader(Palette.from_records(manifest.palette_records), "auto", "error")
-    assert reader(ShardReader(tmp_path, manifest).read(0)[1]).tolist() == [[0, 1, 1], [0, 1, 1]]
+    encoded = ShardReader(tmp_path, manifest).read(0)[1]
+    palette = Palette.from_records(manifest.palette_records)
+    assert read_listed_mask(encoded, palette, "auto", "error").tolist() == [[0, 1, 1], [0, 1, 1]]
 
 
 def test_ids_with_gaps_are_read_through_the_labels(tmp_path):

@@ -263,16 +263,6 @@ class Augmenter:
             until_epoch=self._native_from,
         )
 
-    def __call__(self, image: Pixels, mask: Pixels, *, epoch: int, sample_id: int) -> tuple[Pixels, Pixels]:
-        """The augmented image (h, w, C) and mask (h, w) of uint8 (H, W, C) and (H, W); may be views of them.
-
-        Outside the original, the image has the mean colour of the data set (alpha 255) and the mask is ignored.
-        """
-        params = self.params(mask, self.draws([(epoch, sample_id)])[0], epoch=epoch)
-        size = (mask.shape[0], mask.shape[1])
-        box = params.window.box(size)
-        return self.image(image[box.slices], size, params), self.mask(mask, params)
-
     def draws(self, keys: Sequence[tuple[int, int]]) -> RandomNumbers:
         """Numbers in [0, 1) for each (epoch, sample id), (N, len(Draw)); one call for many costs little more."""
         epoch, sample_id = np.array(keys, np.int64).T[..., None]
@@ -287,7 +277,10 @@ class Augmenter:
         return AugmentParams(self._window(mask, scale, draws), draws[Draw.BRIGHTNESS : Draw.HUE + 1])
 
     def image(self, part: Pixels, size: tuple[int, int], params: AugmentParams) -> Pixels:
-        """The augmented image from the part that `params` needs; `size` is (height, width) of the whole."""
+        """The augmented image (h, w, C) from the part that `params` needs; `size` is (height, width) of the whole.
+
+        Outside the original it has the mean colour of the data set, and alpha 255.
+        """
         red, green, blue = self._mean
         fill: tuple[int, ...] = (round(red), round(green), round(blue), 255)[: part.shape[2]]
         if part.shape[2] == 1:
@@ -296,7 +289,7 @@ class Augmenter:
         return self.jittered(image, params.jitter)
 
     def mask(self, mask: Pixels, params: AugmentParams) -> Pixels:
-        """The augmented mask, from the whole one."""
+        """The augmented mask from the whole one; outside the original it is ignored."""
         return params.window.apply(mask, fill=(IGNORE_INDEX,), interpolation=cv2.INTER_NEAREST)
 
     def _window(self, mask: Pixels, scale: float, draws: RandomNumbers) -> Window:

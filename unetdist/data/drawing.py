@@ -19,7 +19,6 @@ SMALLEST_PX = 256
 
 _PAPER, _INK, _FRAME = (255, 255, 255), (25, 25, 25), (140, 140, 140)
 _STRIPES = np.array([(95, 95, 95), (165, 165, 165)], np.uint8)
-_LONGEST_NAME = 40
 
 
 def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str], *, opacity: float = 0.5) -> Array:
@@ -79,14 +78,14 @@ def gallery(
 def heat_map(confusion: Array, names: Sequence[str]) -> Array:
     """A confusion matrix (rows target, columns prediction) in fractions of the target pixels of each row.
 
-    Large cells show percent; the row of a class that no target holds stays white.
+    Names stand at the rows, and columns have their order. Large cells show percent; the row of a class that no target
+    holds stays white.
     """
     num_classes = len(names)
     cell = min(44, max(6, 1600 // num_classes))
     font = ImageFont.load_default(min(14, max(7, cell * 0.36)))
-    labels = [_short(name) for name in names]
     axes = ("rows: target", "columns: prediction", "percent of target")
-    margin = math.ceil(max(font.getlength(text) for text in (*labels, *axes))) + 30
+    margin = math.ceil(max(font.getlength(text) for text in (*names, *axes))) + 30
     size = margin + num_classes * cell + 10
     canvas = Image.new("RGB", (size, size), _PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -98,15 +97,8 @@ def heat_map(confusion: Array, names: Sequence[str]) -> Array:
         if cell >= 24 and value >= 0.005:
             ink = _PAPER if value > 0.5 else _INK
             draw.text((left + cell // 2, top + cell // 2), f"{100 * value:.0f}", ink, font, anchor="mm")
-    for index, label in enumerate(labels):
-        draw.text((margin - 6, margin + index * cell + cell // 2), label, _INK, font, anchor="rm")
-    # Column names are written from left to right on the turned image.
-    canvas = canvas.rotate(-90)
-    draw = ImageDraw.Draw(canvas)
-    for index, label in enumerate(labels):
-        draw.text((size - margin + 6, margin + index * cell + cell // 2), label, _INK, font, anchor="lm")
-    canvas = canvas.rotate(90)
-    draw = ImageDraw.Draw(canvas)
+    for index, name in enumerate(names):
+        draw.text((margin - 6, margin + index * cell + cell // 2), name, _INK, font, anchor="rm")
     draw.text((8, 8), "\n".join(axes), _INK, font)
     return np.asarray(canvas)
 
@@ -151,7 +143,7 @@ def with_legend(
 ) -> Array:
     """`picture` with a legend of the class indices `present` below it, in as many columns as fit."""
     font = font or _font(picture)
-    labels = ["ignored" if index == IGNORE_INDEX else _short(names[index]) for index in present]
+    labels = ["ignored" if index == IGNORE_INDEX else names[index] for index in present]
     swatch, pad = math.ceil(font.size), max(6, round(font.size / 2))
     line = math.ceil(font.size * 1.5)
     column = swatch + 2 * pad + math.ceil(max(map(font.getlength, labels), default=0))
@@ -178,10 +170,6 @@ def _font(picture: Array) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(min(64, max(14, round(math.sqrt(picture.shape[0] * picture.shape[1]) / 40))))
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
 
 
 def _as_rgb(image: Array) -> Array:

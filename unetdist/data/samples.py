@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Literal
 
@@ -15,7 +16,7 @@ from unetdist.data.batch import Batch, BatchPool, BatchSlot, Sample, blank_sampl
 from unetdist.data.decode import Box, Pixels, decode_image, decode_mask, decode_part, image_size
 from unetdist.data.jpeg import parse_header
 from unetdist.data.labels import IGNORE_INDEX, Palette
-from unetdist.data.labels.mask_reader import MaskReader
+from unetdist.data.labels.masks import read_listed_mask
 from unetdist.data.mix import RandomNumbers, mixed
 from unetdist.data.reader import ShardReader
 from unetdist.data.workers import MicroBatch
@@ -32,7 +33,8 @@ class Samples:
         # Masks in other people's tars are read through the labels.
         if manifest.mask_format is not None and manifest.unknown_colors is not None:
             palette = Palette.from_records(manifest.palette_records)
-            self._decode_mask = MaskReader(palette, manifest.mask_format, manifest.unknown_colors)
+            rules = {"mask_format": manifest.mask_format, "unknown_colors": manifest.unknown_colors}
+            self._decode_mask = partial(read_listed_mask, palette=palette, **rules)
         self.channels = channels
         self.num_classes = num_classes
 

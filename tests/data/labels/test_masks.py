@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.shared_data import camvid, isbi
 from unetdist.data.labels import IGNORE_INDEX, Label, Palette
-from unetdist.data.labels.masks import MAX_LISTED, UnknownColor, read_mask
+from unetdist.data.labels.masks import MAX_LISTED, UnknownColor, read_listed_mask, read_mask
 from unetdist.errors import DataError
 
 VOID = Label(255, "void", (9, 9, 9), None)
@@ -300,3 +300,18 @@ def test_a_large_mask_takes_no_pass_for_each_colour():
     start = time.process_time()
     assert_reads(data, palette, mask)
     assert time.process_time() - start < 0.5
+
+
+def test_what_is_not_listed_is_refused_with_place_and_remedy():
+    pixels = STREET.colorize(MASK)
+    assert read_listed_mask(encode(pixels), STREET, "color", "error").tolist() == MASK.tolist()
+    pixels[1, 3] = (1, 2, 3)
+    with pytest.raises(DataError, match=r"mask holds \(1, 2, 3\) at x 3, y 1, which the labels do not list.*index it"):
+        read_listed_mask(encode(pixels), STREET, "color", "error")
+    assert read_listed_mask(encode(pixels), STREET, "color", "ignore")[1, 3] == IGNORE_INDEX
+
+
+def test_as_many_classes_as_a_mask_may_hold():
+    labels = tuple(Label(number, str(number), (number, 1, 2), number) for number in range(255))
+    every = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert_reads(encode(every), Palette(labels), every)

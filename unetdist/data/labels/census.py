@@ -9,8 +9,6 @@ from unetdist.errors import one_line
 
 # Distance in RGB up to which a colour may be a listed one that compression or smoothing has changed.
 _NEAR = 64.0
-# Distance from which the nearest colour may be a wrong one: half of that between two colours of CamVid.
-_FAR = 32.0
 
 Color = tuple[int, int, int]
 
@@ -47,7 +45,6 @@ class Census:
             self._pixels_that[f"fit {unknown.fits}"] += unknown.count
             if not isinstance(unknown.color, int):
                 self._pixels_that["are near"] += unknown.count * (unknown.distance <= _NEAR)
-                self._pixels_that["are far"] += unknown.count * (unknown.distance > _FAR)
             if unknown.color is None:
                 self.is_exact = False
                 continue
@@ -59,11 +56,6 @@ class Census:
     def num_colors(self) -> int:
         """Different colours or values; a lower bound unless `is_exact`."""
         return len(self._pixels)
-
-    @property
-    def num_far(self) -> int:
-        """Pixels whose colour is far from all listed colours."""
-        return self._pixels_that["are far"]
 
     @property
     def fits_another_format(self) -> str | None:
@@ -90,38 +82,28 @@ class Census:
             return ""
         commonest = self.commonest(max_rows)
         what = "colour" if isinstance(commonest[0], tuple) else "value"
-        at_least = "" if self.is_exact else "at least "
-        lines = [
-            f"Labels.txt does not list {at_least}{_count(self.num_colors, what)} of the masks: "
-            f"{_count(self.num_pixels, 'pixel')} in {_count(self.num_files, 'file')}.",
-            *self._table(commonest),
-        ]
-        if self.num_colors > max_rows:
-            listed = sum(self._pixels[color] for color in commonest)
-            others = _count(self.num_colors - max_rows, "rarer one")
-            lines.append(f"  and {at_least}{others}: {_count(self.num_pixels - listed, 'pixel')}")
-        return "\n".join([*lines, remedy or self._remedy(commonest[0])])
+        heading = (
+            f"Labels.txt does not list {'' if self.is_exact else 'at least '}{_count(self.num_colors, what)} of the "
+            f"masks: {_count(self.num_pixels, 'pixel')} in {_count(self.num_files, 'file')}."
+        )
+        rarer = ["  (and rarer ones)"] * (self.num_colors > max_rows)
+        return "\n".join([heading, *self._table(commonest), *rarer, remedy or self._remedy(commonest[0])])
 
     def _remedy(self, commonest: Color | int) -> str:
         if fits := self.fits_another_format:
             return f"Read as {fits}, these values are listed: use --mask-format {fits}."
         if self.num_colors > 16 and self._pixels_that["are near"] >= 0.8 * self.num_pixels:
             cause = "JPEG changes colours" if self.num_jpegs else "Smoothed or compressed edges make colours"
-            wrong = f" ({_count(self.num_far, 'pixel')} may then get a wrong class)" if self.num_far else ""
-            return f"{cause} like these: export masks as PNG without smoothing, or use --unknown-colors nearest{wrong}."
+            return f"{cause} like these: export masks as PNG without smoothing, or use --unknown-colors nearest."
         if isinstance(commonest, tuple):
             return (
                 f"Add a line for each missing class to Labels.txt, such as '{rgb(commonest)} NAME'; "
                 "use --unknown-colors ignore to leave the pixels out, or nearest if they are only noise."
             )
-        if not 0 <= commonest <= 254:
-            return (
-                f"Labels.txt has room for the ids 0 to 254, but not for {commonest}: renumber the classes of the "
-                "masks, or use --unknown-colors ignore to leave the pixels out."
-            )
         return (
             "Add a line for each missing class to Labels.txt, with this id if the other lines have ids too (otherwise "
-            "lines count from 0); use --unknown-colors ignore to leave the pixels out."
+            "lines count from 0), or renumber the masks if it is over 254; use --unknown-colors ignore to leave the "
+            "pixels out."
         )
 
     def _table(self, colors: Sequence[Color | int]) -> list[str]:
@@ -129,22 +111,13 @@ class Census:
         for color in colors:
             first, file = self._first[color]
             x, y = first.first_pixel
-            rows.append(
-                (
-                    rgb(color) if isinstance(color, tuple) else f"value {color}",
-                    f"{self._pixels[color]:,}",
-                    f"{self._files[color]:,}",
-                    first.nearest,
-                    f"{first.distance:.0f}",
-                    f"x {x}, y {y} in {one_line(file)}",
-                )
-            )
+            what = rgb(color) if isinstance(color, tuple) else f"value {color}"
+            place = f"x {x}, y {y} in {one_line(file)}"
+            counts = (f"{self._pixels[color]:,}", f"{self._files[color]:,}")
+            rows.append((what, *counts, first.nearest, f"{first.distance:.0f}", place))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        aligns = "<>><><"
-        return [
-            "  " + "  ".join(f"{cell:{a}{width}}" for cell, a, width in zip(row, aligns, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        line = "  " + "  ".join(f"{{:{align}{width}}}" for align, width in zip("<>><><", widths, strict=True))
+        return [line.format(*row).rstrip() for row in rows]
 
 
 def rgb(color: Color) -> str:

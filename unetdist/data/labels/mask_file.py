@@ -59,15 +59,15 @@ def decode_codes(data: bytes) -> MaskCodes:
 
     Raises `DataError` if it is no image, is cut short or damaged, or holds several images or fractions.
     """
-    image, white = load_mask(data)
+    image, white = _load(data)
     if image.mode in ("1", "L", "LA"):
-        decoded = _from_grey(codes_of(image, white), white)
+        decoded = _from_grey(_codes_of(image, white), white)
     elif image.mode in ("P", "PA"):
-        decoded = _from_table(image, codes_of(image, white))
+        decoded = _from_table(image, _codes_of(image, white))
     elif image.mode[0] in "IF":
         return replace(_from_deep_grey(image), lossy=_lossy(image, data))
     else:
-        decoded = _from_rgb(codes_of(image, white))
+        decoded = _from_rgb(_codes_of(image, white))
     is_transparent = None
     if image.has_transparency_data:
         has_alpha = image.mode in ("LA", "PA", "RGBA")
@@ -76,7 +76,7 @@ def decode_codes(data: bytes) -> MaskCodes:
     return replace(decoded, lossy=_lossy(image, data), is_transparent=is_transparent)
 
 
-def load_mask(data: bytes) -> tuple[ImageFile.ImageFile, int]:
+def _load(data: bytes) -> tuple[ImageFile.ImageFile, int]:
     """The loaded image, and the largest number of its bit depth if it is grey."""
     check_header(data, parse_header(data), "mask")
     try:
@@ -100,7 +100,7 @@ def load_mask(data: bytes) -> tuple[ImageFile.ImageFile, int]:
     return image, 1 if image.mode == "1" else _WHITE_OF_RAWMODE.get(str(rawmode), 255)
 
 
-def codes_of(image: Image.Image, white: int) -> NDArray[Any]:
+def _codes_of(image: Image.Image, white: int) -> NDArray[Any]:
     """The numbers of an image of up to 8 bits, uint8 (H, W), or its packed colours, uint32 (H, W)."""
     if image.mode in ("1", "L", "LA", "P", "PA"):
         grey = image.getchannel(0) if image.mode in ("LA", "PA") else image
@@ -126,9 +126,9 @@ def _lossy(image: ImageFile.ImageFile, data: bytes) -> str:
 
 
 def _from_grey(codes: NDArray[Any], white: int) -> MaskCodes:
-    used = _occurring(codes, white + 1)
+    used = _occurring(codes)
     grey = np.repeat(used[:, None] * (255 // white), 3, axis=1)
-    return MaskCodes(codes, white + 1, used, used, grey, np.ones(len(used), bool), kind="grey")
+    return MaskCodes(codes, 256, used, used, grey, np.ones(len(used), bool), kind="grey")
 
 
 def _from_deep_grey(image: Image.Image) -> MaskCodes:
@@ -138,7 +138,7 @@ def _from_deep_grey(image: Image.Image) -> MaskCodes:
         raise DataError("the mask holds fractions; save its classes as whole numbers")
     if values.dtype == np.uint16:
         codes, num_codes = values, 1 << 16
-        used = numbers = _occurring(codes, num_codes)
+        used = numbers = _occurring(codes)
     else:
         numbers, inverse = np.unique(values, return_inverse=True)
         numbers, num_codes = numbers.astype(np.int64), len(numbers)
@@ -151,7 +151,7 @@ def _from_deep_grey(image: Image.Image) -> MaskCodes:
 
 def _from_table(image: Image.Image, codes: NDArray[Any]) -> MaskCodes:
     """8-bit numbers that point into the file's own table of colours."""
-    used = _occurring(codes, 256)
+    used = _occurring(codes)
     table = np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3)
     is_color = used < len(table)
     colors = table[np.minimum(used, len(table) - 1)]
@@ -164,7 +164,7 @@ def _from_table(image: Image.Image, codes: NDArray[Any]) -> MaskCodes:
 
 def _from_rgb(codes: NDArray[Any]) -> MaskCodes:
     """Packed colours; those with r = g = b are numbers too."""
-    used = _occurring(codes, NUM_COLORS)
+    used = _occurring(codes)
     colors = np.stack([used & 255, used >> 8 & 255, used >> 16], axis=1)
     numbers = np.where(_is_grey(colors), colors[:, 0], -1)
     return MaskCodes(codes, NUM_COLORS, used, numbers, colors, np.ones(len(used), bool), kind="color")
@@ -174,8 +174,9 @@ def _is_grey(colors: Ints) -> NDArray[np.bool_]:
     return np.asarray((colors == colors[:, :1]).all(axis=1))
 
 
-def _occurring(codes: NDArray[Any], num_codes: int) -> Ints:
-    """The codes that occur, ascending; a flag per code is faster than sorting the pixels."""
-    flags = np.zeros(num_codes, bool)
-    flags[codes] = True
-    return np.flatnonzero(flags)
+def _occurring(codes: NDArray[Any]) -> Ints:
+    """The codes that occur, ascending."""
+    # Only those that begin a run of equal pixels are sorted, of which masks have few.
+    flat = codes.reshape(-1)
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    return np.unique(np.append(flat[:1], flat[starts])).astype(np.int64)

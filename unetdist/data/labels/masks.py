@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -118,7 +119,9 @@ def read_mask(
         classes = np.where(classes == _UNKNOWN, nearest, classes)
     table = np.empty(decoded.num_codes, np.uint8)
     table[decoded.used] = classes
-    mask = np.take(table, decoded.codes)
+    # NumPy makes indices of 64 bits first, so OpenCV is several times as fast for codes of 8 bits.
+    has_bytes = decoded.codes.dtype == np.uint8
+    mask = np.asarray(cv2.LUT(decoded.codes, table) if has_bytes else np.take(table, decoded.codes), np.uint8)
     transparent = decoded.is_transparent
     return MaskReading(
         mask,
@@ -130,6 +133,20 @@ def read_mask(
         lossy=decoded.lossy,
         is_transparent=None if transparent is None else transparent & (mask != IGNORE_INDEX),
     )
+
+
+def read_listed_mask(
+    data: bytes, palette: Palette, mask_format: MaskFormat, unknown_colors: UnknownColors
+) -> NDArray[np.uint8]:
+    """The class indices of `read_mask`; raises `DataError` for an unlisted colour too, if that is an error."""
+    reading = read_mask(data, palette, mask_format=mask_format, unknown_colors=unknown_colors)
+    if reading.unknowns and unknown_colors == "error":
+        what, (x, y) = reading.unknowns[0].color, reading.unknowns[0].first_pixel
+        raise DataError(
+            f"mask holds {what} at x {x}, y {y}, which the labels do not list; the tar or the labels have changed "
+            "since the tar was indexed: index it again."
+        )
+    return reading.mask
 
 
 class _Match(NamedTuple):
@@ -190,7 +207,12 @@ def _unlisted(
 ) -> list[UnknownColor]:
     """The colours or values without a class: most pixels first, the rarest as one."""
     unknown = np.flatnonzero(match.classes == _UNKNOWN)
-    counts, firsts = _count(decoded, decoded.used[unknown])
+    is_counted = np.zeros(decoded.num_codes, bool)
+    is_counted[decoded.used[unknown]] = True
+    positions = np.flatnonzero(np.take(is_counted, decoded.codes))
+    # Both are in the order of codes, and so are the rows of `unknown`.
+    _, firsts, counts = np.unique(decoded.codes.reshape(-1)[positions], return_index=True, return_counts=True)
+    firsts = positions[firsts]
     distance = match.distance[unknown]
     width = decoded.codes.shape[1]
     order = np.argsort(-counts, kind="stable")
@@ -207,14 +229,3 @@ def _unlisted(
         mean = float(np.average(distance[rest], weights=counts[rest]))
         found.append(UnknownColor(None, int(counts[rest].sum()), (x, y), "", mean, fits, len(rest)))
     return found
-
-
-def _count(decoded: MaskCodes, codes: Ints) -> tuple[Ints, Ints]:
-    """How often each of these codes occurs, and its first position in the flattened mask."""
-    is_counted = np.zeros(decoded.num_codes, bool)
-    is_counted[codes] = True
-    positions = np.flatnonzero(np.take(is_counted, decoded.codes))
-    # Code and position sorted as one number put each code's first pixel first, without an argsort.
-    keys = np.sort(decoded.codes.reshape(-1)[positions].astype(np.int64) << 34 | positions)
-    starts = np.flatnonzero(np.diff(keys >> 34, prepend=-1))
-    return np.diff(starts, append=len(keys)), keys[starts] & ((1 << 34) - 1)

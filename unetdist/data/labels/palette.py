@@ -5,9 +5,8 @@ A class has three numbers. Its **id** is that of Labels.txt: it may have gaps, a
 colour masks.
 """
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -162,35 +161,41 @@ def _choose(readings: list[LabelReading], ignore: frozenset[str], path: Path) ->
 def _palette(rows: Sequence[LabelRow], ignore: frozenset[str], path: Path) -> Palette:
     """Check all rules of a palette and number the trained classes by ascending id."""
     for unknown in sorted(ignore - {row.name for row in rows}):
-        raise DataError(f"--ignore '{unknown}' is no label{_suggestion(unknown, rows)}", source=path)
-    ids = {row.line: position if row.id is None else row.id for position, row in enumerate(rows)}
-    colors = {row.line: row.color or made_up_color(position) for position, row in enumerate(rows)}
-    for row in rows:
-        source = f"{path}, line {row.line}"
-        if any(not 0 <= value <= 255 for value in colors[row.line]):
-            raise DataError(
-                f"colour {colors[row.line]} of '{row.name}' must be 0..255; correct the line", source=source
-            )
+        # Only here, because it loads the parser of settings, which takes long.
+        from unetdist.cli.settings import suggestion
+
+        near = suggestion(unknown, [row.name for row in rows])
+        raise DataError(f"--ignore '{unknown}' is no label{near}", source=path)
+    labels = []
+    first: dict[object, tuple[LabelRow, bool]] = {}
+    for position, row in enumerate(rows):
+        source, is_ignored = f"{path}, line {row.line}", row.name in ignore
+        id = position if row.id is None else row.id
+        color = row.color or made_up_color(position)
+        if any(not 0 <= value <= 255 for value in color):
+            raise DataError(f"colour {color} of '{row.name}' must be 0..255; correct the line", source=source)
         # An ignored label may have 255 or a negative number, but no more than a byte holds.
-        if ids[row.line] > 255 or (row.name not in ignore and not 0 <= ids[row.line] <= 254):
+        if id > 255 or (not is_ignored and not 0 <= id <= 254):
             raise DataError(
-                f"id {ids[row.line]} of '{row.name}' must be 0..254, because 255 and negative ids mean ignored pixels; "
-                + (f"add --ignore '{row.name}' or " if ids[row.line] <= 255 else "")
+                f"id {id} of '{row.name}' must be 0..254, because 255 and negative ids mean ignored pixels; "
+                + (f"add --ignore '{row.name}' or " if id <= 255 else "")
                 + "change the id (without ids, classes are numbered by line)",
                 source=source,
             )
-    _refuse_twice("name", rows, lambda row: row.name, frozenset(), path)
-    _refuse_twice("colour", rows, lambda row: colors[row.line], ignore, path)
-    _refuse_twice("id", rows, lambda row: ids[row.line], ignore, path)
-    trained = sorted(ids[row.line] for row in rows if row.name not in ignore)
+        for what, value in (("name", row.name), ("colour", color), ("id", id)):
+            other, other_ignored = first.setdefault((what, value), (row, is_ignored))
+            if other is not row and not (is_ignored and other_ignored and what != "name"):
+                raise DataError(
+                    f"'{row.name}' has the {what} {value!r} of '{other.name}' (line {other.line}); "
+                    "remove or change one of the two lines",
+                    source=source,
+                )
+        labels.append(Label(id, row.name, color, None))
+    trained = sorted(label.id for label in labels if label.name not in ignore)
     if not trained:
         raise DataError("every label is ignored; leave at least one class to train", source=path)
-    index = {id: position for position, id in enumerate(trained)}
     return Palette(
-        tuple(
-            Label(ids[row.line], row.name, colors[row.line], None if row.name in ignore else index[ids[row.line]])
-            for row in rows
-        ),
+        tuple(x if x.name in ignore else replace(x, index=trained.index(x.id)) for x in labels),
         has_ids=all(row.id is not None for row in rows),
         path=str(path),
         has_colors=all(row.color is not None for row in rows),
@@ -204,24 +209,3 @@ def made_up_color(number: int) -> tuple[int, int, int]:
         for channel in range(3):
             color[channel] |= (number >> (3 * place + channel) & 1) << (7 - place)
     return color[0], color[1], color[2]
-
-
-def _refuse_twice(
-    what: str, rows: Sequence[LabelRow], key: Callable[[LabelRow], object], ignore: frozenset[str], path: Path
-) -> None:
-    """Raise `DataError` for the first two rows with the same key, unless both are ignored."""
-    first: dict[object, LabelRow] = {}
-    for row in rows:
-        other = first.setdefault(key(row), row)
-        if other is not row and not (row.name in ignore and other.name in ignore):
-            raise DataError(
-                f"'{row.name}' has the {what} {key(row)!r} of '{other.name}' (line {other.line}); "
-                "remove or change one of the two lines",
-                source=f"{path}, line {row.line}",
-            )
-
-
-def _suggestion(name: str, rows: Sequence[LabelRow]) -> str:
-    known = {row.name.casefold(): row.name for row in rows}
-    close = difflib.get_close_matches(name.casefold(), known, n=1)
-    return f"; did you mean '{known[close[0]]}'?" if close else f"; use one of {', '.join(known.values())}"
