@@ -26,13 +26,13 @@ def halves(height, width, left, right):
 
 def test_overlay_mixes_the_image_with_its_classes():
     image, mask = random_image(300, 280), halves(300, 280, 1, 2)
-    drawn = drawing.overlay(image, mask, COLORS, NAMES, opacity=0.25)
+    drawn = drawing.overlay(image, mask, COLORS, NAMES)
     grey = (image @ [0.299, 0.587, 0.114])[..., None]
-    expected = 0.75 * (0.5 * image + 0.5 * grey) + 0.25 * COLORS[mask]
+    expected = 0.5 * grey + 0.5 * COLORS[mask]
     np.testing.assert_allclose(drawn[:300, :280], expected, atol=2)
 
 
-def test_at_half_opacity_only_the_classes_have_colour():
+def test_only_the_classes_have_colour():
     image, mask = random_image(300, 280), np.full((300, 280), 3)
     drawn = drawing.overlay(image, mask, COLORS, NAMES)[:300, :280].astype(int)
     red, green, blue = np.moveaxis(drawn, 2, 0)
@@ -44,12 +44,6 @@ def test_a_tint_is_an_overlay_without_its_legend():
     image, mask = random_image(260, 300, 1), halves(260, 300, 0, IGNORE_INDEX)
     assert np.array_equal(drawing.tint(image, mask, COLORS), drawing.overlay(image, mask, COLORS, NAMES)[:260])
     assert drawing.tint(random_image(3, 2), halves(3, 2, 0, 1), COLORS).shape == (3, 2, 3)
-
-
-def test_overlay_of_opacity_zero_is_the_image():
-    image = random_image(260, 300)
-    drawn = drawing.overlay(image, halves(260, 300, 0, 1), COLORS, NAMES, opacity=0)
-    assert np.array_equal(drawn[:260], image)
 
 
 def test_legend_shows_the_classes_present_and_no_others():
@@ -74,9 +68,10 @@ def test_overlay_has_room_for_its_legend_at_any_size(height, width, channels):
 
 def test_small_images_are_enlarged_by_a_whole_factor():
     image, mask = random_image(24, 24), halves(24, 24, 1, 2)
-    drawn = drawing.overlay(image, mask, COLORS, NAMES, opacity=0)
+    drawn = drawing.overlay(image, mask, COLORS, NAMES)
     factor = 11  # 24 * 11 = 264, the first above 256
-    assert np.array_equal(drawn[: 24 * factor, : 24 * factor], image.repeat(factor, 0).repeat(factor, 1))
+    tinted = drawing.tint(image, mask, COLORS).repeat(factor, 0).repeat(factor, 1)
+    assert np.array_equal(drawn[: 24 * factor, : 24 * factor], tinted)
 
 
 def test_legend_wraps_where_there_are_many_classes():

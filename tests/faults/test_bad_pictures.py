@@ -4,6 +4,7 @@ import importlib.util
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ DOORS = {
     "training image": lambda data: decode_image(data, 3),
     "training mask": decode_mask,
     "mask": lambda data: read_mask(data, PALETTE, unknown_colors="ignore"),
-    "mask of a tar": lambda data: read_listed_mask(data, PALETTE, "auto", "ignore"),
+    "mask of a tar": partial(read_listed_mask, PALETTE, "auto", "ignore"),
     "sharding": lambda data: store_image(data, (24, 32), exif="raw"),
     "prediction": lambda data: read_image(data, 3, None),
 }

@@ -80,7 +80,7 @@ def test_masks_that_are_no_indices_are_read_through_the_labels(tmp_path):
     assert manifest.class_pixels == (2, 4)
     encoded = ShardReader(tmp_path, manifest).read(0)[1]
     palette = Palette.from_records(manifest.palette_records)
-    assert read_listed_mask(encoded, palette, "auto", "error").tolist() == [[0, 1, 1], [0, 1, 1]]
+    assert read_listed_mask(palette, "auto", "error", encoded).tolist() == [[0, 1, 1], [0, 1, 1]]
 
 
 def test_ids_with_gaps_are_read_through_the_labels(tmp_path):

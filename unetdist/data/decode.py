@@ -47,8 +47,6 @@ _PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _PNG_GREY = 0
 # Values per pixel by PNG colour type.
 _PNG_SAMPLES = {_PNG_GREY: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-# Channels by PNG colour type, without palettes and grey with alpha.
-_PNG_CHANNELS = {_PNG_GREY: 1, 2: 3, 6: 4}
 # Signature; length and name of IHDR, width, height, kind, checksum; length and name of IDAT.
 _MASK_HEADER = struct.Struct(">8s8sII5s4xI4s")
 _MASK_IHDR = b"\0\0\0\rIHDR"
@@ -116,12 +114,6 @@ def decode_mask(data: bytes) -> Pixels:
     rows = _unfiltered_rows(data)
     if rows is not None:
         return rows
-    depth, color = _png_kind(data)
-    if (depth, color) == (8, _PNG_GREY):
-        # Not imdecode(GRAYSCALE): "unchanged" is the flag that promises the stored values.
-        pixels = _imdecode(data, cv2.IMREAD_UNCHANGED)
-        if pixels is not None and pixels.ndim == 2:
-            return _as_pixels(pixels)
     with _readable("mask"):
         image = open_with_pillow(data)
         image.load()
@@ -131,6 +123,7 @@ def decode_mask(data: bytes) -> Pixels:
             "which turns colours into class indices."
         )
     values = np.asarray(image)
+    depth, color = _png_kind(data)
     if color == _PNG_GREY and depth in (2, 4):
         # Pillow stretches these to 0..255.
         values = values // (255 // (2**depth - 1))
@@ -244,9 +237,10 @@ def _decode_jpeg(data: bytes, stored: int, channels: int) -> Pixels | None:
 def _decode_png(data: bytes, channels: int) -> Pixels | None:
     """OpenCV's pixels of a PNG; None for other files, and if they would differ from Pillow's."""
     depth, color = _png_kind(data)
-    stored = _PNG_CHANNELS.get(color, 0) if depth == 8 else 0
+    # No palettes, grey with alpha or 16 bits; no transparency other than an alpha channel.
+    stored = {_PNG_GREY: 1, 2: 3, 6: 4}.get(color, 0) if depth == 8 else 0
     if stored == 0 or (channels == 4 and stored < 4):
-        return None  # palettes, 16 bits; transparency other than an alpha channel
+        return None
     if channels == 4:
         flags, conversion = cv2.IMREAD_UNCHANGED, cv2.COLOR_BGRA2RGBA
     elif channels == 1 and stored == 1:
@@ -254,7 +248,7 @@ def _decode_png(data: bytes, channels: int) -> Pixels | None:
     else:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         conversion = cv2.COLOR_RGB2GRAY if channels == 1 else None
-    pixels = _imdecode(data, flags)
+    pixels = decode_with_opencv(data, flags)
     if pixels is None:
         return None
     if conversion is not None:
@@ -262,8 +256,8 @@ def _decode_png(data: bytes, channels: int) -> Pixels | None:
     return _as_pixels(pixels).reshape(*pixels.shape[:2], channels)
 
 
-def _imdecode(data: bytes, flags: int) -> npt.NDArray[Any] | None:
-    """OpenCV's pixels; None if it finds a fault, which Pillow then names."""
+def decode_with_opencv(data: bytes, flags: int) -> npt.NDArray[Any] | None:
+    """OpenCV's pixels; None if it finds a fault."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # such as more pixels than it reads

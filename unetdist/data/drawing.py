@@ -21,7 +21,7 @@ _PAPER, _INK, _FRAME = (255, 255, 255), (25, 25, 25), (140, 140, 140)
 _STRIPES = np.array([(95, 95, 95), (165, 165, 165)], np.uint8)
 
 
-def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str], *, opacity: float = 0.5) -> Array:
+def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str]) -> Array:
     """The image with class colours on top, and a legend of its classes below.
 
     Args:
@@ -29,19 +29,16 @@ def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str], *, o
         mask: (H, W) class indices.
         colors: Colour per class.
         names: Name per class.
-        opacity: Weight of the class colours, 0..1.
     """
     base, labels = _enlarged(_as_rgb(image), mask)
-    return with_legend(tint(base, labels, colors, opacity=opacity), np.unique(mask).tolist(), colors, names)
+    return with_legend(tint(base, labels, colors), np.unique(mask).tolist(), colors, names)
 
 
-def tint(image: Array, mask: Array, colors: Array, *, opacity: float = 0.5) -> Array:
+def tint(image: Array, mask: Array, colors: Array) -> Array:
     """Same as `overlay`, but at the image's own size and without a legend."""
-    # The image's own colours fade, and are gone at half opacity: a blue class on a yellow wall would look green, like
-    # another class of the legend.
-    picture = Image.fromarray(_as_rgb(image))
-    faded = Image.blend(picture, picture.convert("L").convert("RGB"), min(1.0, 2 * opacity))
-    return np.asarray(Image.blend(faded, Image.fromarray(paint(mask, colors)), opacity))
+    # The image becomes grey, because a blue class on a yellow wall would look green, like another class of the legend.
+    grey = Image.fromarray(_as_rgb(image)).convert("L").convert("RGB")
+    return np.asarray(Image.blend(grey, Image.fromarray(paint(mask, colors)), 0.5))
 
 
 def gallery(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from unetdist.cli.logs import logger
-from unetdist.data.decode import CHANNEL_MODES, Pixels, check_header, decode_image, reason_of
+from unetdist.data.decode import CHANNEL_MODES, Pixels, check_header, decode_image, decode_with_opencv, reason_of
 from unetdist.data.jpeg import parse_header
 from unetdist.data.tiff import SUPPORTED, Tiff, read_tiff
 from unetdist.errors import DataError
@@ -145,10 +145,10 @@ class OpenedImage:
             DataError: the file is damaged or cut short.
         """
         if self.tiff is not None and (self.image is None or self.tiff.is_deep_colors):
-            return upright(_decode_with_opencv(self.tiff.unturned), self.tiff.orientation)
+            return upright(_deep_colors(self.tiff.unturned), self.tiff.orientation)
         assert self.image is not None
         if self.image.format == "PNG" and self.data[24] == 16 and self.data[25] != 0:
-            return _decode_with_opencv(self.data)
+            return _deep_colors(self.data)
         values = values_of_pillow(self.image)
         if values.dtype == np.int32 and self.tiff is not None and not self.tiff.is_signed:
             return values.view(np.uint32)
@@ -343,12 +343,9 @@ def channels_of_mode(image: Image.Image) -> int:
     return {"1": 1, "L": 1, "LA": 1, "F": 1, "RGBA": 4}.get(image.mode, 1 if image.mode[0] == "I" else 3)
 
 
-def _decode_with_opencv(data: bytes) -> Values:
+def _deep_colors(data: bytes) -> Values:
     """Colours of more than 8 bits, of which Pillow would keep only 8."""
-    try:
-        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        values = None
+    values = decode_with_opencv(data, cv2.IMREAD_UNCHANGED)
     if values is None:
         raise DataError("image of more than 8 bits cannot be read; save it as PNG.")
     return values[..., None] if values.ndim == 2 else values[..., [2, 1, 0, 3][: values.shape[2]]]

@@ -88,14 +88,10 @@ class Mixer:
     ) -> None:
         self._cutmix = cutmix
         self._either = cutmix + classmix
+        self.is_on = self._either > 0
         self._until_epoch = until_epoch
         self._seed = seed
         self._numbers = np.arange(MixDraw.CLASSES + num_classes)
-
-    @property
-    def is_on(self) -> bool:
-        """Whether any sample may be mixed."""
-        return self._either > 0
 
     def __call__(self, keys: Sequence[Key], partners: Sequence[Key]) -> list[Mix | None]:
         """The part that each of `keys` gets; None for samples that get none, which are all without `partners`."""

@@ -33,8 +33,7 @@ class Samples:
         # Masks in other people's tars are read through the labels.
         if manifest.mask_format is not None and manifest.unknown_colors is not None:
             palette = Palette.from_records(manifest.palette_records)
-            rules = {"mask_format": manifest.mask_format, "unknown_colors": manifest.unknown_colors}
-            self._decode_mask = partial(read_listed_mask, palette=palette, **rules)
+            self._decode_mask = partial(read_listed_mask, palette, manifest.mask_format, manifest.unknown_colors)
         self.channels = channels
         self.num_classes = num_classes
 

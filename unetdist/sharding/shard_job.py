@@ -273,7 +273,7 @@ def load_record(job: ShardJob, name: str) -> FinishedShard | None:
                 Statistics.from_record(record["statistics"]),
                 list(build(tuple[Problem, ...], record["problems"])),
                 list(build(tuple[UnlistedColor, ...], record["found"])),
-                MaskNotes.from_record(record.get("notes", {})),  # older versions kept no notes
+                MaskNotes(**record.get("notes", {})),  # older versions kept no notes
             ),
             build(bool, record["has_index_masks"]),
         )

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from tests.shared_data import camvid, isbi
 from unetdist.data.labels import Label, Palette
 from unetdist.data.labels.census import Census
-from unetdist.data.labels.mask_report import MaskNotes, black_and_white, closest, count_thin, remedy
+from unetdist.data.labels.mask_report import MaskNotes, black_and_white, closest, count_thin, remedy, resampled
 from unetdist.data.labels.masks import UnknownColor, read_mask
 
 IDS = Palette(tuple(Label(n, f"c{n}", (n, 9, 0), n) for n in range(5)), has_ids=False)
@@ -46,14 +47,14 @@ def test_sums_do_not_depend_on_the_order_and_survive_a_record():
         together.merge(part)
         backwards.merge(other)
     assert together == backwards
-    assert MaskNotes.from_record(json.loads(json.dumps(together.to_record()))) == together
+    assert MaskNotes(**json.loads(json.dumps(asdict(together)))) == together
     assert (together.num_masks, together.num_ids, together.num_255) == (3, 3, 1)
     assert together.classes == [0, 1, 2, 3, 4]
     assert together.transparent_pixels == 16
 
 
-def test_a_record_of_an_earlier_version_has_no_notes():
-    assert MaskNotes.from_record({}).describe(IDS) == []
+def test_without_masks_there_are_no_notes():
+    assert MaskNotes().describe(IDS) == []
 
 
 def real_masks():
@@ -73,7 +74,7 @@ def test_no_real_mask_is_taken_for_a_resized_one():
         for mask in masks:
             thin, edges = count_thin(mask)
             notes.merge(MaskNotes(num_thin=thin, num_edges=edges))
-        assert not notes.is_resampled
+        assert resampled(notes, "auto") is None
         assert notes.num_thin <= 0.05 * notes.num_edges
 
 
@@ -85,7 +86,7 @@ def test_real_masks_resized_smoothly_are_found(scale):
         smooth = Image.fromarray(mask).resize(size, Image.Resampling.BILINEAR)
         thin, edges = count_thin(np.asarray(smooth))
         notes.merge(MaskNotes(num_thin=thin, num_edges=edges))
-    assert notes.is_resampled
+    assert "third class" in resampled(notes, "auto")
 
 
 RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)

@@ -304,11 +304,11 @@ def test_a_large_mask_takes_no_pass_for_each_colour():
 
 def test_what_is_not_listed_is_refused_with_place_and_remedy():
     pixels = STREET.colorize(MASK)
-    assert read_listed_mask(encode(pixels), STREET, "color", "error").tolist() == MASK.tolist()
+    assert read_listed_mask(STREET, "color", "error", encode(pixels)).tolist() == MASK.tolist()
     pixels[1, 3] = (1, 2, 3)
     with pytest.raises(DataError, match=r"mask holds \(1, 2, 3\) at x 3, y 1, which the labels do not list.*index it"):
-        read_listed_mask(encode(pixels), STREET, "color", "error")
-    assert read_listed_mask(encode(pixels), STREET, "color", "ignore")[1, 3] == IGNORE_INDEX
+        read_listed_mask(STREET, "color", "error", encode(pixels))
+    assert read_listed_mask(STREET, "color", "ignore", encode(pixels))[1, 3] == IGNORE_INDEX
 
 
 def test_as_many_classes_as_a_mask_may_hold():

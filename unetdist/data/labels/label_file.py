@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from unetdist.data.decode import refuse_pointer
 from unetdist.errors import DataError
@@ -43,7 +43,7 @@ _COMMENT = re.compile(r"(^|\s)(#|//)(\s.*|$)|^(#|//).*")
 # A name in a file without colours: a few words, but no file name, sentence, or line of another format.
 _NAME = re.compile(r"(?!\d|.*(\.\w{2,5}(\s|$)|\d\.\d|\d \d+$))[^\s#{}\[\]\"<>=]+( [^\s#{}\[\]\"<>=]+){0,4}(?<![.:?!])")
 _CVAT = re.compile(r"^([^:]+:\s*\d+,\s*\d+,\s*\d+):[^:]*:[^:]*$")
-# What separates numbers from each other and from the name, besides spaces: `Sky: (128, 127, 126)`, `1. Sky`.
+# Separators at numbers besides spaces: `Sky: (128, 127, 126)`, `1. Sky`.
 _MARKS = re.compile(r"[,;:()\[\]]+(?=\s*[-+]?\d)|(?<=\d)([,;:()\[\]]+|\.(?=\s))")
 
 _NAMES = {"name", "names", "classname", "labelname", "categoryname"}
@@ -212,7 +212,7 @@ def _forms(lines: Sequence[_Line]) -> Iterator[LabelReading]:
             yield LabelReading(form, _rows(lines, values), -1)
 
 
-def _refuse_mixed(lines: Sequence[_Line], path: Path) -> list[LabelReading]:
+def _refuse_mixed(lines: Sequence[_Line], path: Path) -> NoReturn:
     """Raise `DataError` for the first line that fits no form, or another one than most lines."""
     forms = [
         [form for form in FORMS if _values(line, form.split(), is_header=False, numbers_in_name=False)]

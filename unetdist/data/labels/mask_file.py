@@ -113,16 +113,11 @@ def _codes_of(image: Image.Image, white: int) -> NDArray[Any]:
 def _lossy(image: ImageFile.ImageFile, data: bytes) -> str:
     """The compression that may have changed pixels, or ""."""
     tags: Any = getattr(image, "tag_v2", {})
-    match image.format:
-        case "JPEG" | "MPO":
-            return "JPEG"
-        case "WEBP" if b"VP8L" not in data:
-            return "lossy WebP"
-        case "TIFF" if tags.get(_TIFF_COMPRESSION) in _JPEG_IN_TIFF:
-            return "JPEG in TIFF"
-        case "AVIF" | "JPEG2000":
-            return str(image.format)
-    return ""
+    if image.format == "WEBP" and b"VP8L" not in data:
+        return "lossy WebP"
+    if image.format == "TIFF" and tags.get(_TIFF_COMPRESSION) in _JPEG_IN_TIFF:
+        return "JPEG in TIFF"
+    return {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "JPEG2000": "JPEG 2000"}.get(str(image.format), "")
 
 
 def _from_grey(codes: NDArray[Any], white: int) -> MaskCodes:
@@ -156,8 +151,7 @@ def _from_table(image: Image.Image, codes: NDArray[Any]) -> MaskCodes:
     is_color = used < len(table)
     colors = table[np.minimum(used, len(table) - 1)]
     # Writers of GIF renumber the greys that occur to 0, 1, 2 ..., so these numbers may not be the ids.
-    is_renumbered = image.format == "GIF" and _is_grey(colors).all() and (colors[:, 0] != used).any()
-    if is_renumbered:
+    if image.format == "GIF" and _is_grey(colors).all() and (colors[:, 0] != used).any():
         return MaskCodes(codes, 256, used, np.full(len(used), -1), colors, is_color, kind="color")
     return MaskCodes(codes, 256, used, used, colors, is_color, kind="table")
 

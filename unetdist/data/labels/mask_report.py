@@ -1,8 +1,7 @@
 """Notes on how the masks of a data set were read, faults that nobody can have meant, and their remedies."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ _EVERY = 4
 
 @dataclass
 class MaskNotes:
-    """Sums over masks, with notes for people; `merge` gives the same in any order.
+    """Sums over masks, with notes for people; `merge` gives the same in any order. All fields are plain JSON types.
 
     Attributes:
         num_masks: Masks that could be decoded.
@@ -42,7 +41,7 @@ class MaskNotes:
         classes: Indices of classes that occur.
         num_transparent: Masks with transparent pixels that have a class.
         transparent_pixels: Such pixels.
-        transparent_at: The first of them by file name: (file, place and class).
+        transparent_at: The first of them by file name: file, and place with class.
         num_thin: Pixels between a class of a smaller and one of a larger index, all three in a line, of classes
             that also have areas in the mask: a class that has only lines was drawn so.
         num_edges: Pairs of neighbours of different classes, counted in the same rows and columns.
@@ -55,7 +54,7 @@ class MaskNotes:
     classes: list[int] = field(default_factory=list)
     num_transparent: int = 0
     transparent_pixels: int = 0
-    transparent_at: tuple[str, str] | None = None
+    transparent_at: list[str] | None = None
     num_thin: int = 0
     num_edges: int = 0
 
@@ -67,7 +66,7 @@ class MaskNotes:
             y, x = np.argwhere(reading.is_transparent)[0].tolist()
             name = palette.class_names[int(reading.mask[y, x])]
             notes.num_transparent, notes.transparent_pixels = 1, int(reading.is_transparent.sum())
-            notes.transparent_at = file, f"'{name}' at x {x}, y {y} in {file}"
+            notes.transparent_at = [file, f"'{name}' at x {x}, y {y} in {file}"]
         if reading.is_scale and len(reading.classes) > 2:
             notes.num_thin, notes.num_edges = count_thin(reading.mask)
         self.merge(notes)
@@ -81,16 +80,9 @@ class MaskNotes:
             if isinstance(value, int):
                 setattr(self, name, getattr(self, name) + value)
 
-    @property
-    def is_resampled(self) -> bool:
-        """Whether a class has so many thin lines between two others that nobody drew them."""
-        return self.num_thin >= max(_ENOUGH_THIN, THIN * self.num_edges)
-
     def describe(self, palette: Palette) -> list[str]:
         """One line for each thing that a person should know."""
-        lines = []
-        if self.num_ids:
-            lines.append(self._describe_ids(palette))
+        lines = [self._describe_ids(palette)] if self.num_ids else []
         if self.num_transparent:
             lines.append(
                 f"warning: {self.transparent_pixels:,} pixels of {self.num_transparent:,} masks are transparent, and "
@@ -115,17 +107,6 @@ class MaskNotes:
                 f"id, such as '1 {rgb(first.color)} {first.name}'"
             )
         return f"{text}."
-
-    def to_record(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "MaskNotes":
-        """The inverse of `to_record`."""
-        notes = cls(**record)
-        notes.transparent_at = notes.transparent_at and (notes.transparent_at[0], notes.transparent_at[1])
-        return notes
 
 
 def count_thin(mask: NDArray[np.uint8]) -> tuple[int, int]:
@@ -189,7 +170,7 @@ def _looks_like_ids(reading: MaskReading) -> bool:
 
 def resampled(notes: MaskNotes, mask_format: MaskFormat) -> str | None:
     """Advice if the masks were resized smoothly and the user has not said what they hold."""
-    if not notes.is_resampled or mask_format != "auto":
+    if notes.num_thin < max(_ENOUGH_THIN, THIN * notes.num_edges) or mask_format != "auto":
         return None
     how = "ids" if notes.num_ids else "color"
     return (

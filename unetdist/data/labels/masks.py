@@ -136,7 +136,7 @@ def read_mask(
 
 
 def read_listed_mask(
-    data: bytes, palette: Palette, mask_format: MaskFormat, unknown_colors: UnknownColors
+    palette: Palette, mask_format: MaskFormat, unknown_colors: UnknownColors, data: bytes
 ) -> NDArray[np.uint8]:
     """The class indices of `read_mask`; raises `DataError` for an unlisted colour too, if that is an error."""
     reading = read_mask(data, palette, mask_format=mask_format, unknown_colors=unknown_colors)

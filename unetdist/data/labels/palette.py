@@ -139,23 +139,22 @@ class Palette:
 def _choose(readings: list[LabelReading], ignore: frozenset[str], path: Path) -> Palette:
     """The palette of the one reading that fits, by the rule in `unetdist.data.labels.label_file`."""
     sound: list[tuple[LabelReading, Palette]] = []
-    unsound: list[tuple[LabelReading, DataError]] = []
-    for reading in readings:
+    errors: list[DataError] = []
+    for reading in sorted(readings, key=lambda reading: -reading.order):
         try:
             sound.append((reading, _palette(reading.rows, ignore, path)))
         except DataError as error:
-            unsound.append((reading, error))
+            errors.append(error)
     if not sound:
-        raise max(unsound, key=lambda item: item[0].order)[1]
-    best = max(reading.order for reading, _ in sound)
-    fitting = [(reading, palette) for reading, palette in sound if reading.order == best]
-    if len(fitting) > 1:
-        forms = " and as ".join(f"'{reading.form}'" for reading, _ in fitting)
+        raise errors[0]
+    best, palette = sound[0]
+    forms = [f"'{reading.form}'" for reading, _ in sound if reading.order == best.order]
+    if len(forms) > 1:
         raise DataError(
-            f"its numbers can be read as {forms}; add the right one of these as the first line",
-            source=f"{path}, line {fitting[0][0].rows[0].line}",
+            f"its numbers can be read as {' and as '.join(forms)}; add the right one of these as the first line",
+            source=f"{path}, line {best.rows[0].line}",
         )
-    return fitting[0][1]
+    return palette
 
 
 def _palette(rows: Sequence[LabelRow], ignore: frozenset[str], path: Path) -> Palette:
