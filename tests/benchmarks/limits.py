@@ -1,7 +1,7 @@
 """How fast training can be: FLOPs and bytes of a network, and its convolutions measured against the device's peaks.
 
 Without --peaks the peaks are measured, and so is every convolution. With --peaks (788,4300 is an H200 in bf16) nothing
-is measured, so that a network can be planned on a laptop. `unetdist/model/limit.py` says what is counted.
+is measured, so that a network can be planned on a laptop. `roofline.py` says what is counted.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.harness import positive
+from tests.benchmarks.roofline import Execution, Layer, Peaks, flops_of, layers_of, seconds_of
 from tests.benchmarks.train_contenders import DTYPES
 from unetdist.cli.logs import progress
-from unetdist.model.limit import Execution, Layer, Peaks, flops_of, layers_of, seconds_of
 from unetdist.model.unet import UNetConfig
 from unetdist.storage.files import write_json
 

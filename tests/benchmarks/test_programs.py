@@ -15,8 +15,8 @@ from PIL import Image
 from tests.benchmarks import __main__ as script
 from tests.benchmarks import data, eval, harness, limits, train
 from tests.benchmarks.harness import OURS, Contender, Results, VoidError, choose, run_child, spread
+from tests.benchmarks.roofline import Peaks, layers_of
 from unetdist.errors import ConfigError
-from unetdist.model.limit import Peaks, layers_of
 from unetdist.model.unet import UNetConfig
 
 FILES = Contender("files", "files [PIL]")

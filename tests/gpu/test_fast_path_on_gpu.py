@@ -22,7 +22,7 @@ def choosing(monkeypatch):
 
     def choose(path):
         torch._dynamo.reset()
-        monkeypatch.setattr(build, "choose", lambda *_: path)
+        monkeypatch.setattr(build, "choose", lambda *_, **__: path)
 
     yield choose
     torch.backends.cudnn.benchmark = False

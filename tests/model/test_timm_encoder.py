@@ -11,7 +11,6 @@ from tests.synthetic import PALETTE_RECORDS
 from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError
 from unetdist.model.config import UNetConfig
-from unetdist.model.limit import layers_of
 from unetdist.model.saved_model import load_model, save_model
 from unetdist.model.timm_encoder import TimmEncoder
 from unetdist.model.unet import UNet
@@ -116,12 +115,6 @@ def test_without_the_library_the_remedy_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"encoder \(resnet34\) needs timm.*launch/dev\.py timm"):
         unet(encoder="resnet34")
-
-
-def test_its_layers_are_not_counted(library):
-    counted = layers_of(UNetConfig(encoder="two", pretrained=True), 3, (32, 32))
-    assert counted == layers_of(UNetConfig(), 3, (32, 32))
-    assert library.asked == []
 
 
 def test_loading_a_saved_model_downloads_nothing(library, tmp_path):

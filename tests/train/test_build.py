@@ -91,7 +91,7 @@ def test_the_fast_path_gives_the_losses_of_the_plain_one(tmp_path, monkeypatch):
     fast = FastPath(compiler="aot_eager", keeps_memory=True)
     for name, path in (("plain", PLAIN), ("fast", fast)):
         torch._dynamo.reset()
-        monkeypatch.setattr(wiring, "choose", lambda *_, path=path: path)
+        monkeypatch.setattr(wiring, "choose", lambda *_, path=path, **__: path)
         with build(tmp_path, **sections, name=name) as made:
             assert made.fit()
             assert made.step.model_with_loss.is_compiled == (path is not PLAIN)

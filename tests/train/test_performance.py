@@ -1,33 +1,40 @@
 """The choice of the fast path is a pure function of facts."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from unetdist.distributed.collectives import World
-from unetdist.model.unet import UNetConfig
+from unetdist.model.config import UNetConfig
 from unetdist.train import performance
-from unetdist.train.performance import LAUNCH_BOUND_S, PLAIN, Facts, FastPath, choose, gather, prepare
-
-GPU = Facts(
-    device_type="cuda", has_compiler=True, is_one_graph=True, run_s=3600.0, step_s=0.080, mixed_precision="bf16"
-)
+from unetdist.train.performance import PLAIN, FastPath, choose, prepare
 
 
-def test_off_is_the_plain_path():
-    assert choose("off", GPU) is PLAIN
+@pytest.fixture
+def chosen(monkeypatch):
+    """`chosen(**changes)`: the path of a long run of the student network in bf16, on a GPU that has a compiler."""
+
+    def chosen(setting="auto", *, device="cuda", has_compiler=True, norm="batch", world_size=1, **changes):
+        monkeypatch.setattr(performance, "_has_compiler", lambda device: has_compiler)
+        run = {"max_steps": 100_000, "global_batch_size": 64, "micro_batch_size": 64, "mixed_precision": "bf16"}
+        world = World(world_size=world_size, device=torch.device(device))
+        return choose(setting, world, UNetConfig(norm=norm), **{"image_size": (480, 352), **run, **changes})
+
+    return chosen
+
+
+def test_off_is_the_plain_path(chosen):
+    assert chosen("off") is PLAIN
     assert (PLAIN.compiler, PLAIN.autotunes, PLAIN.keeps_memory) == (None, False, False)
 
 
-def test_a_cpu_never_waits_for_a_compiler():
-    path = choose("auto", replace(GPU, device_type="cpu"))
+def test_a_cpu_never_waits_for_a_compiler(chosen):
+    path = chosen(device="cpu")
     assert path.compiler is None
     assert path.keeps_memory
 
 
-def test_a_long_run_on_a_gpu_is_compiled():
-    path = choose("auto", GPU)
+def test_a_long_run_on_a_gpu_is_compiled(chosen):
+    path = chosen()
     assert (path.compiler, path.cuda_graphs, path.autotunes) == ("inductor", False, True)
     assert str(path) == "compiled"
 
@@ -35,23 +42,33 @@ def test_a_long_run_on_a_gpu_is_compiled():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"run_s": 120.0}, "training takes only about 120 s"),
+        ({"max_steps": 2000}, "only 2000 passes over 10.8 megapixels"),
+        ({"max_steps": 20_000, "image_size": (64, 64)}, "only 20000 passes over 0.3 megapixels"),
         ({"has_compiler": False}, "needs Triton and a GPU"),
-        ({"is_one_graph": False}, "sync_batch norm communicates"),
+        ({"norm": "sync_batch"}, "sync_batch norm communicates"),
     ],
 )
-def test_what_does_not_pay_or_work_is_not_compiled_and_the_reason_is_told(changes, reason):
-    path = choose("auto", replace(GPU, step_s=0.001, **changes))
+def test_what_does_not_pay_or_work_is_not_compiled_and_the_reason_is_told(chosen, changes, reason):
+    path = chosen(**changes)
     assert path.compiler is None
     assert not path.cuda_graphs
     assert reason in str(path)
 
 
-def test_a_step_that_the_host_cannot_keep_up_with_is_replayed():
-    assert choose("auto", replace(GPU, step_s=0.002)).cuda_graphs
-    accumulated = choose("auto", replace(GPU, step_s=0.004, num_micro_batches=2))
+def test_a_run_is_as_long_as_all_its_passes(chosen):
+    assert chosen(max_steps=7000, micro_batch_size=16).compiler == "inductor"
+    assert chosen(max_steps=7000, micro_batch_size=16, world_size=2).compiler is None
+    assert chosen(max_steps=7000, micro_batch_size=16, world_size=2, image_size=(960, 960)).compiler == "inductor"
+
+
+def test_a_step_that_the_host_cannot_keep_up_with_is_replayed(chosen):
+    small = chosen(global_batch_size=16, micro_batch_size=16)
+    assert small.cuda_graphs
+    assert "2.7 megapixels" in str(small)
+    accumulated = chosen(global_batch_size=32, micro_batch_size=16)
     assert not accumulated.cuda_graphs
     assert "trainer.micro_batch_size" in str(accumulated)
+    assert chosen(global_batch_size=32, micro_batch_size=16, world_size=2).cuda_graphs
 
 
 def test_cudnn_tries_as_many_kernels_as_torch_lets_it(monkeypatch):
@@ -63,26 +80,9 @@ def test_cudnn_tries_as_many_kernels_as_torch_lets_it(monkeypatch):
     assert torch.backends.cudnn.benchmark_limit == before
 
 
-def test_a_faster_number_format_is_told_of():
-    assert "mixed_precision: bf16" in str(choose("auto", replace(GPU, mixed_precision="no")))
-    assert "mixed_precision" not in str(choose("auto", GPU))
-
-
-def test_facts_are_gathered_from_the_run():
-    made = gather(
-        World(world_size=2, local_world_size=2),
-        model_config=UNetConfig(preset="student", norm="sync_batch"),
-        num_classes=12,
-        image_size=(480, 352),
-        max_steps=1000,
-        global_batch_size=64,
-        micro_batch_size=16,
-        mixed_precision="bf16",
-    )
-    assert (made.device_type, made.has_compiler, made.is_one_graph) == ("cpu", False, False)
-    assert made.num_micro_batches == 2
-    assert made.run_s == 1000 * 2 * LAUNCH_BOUND_S  # the device would need 4.6 ms for a pass
-    assert 32 / made.step_s == pytest.approx(5300, rel=0.05)
+def test_a_faster_number_format_is_told_of(chosen):
+    assert "mixed_precision: bf16" in str(chosen(mixed_precision="no"))
+    assert "mixed_precision" not in str(chosen())
 
 
 @pytest.mark.parametrize(

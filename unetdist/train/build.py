@@ -39,7 +39,7 @@ from unetdist.train.checkpoint import Checkpoints, RunState
 from unetdist.train.config import Config
 from unetdist.train.model_with_loss import ModelWithLoss
 from unetdist.train.optim import Ema, build_optimizer, lr_factor
-from unetdist.train.performance import FastPath, choose, gather, prepare
+from unetdist.train.performance import FastPath, choose, prepare
 from unetdist.train.run_folder import claim_run_folder
 from unetdist.train.run_status import RunStatus
 from unetdist.train.step import TrainStep, prefetch_to_device
@@ -126,17 +126,17 @@ def _build_network(
     seed_everything(config.seed)
     mean, std = channel_statistics(data.manifest, config.model.in_channels)
     model = UNet(config.model, num_classes=data.palette.num_classes, mean=mean, std=std).to(world.device)
-    facts = gather(
+    path = choose(
+        config.performance,
         world,
-        model_config=config.model,
-        num_classes=data.palette.num_classes,
+        config.model,
         image_size=config.augment.crop_size or data.manifest.max_size,
         max_steps=data.schedule.max_steps,
         global_batch_size=config.trainer.global_batch_size,
         micro_batch_size=data.micro_batch_size,
         mixed_precision=config.trainer.mixed_precision,
     )
-    path = change(choose(config.performance, facts))
+    path = change(path)
     logger.info("performance: %s", path)
     prepare(path)
     return ModelWithLoss(model, loss, compiler=path.compiler, cuda_graphs=path.cuda_graphs), path

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetdist.model.limit import Peaks, flops_of, layers_of, seconds_of
+from tests.benchmarks.roofline import Peaks, flops_of, layers_of, seconds_of
 from unetdist.model.unet import UNet, UNetConfig
 
 OPTIONS = [
