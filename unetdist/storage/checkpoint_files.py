@@ -55,7 +55,7 @@ class CheckpointFolder:
         """The checkpoint that was read or written last."""
         self._damaged: set[int] = set()
 
-    def write(self, step: int, tensors: memoryview, facts: dict[str, Any]) -> None:
+    def write(self, step: int, tensors: bytes, facts: dict[str, Any]) -> None:
         """Write a checkpoint; then remove all but `keep_last`, and those that `newest` found damaged.
 
         A step that was written already keeps its tensors; its facts are replaced, in one piece.

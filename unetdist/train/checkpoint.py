@@ -1,7 +1,6 @@
 """The state of a run, saved while training continues and loaded by all processes; tensors and JSON, no pickle."""
 
 import json
-import struct
 import textwrap
 import threading
 import time
@@ -12,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from unetdist.cli.credentials import mask
@@ -27,11 +27,6 @@ CHECKPOINTS_FOLDER = "checkpoints"
 
 # Longest wait of a step for the previous checkpoint: training continues while a disk or a server hangs.
 PATIENCE_S = 60.0
-
-# Safetensors' names for the types that a model, an optimizer or a loss scaler keeps.
-FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"}
-DTYPE_NAMES = {**FLOATS, **INTEGERS, torch.bool: "BOOL"}
 
 T = TypeVar("T")
 
@@ -138,38 +133,6 @@ class RunState:
         return state
 
 
-class Snapshot:
-    """Host memory for a copy of tensors in the form of a safetensors file; reused by the next copy.
-
-    The library's own `save` copies each tensor twice more, and holds Python's lock meanwhile: 1.6 s for 500 MB, in
-    which no step is trained. Hashing and writing these bytes does not hold it.
-    """
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
-
-    @torch.no_grad()
-    def take(self, tensors: Mapping[str, Tensor]) -> memoryview:
-        """Copy tensors and return the bytes of their safetensors file; the next call overwrites them."""
-        # The widest types come first, so that each tensor starts at a multiple of its element size.
-        ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
-        header = _safetensors_header(ordered)
-        size = len(header) + sum(value.nbytes for value in ordered.values())
-        on_gpu = any(value.is_cuda for value in ordered.values())
-        if self._memory.numel() < size:
-            self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
-        memory = self._memory[:size]
-        memory[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-        start = len(header)
-        for value in ordered.values():
-            place = memory[start : start + value.nbytes].view(value.dtype).view(value.shape)
-            place.copy_(value, non_blocking=True)
-            start += value.nbytes
-        if on_gpu:
-            torch.cuda.synchronize()
-        return memory.numpy().data
-
-
 class Checkpoints:
     """The checkpoints of one run; see `unetdist.storage.checkpoint_files` for their files."""
 
@@ -179,14 +142,13 @@ class Checkpoints:
         self.data = data
         self._may_change_data = "data.train" in cfg.allow_changes
         self._files = CheckpointFolder(self.folder, keep_last=cfg.keep_last)
-        self._snapshot = Snapshot()
         self._writer: threading.Thread | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, final: bool = False) -> None:
         """Save the state after `step`; call on rank 0 only.
 
-        Returns once the previous checkpoint is written and the tensors are copied to host memory; a thread hashes and
-        writes the copy. If it fails, or is not done in time for the next, that is logged, and training continues with
+        Returns once the previous checkpoint is written and the tensors are copied to host memory; a thread writes the
+        copy. If it fails, or is not done in time for the next, that is logged, and training continues with
         the previous checkpoint in place. The `final` one is written before this returns, or raises `CheckpointError`.
         If this step is already saved, only its facts, which are JSON types, are replaced.
         """
@@ -198,8 +160,12 @@ class Checkpoints:
         last = self._files.last
         if last is not None and (last.step, last.facts) == (step, own_facts):
             return
-        copied = self._snapshot.take(tensors)
-        job = (step, copied, own_facts, time.monotonic() - start)
+        # Safetensors need tensors without gaps, and training changes the originals meanwhile.
+        copies = {
+            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, value in tensors.items()
+        }
+        job = (step, copies, own_facts, time.monotonic() - start)
         if final:
             self._write(*job)
             return
@@ -213,11 +179,6 @@ class Checkpoints:
             return True
         self._writer.join(timeout_s)
         return not self._writer.is_alive()
-
-    def close(self) -> None:
-        """Wait for the last checkpoint, and free the memory of its copy."""
-        self.wait()
-        self._snapshot = Snapshot()
 
     def load_latest(self, world: World) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Collective. Load tensors (to the device of `world`) and facts of the newest whole checkpoint; None: none.
@@ -254,11 +215,12 @@ class Checkpoints:
             "--optim.lr, with --optim.clip_norm 1, or with --trainer.mixed_precision no."
         )
 
-    def _write(self, step: int, tensors: memoryview, facts: dict[str, Any], waited_s: float) -> None:
+    def _write(self, step: int, tensors: Mapping[str, Tensor], facts: dict[str, Any], waited_s: float) -> None:
         start = time.monotonic()
         previous = self._files.last
+        data = tensors_to_bytes(tensors, {"format": "pt"})
         try:
-            self._files.write(step, tensors, facts)
+            self._files.write(step, data, facts)
         except (OSError, UnetdistError) as error:
             kept = "there is none yet" if previous is None else f"that of step {previous.step} is kept"
             raise CheckpointError(
@@ -266,7 +228,7 @@ class Checkpoints:
                 "or give --checkpoint.folder another place."
             ) from None
         told = "checkpoint of step %d: %.1f MB, the step waited %.0f ms, written in %.1f s"
-        logger.info(told, step, len(tensors) / 1e6, 1e3 * waited_s, time.monotonic() - start)
+        logger.info(told, step, len(data) / 1e6, 1e3 * waited_s, time.monotonic() - start)
 
     def _write_or_log(self, step: int, *args: Any) -> None:
         try:
@@ -288,18 +250,6 @@ class Checkpoints:
 
 def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _safetensors_header(tensors: Mapping[str, Tensor]) -> bytes:
-    """Start of a safetensors file: its own length and, as JSON, type, shape and place of each tensor after it."""
-    places: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, value in tensors.items():
-        start, end = end, end + value.nbytes
-        places[name] = {"dtype": DTYPE_NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
-    text = json.dumps(places).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
 
 
 def _try(read: Callable[[], T]) -> tuple[T | None, str]:

@@ -163,7 +163,7 @@ class Trainer:
         if error is not None:
             self.status.fail(str(error), is_final=isinstance(error, (ConfigError, TrainingError)))
         self.watchdog.close()  # writing the rest may take long
-        self.checkpoints.close()
+        self.checkpoints.wait()
         self.tracker.close(in_hurry=lambda: self.stop.requested)
         self.stop.close()
         self.claim.close()
