@@ -81,7 +81,7 @@ def test_what_is_no_model_says_so(tmp_path):
 def test_weights_of_another_architecture_say_so(tmp_path):
     other = UNet(UNetConfig(widths=(4, 8, 8)), 3, mean=[1.0] * 3, std=[1.0] * 3)
     save(tmp_path, other)
-    with pytest.raises(CheckpointError, match=r"does not fit .*: it holds bottleneck\..*one of 44 tensors too many"):
+    with pytest.raises(CheckpointError, match=r"does not fit .*Missing key.* bottleneck\."):
         load_model(tmp_path)
 
 
@@ -186,15 +186,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
         ({"classes": [{"index": 0, "id": 256, "name": "a", "color": [0, 0, 0]}]}, r"id \(256\)"),
         ({"classes": [{"index": 0, "id": -1, "name": "a", "color": [0, 0, 0]}]}, "ids of classes"),
         ({"classes": [{"index": 0, "id": 0, "name": "a", "color": [0, 0, 300]}]}, r"color\[2\] \(300\)"),
-        ({"classes": [{"index": 0, "id": 0, "name": "a", "color": [0, 0, 0]}]}, "head.*is .* instead of"),
+        ({"classes": [{"index": 0, "id": 0, "name": "a", "color": [0, 0, 0]}]}, r"size mismatch for head\."),
         ({"mean": [1.0, 2.0]}, "mean"),
         ({"mean": ["1", "2", "3"]}, r"mean\[0\] \('1'\) must be a finite number"),
         ({"std": [-1.0, 2.0, 3.0]}, "std"),
         ({"resize": [7.5, 3]}, "resize"),
         ({"resize": [0, 3]}, "resize"),
         ({"resize": [2**63, 3]}, "resize"),
-        ({"report": {"confusion": [[1]]}}, "confusion matrix"),
-        ({"report": {"miou": "0.5"}}, "must be a finite number"),
     ],
 )
 def test_a_forged_configuration_is_refused_before_memory_is_taken(tmp_path, changes, message):

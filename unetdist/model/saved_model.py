@@ -17,7 +17,6 @@ from torch import Tensor
 
 from unetdist import __version__
 from unetdist.cli import json_records, settings
-from unetdist.cli.json_records import Count
 from unetdist.cli.logs import logger
 from unetdist.data.decode import GIT_LFS_START
 from unetdist.data.image_file import ImageRange
@@ -50,17 +49,6 @@ class Described:
     resize: tuple[Pixels, Pixels] | None
     image_range: tuple[float, float] | None = None
 
-
-# Parts of the last report of a training that are displayed, with their types.
-REPORTED: dict[str, Any] = {
-    "miou": float | None,
-    "miou_interval_95": tuple[float, float] | None,
-    "pixel_accuracy": float | None,
-    "loss": float | None,
-    "num_samples": Count,
-    "confusion": tuple[tuple[Count, ...], ...],
-    "classes": dict[str, dict[str, float | None]],
-}
 
 DESCRIBED = tuple(field.name for field in fields(Described))
 
@@ -132,7 +120,7 @@ def save_model(
 def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> SavedModel:
     """Read what `save_model` wrote, in evaluation mode on `device`.
 
-    No memory is allocated for a network until its shapes match those of the file, except for timm networks.
+    The network itself needs no memory until it takes over the tensors of the file, except for timm networks.
 
     Raises:
         CheckpointError: the weights are missing, damaged, not finite, or not made by this framework.
@@ -145,13 +133,17 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
         except ConfigError as error:
             raise _damaged(path, error) from None
         architecture = replace(architecture, pretrained=False)  # the weights are here: nothing is downloaded
-        names = set(file.keys())
         with unfilled(architecture):
             unet = UNet(architecture, palette.num_classes, described.mean, described.std)
-        _check_shapes(unet, {name: list(file.get_slice(name).get_shape()) for name in names}, path)
-        state = {name: file.get_tensor(name) for name in sorted(names)}
+        state = {name: file.get_tensor(name) for name in sorted(file.keys())}
         _check_tensors(state, text, file.metadata().get(CHECKSUM), path)
-    unet.load_state_dict(state, assign=True)
+    try:
+        unet.load_state_dict(state, assign=True)
+    except RuntimeError as error:  # names the tensors that are missing, superfluous, or of another shape
+        raise CheckpointError(
+            f"{path} does not fit its own configuration ({textwrap.shorten(str(error), 300)}); use another checkpoint, "
+            "or save the model again."
+        ) from None
     # Training used this layout: another one rounds differently, and is slower.
     unet.to(device=device, dtype=state["mean"].dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return SavedModel(unet.requires_grad_(True).eval(), palette, described.resize, config, described.image_range)
@@ -213,38 +205,13 @@ def _configuration(file: Any, path: Path) -> tuple[str, dict[str, Any], Describe
 
 def _described(config: Any) -> Described:
     rest = json_records.build(dict[str, Any], config)
-    described = json_records.build(Described, {name: rest[name] for name in DESCRIBED if name in rest})
-    report = json_records.build(dict[str, Any], rest.get("report") or {})
-    for name, kind in REPORTED.items():
-        if name in report:
-            json_records.build(kind, report[name])
-    if "confusion" in report:
-        lengths = {len(report["confusion"]), *map(len, report["confusion"])}
-        if lengths != {Palette.from_records(described.classes).num_classes}:
-            raise ValueError("the confusion matrix of its report is not one of its classes")
-    return described
+    return json_records.build(Described, {name: rest[name] for name in DESCRIBED if name in rest})
 
 
 def unfilled(architecture: UNetConfig) -> AbstractContextManager[None]:
     """Context in which a network is built whose weights are loaded next, without memory if possible."""
     # timm networks compute with tensors while they are built, and may hold some that are not saved.
     return without_memory() if architecture.encoder is None else nullcontext()
-
-
-def _check_shapes(unet: UNet, shapes: Mapping[str, list[int]], path: Path) -> None:
-    expected = {name: list(value.shape) for name, value in unet.state_dict().items()}
-    if missing := sorted(expected.keys() - shapes.keys()):
-        problem = f"it lacks {missing[0]}, one of {len(missing)} tensors"
-    elif unknown := sorted(shapes.keys() - expected.keys()):
-        problem = f"it holds {unknown[0]}, one of {len(unknown)} tensors too many"
-    elif wrong := [name for name, shape in expected.items() if shapes[name] != shape]:
-        problem = f"{wrong[0]} is {shapes[wrong[0]]} instead of {expected[wrong[0]]}"
-    else:
-        return
-    problem = textwrap.shorten(problem, 300)
-    raise CheckpointError(
-        f"{path} does not fit its own configuration: {problem}; use another checkpoint, or save the model again."
-    )
 
 
 def _check_tensors(state: Mapping[str, Tensor], config: str, expected: str | None, path: Path) -> None:
