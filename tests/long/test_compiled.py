@@ -27,7 +27,7 @@ def test_inductor_gives_the_losses_of_the_plain_path(tmp_path, monkeypatch):
     }
     losses = {}
     for name, path in (("plain", PLAIN), ("fast", FastPath(compiler="inductor"))):
-        monkeypatch.setattr(wiring, "choose", lambda *_, path=path: path)
+        monkeypatch.setattr(wiring, "choose", lambda *_, path=path, **__: path)
         values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs", **sections, name=name)
         with build_trainer(settings.from_mapping(Config, values)) as trainer:
             assert trainer.fit()
