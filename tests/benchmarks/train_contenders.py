@@ -6,7 +6,7 @@ A loop never ends by itself. It calls `after_step(read_loss)` after each step, w
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -338,15 +338,14 @@ def ours(job: TrainJob, after_step: AfterStep, *, performance: str = "auto", gra
     `graphs`: compile with CUDA graphs or without, whatever the facts of the run say.
     """
     from unetdist.cli import settings
-    from unetdist.train.build import build_trainer
+    from unetdist.train import build
     from unetdist.train.config import Config
     from unetdist.train.performance import COMPILER, FastPath
 
-    def changed(path: FastPath) -> FastPath:
-        if graphs is None:
-            return path
+    if graphs is not None:  # this process trains nothing else
         reason = f"compiled, CUDA graphs: {'yes' if graphs else 'no'}, as the benchmark asks"
-        return replace(path, compiler=COMPILER, cuda_graphs=graphs, reasons=(reason,))
+        path = FastPath(autotunes=True, compiler=COMPILER, cuda_graphs=graphs, reasons=(reason,))
+        build.choose = lambda *_, **__: path
 
     with TemporaryDirectory() as folder:
         sections = {
@@ -370,7 +369,7 @@ def ours(job: TrainJob, after_step: AfterStep, *, performance: str = "auto", gra
             lines = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             return float(json.loads(lines[-1])["train/loss"])
 
-        with build_trainer(settings.from_mapping(Config, values), change=changed) as trainer:
+        with build.build_trainer(settings.from_mapping(Config, values)) as trainer:
 
             def after_optimizer(*_: Any) -> None:
                 network = trainer.step.model_with_loss

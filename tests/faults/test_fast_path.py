@@ -16,12 +16,12 @@ from unetdist.train.performance import FastPath
 
 @pytest.fixture
 def run(tmp_path):
-    """`run(name, change=..., before=..., **sections)`: a finished run of 4 steps, as its folder and weights."""
+    """`run(name, before=..., **sections)`: a finished run of 4 steps, as its folder and weights."""
     write_shards(tmp_path / "train", 8)
 
-    def run(name, *, change=lambda path: path, before=lambda trainer: None, **sections):
+    def run(name, *, before=lambda trainer: None, **sections):
         values = settings_of(tmp_path / "train", None, tmp_path / "runs", name=name, **sections)
-        with build_trainer(settings.from_mapping(Config, values), change=change) as trainer:
+        with build_trainer(settings.from_mapping(Config, values)) as trainer:
             before(trainer)
             assert trainer.fit()
             return tmp_path / "runs" / name, trainer.model.state_dict()
@@ -65,12 +65,13 @@ def test_a_run_whose_first_step_is_bad_is_the_same_with_fused_optimizers(run, mo
         torch.testing.assert_close(value, weights["plain"][name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_that_cannot_be_compiled_says_so_where_one_looks_and_trains_on(run, capsys):
+def test_a_run_that_cannot_be_compiled_says_so_where_one_looks_and_trains_on(run, monkeypatch, capsys):
     def broken(graph, inputs):
         raise RuntimeError("no kernel for this")
 
     _, expected = run("plain", performance="off")
-    folder, weights = run("fast", change=lambda _: FastPath(compiler=broken))
+    monkeypatch.setattr(wiring, "choose", lambda *_, **__: FastPath(compiler=broken))
+    folder, weights = run("fast")
     assert "WARNING training without the compiler, and slower: " in capsys.readouterr().err
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["performance"].partition(": ")[0]) == ("finished", "not compiled")

@@ -130,11 +130,7 @@ class Loss(nn.Module):
 
 
 def build_loss(
-    config: LossConfig,
-    *,
-    num_classes: int,
-    class_pixels: Sequence[int] | None = None,
-    presence_pixels: Sequence[int] | None = None,
+    config: LossConfig, *, num_classes: int, class_pixels: Sequence[int] = (), presence_pixels: Sequence[int] = ()
 ) -> Loss:
     """Build the loss; a rule for class weights needs the pixel counts of the training manifest.
 
@@ -147,59 +143,37 @@ def build_loss(
             "the network would learn nothing; write the shards again with at least 2 classes: list the background in "
             "Labels.txt as a class, and do not name it in --ignore."
         )
-    weights = class_weights(
-        config.class_weights, num_classes=num_classes, class_pixels=class_pixels, presence_pixels=presence_pixels
-    )
+    rule = config.class_weights
+    if rule == "none":
+        return Loss(config, torch.ones(num_classes))
+    if isinstance(rule, str):
+        return Loss(config, class_weights(rule, class_pixels, presence_pixels))
+    weights = torch.tensor(rule, dtype=torch.float64)
+    is_valid = len(weights) == num_classes and bool((weights.isfinite() & (weights >= 0)).all())
+    if not is_valid or not weights.any():
+        raise ConfigError(
+            f"loss.class_weights ({list(rule)}) must be {num_classes} numbers of at least 0 (one per class), not "
+            "all of them 0; use such a list, or a rule such as median_frequency"
+        )
     return Loss(config, weights)
 
 
-def class_weights(
-    rule: ClassWeighting | Sequence[float],
-    *,
-    num_classes: int,
-    class_pixels: Sequence[int] | None = None,
-    presence_pixels: Sequence[int] | None = None,
-) -> Tensor:
-    """Compute the weight of each class: (num_classes,) float64.
+def class_weights(rule: ClassWeighting, class_pixels: Sequence[int], presence_pixels: Sequence[int]) -> Tensor:
+    """Compute the weight of each class from the training manifest: (num_classes,) float64.
 
-    With n the pixels of a class, N those of all, m the valid pixels of the images in which the class occurs:
+    With n the pixels of a class (`class_pixels`), N those of all, and m the valid pixels of the images in which the
+    class occurs (`presence_pixels`):
 
-    - `none`: 1
     - `median_frequency`: median(f) / f, f = n / m (Eigen & Fergus 2015, arXiv 1411.4734, section 5.3)
     - `sqrt_median_frequency`: its square root
     - `inverse`: N / (classes that occur * n), so that each class has the same influence
     - `enet`: 1 / ln(1.02 + n / N) (Paszke et al. 2016, arXiv 1606.02147, section 5.2)
 
-    Except with `none`, a class without a pixel is left out of the median and has weight 0, because no count says what
-    it is worth. Training never meets it; in a validation loss its pixels do not count.
-
-    Args:
-        rule: one of the names above, or the weights themselves.
-        num_classes: number of classes.
-        class_pixels: n from the training manifest; every rule except `none` needs it.
-        presence_pixels: m from the training manifest.
-
-    Raises:
-        ConfigError: a list of weights does not fit, or the pixel counts that the rule needs are missing.
+    A class without a pixel is left out of the median and has weight 0, because no count says what it is worth. Training
+    never meets it; in a validation loss its pixels do not count.
     """
-    if not isinstance(rule, str):
-        weights = torch.tensor(rule, dtype=torch.float64)
-        is_valid = len(weights) == num_classes and bool((weights.isfinite() & (weights >= 0)).all())
-        if not is_valid or not weights.any():
-            raise ConfigError(
-                f"loss.class_weights ({list(rule)}) must be {num_classes} numbers of at least 0 (one per class), not "
-                "all of them 0; use such a list, or a rule such as median_frequency"
-            )
-        return weights
-    if rule == "none":
-        return torch.ones(num_classes, dtype=torch.float64)
-    pixels = torch.as_tensor([] if class_pixels is None else class_pixels, dtype=torch.float64)
-    presence = torch.as_tensor([] if presence_pixels is None else presence_pixels, dtype=torch.float64)
-    if len(pixels) != num_classes or len(presence) != num_classes or not pixels.any():
-        raise ConfigError(
-            f"loss.class_weights ({rule}) needs the pixel counts of {num_classes} classes, not all of them 0; "
-            "use those of the training manifest, or class_weights: none"
-        )
+    pixels = torch.as_tensor(class_pixels, dtype=torch.float64)
+    presence = torch.as_tensor(presence_pixels, dtype=torch.float64)
     occurs = pixels > 0
     match rule:
         case "median_frequency" | "sqrt_median_frequency":

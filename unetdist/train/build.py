@@ -1,6 +1,6 @@
 """From settings to a wired run: the only module that knows all parts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,11 +59,8 @@ class TrainingSet:
     """Epoch from which images are neither scaled nor mixed; None: never."""
 
 
-def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = lambda path: path) -> Trainer:
-    """Collective. Check and wire a run. Everything that can be wrong is found here, before time is spent.
-
-    `change` replaces the fast path that was chosen, to measure what each part of it is worth.
-    """
+def build_trainer(config: Config) -> Trainer:
+    """Collective. Check and wire a run. Everything that can be wrong is found here, before time is spent."""
     accelerator = make_accelerator(mixed_precision=config.trainer.mixed_precision, timeout_s=config.trainer.timeout_s)
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
@@ -74,7 +71,7 @@ def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = la
     with claim:  # a notebook that keeps the exception of a failed build could otherwise not build again
         logger.info("run %s", run_dir)
         data = open_training_set(config, world)
-        network, path = _build_network(config, data, world, change)
+        network, path = _build_network(config, data, world)
         validator = _build_validator(config, data, network.loss, accelerator, world)
         tracker = Tracker(
             config.tracking, accelerator, run_dir=run_dir, run_name=config.name, config=values, palette=data.palette
@@ -112,9 +109,7 @@ def build_trainer(config: Config, *, change: Callable[[FastPath], FastPath] = la
         )
 
 
-def _build_network(
-    config: Config, data: TrainingSet, world: World, change: Callable[[FastPath], FastPath]
-) -> tuple[ModelWithLoss, FastPath]:
+def _build_network(config: Config, data: TrainingSet, world: World) -> tuple[ModelWithLoss, FastPath]:
     """Build network and loss on the device, and choose how they are made fast."""
     loss = build_loss(
         config.loss,
@@ -136,7 +131,6 @@ def _build_network(
         micro_batch_size=data.micro_batch_size,
         mixed_precision=config.trainer.mixed_precision,
     )
-    path = change(path)
     logger.info("performance: %s", path)
     prepare(path)
     return ModelWithLoss(model, loss, compiler=path.compiler, cuda_graphs=path.cuda_graphs), path

@@ -63,7 +63,5 @@ class Config:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
             raise ConfigError(f"name ({self.name}) becomes a folder; use letters, digits, '-', '_' and '.' only.")
-        if self.seed < 0:
-            raise ConfigError(f"seed ({self.seed}) must not be negative; use 0.")
-        if self.seed >= 2**63:
-            raise ConfigError(f"seed ({self.seed}) must be below 2^63; use 0.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed ({self.seed}) must be at least 0 and below 2^63; use 0.")
