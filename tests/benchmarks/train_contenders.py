@@ -344,7 +344,7 @@ def ours(job: TrainJob, after_step: AfterStep, *, performance: str = "auto", gra
 
     if graphs is not None:  # this process trains nothing else
         reason = f"compiled, CUDA graphs: {'yes' if graphs else 'no'}, as the benchmark asks"
-        path = FastPath(autotunes=True, compiler=COMPILER, cuda_graphs=graphs, reasons=(reason,))
+        path = FastPath(autotunes=True, compiler=COMPILER, cuda_graphs=graphs, reason=reason)
         build.choose = lambda *_, **__: path
 
     with TemporaryDirectory() as folder:

@@ -164,9 +164,8 @@ def test_settings_that_were_spoilt_are_named(begun, tmp_path):
 
 def claim_on_each(folder: Path, seed: int) -> str:
     try:
-        claim_run_folder(
-            folder, {"seed": seed}, cfg=CheckpointConfig(), world=World(rank=dist.get_rank(), world_size=2)
-        )
+        world = World(rank=dist.get_rank(), world_size=2)
+        claim_run_folder(folder, {"seed": seed}, cfg=CheckpointConfig(), world=world, defaults={})
     except ConfigError as error:
         return str(error)
     return ""

@@ -78,7 +78,7 @@ def build_trainer(config: Config) -> Trainer:
         )
         # From here on nothing in this function fails for a user's reason, so that nothing is left running.
         stop = StopSignal()
-        status = RunStatus(run_dir, is_main=world.is_main, machine=hardware.describe(world), performance=str(path))
+        status = RunStatus(run_dir, is_main=world.is_main, machine=hardware.describe(world), performance=path.reason)
         limit_s = config.trainer.heartbeat_s
         watchdog = Watchdog(
             open_store("watchdog"), world, limit_s=limit_s, folder=run_dir, stop=stop, record=status.fail
@@ -131,7 +131,7 @@ def _build_network(config: Config, data: TrainingSet, world: World) -> tuple[Mod
         micro_batch_size=data.micro_batch_size,
         mixed_precision=config.trainer.mixed_precision,
     )
-    logger.info("performance: %s", path)
+    logger.info("performance: %s", path.reason)
     prepare(path)
     return ModelWithLoss(model, loss, compiler=path.compiler, cuda_graphs=path.cuda_graphs), path
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unetdist.cli.logs import logger
-from unetdist.distributed.collectives import World, all_reduce_sum
+from unetdist.distributed.collectives import World, gather_to
 
 # Most samples of a skipped step that the log names.
 SAMPLES_NAMED = 8
@@ -133,19 +133,18 @@ class NonFiniteGuard:
     def _log(self, step: _Step) -> None:
         """Collective. Name the samples whose loss is not finite, or else all samples of the step."""
         ids = step.ids.to(step.is_nonfinite.device) + 1  # 0 stands for no sample
-        rows = torch.zeros(self._world.world_size, 2, *ids.shape, dtype=torch.int64, device=ids.device)
-        rows[self._world.rank] = torch.stack([ids * step.is_nonfinite[:, None], ids])
-        nonfinite, all_ids = all_reduce_sum(rows).unbind(1)
+        ranks = gather_to(0, torch.stack([ids * step.is_nonfinite[:, None], ids]))
+        if not self._world.is_main:
+            return
+        nonfinite, all_ids = torch.stack(ranks, dim=1)
         what, named = ("loss", nonfinite) if nonfinite.any() else ("gradient", all_ids)
         numbers = (named[named > 0] - 1).tolist()
-        if self._world.is_main:
-            sources = [self._source_of(number) for number in numbers[:SAMPLES_NAMED]]
-            more = f" and {len(numbers) - SAMPLES_NAMED} more" if len(numbers) > SAMPLES_NAMED else ""
-            logger.warning(
-                "skipped step %d: its %s is not finite%s; samples: %s%s",
-                step.number + 1,
-                what,
-                " (the loss scale is lowered)" if self._is_scaled else "",
-                ", ".join(sources),
-                more,
-            )
+        sources = [self._source_of(number) for number in numbers[:SAMPLES_NAMED]]
+        logger.warning(
+            "skipped step %d: its %s is not finite%s; samples: %s%s",
+            step.number + 1,
+            what,
+            " (the loss scale is lowered)" if self._is_scaled else "",
+            ", ".join(sources),
+            f" and {len(numbers) - SAMPLES_NAMED} more" if len(numbers) > SAMPLES_NAMED else "",
+        )

@@ -1,7 +1,7 @@
 """Chooses how a run is made fast from facts about device, data and length, so that nobody has to know a flag."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
@@ -37,10 +37,7 @@ class FastPath:
     """Backend of torch.compile for the network with its loss; None: not compiled."""
     cuda_graphs: bool = False
     """Compiled kernels are replayed as CUDA graphs."""
-    reasons: tuple[str, ...] = ("off",)
-
-    def __str__(self) -> str:
-        return "; ".join(self.reasons)
+    reason: str = "off"
 
 
 # `performance: off`.
@@ -58,16 +55,16 @@ def choose(
     micro_batch_size: int,
     mixed_precision: MixedPrecision,
 ) -> FastPath:
-    """Choose the fast path of a run on images of (height, width) pixels, the same on every rank, with reasons."""
+    """Choose the fast path of a run on images of (height, width) pixels and say why; every rank chooses the same."""
     if performance == "off":
         return PLAIN
     if world.device.type != "cuda":
-        return FastPath(keeps_memory=True, reasons=("freed memory is kept", "no compiler on the CPU"))
+        return FastPath(keeps_memory=True, reason="freed memory is kept; no compiler on the CPU")
     num_micro_batches = global_batch_size // (world.world_size * micro_batch_size)
     num_passes = max_steps * num_micro_batches
     pixels = micro_batch_size * math.prod(image_size)
     values = pixels * model_config.level_widths[0]
-    path = FastPath(autotunes=True, reasons=())
+    compiler, has_graphs = None, False
     if not _has_compiler(world.device):
         reasons = ["not compiled: needs Triton and a GPU that it supports"]
     elif model_config.norm == "sync_batch":
@@ -75,16 +72,16 @@ def choose(
     elif num_passes * max(values, LAUNCH_BOUND) < COMPILES_FROM:
         reasons = [f"not compiled: training makes only {num_passes} passes over {pixels / 1e6:.1f} megapixels"]
     else:
-        path, reasons = replace(path, compiler=COMPILER), ["compiled"]
+        compiler, reasons = COMPILER, ["compiled"]
         # With micro-batches a replay would overwrite the gradients that it should add to.
-        if values < LAUNCH_BOUND and num_micro_batches > 1:
-            reasons.append("no CUDA graphs because gradients are accumulated: trainer.micro_batch_size could be larger")
-        elif values < LAUNCH_BOUND:
-            path = replace(path, cuda_graphs=True)
+        has_graphs = values < LAUNCH_BOUND and num_micro_batches == 1
+        if has_graphs:
             reasons.append(f"CUDA graphs because a step has only {pixels / 1e6:.1f} megapixels")
+        elif values < LAUNCH_BOUND:
+            reasons.append("no CUDA graphs because gradients are accumulated: trainer.micro_batch_size could be larger")
     if mixed_precision == "no":
         reasons.append("trainer.mixed_precision: bf16 would be faster")
-    return replace(path, reasons=tuple(reasons))
+    return FastPath(autotunes=True, compiler=compiler, cuda_graphs=has_graphs, reason="; ".join(reasons))
 
 
 def _has_compiler(device: torch.device) -> bool:

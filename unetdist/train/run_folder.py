@@ -51,24 +51,13 @@ RESULT_NEUTRAL = (
 
 
 def claim_run_folder(
-    folder: Path,
-    values: Mapping[str, Any],
-    *,
-    cfg: CheckpointConfig,
-    world: World,
-    defaults: Mapping[str, Any] | None = None,
+    folder: Path, values: Mapping[str, Any], *, cfg: CheckpointConfig, world: World, defaults: Mapping[str, Any]
 ) -> ExitStack:
     """Collective. Check that a run may start or continue in `folder`, and save its settings there.
 
     The result keeps other trainings out of the folder and the folder of its checkpoints until it is closed, or the
-    process ends.
-
-    Args:
-        folder: folder of the run.
-        values: resolved settings as plain types, without credentials.
-        cfg: place of the checkpoints, whether a run may be continued, and which settings may change.
-        world: this process among the others.
-        defaults: values of settings that an older version of the run did not have yet.
+    process ends. `values` are the resolved settings as plain types, without credentials; `defaults` are the values of
+    settings that an older version of the run did not have yet.
 
     Raises:
         ConfigError: on all ranks, if the folder holds a run that must not be continued, or not with these settings.
@@ -77,7 +66,7 @@ def claim_run_folder(
     problem = ""
     if world.is_main:
         try:
-            _claim(folder, values, cfg, defaults or {}, held)
+            _claim(folder, values, cfg, defaults, held)
         except UnetdistError as error:
             problem = str(error)  # raised on all ranks, because the others wait for an answer
     if problem := broadcast(problem, world.device):
