@@ -13,8 +13,11 @@ from unetdist.train.performance import PLAIN, FastPath, choose, prepare
 def chosen(monkeypatch):
     """`chosen(**changes)`: the path of a long run of the student network in bf16, on a GPU that has a compiler."""
 
-    def chosen(setting="auto", *, device="cuda", has_compiler=True, norm="batch", world_size=1, **changes):
-        monkeypatch.setattr(performance, "_has_compiler", lambda device: has_compiler)
+    def chosen(
+        setting="auto", *, device="cuda", has_triton=True, capability=(9, 0), norm="batch", world_size=1, **changes
+    ):
+        monkeypatch.setattr(performance, "find_spec", lambda name: name if has_triton else None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         run = {"max_steps": 100_000, "global_batch_size": 64, "micro_batch_size": 64, "mixed_precision": "bf16"}
         world = World(world_size=world_size, device=torch.device(device))
         return choose(setting, world, UNetConfig(norm=norm), **{"image_size": (480, 352), **run, **changes})
@@ -44,7 +47,8 @@ def test_a_long_run_on_a_gpu_is_compiled(chosen):
     [
         ({"max_steps": 2000}, "only 2000 passes over 10.8 megapixels"),
         ({"max_steps": 20_000, "image_size": (64, 64)}, "only 20000 passes over 0.3 megapixels"),
-        ({"has_compiler": False}, "needs Triton and a GPU"),
+        ({"has_triton": False}, "needs Triton and a GPU"),
+        ({"capability": (6, 1)}, "needs Triton and a GPU"),
         ({"norm": "sync_batch"}, "sync_batch norm communicates"),
     ],
 )
@@ -83,12 +87,3 @@ def test_cudnn_tries_as_many_kernels_as_torch_lets_it(monkeypatch):
 def test_a_faster_number_format_is_told_of(chosen):
     assert "mixed_precision: bf16" in chosen(mixed_precision="no").reason
     assert "mixed_precision" not in chosen().reason
-
-
-@pytest.mark.parametrize(
-    ("capability", "has_triton", "expected"), [((9, 0), True, True), ((6, 1), True, False), ((9, 0), False, False)]
-)
-def test_inductor_needs_triton_and_a_gpu_that_it_supports(monkeypatch, capability, has_triton, expected):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(performance, "find_spec", lambda name: name if has_triton else None)
-    assert performance._has_compiler(torch.device("cuda")) == expected

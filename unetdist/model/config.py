@@ -130,11 +130,7 @@ class UNetConfig:
 
 
 def check_norm(config: UNetConfig, *, device_type: str, world_size: int) -> None:
-    """Refuse a norm that this launch cannot train; call it before the model is built.
-
-    Raises:
-        ConfigError: sync_batch with several processes without GPUs, which torch refuses only at the first step.
-    """
+    """Raise `ConfigError` for sync_batch on processes without GPUs, which torch would refuse only at the first step."""
     if config.norm == "sync_batch" and device_type != "cuda" and world_size > 1:
         raise ConfigError(
             f"model.norm (sync_batch) must have a GPU for each of the {world_size} processes, this run is on "

@@ -75,13 +75,14 @@ class ModelWithLoss(nn.Module):
                 expected = self._trial(image, mask, denominators, scale)
         finally:
             self._graph = compiled
+        inductor = torch._dynamo.utils.counters["inductor"]
+        skipped = inductor["cudagraph_skips"]
         try:
-            skipped = _skipped_cuda_graphs()
             for _ in range(RUNS_TO_REPLAY if self.has_cuda_graphs else 1):
                 found = self._trial(image, mask, denominators, scale)
         except Exception as error:  # a compiler may raise anything
             return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-        if self.has_cuda_graphs and _skipped_cuda_graphs() > skipped:
+        if self.has_cuda_graphs and inductor["cudagraph_skips"] > skipped:
             self.has_cuda_graphs = False
             logger.warning("training without CUDA graphs: torch.compile skipped them (TORCH_LOGS=cudagraphs shows why)")
         if any(module.p > 0 for module in self.modules() if isinstance(module, nn.Dropout | nn.Dropout2d)):
@@ -107,8 +108,3 @@ class ModelWithLoss(nn.Module):
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         gradient = torch.autograd.grad(loss * scale, parameters)
         return float(loss.detach()), float(nn.utils.get_total_norm(gradient)) / scale
-
-
-def _skipped_cuda_graphs() -> int:
-    """Number of graphs that Inductor launches kernel by kernel although CUDA graphs were asked for."""
-    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])

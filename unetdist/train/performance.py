@@ -65,7 +65,8 @@ def choose(
     pixels = micro_batch_size * math.prod(image_size)
     values = pixels * model_config.level_widths[0]
     compiler, has_graphs = None, False
-    if not _has_compiler(world.device):
+    # Inductor compiles for a GPU with Triton, which supports this compute capability and later ones.
+    if find_spec("triton") is None or torch.cuda.get_device_capability(world.device) < (7, 0):
         reasons = ["not compiled: needs Triton and a GPU that it supports"]
     elif model_config.norm == "sync_batch":
         reasons = ["not compiled: sync_batch norm communicates inside the network"]
@@ -82,11 +83,6 @@ def choose(
     if mixed_precision == "no":
         reasons.append("trainer.mixed_precision: bf16 would be faster")
     return FastPath(autotunes=True, compiler=compiler, cuda_graphs=has_graphs, reason="; ".join(reasons))
-
-
-def _has_compiler(device: torch.device) -> bool:
-    """Whether Inductor can compile for this GPU with Triton, which needs compute capability 7.0."""
-    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def prepare(path: FastPath) -> None:
