@@ -61,12 +61,6 @@ def test_a_crash_between_the_two_files_cannot_part_weights_and_config(tmp_path, 
     assert saved.model.head.weight.equal(unet(1).head.weight)
 
 
-def test_wrapped_weights_are_refused(tmp_path):
-    wrapped = torch.nn.ModuleDict({"module": unet()})
-    with pytest.raises(CheckpointError, match=r"belongs to a wrapped model; save the state_dict of the module inside"):
-        save_model(tmp_path, wrapped.state_dict(), model=CONFIG, palette=PALETTE, resize=None, facts={})
-
-
 def test_what_is_no_model_says_so(tmp_path):
     with pytest.raises(CheckpointError, match=r"model.safetensors does not exist; give --model the folder"):
         load_model(tmp_path)

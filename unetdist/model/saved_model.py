@@ -95,8 +95,6 @@ def save_model(
         image_range: see `SavedModel`.
         facts: metric, confusion, step and more, stored unchanged; JSON types.
     """
-    if wrapped := [name for name in state if name.startswith(("module.", "_orig_mod."))]:
-        raise CheckpointError(f"'{wrapped[0]}' belongs to a wrapped model; save the state_dict of the module inside.")
     config = {
         "format": MODEL_FORMAT,
         "unetdist_version": __version__,
