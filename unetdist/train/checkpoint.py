@@ -215,7 +215,7 @@ class Checkpoints:
             "--optim.lr, with --optim.clip_norm 1, or with --trainer.mixed_precision no."
         )
 
-    def _write(self, step: int, tensors: Mapping[str, Tensor], facts: dict[str, Any], waited_s: float) -> None:
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], waited_s: float) -> None:
         start = time.monotonic()
         previous = self._files.last
         data = tensors_to_bytes(tensors, {"format": "pt"})
