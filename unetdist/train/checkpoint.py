@@ -148,9 +148,9 @@ class Checkpoints:
         """Save the state after `step`; call on rank 0 only.
 
         Returns once the previous checkpoint is written and the tensors are copied to host memory; a thread writes the
-        copy. If it fails, or is not done in time for the next, that is logged, and training continues with
-        the previous checkpoint in place. The `final` one is written before this returns, or raises `CheckpointError`.
-        If this step is already saved, only its facts, which are JSON types, are replaced.
+        copy. If it fails, or is not done in time for the next, that is logged, and training continues with the previous
+        checkpoint in place. The `final` one is written before this returns, or raises `CheckpointError`. If this step
+        is already saved, only its facts, which are JSON types, are replaced.
         """
         start = time.monotonic()
         if not self.wait(None if final else PATIENCE_S):
