@@ -86,14 +86,9 @@ def save_model(
 ) -> None:
     """Write `model.safetensors`, and a readable copy of its configuration in `config.json`.
 
-    Args:
-        folder: created if absent; a model in it is replaced in one atomic step.
-        state: `state_dict` of an unwrapped UNet; mean and std are among its buffers.
-        model: architecture.
-        palette: classes and colours.
-        resize: see `SavedModel`.
-        image_range: see `SavedModel`.
-        facts: metric, confusion, step and more, stored unchanged; JSON types.
+    The folder is created if absent; a model in it is replaced in one atomic step. `state` is the `state_dict` of an
+    unwrapped UNet of the architecture `model`, with mean and std among its buffers. For `resize` and `image_range` see
+    `SavedModel`. `facts` (metric, confusion, step and more) are stored unchanged, so they have JSON types.
     """
     config = {
         "format": MODEL_FORMAT,
