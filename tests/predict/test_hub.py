@@ -128,19 +128,15 @@ def test_windows_and_flips_can_be_asked_for(folder, image):
 
 def test_what_is_saved_is_loaded_again(folder, image, tmp_path):
     model = UNet.from_pretrained(folder)
-    model.save_pretrained(tmp_path / "copy", license="apache-2.0", example=image)
+    model.save_pretrained(tmp_path / "copy", license="apache-2.0")
     again = UNet.from_pretrained(tmp_path / "copy")
     assert np.array_equal(again.predict(image), model.predict(image))
     assert again.facts == FACTS
     assert (again.resize, again.config) == (model.resize, model.config)
-    card = (tmp_path / "copy" / "README.md").read_text()
-    assert "license: apache-2.0" in card
-    assert "(example.png)" in card
-    with Image.open(tmp_path / "copy" / "example.png") as example:
-        assert example.width >= 30
+    assert "license: apache-2.0" in (tmp_path / "copy" / "README.md").read_text()
 
 
-def test_a_repository_is_downloaded_but_for_its_pictures(folder, image, monkeypatch):
+def test_only_the_model_of_a_repository_is_downloaded(folder, image, monkeypatch):
     asked = []
 
     def download(repo_id, **options):
@@ -165,7 +161,7 @@ def test_a_repository_that_is_not_there_is_named_with_a_remedy(monkeypatch):
         UNet.from_pretrained("runs/x/best")
 
 
-def test_a_push_uploads_the_folder(folder, image, monkeypatch):
+def test_a_push_uploads_the_folder(folder, monkeypatch):
     uploaded = {}
 
     class Api:
@@ -182,9 +178,9 @@ def test_a_push_uploads_the_folder(folder, image, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     model = UNet.from_pretrained(folder)
-    address = model.push_to_hub("streets", private=True, token="secret", license="mit", example=image)
+    address = model.push_to_hub("streets", private=True, token="secret", license="mit")
     assert address == "https://huggingface.co/me/streets"
-    assert set(uploaded) == {"model.safetensors", "config.json", "README.md", "example.png", "to"}
+    assert set(uploaded) == {"model.safetensors", "config.json", "README.md", "to"}
     assert uploaded["to"] == "me/streets"
     assert b'UNet.from_pretrained("me/streets")' in uploaded["README.md"]
 
@@ -198,8 +194,7 @@ def test_a_push_can_be_pulled_by_others_and_lasts_without_a_network(folder, imag
     """Through huggingface_hub itself, which reads its address once, so in processes of their own."""
     np.save(tmp_path / "image.npy", image)
     load = f"import numpy; from unetdist import UNet; image = numpy.load({str(tmp_path / 'image.npy')!r}); "
-    card = "token='hf_x', license='mit', example=image"
-    push = f"print(UNet.from_pretrained({str(folder)!r}).push_to_hub('me/streets', {card}))"
+    push = f"print(UNet.from_pretrained({str(folder)!r}).push_to_hub('me/streets', token='hf_x', license='mit'))"
     pull = "print(UNet.from_pretrained('me/streets').predict(image).tolist())"
     expected = UNet.from_pretrained(folder).predict(image).tolist()
 
@@ -213,9 +208,9 @@ def test_a_push_can_be_pulled_by_others_and_lasts_without_a_network(folder, imag
     with fake_hub() as (hub, address):
         environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
         assert run(push).endswith("me/streets")
-        assert set(hub.repositories["me/streets"]) == {"model.safetensors", "config.json", "README.md", "example.png"}
+        assert set(hub.repositories["me/streets"]) == {"model.safetensors", "config.json", "README.md"}
         assert json.loads(run(pull)) == expected
-        assert not any(path.endswith("example.png") for method, path in hub.requests if method == "GET")
+        assert not any(path.endswith("README.md") for method, path in hub.requests if method == "GET")
         missing = subprocess.run(
             [sys.executable, "-c", "from unetdist import UNet; UNet.from_pretrained('me/nothing')"],
             env=environment, capture_output=True, text=True,
@@ -258,29 +253,22 @@ def test_the_hub_finds_its_fields(write):
 
 
 def test_classes_and_scores_are_told(write):
-    card = card_of(write(resize=[120, 90]))
+    card = card_of(write())
     assert "# streets\n" in card
-    assert "mIoU **70.1 %** (95 % bootstrap interval over images 60.0 to 72.0 %)" in card
-    assert "on the 12 images of the validation set, after 90 steps" in card
-    assert "| 1 | 1 | road | 80, 10, 20 | 68.2 |" in card
-    assert "| 2 | 2 | tree | 160, 10, 20 |  |" in card  # absent
+    assert "mIoU is 70.1% (95% interval 60.0% to 72.0%) on the 12 images of the validation set" in card
+    assert "| 1 | 1 | road | 68.2% |" in card
+    assert "| 2 | 2 | tree |  |" in card  # absent
     assert "void" not in card
-    assert "120x90 pixels" in card
-    assert '"preset": "student"' in card
+    assert 'from_pretrained("FOLDER")' in card
 
 
 def test_a_model_that_was_not_scored_has_a_card_too(write):
     card = card_of(write(report=None))
     assert "mIoU" not in card
-    assert "| 0 | 0 | sky | 0, 10, 20 |  |" in card
+    assert "| 0 | 0 | sky |  |" in card
 
 
-def test_the_example_and_the_repository_are_named(write):
-    folder = write()
-    assert "example.png" not in card_of(folder)
-    assert 'from_pretrained("FOLDER")' in card_of(folder)
-    (folder / "example.png").touch()
-    card = card_of(folder, repo_id="me/better")
-    assert "(example.png)" in card
+def test_the_repository_is_named(write):
+    card = card_of(write(), repo_id="me/better")
     assert 'from_pretrained("me/better")' in card
     assert "# better\n" in card

@@ -1,11 +1,9 @@
 """A trained network for other people: a folder or a repository of the Hugging Face Hub, with a model card."""
 
 import html
-import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unetdist.data import drawing
 from unetdist.data.image_file import ImageRange, as_values, eight_bit_of_model, pixels_of_pillow, with_channels
 from unetdist.errors import CheckpointError, DataError, one_line
 from unetdist.model import unet
@@ -28,11 +25,33 @@ from unetdist.model.saved_model import (
     save_model,
     unfilled,
 )
-from unetdist.predict import predict_image, read_picture, write_png
+from unetdist.predict import predict_image, read_picture
 from unetdist.storage.files import write_text
 
 CARD_FILE = "README.md"
-EXAMPLE_FILE = "example.png"
+
+_CARD = """---
+library_name: unetdist
+pipeline_tag: image-segmentation
+tags: [semantic-segmentation, unet]
+{license}---
+
+# {name}
+
+A U-Net for semantic segmentation: from an image to the class of each pixel.{score}
+
+```python
+from unetdist import UNet
+
+model = UNet.from_pretrained("{source}")
+classes = model.predict("street.jpg")  # (H, W) indices into model.classes
+```
+
+`config.json` has the architecture, the colours of the classes, and the size and range of the training images.
+
+| index | id | class | IoU |
+|---|---|---|---|
+{classes}"""
 
 # A file or a Pillow image, which are turned upright by their EXIF orientation; an array (H, W) or (H, W, C); or a
 # tensor (C, H, W). Values of more than 8 bits have the same meaning as in the training images.
@@ -104,20 +123,14 @@ class UNet(unet.UNet):
             self.train(was_training)
 
     def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        license: str | None = None,
-        repo_id: str | None = None,
-        example: ImageLike | None = None,
+        self, folder: str | os.PathLike[str], *, license: str | None = None, repo_id: str | None = None
     ) -> None:
-        """Save the weights, their settings and a model card in a folder.
+        """Save the weights, their settings and a model card.
 
         Args:
-            folder: created if absent.
+            folder: where to save; created if absent.
             license: license of the weights with its name on the Hub, such as `apache-2.0`.
             repo_id: future repository, for the card.
-            example: an image to show on the card with its prediction.
         """
         save_model(
             folder,
@@ -128,36 +141,32 @@ class UNet(unet.UNet):
             image_range=self.image_range,
             facts=self.facts,
         )
-        if example is not None:
-            pixels = pixels_of(example, 3, self.image_range)
-            shown = drawing.overlay(pixels, self.predict(example), self.palette.colors, self.classes)
-            write_png(Path(folder) / EXAMPLE_FILE, shown)
         write_text(Path(folder) / CARD_FILE, card_of(folder, license=license, repo_id=repo_id))
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
+        license: str | None = None,
         private: bool | None = None,
         token: str | None = None,
         commit_message: str = "Upload a trained U-Net",
-        **card: Any,
     ) -> str:
         """Upload the files of `save_pretrained` to a repository of the Hub, and return its address.
 
         Args:
             repo_id: `owner/name`; created if absent.
+            license: see `save_pretrained`.
             private: whether only you can see it; None: the default of your account.
             token: token of your account; None: that of `hf auth login`.
             commit_message: message of the upload.
-            card: `license` and `example` of `save_pretrained`.
         """
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, repo_id=address.repo_id, **card)
+            self.save_pretrained(folder, license=license, repo_id=address.repo_id)
             api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=commit_message)
         return str(address)
 
@@ -179,15 +188,14 @@ def pixels_of(image: ImageLike, channels: int, image_range: ImageRange | None = 
         return pixels_of_pillow(image, channels, image_range)
     if isinstance(image, Tensor):
         image = image.detach().cpu()
-        if image.is_floating_point() and image.dtype != torch.float64:
-            image = image.float()  # NumPy lacks bfloat16
-        image = image.numpy()
-        image = np.ascontiguousarray(image.transpose(1, 2, 0)) if image.ndim == 3 else image
+        # NumPy lacks bfloat16.
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+        image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
     if not isinstance(image, np.ndarray):
         raise DataError(
             f"an image is a {type(image).__name__}; give a path, a Pillow image, an array or a tensor, one at a time."
         )
-    return np.array(with_channels(eight_bit_of_model(as_values(image), image_range), channels))
+    return np.array(with_channels(eight_bit_of_model(as_values(image), image_range), channels), order="C")
 
 
 def _download(repo_id: str, options: dict[str, Any]) -> str:
@@ -205,79 +213,31 @@ def _download(repo_id: str, options: dict[str, Any]) -> str:
 
 
 def card_of(folder: str | os.PathLike[str], *, license: str | None = None, repo_id: str | None = None) -> str:
-    """Write the model card of a folder that `save_model` wrote: Markdown with the Hub's fields at the top.
-
-    Args:
-        folder: folder of the model; its example image is shown if there is one.
-        license: name of a license on the Hub, such as `apache-2.0`; None leaves the field out.
-        repo_id: future repository; None shows how to load the model from a folder.
-    """
-    from huggingface_hub import ModelCardData
-
+    """Write the model card of a folder that `save_model` wrote; see `UNet.save_pretrained`."""
     config = read_config(folder)
-    fields = ModelCardData(
-        license=license,
-        library_name="unetdist",
-        pipeline_tag="image-segmentation",
-        tags=["semantic-segmentation", "unet"],
-    )
-    name = str(repo_id or config.get("run") or "U-Net").split("/")[-1]
-    parts = [
-        f"---\n{fields.to_yaml()}\n---\n\n# {_literal(name)}",
-        "A U-Net for semantic segmentation: from an image to the class of each pixel.",
-        f"```python\nfrom unetdist import UNet\n\nmodel = UNet.from_pretrained({json.dumps(repo_id or 'FOLDER')})\n"
-        'classes = model.predict("street.jpg")  # (H, W) indices into model.classes\n```',
-    ]
-    if (Path(folder) / EXAMPLE_FILE).exists():
-        parts.append(f"![An image under the classes that were predicted]({EXAMPLE_FILE})")
-    parts += ["## Classes", *_scores(config), "\n".join(_classes(config)), "## Network", _network(config)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _scores(config: Mapping[str, Any]) -> Iterator[str]:
-    report = config.get("report")
-    if not report or report["miou"] is None:
-        return
-    interval = ""
-    if report["miou_interval_95"] is not None:
-        low, high = map(_percent, report["miou_interval_95"])
-        interval = f" (95 % bootstrap interval over images {low} to {high} %)"
-    yield (
-        f"mIoU **{_percent(report['miou'])} %**{interval}, pixel accuracy {_percent(report['pixel_accuracy'])} % on "
-        f"the {report['num_samples']} images of the validation set, after {config.get('step')} steps."
-    )
-
-
-def _classes(config: Mapping[str, Any]) -> Iterator[str]:
-    scores = (config.get("report") or {}).get("classes", {})
-    yield "| index | id | class | colour | IoU % |"
-    yield "|---|---|---|---|---|"
+    report = config.get("report") or {"miou": None, "classes": {}}
+    score = ""
+    if report["miou"] is not None:
+        low_high = report["miou_interval_95"]
+        interval = " (95% interval {:.1%} to {:.1%})".format(*low_high) if low_high else ""
+        score = (
+            f" Its mIoU is {report['miou']:.1%}{interval} on the {report['num_samples']} images of the validation set."
+        )
+    rows = ""
     for record in config["classes"]:
         if record["index"] is not None:
-            iou = scores.get(record["name"], {}).get("iou")
-            color = ", ".join(map(str, record["color"]))
-            score = "" if iou is None else _percent(iou)
-            yield f"| {record['index']} | {record['id']} | {_literal(record['name'])} | {color} | {score} |"
-
-
-def _network(config: Mapping[str, Any]) -> str:
-    size = "their own size"
-    if config["resize"] is not None:
-        size = "{}x{} pixels, to which other images are resized".format(*config["resize"])
-    values = "It was trained on 8-bit images, or it does not say which deeper values were black and white."
-    if config.get("image_range") is not None:
-        black_to_white = "Values {:.10g} to {:.10g}".format(*config["image_range"])
-        values = f"{black_to_white} of images of more than 8 bits became 0 to 255; `predict` does the same."
-    return (
-        f"Trained on images at {size}. Input values are 0 to 255; mean and standard deviation are inside the network.\n"
-        f"{values}\n\n```json\n{json.dumps(config['model'])}\n```"
+            iou = report["classes"].get(record["name"], {}).get("iou")
+            percent = "" if iou is None else f"{iou:.1%}"
+            rows += f"| {record['index']} | {record['id']} | {_literal(record['name'])} | {percent} |\n"
+    return _CARD.format(
+        license=f"license: {license}\n" if license else "",
+        name=_literal(str(repo_id or config.get("run") or "U-Net").split("/")[-1]),
+        score=score,
+        source=repo_id or "FOLDER",
+        classes=rows,
     )
 
 
 def _literal(name: str) -> str:
     """Escape a name so that Markdown and HTML in it are shown literally."""
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(one_line(name), quote=False))
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:.1f}"
