@@ -1,8 +1,8 @@
-"""Write a trained model for other programs: `python launch/export.py --model runs/x/best --format onnx --out x.onnx`.
+"""Write a trained model for other programs: `python launch/export.py --model runs/x/best --out x.onnx`.
 
 The file takes images (batch, channels, height, width) of any size as bytes, RGB 0..255, and normalises them itself. It
 gives logits, or with --argmax the class of each pixel. Its metadata has the classes, their ids and colours, and the
-training size. It is compared with the trained model on real images at three sizes; the exit code is 1 if they differ.
+training size. It is compared with the trained model on images at three sizes; the exit code is 1 if they differ.
 """
 
 import argparse
@@ -11,20 +11,9 @@ from pathlib import Path
 
 from unetdist.cli.logs import PlainConsole, logger, run_script, set_up_logging
 from unetdist.errors import ConfigError, writable
-from unetdist.model.inference import Predict
 from unetdist.model.saved_model import SavedModel, load_model
-from unetdist.predict.export.agreement import agreement_table, compare, milliseconds
-from unetdist.predict.export.check_images import find_check_images
-from unetdist.predict.export.graph import (
-    OPSETS,
-    metadata_of,
-    open_onnx,
-    open_torch,
-    quantize,
-    trace,
-    write_onnx,
-    write_torch,
-)
+from unetdist.predict.export.agreement import agreement_table, compare, find_check_images
+from unetdist.predict.export.graph import OPSETS, metadata_of, open_onnx, quantize, trace, write_onnx
 
 NUM_CALIBRATION = 64
 
@@ -35,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(args)
     set_up_logging()
     saved = load_model(args.model)
-    exported = _write(saved, args)
+    _write(saved, args)
     logger.info("%s written, %.1f MB; comparing", args.out, args.out.stat().st_size / 1e6)
     if saved.image_range is not None:
         logger.info(
@@ -43,17 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "metadata)",
             *saved.image_range,
         )
-    origin, images = find_check_images(saved, args.model, args.check, limit=args.num_images)
-    agreements = compare(saved.model, exported, images)
-    console = PlainConsole()
-    console.print(agreement_table(agreements, precision=args.precision, origin=origin))
-    trained_ms, exported_ms = milliseconds([saved.model, exported], images[0].image)
-    height, width = images[0].image.shape[-2:]
-    console.print(
-        f"one {width}x{height} image on this CPU: trained {trained_ms:.1f} ms, exported {exported_ms:.1f} ms "
-        f"({trained_ms / exported_ms:.2f} times as fast)",
-        soft_wrap=True,
-    )
+    origin, images = find_check_images(saved, args.check or args.calibrate, limit=args.num_images)
+    agreements = compare(saved.model, open_onnx(args.out), images)
+    PlainConsole().print(agreement_table(agreements, precision=args.precision, origin=origin))
     if all(row.holds(args.precision) for row in agreements):
         return 0
     logger.error("%s does not agree with %s: do not use it.", args.out, args.model)
@@ -61,9 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.format == "torch" and (args.precision == "int8" or args.opset is not None):
-        option = "--opset" if args.opset is not None else "--precision int8"
-        raise ConfigError(f"{option} is for ONNX only; use --format onnx.")
     if (args.precision == "int8") != (args.calibrate is not None):
         raise ConfigError(
             "--precision int8 and --calibrate go together: the range of each layer is learned from images; give both, "
@@ -73,21 +51,16 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--num-images ({args.num_images}) must be 1 or more; use 128.")
 
 
-def _write(saved: SavedModel, args: argparse.Namespace) -> Predict:
-    """Write the file and open it again."""
-    metadata = metadata_of(saved, argmax=args.argmax, precision=args.precision)
+def _write(saved: SavedModel, args: argparse.Namespace) -> None:
     calibration = None
     if args.calibrate is not None:
-        _, calibration = find_check_images(saved, args.model, args.calibrate, limit=NUM_CALIBRATION)
+        _, calibration = find_check_images(saved, args.calibrate, limit=NUM_CALIBRATION)
     program = trace(saved, argmax=args.argmax, precision=args.precision)
+    metadata = metadata_of(saved, argmax=args.argmax, precision=args.precision)
     with writable("--out", args.out):
-        if args.format == "torch":
-            write_torch(program, args.out, metadata)
-            return open_torch(args.out)
         write_onnx(program, args.out, metadata, opset=args.opset, argmax=args.argmax)
         if calibration:
             quantize(args.out, [each.image for each in calibration])
-    return open_onnx(args.out)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -97,8 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, type=Path, metavar="DIR", help="trained model: runs/NAME/best")
-    add("--format", choices=("onnx", "torch"), default="onnx", help="onnx, or torch.export's .pt2 (default: onnx)")
-    add("--out", required=True, type=Path, metavar="FILE", help="file to write, such as model.onnx or model.pt2")
+    add("--out", required=True, type=Path, metavar="FILE", help="file to write, such as model.onnx")
     add("--argmax", action="store_true", help="give class indices, uint8 (batch, height, width), instead of logits")
     add(
         "--precision",
@@ -110,8 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--check",
         metavar="PATH",
-        help="shards, image or folder of images for the comparison (default: the run's data.val; without it, drawn "
-        "shapes)",
+        help="shards, image or folder of images for the comparison (default: those of --calibrate, or drawn shapes)",
     )
     add("--num-images", type=int, default=128, metavar="N", help="compare the first N images (default: %(default)s)")
     add(

@@ -28,7 +28,7 @@ from unetdist.errors import DataError
 from unetdist.model import unet
 from unetdist.model.saved_model import SavedModel
 from unetdist.predict import predict_files
-from unetdist.predict.export.check_images import find_check_images
+from unetdist.predict.export.agreement import find_check_images
 from unetdist.sharding.stored_image import store_image
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -180,7 +180,7 @@ def through_pillow(kind: Kind, file: Path, *, is_loaded: bool) -> np.ndarray:
 
 
 def through_export(kind: Kind, file: Path) -> np.ndarray:
-    ((image, _),) = find_check_images(saved_model(kind), file.parent, str(file), limit=1)[1]
+    ((image, _),) = find_check_images(saved_model(kind), str(file), limit=1)[1]
     return image[0].permute(1, 2, 0).numpy()
 
 

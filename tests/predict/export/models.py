@@ -6,7 +6,7 @@ from tests.synthetic import PALETTE_RECORDS, draw
 from unetdist.data.labels import Palette
 from unetdist.model.saved_model import SavedModel
 from unetdist.model.unet import UNet, UNetConfig
-from unetdist.predict.export.check_images import CheckImage
+from unetdist.predict.export.agreement import CheckImage
 
 PALETTE = Palette.from_records(PALETTE_RECORDS)
 

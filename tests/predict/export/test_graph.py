@@ -1,4 +1,3 @@
-import io
 import json
 import sys
 
@@ -9,7 +8,7 @@ from tests.predict.export.models import PALETTE, picture, saved_model
 from unetdist import __version__
 from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError
-from unetdist.predict.export.graph import metadata_of, open_onnx, open_torch, quantize, trace, write_onnx, write_torch
+from unetdist.predict.export.graph import metadata_of, open_onnx, quantize, trace, write_onnx
 
 GATES = {"encoder_blocks": 1, "norm": "group", "attention": True, "upsample": "bilinear"}
 
@@ -48,16 +47,6 @@ def test_a_network_for_one_size_only_is_refused(monkeypatch):
     monkeypatch.setattr(saved.model, "forward", lambda image: image.reshape(2, 3, 40, 56))
     with pytest.raises(ConfigError, match=r"cannot be exported for any size: .+; train with another model.enc"):
         trace(saved, argmax=False, precision="fp32")
-
-
-def test_a_written_graph_runs_and_tells_its_classes(tmp_path):
-    saved, image = saved_model(), picture().image
-    file = tmp_path / "model.pt2"
-    write_torch(trace(saved, argmax=False, precision="fp32"), file, {"classes": "[1]"})
-    assert open_torch(file)(image).equal(saved.model(image))
-    inside = {"classes": ""}
-    torch.export.load(io.BytesIO(file.read_bytes()), extra_files=inside)
-    assert inside == {"classes": "[1]"}
 
 
 @pytest.fixture(scope="module")

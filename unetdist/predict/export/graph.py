@@ -1,7 +1,4 @@
-"""Writes a network as a graph that needs no Python: any batch, height and width, its normalisation inside.
-
-A .pt2 is run by torch, an .onnx by ONNX Runtime, which needs the extra `export`.
-"""
+"""Writes a network as an ONNX graph for any batch, height and width, with its normalisation inside."""
 
 import copy
 import importlib
@@ -13,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -88,19 +85,6 @@ def metadata_of(saved: SavedModel, *, argmax: bool, precision: Precision) -> dic
     }
 
 
-def write_torch(program: ExportedProgram, file: Path, metadata: Mapping[str, str]) -> None:
-    """Write a traced network as .pt2; each entry of `metadata` is a file of that name inside."""
-    with write_atomic(file) as out, _quiet():
-        torch.export.save(program, out, extra_files=dict(metadata))
-
-
-def open_torch(file: Path) -> Predict:
-    """Open a .pt2, to be run by torch."""
-    with open(file, "rb") as opened:
-        network: Predict = torch.export.load(opened).module()
-    return network
-
-
 def write_onnx(
     program: ExportedProgram, file: Path, metadata: Mapping[str, str], *, opset: int | None, argmax: bool
 ) -> None:
@@ -145,13 +129,14 @@ def quantize(file: Path, images: Sequence[Tensor]) -> None:
         images: (1, C, H, W) uint8, from which the range of every layer is learned.
     """
     quantization = _module("onnxruntime.quantization")
+    inputs = iter([{"image": image.numpy()} for image in images])
     with tempfile.TemporaryDirectory(prefix="unetdist-export-") as work, _quiet():
         # ONNX Runtime writes the file piece by piece, and must not leave half of it behind.
         small = Path(work) / "int8.onnx"
         quantization.quantize_static(
             file,
             small,
-            _CalibrationImages(images),
+            SimpleNamespace(get_next=lambda: next(inputs, None)),
             per_channel=True,
             # Other operators in int8 cost more time than they save.
             op_types_to_quantize=["Conv", "ConvTranspose", "Relu", "MaxPool", "Concat"],
@@ -161,23 +146,10 @@ def quantize(file: Path, images: Sequence[Tensor]) -> None:
             out.write(small.read_bytes())
 
 
-class _CalibrationImages:
-    """Images in the form in which ONNX Runtime asks for them."""
-
-    def __init__(self, images: Sequence[Tensor]) -> None:
-        self._rest = iter(images)
-
-    def get_next(self) -> dict[str, Any] | None:
-        image = next(self._rest, None)
-        return None if image is None else {"image": image.numpy()}
-
-
 def open_onnx(file: Path) -> Predict:
-    """Open an .onnx, to be run by ONNX Runtime on the CPU with as many threads as torch."""
+    """Open an .onnx, to be run by ONNX Runtime on the CPU."""
     runtime = _module("onnxruntime")
     options = runtime.SessionOptions()
-    # The times of both are printed next to each other.
-    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors only
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
@@ -188,7 +160,7 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f'--format onnx must have {name}, which cannot be imported ({error}); pip install -e ".[export]"'
+            f'export must have {name}, which cannot be imported ({error}); pip install -e ".[export]"'
         ) from None
 
 
