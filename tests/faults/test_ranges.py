@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import logging
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -218,7 +219,7 @@ def test_what_is_no_image_by_its_suffix_is_told(root, caplog):
     shard_free = replace(MODEL, image_range=TWELVE_BITS)
     with caplog.at_level(logging.WARNING):
         assert predict_files(shard_free, root / "images", root / "out") == []
-    assert "skipped 1 files without an image suffix (.dat: 1), the first is 1.dat" in caplog.text
+    assert re.search(r"skipped 1 files without an image suffix, the first is .*1\.dat", caplog.text)
     assert {path.name for path in (root / "out").glob("*_ids.png")} == {f"{n}_ids.png" for n in (0, 2, 3)}
 
 

@@ -5,7 +5,7 @@ from PIL import Image, TiffImagePlugin
 from unetdist.data.labels import Palette
 from unetdist.errors import DataError
 from unetdist.predict.image import LoadedImage, Prediction, georeference_of
-from unetdist.predict.outputs import Outputs, write_png
+from unetdist.predict.outputs import Outputs
 
 PALETTE = Palette.from_records(
     [
@@ -66,8 +66,8 @@ def test_all_requested_files_must_be_there(tmp_path):
 
 def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(DataError, match="a_ids.png: cannot be written .*; make room or give --out"):
-        write_png(tmp_path / "out/a_ids.png", CLASSES)
+    with pytest.raises(DataError, match="a_probabilities.tif: cannot be written .*; make room or give --out"):
+        Outputs().write(tmp_path / "out/a", PICTURE, PREDICTION, PALETTE)
 
 
 TAGS = {

@@ -6,7 +6,7 @@ programs.
 """
 
 from unetdist.predict.image import predict_image, read_picture
-from unetdist.predict.outputs import Outputs, write_png
+from unetdist.predict.outputs import Outputs
 from unetdist.predict.pipeline import Failure, predict_files
 
-__all__ = ["Failure", "Outputs", "predict_files", "predict_image", "read_picture", "write_png"]
+__all__ = ["Failure", "Outputs", "predict_files", "predict_image", "read_picture"]

@@ -62,19 +62,10 @@ class Outputs:
             _write_pages(Path(f"{target}_probabilities{TIFF}"), prediction.probabilities, palette, place)
         if self.overlay:
             drawn = drawing.overlay(image.pixels, prediction.classes, palette.colors, palette.class_names)
-            write_png(Path(f"{target}_overlay{PNG}"), drawn)
+            _write(Path(f"{target}_overlay{PNG}"), [Image.fromarray(drawn)], format="PNG")
         if self.color:
             _write_flat(Path(f"{target}_color{suffix}"), palette.colorize(prediction.classes), place)
         _write_flat(Path(f"{target}_ids{suffix}"), palette.to_ids(prediction.classes), place)
-
-
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 pixels, (H, W) grey or (H, W, 3) RGB; the file is whole or absent.
-
-    Raises:
-        DataError: the disk is full, or the folder is not writable.
-    """
-    _write(path, [Image.fromarray(pixels)], format="PNG")
 
 
 def _write_flat(path: Path, pixels: np.ndarray, place: Georeference) -> None:

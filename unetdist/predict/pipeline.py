@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,7 +104,7 @@ def predict_files(
     failures: list[Failure] = []
     with progress("predicting", work.size, enabled=world.is_main) as bar:
         loaded = _in_threads(partial(_load, saved.model.config.in_channels), work, num_workers)
-        predicted = _predict(predict, _batches(loaded, batch_size))
+        predicted = _predict(predict, loaded, batch_size)
         for name, failed in _in_threads(partial(_write, outputs, saved), predicted, num_workers):
             bar.advance(1, name)
             failures += failed
@@ -164,38 +165,25 @@ def _load(channels: int, item: PendingImage) -> Loaded:
         return Failure(item.name, NO_MEMORY)
 
 
-def _batches(loaded: Iterable[Loaded], batch_size: int) -> Iterator[list[tuple[PendingImage, LoadedImage]] | Failure]:
-    """Group neighbours of equal size, and pass failures on."""
-    batch: list[tuple[PendingImage, LoadedImage]] = []
-    for each in loaded:
-        if isinstance(each, Failure):
-            yield each
-            continue
-        if batch and (len(batch) == batch_size or batch[0][1].pixels.shape != each[1].pixels.shape):
-            yield batch
-            batch = []
-        batch.append(each)
-    if batch:
-        yield batch
-
-
 def _predict(
-    predict: Callable[[list[Any]], list[Prediction]],
-    batches: Iterable[list[tuple[PendingImage, LoadedImage]] | Failure],
+    predict: Callable[[list[Any]], list[Prediction]], loaded: Iterable[Loaded], batch_size: int
 ) -> Iterator[Predicted]:
-    for batch in batches:
-        if isinstance(batch, Failure):
-            yield batch
+    """Predict neighbours of equal size together, and pass failures on."""
+    group: Iterator[Any]
+    for shape, group in groupby(loaded, lambda each: None if isinstance(each, Failure) else each[1].pixels.shape):
+        if shape is None:
+            yield from group
             continue
-        try:
-            predictions = predict([image.pixels for _, image in batch])
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            yield from (Failure(item.name, NO_MEMORY) for item, _ in batch)
-            continue
-        for (item, image), prediction in zip(batch, predictions, strict=True):
-            yield item, image, prediction
+        while batch := list(islice(group, batch_size)):
+            try:
+                predictions = predict([image.pixels for _, image in batch])
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                yield from (Failure(item.name, NO_MEMORY) for item, _ in batch)
+                continue
+            for (item, image), prediction in zip(batch, predictions, strict=True):
+                yield item, image, prediction
 
 
 def _write(outputs: Outputs, saved: SavedModel, predicted: Predicted) -> tuple[str, list[Failure]]:
