@@ -47,7 +47,7 @@ model = UNet.from_pretrained("{source}")
 classes = model.predict("street.jpg")  # (H, W) indices into model.classes
 ```
 
-`config.json` has the architecture, the colours of the classes, and the size and range of the training images.
+`config.json` has the architecture, the colours of the classes and the size of the training images.{values}
 
 | index | id | class | IoU |
 |---|---|---|---|
@@ -223,6 +223,9 @@ def card_of(folder: str | os.PathLike[str], *, license: str | None = None, repo_
         score = (
             f" Its mIoU is {report['miou']:.1%}{interval} on the {report['num_samples']} images of the validation set."
         )
+    values = ""
+    if config.get("image_range"):
+        values = " Values {:.10g} to {:.10g} of deeper images became 0 to 255.".format(*config["image_range"])
     rows = ""
     for record in config["classes"]:
         if record["index"] is not None:
@@ -234,6 +237,7 @@ def card_of(folder: str | os.PathLike[str], *, license: str | None = None, repo_
         name=_literal(str(repo_id or config.get("run") or "U-Net").split("/")[-1]),
         score=score,
         source=repo_id or "FOLDER",
+        values=values,
         classes=rows,
     )
 

@@ -166,10 +166,9 @@ def _load(channels: int, item: PendingImage) -> Loaded:
 
 
 def _predict(
-    predict: Callable[[list[Any]], list[Prediction]], loaded: Iterable[Loaded], batch_size: int
+    predict: Callable[[list[Any]], list[Prediction]], loaded: Iterable[Any], batch_size: int
 ) -> Iterator[Predicted]:
-    """Predict neighbours of equal size together, and pass failures on."""
-    group: Iterator[Any]
+    """Predict neighbours of equal size in `loaded` (see `Loaded`) together, and pass failures on."""
     for shape, group in groupby(loaded, lambda each: None if isinstance(each, Failure) else each[1].pixels.shape):
         if shape is None:
             yield from group

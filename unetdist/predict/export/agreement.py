@@ -60,8 +60,9 @@ class Agreement:
 
     def mious(self) -> list[float]:
         """MIoU of the trained and of the exported model; empty without masks."""
-        matrices = [] if self.confusions is None else self.confusions.numpy()
-        return [float(mean_iou(np.diag(each), each.sum(1), each.sum(0))) for each in matrices]
+        if self.confusions is None:
+            return []
+        return [float(mean_iou(np.diag(each), each.sum(1), each.sum(0))) for each in self.confusions.numpy()]
 
     def holds(self, precision: Precision) -> bool:
         """Whether the differences are as small as that precision allows."""
