@@ -130,7 +130,7 @@ class UNet(unet.UNet):
         Args:
             folder: where to save; created if absent.
             license: license of the weights with its name on the Hub, such as `apache-2.0`.
-            repo_id: future repository, for the card.
+            repo_id: future repository; named on the card.
         """
         save_model(
             folder,
