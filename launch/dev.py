@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from install import MIN_PYTHON, ROOT, SetupError, make_environment, say, timm_fault
+from install import MIN_PYTHON, ROOT, SetupError, make_environment, say
 
 GROUPS = {"quickstart": [], "setup": ["test", "lint"], "test": ["test"], "lint": ["lint"], "timm": ["timm"]}
 
@@ -68,11 +68,6 @@ def launch_arguments(python: Path) -> list[str]:
 def quickstart(python: Path) -> None:
     """Draw, shard, train, score and predict with the commands that users type for their own data."""
     began = time.monotonic()
-    if fault := timm_fault(python):
-        raise SetupError(
-            f"`accelerate` cannot start because it imports timm, which fails: {fault}. `python3 launch/dev.py timm` "
-            f"installs the torchvision that fits; without networks of timm: {python} -m pip uninstall timm torchvision"
-        )
     for folder in (Path("quickstart"), Path("runs/quickstart")):
         if (ROOT / folder).exists():
             say(f"removing {folder}/ of an earlier quickstart")
@@ -127,14 +122,13 @@ def main() -> int:
     )
     parser.add_argument("command", choices=GROUPS)
     parser.add_argument("--ci", action="store_true", help="test: check style and types first")
-    parser.add_argument("--torch-index", metavar="URL", help="another package index for torch")
     parser.add_argument("--unpinned", action="store_true", help="ignore launch/constraints.txt")
     args, rest = parser.parse_known_args()
     if rest and args.command != "test":
         parser.error(f"unknown: {' '.join(rest)}")
     groups = GROUPS[args.command] + (["lint"] if args.ci else [])
     try:
-        python = make_environment(groups, torch_index=args.torch_index, unpinned=args.unpinned)
+        python = make_environment(groups, unpinned=args.unpinned)
         if args.ci or args.command == "lint":
             for check in ("ruff check .", "ruff format --check .", "mypy"):
                 run(str(python), "-m", *check.split())

@@ -25,6 +25,8 @@ MIN_TORCH = (2, 11)
 # pip 23, which comes with Python 3.11, takes three times as long
 MIN_PIP = (26, 0)
 
+INDEX = "PIP_EXTRA_INDEX_URL=URL, an index with such wheels (the installation page of PyTorch names them)"
+
 
 class SetupError(Exception):
     """The environment could not be created; the message says what to do."""
@@ -57,11 +59,8 @@ def fits(torch: str | None) -> bool:
 
 def has_nvidia_gpu() -> bool:
     """Whether the NVIDIA driver reports a GPU."""
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    except OSError:
-        return False
-    return done.returncode == 0 and "GPU" in done.stdout
+    tool = shutil.which("nvidia-smi")
+    return bool(tool) and "GPU" in subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout
 
 
 def tested_torch() -> str:
@@ -76,17 +75,12 @@ def choose_torch(offered: list[str], *, has_gpu: bool, system: str, tested: str)
         return f"torch==={tested}", "there is an NVIDIA GPU: torch with CUDA"
     if system != "Linux":
         return f"torch=={tested}", "the default torch of this system"
-    cpu = [version for version in offered if version.endswith("+cpu") and fits(version)]
-    if f"{tested}+cpu" in cpu:
+    if f"{tested}+cpu" in offered:
         return f"torch=={tested}+cpu", "no NVIDIA GPU: torch for CPU"
-    if cpu:
-        best = max(cpu, key=version_of)
-        return f"torch=={best}", f"no NVIDIA GPU: torch for CPU, at a version other than the tested {tested}"
     return (
         f"torch=={tested}",
         "no NVIDIA GPU, but pip is offered no CPU build of torch: taking the default one, which brings about 3 GB "
-        "of CUDA libraries that stay unused. To avoid them stop now (Ctrl-C) and run again with --torch-index URL, "
-        "the address of an index with CPU wheels (the installation page of PyTorch names it)",
+        f"of CUDA libraries that stay unused. To avoid them stop now (Ctrl-C) and run again with {INDEX}",
     )
 
 
@@ -97,20 +91,19 @@ def run_pip(python: Path, arguments: list[str]) -> None:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *quiet, *arguments]
     say("$ " + " ".join(command).replace(f"{ROOT}{os.sep}", ""))
     if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
-        free = shutil.disk_usage(ROOT).free / 2**30
         raise SetupError(
-            "pip failed; its own message is above. Without a network: point pip at local wheels (PIP_FIND_LINKS=DIR). "
-            f"Disk full: {free:.1f} GB are free here. A pinned version that does not exist for this Python "
-            f"({platform.python_version()}): run again with --unpinned."
+            f"pip failed; its own message is above. Disk full: {shutil.disk_usage(ROOT).free / 2**30:.1f} GB are free "
+            "here. Without a network: point pip at local wheels (PIP_FIND_LINKS=DIR). A pinned version that does not "
+            f"exist for this Python ({platform.python_version()}): run again with --unpinned. A torchvision that does "
+            f"not exist for this torch: run again with {INDEX}."
         )
 
 
-def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bool) -> Path:
+def make_environment(groups: list[str], *, unpinned: bool) -> Path:
     """Create or update the environment and return its Python; takes no time if nothing has changed.
 
     Args:
         groups: dependency groups of pyproject.toml to install in addition to the project.
-        torch_index: URL of another package index for torch.
         unpinned: ignore constraints.txt.
     """
     active = sys.prefix != sys.base_prefix
@@ -119,8 +112,9 @@ def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bo
     stamp = here / f"unetdist-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}.stamp"
     wanted = fingerprint()
     done = stamp.read_text(encoding="utf-8").split() if stamp.is_file() and python.exists() else []
-    # timm is always checked: another torch may have broken it since
-    if done[:1] == [wanted] and set(groups) <= set(done[1:]) and "timm" not in groups:
+    is_current = done[:1] == [wanted]
+    # timm is always installed again: another torch may have broken it since
+    if is_current and set(groups) <= set(done[1:]) and "timm" not in groups:
         return python
     began = time.monotonic()
     say(f"installing into {here}: a minute or two with a good network, once")
@@ -128,10 +122,8 @@ def make_environment(groups: list[str], *, torch_index: str | None, unpinned: bo
         create_venv()
     if version_of(version_in(python, "pip") or "") < MIN_PIP:
         run_pip(python, ["install", "--no-compile", "--upgrade", "pip>=26"])
-    packages(python, here, groups, torch_index=torch_index, unpinned=unpinned)
-    if "timm" in groups:
-        check_timm(python)
-    stamp.write_text(" ".join([wanted, *sorted({*groups, *(done[1:] if done[:1] == [wanted] else [])})]), "utf-8")
+    packages(python, here, groups, unpinned=unpinned)
+    stamp.write_text(" ".join([wanted, *sorted({*groups, *(done[1:] if is_current else [])})]), "utf-8")
     say(f"installed torch {version_in(python, 'torch')} and the rest in {time.monotonic() - began:.0f} s")
     return python
 
@@ -161,65 +153,37 @@ def create_venv() -> None:
         )
 
 
-def packages(python: Path, here: Path, groups: list[str], *, torch_index: str | None, unpinned: bool) -> None:
+def packages(python: Path, here: Path, groups: list[str], *, unpinned: bool) -> None:
     """Install the project with its dependencies, and torch if there is none in the supported range."""
-    index = ["--extra-index-url", torch_index] if torch_index else []
     present = version_in(python, "torch")
     if fits(present):
         torch = f"torch==={present}"
     else:
         torch, reason = choose_torch(
-            offered(python, "torch", index), has_gpu=has_nvidia_gpu(), system=platform.system(), tested=tested_torch()
+            offered_torch(python), has_gpu=has_nvidia_gpu(), system=platform.system(), tested=tested_torch()
         )
         say(f"{reason} ({torch})")
     pins = [] if unpinned else CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     lines = [*(line for line in pins if not line.startswith("torch==")), torch]
     if "timm" in groups:
-        lines += torchvision_like_torch(torch, offered(python, "torchvision", index))
+        lines.append(torchvision_like(torch))
     constraints = here / "unetdist-constraints.txt"
     constraints.write_text("\n".join(lines) + "\n", encoding="utf-8")
     chosen = [word for group in groups for word in ("--group", group)]
-    run_pip(python, ["install", "--no-compile", *index, "-c", str(constraints), "-e", ".", *chosen])
+    run_pip(python, ["install", "--no-compile", "-c", str(constraints), "-e", ".", *chosen])
 
 
-def offered(python: Path, package: str, index: list[str]) -> list[str]:
-    """All versions of a package that pip finds, such as "2.13.0" and "2.13.0+cpu"."""
-    listing = [str(python), "-m", "pip", "index", "versions", package, *index]
+def offered_torch(python: Path) -> list[str]:
+    """All versions of torch that pip finds, such as "2.13.0" and "2.13.0+cpu"."""
+    listing = [str(python), "-m", "pip", "index", "versions", "torch"]
     output = subprocess.run(listing, capture_output=True, text=True, check=False).stdout
     return re.findall(r"\d[\w.]*(?:\+\w+)?", output.partition("Available versions:")[2].split("\n")[0])
 
 
-def torchvision_like_torch(torch: str, offered: list[str]) -> list[str]:
-    """Constraints that make pip choose the torchvision of torch's version and build, which timm imports.
-
-    None if pip is not offered one; then `check_timm` finds out whether another build works.
-    """
+def torchvision_like(torch: str) -> str:
+    """The torchvision of torch's version and build, which timm imports."""
     # torch 2.N.P goes with torchvision 0.(N + 15).P (README of pytorch/vision). pip itself compares only numbers: for
-    # torch 2.13.0+cpu it chooses the torchvision 0.28.0 that needs CUDA.
+    # torch 2.13.0+cpu it chooses the torchvision 0.28.0 that needs CUDA, with which `import timm` fails, and so does
+    # every `accelerate` command, because Accelerate imports timm.
     _, minor, patch = version_of(torch)
-    fitting = "+".join([f"0.{minor + 15}.{patch}", *torch.split("+")[1:]])
-    return [f"torchvision==={fitting}"] if fitting in offered else []
-
-
-def timm_fault(python: Path) -> str | None:
-    """Why an installed timm cannot be imported, which every `accelerate` command does; None if nothing is wrong."""
-    if version_in(python, "timm") is None:
-        return None
-    command = [str(python), "-W", "ignore", "-c", "import timm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else None
-
-
-def check_timm(python: Path) -> None:
-    """Remove timm and torchvision again if they do not work."""
-    reason = timm_fault(python)
-    if reason is None:
-        return
-    torch, torchvision = version_in(python, "torch"), version_in(python, "torchvision")
-    run_pip(python, ["uninstall", "-y", "timm", "torchvision"])
-    raise SetupError(
-        f"timm cannot be imported, because torchvision {torchvision} was not built for torch {torch} ({reason}). Both "
-        "were removed again, so that everything else works. Run again with --torch-index URL, the address of the index "
-        f"that this torch came from; or install the default torch ({python} -m pip install torch==="
-        f"{str(torch).split('+')[0]}) and run again."
-    )
+    return "+".join([f"torchvision===0.{minor + 15}.{patch}", *torch.split("+")[1:]])

@@ -57,15 +57,6 @@ def test_setup_errors_are_told_without_a_traceback(dev, monkeypatch, capsys):
     assert capsys.readouterr().out == "[dev] error: make room\n"
 
 
-def test_the_quickstart_names_a_timm_with_which_nothing_starts(dev, monkeypatch, capsys):
-    monkeypatch.setattr(dev, "timm_fault", lambda _: "operator torchvision::nms does not exist")
-    monkeypatch.setattr(sys, "argv", ["dev.py", "quickstart"])
-    assert dev.main() == 1
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "torchvision::nms" in line
-    assert "launch/dev.py timm" in line
-
-
 def test_options_are_refused_where_nobody_takes_them(dev, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["dev.py", "quickstart", "--fast"])
     with pytest.raises(SystemExit):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.test_install import load
+
 ROOT = Path(__file__).parents[2]
-BUILD = version("torch").partition("+")[2]
 
 TORCHVISION = {
     "__init__.py": "from torchvision import datasets, ops, transforms\n",
@@ -61,13 +62,13 @@ def test_with_the_index_of_this_machine_everything_works_afterwards(python, tmp_
     check_that_accelerate_starts(python)
     assert version_in(python, "torch") == version("torch")
     if done.returncode == 1:  # the index has no torchvision of this build
-        assert "--torch-index URL" in done.stdout
+        assert "PIP_EXTRA_INDEX_URL=URL" in done.stdout
         assert version_in(python, "timm") == version_in(python, "torchvision") == ""
 
 
 @pytest.mark.long
 def test_the_torchvision_of_torchs_build_is_chosen_and_timm_trains(python, tmp_path):
-    number = "99.0" + (f"+{BUILD}" if BUILD else "")
+    number = load("install").torchvision_like(f"torch==={version('torch')}").partition("===")[2]
     with zipfile.ZipFile(tmp_path / f"torchvision-{number}-py3-none-any.whl", "w") as wheel:
         for name, text in TORCHVISION.items():
             wheel.writestr(f"torchvision/{name}", text)
