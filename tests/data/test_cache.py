@@ -30,7 +30,6 @@ def shards(tmp_path):
 def server(tmp_path, shards, monkeypatch):
     monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(remote, "PIECE", 4096)
-    monkeypatch.setattr(remote, "_without_ranges", set())
     with serve(tmp_path / "data") as server:
         yield server
 

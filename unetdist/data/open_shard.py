@@ -47,6 +47,8 @@ class OpenShard:
         size = min(image, mask_) - start  # the header, and the records of a long name
         try:
             return key_at(io.BytesIO(self._read(start, size)), self._where)
+        except SourceError:
+            raise
         except DataError:
             raise DataError(f"no member at the offset of sample {row}; {REMEDY}", source=self._where) from None
 
@@ -107,14 +109,7 @@ class RangedShard(OpenShard):
     def __init__(self, folder: Folder, shard: Shard, load_rows: Callable[[], Rows]) -> None:
         self._folder = folder
         self._name = shard.name
-        where = mask(folder.where(shard.name))
-        try:
-            size = folder.size(shard.name)
-        except FileNotFoundError:
-            raise DataError(f"is not there; {REMEDY}", source=where) from None
-        if size not in (None, shard.num_bytes):
-            raise changed(where, f"{size} bytes", f"{shard.num_bytes}")
-        super().__init__(where, shard.num_bytes, load_rows())
+        super().__init__(mask(folder.where(shard.name)), shard.num_bytes, load_rows())
 
     def _read_pair(self, image: tuple[int, int], mask_: tuple[int, int]) -> tuple[bytes, bytes]:
         start = min(image[0], mask_[0])
@@ -126,7 +121,7 @@ class RangedShard(OpenShard):
         try:
             return self._folder.read_range(self._name, offset, size)
         except FileNotFoundError:
-            raise DataError(f"is not there any more; {REMEDY}", source=self._where) from None
+            raise DataError(f"is not there; {REMEDY}", source=self._where) from None
 
 
 def check_size(path: Path, shard: Shard) -> None:

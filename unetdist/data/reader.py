@@ -18,17 +18,14 @@ from unetdist.data.manifest import Manifest, Shard
 from unetdist.data.open_shard import REMEDY, LocalShard, OpenShard, RangedShard, Rows, changed, check_size, read_rows
 from unetdist.data.shards import checksum
 from unetdist.errors import DataError, SourceError
-from unetdist.storage import remote
 from unetdist.storage.folders import Folder, open_folder
+from unetdist.storage.remote import RangesUnsupportedError
 
 # Open shards per process, with two descriptors each. The order uses about two shards per lane at a time.
 MAX_OPEN_SHARDS = 128
 
 # Simultaneous requests of a process.
 REQUESTS = 8
-
-# Attempts to open a shard from the cache: other processes may evict it before it is opened.
-FETCH_ATTEMPTS = 10
 
 Encoded = tuple[bytes, bytes]
 T = TypeVar("T")
@@ -39,7 +36,7 @@ class ShardReader:
 
     Shards of a local folder are read in place, remote shards from the `cache`. Until a shard is there (`Prefetcher`
     fetches what the order will need) each sample is one request. From a server that sends whole files only, the shard
-    is fetched first.
+    is fetched at the first sample.
     """
 
     def __init__(self, folder: str | Path | Folder, manifest: Manifest, *, cache: ShardCache | None = None) -> None:
@@ -62,10 +59,12 @@ class ShardReader:
         opened = self._open(number)
         try:
             return self._verified(opened, sample_id, row)
+        except RangesUnsupportedError:
+            if self.cache is None:
+                raise
+            self.cache.fetch(self.folder, self.manifest.shards[number])
         except SourceError:
             raise
-        except remote.RangesUnsupportedError:
-            pass
         except DataError as error:
             if not isinstance(opened, LocalShard) or not opened.is_cached or self.cache is None:
                 raise
@@ -97,6 +96,9 @@ class ShardReader:
     def key(self, sample_id: int) -> str:
         """The sample's key (its relative path without suffix), from its tar header. Slow; for messages."""
         number, row = self._locate(sample_id)
+        with suppress(RangesUnsupportedError):
+            return self._open(number).key(row)
+        self.read(sample_id)  # fetches the whole shard
         return self._open(number).key(row)
 
     def source(self, sample_id: int) -> str:
@@ -144,22 +146,13 @@ class ShardReader:
 
     def _open_again(self, shard: Shard) -> OpenShard:
         load_rows = partial(self._rows, shard)
-        where = self.folder.where(shard.name)
         if self.folder.is_in_place(shard.name):
             return LocalShard(self.folder.path(shard.name), shard, load_rows)
-        if self.cache is not None:
-            # An evicted shard is fetched again, unless its samples can be requested one by one.
-            for _ in range(FETCH_ATTEMPTS):
-                path = self.cache.find(shard)
-                if path is None and remote.can_range(where):
-                    break
-                with suppress(FileNotFoundError):
-                    path = path or self.cache.fetch(self.folder, shard)
-                    return LocalShard(path, shard, load_rows, is_cached=True)
-        if remote.can_range(where):
-            return RangedShard(self.folder, shard, load_rows)
-        remedy = "is too small to keep a shard until it is read; raise it" if self.cache else "is 0; set it to 100"
-        raise SourceError(f"the server sends whole files only, and data.cache_gb {remedy}.", source=mask(where))
+        # Another process may evict a shard before it is opened.
+        while self.cache is not None and (path := self.cache.find(shard)):
+            with suppress(FileNotFoundError):
+                return LocalShard(path, shard, load_rows, is_cached=True)
+        return RangedShard(self.folder, shard, load_rows)
 
     def _rows(self, shard: Shard) -> Rows:
         if self.folder.is_local:

@@ -187,7 +187,7 @@ def _frame(is_whole: bool, pixels: np.ndarray, channels: int) -> LoadedImage:
 
 def _has_manifest(folder: Folder) -> bool:
     try:
-        folder.size(MANIFEST)
+        folder.read(MANIFEST)
     except FileNotFoundError:
         return False
     return True

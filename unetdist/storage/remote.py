@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from unetdist.cli.credentials import is_masked, mask
-from unetdist.errors import ConfigError, DataError
+from unetdist.errors import ConfigError, DataError, SourceError
 from unetdist.storage import retries
 from unetdist.storage.files import write_atomic
 from unetdist.storage.retries import retry, status_of
@@ -26,17 +26,14 @@ SCHEMES = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "hf")
 PIECE = 16 * 2**20
 # Bytes per second below which a ranged read counts as stalled.
 SLOWEST = 2**16
-# Answers to HEAD that say nothing about GET: a URL may be signed for GET alone.
-HEAD_REFUSED = {403, 405, 501}
 UNLIMITED = sys.maxsize
 
 Sink = TypeVar("Sink", bound=IO[bytes])
 
 _file_systems: dict[tuple[int, str, str], Any] = {}
-_without_ranges: set[str] = set()
 
 
-class RangesUnsupportedError(DataError):
+class RangesUnsupportedError(SourceError):
     """The server sends whole files only."""
 
 
@@ -78,11 +75,6 @@ def join(url: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
-def can_range(location: str) -> bool:
-    """Whether parts of a file can be read. True until the server has ignored a request for one."""
-    return urlsplit(location).netloc not in _without_ranges
-
-
 def read(url: str, *, most: int = UNLIMITED) -> bytes:
     """The whole file in one request; `DataError` if it is larger than `most` bytes."""
 
@@ -103,8 +95,6 @@ def read_range(url: str, start: int, size: int) -> bytes:
     """`size` bytes from `start` on, fewer only at the end; `RangesUnsupportedError` if the server knows no ranges."""
     if size <= 0:
         return b""
-    if not can_range(url):
-        raise _no_ranges(url)
     longest = retries.STALL_S + size / SLOWEST
     deadline = time.monotonic() + max(longest, retries.RETRY_S)
 
@@ -118,7 +108,8 @@ def read_range(url: str, start: int, size: int) -> bytes:
 
 def size_of(url: str) -> int | None:
     """Bytes of the file; None if the server does not say."""
-    return retry(url, lambda: _size_of(url))
+    size = retry(url, lambda: _file_system(url).info(url)["size"])
+    return None if size is None else int(size)
 
 
 def download(url: str, file: IO[bytes], *, most: int = UNLIMITED) -> None:
@@ -176,10 +167,6 @@ def _is_web(url: str) -> bool:
     return urlsplit(url).scheme in ("http", "https")
 
 
-def _no_ranges(url: str) -> RangesUnsupportedError:
-    return RangesUnsupportedError("the server sends whole files only (no ranges).", source=mask(url))
-
-
 def _read_range(url: str, start: int, size: int, timeout: float | None) -> bytes:
     if _is_web(url):
         return _web_get(url, BytesIO(), size, start=start, timeout=timeout).getvalue()
@@ -209,8 +196,11 @@ def _web_get(url: str, sink: Sink, size: int, *, start: int | None = None, timeo
                 return
             response.raise_for_status()
             if start is not None and response.status != 206:
-                _without_ranges.add(urlsplit(url).netloc)
-                raise _no_ranges(url)
+                raise RangesUnsupportedError(
+                    "the server sends whole files only (no ranges); set data.cache_gb to several times the size of a "
+                    "shard, or copy the data set to a local folder.",
+                    source=mask(url),
+                )
             sink.seek(0)
             left = size
             async for piece in response.content.iter_any():
@@ -222,27 +212,6 @@ def _web_get(url: str, sink: Sink, size: int, *, start: int | None = None, timeo
 
     sync(files.loop, get, timeout=timeout)
     return sink
-
-
-def _size_of(url: str) -> int | None:
-    files = _file_system(url)
-    if not _is_web(url):
-        size = files.info(url)["size"]
-        return None if size is None else int(size)
-    from fsspec.asyn import sync
-
-    # Not fsspec's info(), which reports every failure as a missing file.
-    async def head() -> int | None:
-        session = await files.set_session()
-        async with session.head(files.encode_url(url), allow_redirects=True) as response:
-            if response.status in HEAD_REFUSED:
-                return None
-            response.raise_for_status()
-            length = response.headers.get("Content-Length")
-            return None if length is None else int(length)
-
-    found: int | None = sync(files.loop, head, timeout=2 * retries.STALL_S)
-    return found
 
 
 def _file_system(url: str) -> Any:
