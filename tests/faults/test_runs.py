@@ -16,7 +16,7 @@ from unetdist.cli import settings
 from unetdist.cli.logs import run_script
 from unetdist.data import workers
 from unetdist.distributed import launch_check
-from unetdist.storage import locks
+from unetdist.storage.files import hold_lock
 from unetdist.train import run_folder
 from unetdist.train.run_status import read_status
 
@@ -85,7 +85,7 @@ def test_a_second_training_in_the_folder_is_refused_and_leaves_the_first_as_it_i
     monkeypatch.setattr(run_folder, "WAIT_S", 0.3)
     run.mkdir(parents=True)
     (run / run_folder.LOCK_FILE).touch()
-    with locks.hold(run / run_folder.LOCK_FILE):  # as the first does
+    with hold_lock(run / run_folder.LOCK_FILE):  # as the first does
         code, said = train()
         assert {path.name for path in run.iterdir()} == {run_folder.LOCK_FILE}
     assert code == 1
@@ -101,7 +101,7 @@ def test_trainings_that_share_their_checkpoints_are_kept_apart_too(train, tmp_pa
     shared = tmp_path / "checkpoints" / "tiny"
     shared.mkdir(parents=True)
     (shared / run_folder.LOCK_FILE).touch()
-    with locks.hold(shared / run_folder.LOCK_FILE):
+    with hold_lock(shared / run_folder.LOCK_FILE):
         code, said = train("--checkpoint.folder", shared.parent, "--runs_dir", tmp_path / "other")
     assert code == 1
     assert "checkpoints/tiny: another training writes there" in said

@@ -6,7 +6,7 @@ import torch
 from tests.synthetic import settings_of, write_shards
 from unetdist.cli import settings
 from unetdist.errors import ConfigError
-from unetdist.storage.locks import hold
+from unetdist.storage.files import hold_lock
 from unetdist.train import build as wiring
 from unetdist.train.build import build_trainer, channel_statistics, first_native_epoch
 from unetdist.train.config import Config
@@ -66,7 +66,7 @@ def test_what_cannot_be_trained_is_refused_before_a_tracker_begins(tmp_path, cha
     write_shards(tmp_path / "val", 2)
     with pytest.raises(ConfigError, match=message):
         build(tmp_path, tracking={"tracker": "wandb", "mode": "offline"}, **changed)
-    with hold(tmp_path / "runs" / "tiny" / LOCK_FILE):  # nobody has it any more
+    with hold_lock(tmp_path / "runs" / "tiny" / LOCK_FILE):  # nobody has it any more
         pass
     assert not (tmp_path / "runs" / "tiny" / "wandb").exists()
 

@@ -14,8 +14,7 @@ from unetdist.data.manifest import MANIFEST_NAME
 from unetdist.errors import ConfigError, DataError
 from unetdist.sharding.foreign_tars import IndexJob
 from unetdist.sharding.shard_job import RECORDS, ShardJob, WriteJob
-from unetdist.storage import locks
-from unetdist.storage.files import TEMPORARY_SUFFIX
+from unetdist.storage.files import TEMPORARY_SUFFIX, HeldError, hold_lock
 from unetdist.storage.folders import Folder, open_folder
 
 T = TypeVar("T")
@@ -109,8 +108,8 @@ def hold(folder: Folder, partition: WorkPartition, *, kind: str) -> Iterator[Non
                 places[place] = False
             try:
                 for path, is_shared in places.items():
-                    held.enter_context(locks.hold(path, is_shared=is_shared))
-            except locks.HeldError:
+                    held.enter_context(hold_lock(path, is_shared=is_shared))
+            except HeldError:
                 raise DataError(
                     "another process is writing to this folder; wait for it, or stop it. Several processes share the "
                     "work with --rank R --world-size N, each with a different R.",

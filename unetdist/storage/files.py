@@ -1,18 +1,30 @@
-"""Local files that exist whole or not at all."""
+"""Local files that exist whole or not at all, and locks that the kernel releases when their process dies."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
 TEMPORARY_SUFFIX = ".partial"
+
+# Seconds between two attempts to lock a file.
+POLL_S = 0.1
+
+# Longer than any note of a lock's holder, so that each replaces the one before it.
+_NOTE_BYTES = 200
+
+# Descriptors of this process's locks. A forked child closes them because it may outlive its parent.
+_held: set[int] = set()
 
 
 @contextmanager
@@ -111,3 +123,56 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class HeldError(OSError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def hold_lock(
+    path: Path, *, is_shared: bool = False, wait_s: float = 0.0, tell: Callable[[str], object] | None = None
+) -> Iterator[None]:
+    """Hold the lock on an existing file or folder. On a file system without locks this does nothing.
+
+    A file notes its holder, unless the lock is shared. `tell` is called once with the note, before the wait.
+    `HeldError`, which says the note too, if another process still holds the lock after `wait_s`.
+    """
+    # NFS grants an exclusive lock only to a process that may write to the file.
+    may_write = not is_shared and not path.is_dir()
+    descriptor = os.open(path, os.O_RDWR if may_write else os.O_RDONLY)
+    _held.add(descriptor)
+    try:
+        deadline = time.monotonic() + wait_s
+        while not _lock(descriptor, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX):
+            note = os.pread(descriptor, _NOTE_BYTES, 0).decode(errors="replace").strip() if may_write else ""
+            if time.monotonic() >= deadline:
+                raise HeldError(note or "another process")
+            if tell is not None:
+                tell(note or "another process")
+                tell = None
+            time.sleep(POLL_S)
+        if may_write:
+            with suppress(OSError):  # on a full disk the lock holds without its note
+                note = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+                os.pwrite(descriptor, note.encode().ljust(_NOTE_BYTES), 0)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, (BlockingIOError, PermissionError))
+    return True
+
+
+def _release_all() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_release_all)

@@ -10,8 +10,7 @@ from accelerate.utils import LoggerType
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
 from unetdist.errors import DataError
-from unetdist.storage.files import TEMPORARY_SUFFIX, write_atomic, write_text
-from unetdist.storage.locks import hold
+from unetdist.storage.files import TEMPORARY_SUFFIX, hold_lock, write_atomic, write_text
 from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -150,7 +149,7 @@ def _store_at(file: Path) -> str:
     # can complete the store: "duplicate column name". So the store is created aside and renamed.
     lock = file.with_name(f".{file.name}.lock")
     lock.touch()
-    with hold(lock, wait_s=STORE_WAIT_S):
+    with hold_lock(lock, wait_s=STORE_WAIT_S):
         for incomplete in file.parent.glob(f".{file.name}.*{TEMPORARY_SUFFIX}"):
             incomplete.unlink()
         if not file.exists():

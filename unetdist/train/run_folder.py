@@ -10,8 +10,8 @@ from unetdist.cli.credentials import public
 from unetdist.cli.logs import logger
 from unetdist.distributed.collectives import World, broadcast
 from unetdist.errors import ConfigError, UnetdistError
-from unetdist.storage import locks
 from unetdist.storage.checkpoint_files import has_checkpoint
+from unetdist.storage.files import HeldError, hold_lock
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.train.checkpoint import CheckpointConfig
 
@@ -122,11 +122,11 @@ def _hold(home: Folder, setting: str, held: ExitStack) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-        lock = locks.hold(file, wait_s=WAIT_S, tell=lambda holder: logger.warning(waiting, home, holder, WAIT_S))
+        lock = hold_lock(file, wait_s=WAIT_S, tell=lambda holder: logger.warning(waiting, home, holder, WAIT_S))
         held.enter_context(lock)
-    except locks.HeldError as error:
+    except HeldError as error:
         raise ConfigError(
-            f"{home}: another training writes there ({error.holder}); wait for it or stop it, or choose another --name "
+            f"{home}: another training writes there ({error}); wait for it or stop it, or choose another --name "
             f"or {setting}."
         ) from None
     except OSError:  # saving the settings will report a folder that is not writable
