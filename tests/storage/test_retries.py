@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from unetdist.errors import ConfigError, DataError, SourceError
+from unetdist.errors import ConfigError, DataError
 from unetdist.storage import retries
 from unetdist.storage.retries import UnreachableError, retry
 
@@ -16,6 +16,10 @@ class AnswerError(Exception):
     def __init__(self, status):
         super().__init__(f"answer {status} of {URL}")
         self.status = status
+
+
+class TooManyRedirects(Exception):  # noqa: N818 (aiohttp's name)
+    """Without a status, as aiohttp raises it."""
 
 
 def failing(error, times):
@@ -50,7 +54,10 @@ def test_what_may_pass_is_tried_again(error):
 
 @pytest.mark.parametrize(
     "error",
-    [PermissionError(), NotImplementedError(), OSError(errno.EINVAL, "x"), *map(AnswerError, (400, 401, 403, 501))],
+    [
+        *(PermissionError(), NotImplementedError(), OSError(errno.EINVAL, "x"), OSError(errno.EMFILE, "x")),
+        *(TooManyRedirects(), *map(AnswerError, (400, 401, 403, 501))),
+    ],
 )
 def test_what_lasts_is_told_at_once(error):
     with pytest.raises(DataError, match=rf"^{MASKED}: cannot be read \(\w+: .*check the address and your permis"):
@@ -117,26 +124,3 @@ def test_answers_of_object_stores():
     google.code = 416
     assert retries.status_of(google) == 416
     assert retries.status_of(Exception("x")) is None
-
-
-class TooManyRedirects(Exception):  # noqa: N818 (aiohttp's name)
-    """Without a status, as aiohttp raises it."""
-
-
-def missing_because_of(cause):
-    error = FileNotFoundError(URL)
-    error.__cause__ = cause
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "remedy"),
-    [
-        (TooManyRedirects(f"0, message='', url='{URL}'"), "redirects in a circle.*check the address"),
-        (missing_because_of(TooManyRedirects()), "redirects in a circle.*check the address"),
-        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n 4096"),
-    ],
-)
-def test_what_trying_again_cannot_mend_is_told_at_once_with_its_remedy(error, remedy):
-    with pytest.raises(SourceError, match=rf"^{MASKED}: cannot be read .*{remedy}"):
-        retry(URL, failing(error, 1))

@@ -27,11 +27,15 @@ TELL_AFTER = 4
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # The same request would fail in the same way again.
-LASTING_ERRNOS = {errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.EREMCHG, errno.EROFS}
+LASTING_ERRNOS = {
+    *(errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.EREMCHG, errno.EROFS, errno.EMFILE)
+}
 LASTING_ERRORS = (
     *(PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError),
     *(ValueError, NotImplementedError),
 )
+# Words in the names of errors of botocore and aiohttp.
+LASTING_NAMES = ("Credentials", "Redirects")
 # HTTP answers that may be different later.
 TRANSIENT_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505}
 
@@ -84,29 +88,19 @@ def _lasting(error: Exception, url: str, what: str, cause: str) -> Exception | N
     """The error to raise where trying again would not help; None for a transient one."""
     if isinstance(error, ImportError):
         return ConfigError(f"{mask(url)}: {error}; install it, or copy the data set to a local folder.")
-    if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        cause, advice = (
-            "too many open files in this process",
-            "raise the limit with ulimit -n 4096, or lower data.num_workers",
-        )
-    # aiohttp, requests and httpx each have a class of this name; fsspec reports it as a missing file.
-    elif "TooManyRedirects" in (type(error).__name__, type(error.__cause__).__name__):
-        cause, advice = "the server redirects in a circle", "check the address"
-    elif isinstance(error, FileNotFoundError) or status_of(error) in (404, 410):
+    status = status_of(error)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
         return FileNotFoundError(errno.ENOENT, "No such file", mask(url))
-    elif _is_transient(error):
-        return None
+    if status is not None:
+        is_lasting = status not in TRANSIENT_STATUSES
     else:
-        advice = "check the address and your permission"
-    return SourceError(f"cannot be {what} ({cause}); {advice}.", source=mask(url))
-
-
-def _is_transient(error: Exception) -> bool:
-    if (status := status_of(error)) is not None:
-        return status in TRANSIENT_STATUSES
-    if isinstance(error, OSError) and error.errno in LASTING_ERRNOS:
-        return False
-    return not isinstance(error, LASTING_ERRORS) and "Credentials" not in type(error).__name__
+        is_lasting = (
+            isinstance(error, LASTING_ERRORS)
+            or (isinstance(error, OSError) and error.errno in LASTING_ERRNOS)
+            or any(word in type(error).__name__ for word in LASTING_NAMES)
+        )
+    text = f"cannot be {what} ({cause}); check the address and your permission."
+    return SourceError(text, source=mask(url)) if is_lasting else None
 
 
 def status_of(error: BaseException) -> int | None:
