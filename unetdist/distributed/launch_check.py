@@ -21,32 +21,34 @@ RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # Variables of srun and mpirun, which start several processes without connecting them.
 TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
-OTHER_ENGINES = {
-    "ACCELERATE_USE_FSDP": "FSDP (`--use_fsdp`, `distributed_type: FSDP`)",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (`--use_deepspeed`, `distributed_type: DEEPSPEED`)",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (`--use_megatron_lm`, `distributed_type: MEGATRON_LM`)",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration (`--use_parallelism_config`)",
-    "ACCELERATE_USE_SAGEMAKER": "the SageMaker launcher",
-}
+# Values in lower case with which Accelerate leaves a feature out.
+OFF = ("", "0", "false", "no", "off", "n", "f")
 
-# Variable -> (harmless values in lower case, why it is refused and what to do instead).
+# What `accelerate launch` tells its processes by variables -> (harmless values, why others are refused and what to do).
 OVERRIDES = {
+    **dict.fromkeys(
+        [f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")],
+        (
+            OFF,
+            "another engine would change or drop the exact loss and metric; launch without it, for example with a file "
+            "from configs/accelerate/, and",
+        ),
+    ),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
         ("1",),
         "Accelerate would divide the loss by it a second time; set trainer.global_batch_size and "
         "trainer.micro_batch_size in the YAML, from which accumulation follows, and",
     ),
     "ACCELERATE_DYNAMO_BACKEND": (
-        ("no", ""),
+        OFF,
         "Accelerate would compile the model behind the settings' back; leave `--dynamo_backend` out (or pass "
         "`--dynamo_backend no`) and",
     ),
     "ACCELERATE_TORCH_DEVICE": (
-        ("",),
+        OFF,
         "it would put every process on that one device; choose devices with CUDA_VISIBLE_DEVICES and",
     ),
 }
-
 
 # Options of `accelerate launch`, by their argparse names, that work, or that another check covers.
 OBEYED = {
@@ -57,10 +59,14 @@ OBEYED = {
 }
 
 # Options of torchrun, which `accelerate launch` does not use for a single process.
-FOR_SEVERAL = {"max_restarts", "tee", "log_dir", "role", "rdzv_backend", "rdzv_conf", "monitor_interval"}
+FOR_SEVERAL = ("max_restarts", "tee", "log_dir", "role", "rdzv_backend", "rdzv_conf", "monitor_interval")
 
-# Prefixes of option names -> what to do instead; the first match counts.
+# Beginnings of the names of other options -> what to do instead; the first match counts.
 INSTEAD = {
+    FOR_SEVERAL: (
+        "leave it out, or start several processes, on CPUs with `--config_file configs/accelerate/cpu.yaml "
+        "--num_processes 2`"
+    ),
     ("gradient_accumulation_steps",): (
         "set trainer.global_batch_size and trainer.micro_batch_size, from which accumulation follows, and leave it out"
     ),
@@ -95,11 +101,9 @@ def check_launch(
     Raises:
         LaunchError: explains what is wrong and what to type instead.
     """
-    _check_engine(env)
     _check_connected(env, asked_processes)
     _check_counts(env, asked_processes, num_gpus)
-    _check_overrides(env, mixed_precision)
-    _check_device(env, num_gpus)
+    _check_overrides(env, mixed_precision, num_gpus)
 
 
 def check_options(command: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) -> None:
@@ -113,16 +117,10 @@ def check_options(command: Sequence[str] | None = None, env: Mapping[str, str] =
         return
     defaults = launch_command_parser().parse_args([args.training_script])
     for name, value in vars(args).items():
-        if name in OBEYED or value in (getattr(defaults, name), HARMLESS.get(name)):
-            continue
-        if name not in FOR_SEVERAL:
+        is_heard = name in OBEYED or (name in FOR_SEVERAL and "RANK" in env)
+        if not is_heard and value not in (getattr(defaults, name), HARMLESS.get(name)):
             remedy = next(remedy for beginnings, remedy in INSTEAD.items() if name.startswith(beginnings))
             raise LaunchError(f"accelerate launch --{name} ({value}) does nothing here; {remedy}.")
-        if "RANK" not in env:
-            raise LaunchError(
-                f"accelerate launch --{name} ({value}) does nothing where it starts one process only; leave it "
-                "out, or start several, on CPUs with `--config_file configs/accelerate/cpu.yaml --num_processes 2`."
-            )
 
 
 def asked_processes(command: Sequence[str] | None = None) -> int | None:
@@ -159,20 +157,6 @@ def _launcher_arguments(command: Sequence[str] | None) -> Namespace | None:
         args: Namespace = launch_command_parser().parse_args(words)
         return args
     return None
-
-
-def _is_true(value: str) -> bool:
-    return value.lower() in ("1", "true", "yes", "on", "y", "t")
-
-
-def _check_engine(env: Mapping[str, str]) -> None:
-    for name, engine in OTHER_ENGINES.items():
-        if _is_true(env.get(name, "")):
-            raise LaunchError(
-                f"{name} ({env[name]}) asks for {engine}, which would change or drop the exact loss and "
-                "metric; launch without it, for example with a file from configs/accelerate/, and "
-                f"`unset {name}`."
-            )
 
 
 def _check_connected(env: Mapping[str, str], asked: int | None) -> None:
@@ -222,7 +206,7 @@ def _check_counts(env: Mapping[str, str], asked: int | None, num_gpus: int) -> N
         )
 
 
-def _check_overrides(env: Mapping[str, str], mixed_precision: str) -> None:
+def _check_overrides(env: Mapping[str, str], mixed_precision: str, num_gpus: int) -> None:
     for name, (harmless, reason) in OVERRIDES.items():
         if name in env and env[name].lower() not in harmless:
             raise LaunchError(f"{name} ({env[name]}): {reason} `unset {name}`.")
@@ -234,10 +218,7 @@ def _check_overrides(env: Mapping[str, str], mixed_precision: str) -> None:
             f"({mixed_precision}); leave `--mixed_precision` out of `accelerate launch` and of its "
             f"configuration file, and set it in the YAML, or pass `--mixed_precision {mixed_precision}`."
         )
-
-
-def _check_device(env: Mapping[str, str], num_gpus: int) -> None:
-    if num_gpus and _is_true(env.get("ACCELERATE_USE_CPU", "")):
+    if num_gpus and env.get("ACCELERATE_USE_CPU", "").lower() not in OFF:
         raise LaunchError(
             f"ACCELERATE_USE_CPU ({env['ACCELERATE_USE_CPU']}) would train on the CPU and leave {num_gpus} GPU(s) "
             "idle; leave `--cpu` and `use_cpu: true` out and `unset ACCELERATE_USE_CPU`, or, to train on the CPU, hide "
