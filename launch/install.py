@@ -68,20 +68,24 @@ def tested_torch() -> str:
     return str(re.findall(r"^torch==(\S+)$", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)[0])
 
 
-def choose_torch(offered: list[str], *, has_gpu: bool, system: str, tested: str) -> tuple[str, str]:
-    """The requirement for pip, and the reason, from the versions that pip offers and the one in constraints.txt."""
-    if has_gpu:
+def choose_torch(python: Path) -> str:
+    """The requirement for the tested torch, in the build that fits this machine."""
+    tested = tested_torch()
+    if has_nvidia_gpu():
+        say(f"there is an NVIDIA GPU: torch {tested} with CUDA")
         # three equal signs: two would also match, and prefer, a "+cpu" build of that version
-        return f"torch==={tested}", "there is an NVIDIA GPU: torch with CUDA"
-    if system != "Linux":
-        return f"torch=={tested}", "the default torch of this system"
-    if f"{tested}+cpu" in offered:
-        return f"torch=={tested}+cpu", "no NVIDIA GPU: torch for CPU"
-    return (
-        f"torch=={tested}",
-        "no NVIDIA GPU, but pip is offered no CPU build of torch: taking the default one, which brings about 3 GB "
-        f"of CUDA libraries that stay unused. To avoid them stop now (Ctrl-C) and run again with {INDEX}",
-    )
+        return f"torch==={tested}"
+    listing = [str(python), "-m", "pip", "index", "versions", "torch"]
+    offered = subprocess.run(listing, capture_output=True, text=True, check=False).stdout
+    if f" {tested}+cpu" in offered:
+        say(f"no NVIDIA GPU: torch {tested} for CPU")
+        return f"torch==={tested}+cpu"
+    if platform.system() == "Linux":
+        say(
+            f"no NVIDIA GPU, but pip is offered no torch {tested}+cpu: taking the default build, which brings about 3 "
+            f"GB of CUDA libraries that stay unused. To avoid them stop now (Ctrl-C) and run again with {INDEX}"
+        )
+    return f"torch=={tested}"
 
 
 def run_pip(python: Path, arguments: list[str]) -> None:
@@ -109,8 +113,9 @@ def make_environment(groups: list[str], *, unpinned: bool) -> Path:
     active = sys.prefix != sys.base_prefix
     here = Path(sys.prefix) if active else VENV
     python = Path(sys.executable) if active else VENV / ("Scripts" if os.name == "nt" else "bin") / "python"
-    stamp = here / f"unetdist-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}.stamp"
-    wanted = fingerprint()
+    stamp = here / "unetdist.stamp"
+    inputs = [f"{ROOT} {platform.python_version()}".encode(), CONSTRAINTS.read_bytes()]
+    wanted = hashlib.sha256(b"".join([*inputs, (ROOT / "pyproject.toml").read_bytes()])).hexdigest()
     done = stamp.read_text(encoding="utf-8").split() if stamp.is_file() and python.exists() else []
     is_current = done[:1] == [wanted]
     # timm is always installed again: another torch may have broken it since
@@ -126,14 +131,6 @@ def make_environment(groups: list[str], *, unpinned: bool) -> Path:
     stamp.write_text(" ".join([wanted, *sorted({*groups, *(done[1:] if is_current else [])})]), "utf-8")
     say(f"installed torch {version_in(python, 'torch')} and the rest in {time.monotonic() - began:.0f} s")
     return python
-
-
-def fingerprint() -> str:
-    """Hash of everything that an installation depends on."""
-    digest = hashlib.sha256(platform.python_version().encode())
-    for path in (ROOT / "pyproject.toml", CONSTRAINTS):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def create_venv() -> None:
@@ -156,13 +153,7 @@ def create_venv() -> None:
 def packages(python: Path, here: Path, groups: list[str], *, unpinned: bool) -> None:
     """Install the project with its dependencies, and torch if there is none in the supported range."""
     present = version_in(python, "torch")
-    if fits(present):
-        torch = f"torch==={present}"
-    else:
-        torch, reason = choose_torch(
-            offered_torch(python), has_gpu=has_nvidia_gpu(), system=platform.system(), tested=tested_torch()
-        )
-        say(f"{reason} ({torch})")
+    torch = f"torch==={present}" if fits(present) else choose_torch(python)
     pins = [] if unpinned else CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     lines = [*(line for line in pins if not line.startswith("torch==")), torch]
     if "timm" in groups:
@@ -171,13 +162,6 @@ def packages(python: Path, here: Path, groups: list[str], *, unpinned: bool) -> 
     constraints.write_text("\n".join(lines) + "\n", encoding="utf-8")
     chosen = [word for group in groups for word in ("--group", group)]
     run_pip(python, ["install", "--no-compile", "-c", str(constraints), "-e", ".", *chosen])
-
-
-def offered_torch(python: Path) -> list[str]:
-    """All versions of torch that pip finds, such as "2.13.0" and "2.13.0+cpu"."""
-    listing = [str(python), "-m", "pip", "index", "versions", "torch"]
-    output = subprocess.run(listing, capture_output=True, text=True, check=False).stdout
-    return re.findall(r"\d[\w.]*(?:\+\w+)?", output.partition("Available versions:")[2].split("\n")[0])
 
 
 def torchvision_like(torch: str) -> str:

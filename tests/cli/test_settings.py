@@ -1,6 +1,5 @@
 import time
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -179,28 +178,19 @@ def test_settings_by_their_dotted_names():
     assert settings.flat({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
 
 
-def nested(line: str, times: int) -> str:
-    """Lists of nine aliases each, so many times: `line` stands 9 ** times for what it holds."""
-    names = "abcdefghi"[: times + 1]
-    lists = [f"&{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in pairwise(names)]
-    return line.format(f"[&a [{', '.join('123456789')}], {', '.join(lists)}]")
-
-
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (nested("model: {{widths: {}}}", 8), "20000 values.*aliases"),
-        ("model: &a {widths: *a}", "inside of its own value"),
-        ("model: {widths: &a [*a]}", "inside of its own value"),
-        ("model: {widths: [" + "1," * 20_000 + "]}", "20000 values"),
+        ("name: &a [1]\nmodel: {widths: *a}", r"\*a, line 2"),
+        ("model: &a {widths: *a}", r"\*a, line 1"),
         ("name: " + "[" * 1500 + "]" * 1500, "nested too deep"),
         ("? " * 3000 + "a", "nested too deep"),
         ("model: {widths: [" + "9" * 5000 + "]}", "not readable as YAML.*5000 digits"),
         ("? [a]\n: b", "not readable as YAML"),
         ("name: 2001-99-99", "not readable as YAML.*month"),
-        ("name: " + "x" * 1_100_000, "more than 1048576 bytes"),
+        ("name: " + "x" * 132_000, "more than 131072 bytes"),
     ],
-    ids=["aliases", "self", "self in a list", "many", "deep", "deep keys", "digits", "keys", "date", "long"],
+    ids=["alias", "self", "deep", "deep keys", "digits", "keys", "date", "long"],
 )
 def test_a_file_that_stands_for_more_than_settings_is_refused_within_seconds(write, text, told):
     file = write(text)
@@ -211,9 +201,11 @@ def test_a_file_that_stands_for_more_than_settings_is_refused_within_seconds(wri
     assert len(str(error.value)) < 1000
 
 
-def test_an_alias_stands_for_its_value(write):
-    assert parse("--config", write("name: &a b\nmodel: {widths: [&w 8, *w, *w]}")).model.widths == (8, 8, 8)
-    assert parse("--config", write("name: &a b\nloss: {kind: ce}\nmodel: {crop: &c [1, 2]}")).model.crop == (1, 2)
+def test_a_file_as_long_as_allowed_is_read_within_seconds(write):
+    began = time.process_time()
+    config = parse("--config", write("name: x\nmodel: {widths: [" + "1," * 60_000 + "]}"))
+    assert time.process_time() - began < 20
+    assert len(config.model.widths) == 60_000
 
 
 @pytest.mark.parametrize("nulls", [{"data": {"train": "x", "num_workers": None}}, {"name": None}])

@@ -169,21 +169,16 @@ def all_reduce_min(value: int, device: torch.device | str = "cpu") -> int:
 def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
     """Collective. Return rank 0's `value` on every rank; the values of the others are ignored.
 
-    It travels as JSON, so nothing is unpickled: a tuple becomes a list, and floats keep every digit.
+    It travels as JSON: a tuple becomes a list, and floats keep every digit.
 
     Args:
         value: None, numbers, strings, and lists and dictionaries (keys are strings) of them.
         device: where the backend computes.
     """
-    if not dist.is_initialized():
-        return json.loads(json.dumps(value))
-    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    size = torch.tensor([text.numel()], dtype=torch.int64, device=device)
-    dist.broadcast(size, src=0)
-    if dist.get_rank() != 0:
-        text = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
-    dist.broadcast(text, src=0)
-    return json.loads(bytes(text.tolist()))
+    text = [json.dumps(value)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(text, src=0, device=torch.device(device))
+    return json.loads(text[0])
 
 
 def broadcast_tensor(tensor: torch.Tensor, src: int, device: torch.device | str = "cpu") -> None:
