@@ -1,7 +1,7 @@
 import pytest
 
 import unetdist.distributed.launch_check as launch_check
-from unetdist.distributed.launch_check import asked_processes, check_launch, check_options
+from unetdist.distributed.launch_check import check_launch
 from unetdist.errors import LaunchError
 
 SINGLE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "False"}
@@ -18,6 +18,18 @@ CONNECTED = {
 }
 """What it gives to one of two connected processes."""
 
+PYTHON = "/venv/bin/python"
+LAUNCH = [PYTHON, "/venv/bin/accelerate", "launch"]
+
+
+def asked_for(number: int) -> list[str]:
+    return [*LAUNCH, "--num_processes", str(number), "train.py"]
+
+
+def asked_processes(command: list[str]) -> int | None:
+    args = launch_check._launcher_arguments(command)
+    return args and launch_check._asked_processes(args)
+
 
 ENGINES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")
 
@@ -26,13 +38,13 @@ ENGINES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER"
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
 def test_sound_launches_pass(env, mixed_precision):
     check_launch(env, mixed_precision=mixed_precision)
-    check_launch(env, mixed_precision=mixed_precision, asked_processes=int(env.get("WORLD_SIZE", 1)), num_gpus=8)
+    check_launch(env, mixed_precision=mixed_precision, command=asked_for(int(env.get("WORLD_SIZE", 1))), num_gpus=8)
 
 
 def test_one_process_in_place_of_several():
     env = {**SINGLE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     with pytest.raises(LaunchError, match=r"started one process only .*cpu\.yaml --num_processes 3 launch/train"):
-        check_launch(env, asked_processes=3)
+        check_launch(env, command=asked_for(3))
     with pytest.raises(
         LaunchError, match=r"--num_processes 2 .*If your shell exports MASTER_ADDR, `unset MASTER_ADDR`"
     ):
@@ -65,8 +77,8 @@ def test_left_over_world_size():
 def test_fewer_than_asked_for(asked, world_size, local_size, advice):
     env = {**CONNECTED, "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(local_size)}
     with pytest.raises(LaunchError, match=rf"asked for {asked} processes and started {world_size}\. .*{advice}"):
-        check_launch(env, asked_processes=asked)
-    check_launch(env, asked_processes=world_size)
+        check_launch(env, command=asked_for(asked))
+    check_launch(env, command=asked_for(world_size))
 
 
 def test_more_processes_than_gpus():
@@ -108,9 +120,6 @@ def test_another_mixed_precision(launched, ours):
     check_launch({**CONNECTED, "ACCELERATE_MIXED_PRECISION": ours}, mixed_precision=ours)
 
 
-PYTHON = "/venv/bin/python"
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -149,14 +158,11 @@ def test_a_parent_that_cannot_be_read(monkeypatch):
         raise launch_check.psutil.NoSuchProcess(pid)
 
     monkeypatch.setattr(launch_check.psutil, "Process", vanished)
-    assert asked_processes() is None
+    check_launch({})
 
 
 def test_the_parent_is_read():
-    assert asked_processes() is None  # pytest's parent is no launcher
-
-
-LAUNCH = [PYTHON, "/venv/bin/accelerate", "launch"]
+    assert asked_processes(None) is None  # pytest's parent is no launcher
 
 
 @pytest.mark.parametrize(
@@ -182,7 +188,7 @@ LAUNCH = [PYTHON, "/venv/bin/accelerate", "launch"]
 )
 def test_options_that_no_process_would_hear_of(options, refused, instead):
     with pytest.raises(LaunchError, match=rf"{refused}.* does nothing .*{instead}"):
-        check_options([*LAUNCH, *options, "train.py"], env={})
+        check_launch({}, command=[*LAUNCH, *options, "train.py"])
 
 
 @pytest.mark.parametrize(
@@ -195,9 +201,9 @@ def test_options_that_no_process_would_hear_of(options, refused, instead):
     ],
 )
 def test_options_that_are_heeded(options):
-    check_options([*LAUNCH, *options, "train.py", "--tpu"], env={})
-    check_options([*LAUNCH, *options, "--max_restarts", "3", "--tee", "3", "train.py"], env=CONNECTED)
+    check_launch({}, command=[*LAUNCH, *options, "train.py", "--tpu"])
+    check_launch(CONNECTED, command=[*LAUNCH, *options, "--max_restarts", "3", "--tee", "3", "train.py"])
 
 
 def test_options_of_another_launcher_are_its_own():
-    check_options([PYTHON, "train.py", "--gradient_accumulation_steps", "4"], env={})
+    check_launch({}, command=[PYTHON, "train.py", "--gradient_accumulation_steps", "4"])

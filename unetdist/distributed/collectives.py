@@ -23,7 +23,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn.parallel import DistributedDataParallel
 
 from unetdist.cli.logs import logger
-from unetdist.distributed.launch_check import asked_processes, check_launch, check_options
+from unetdist.distributed.launch_check import check_launch
 from unetdist.distributed.rendezvous import connect, keep_group
 from unetdist.distributed.signals import follow_launcher
 from unetdist.errors import ConfigError, LaunchError
@@ -76,12 +76,7 @@ def make_accelerator(*, mixed_precision: MixedPrecision = "no", timeout_s: float
     """
     follow_launcher()
     has_gpu = torch.cuda.is_available()
-    check_launch(
-        mixed_precision=mixed_precision,
-        asked_processes=asked_processes(),
-        num_gpus=torch.cuda.device_count() if has_gpu else 0,
-    )
-    check_options()
+    check_launch(mixed_precision=mixed_precision, num_gpus=torch.cuda.device_count() if has_gpu else 0)
     if not has_gpu:
         _check_cpu_precision(mixed_precision)
     expected = int(os.environ.get("WORLD_SIZE", 1))

@@ -87,34 +87,31 @@ def check_launch(
     env: Mapping[str, str] = os.environ,
     *,
     mixed_precision: str = "no",
-    asked_processes: int | None = None,
     num_gpus: int = 0,
+    command: Sequence[str] | None = None,
 ) -> None:
-    """Refuse an environment in which training would silently differ from the request.
+    """Refuse a launch in which training would silently differ from the request.
 
     Args:
         env: environment variables of this process.
         mixed_precision: the setting: no, fp16 or bf16.
-        asked_processes: `--num_processes` of `accelerate launch`, over all machines, if known.
         num_gpus: number of GPUs that this process sees; 0 trains on the CPU.
+        command: words of the launcher's command line; None: those of the parent process.
 
     Raises:
         LaunchError: explains what is wrong and what to type instead.
     """
-    _check_connected(env, asked_processes)
-    _check_counts(env, asked_processes, num_gpus)
-    _check_overrides(env, mixed_precision, num_gpus)
-
-
-def check_options(command: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) -> None:
-    """Refuse options of `accelerate launch`, by default the parent process, that would silently have no effect.
-
-    Raises:
-        LaunchError: names the option, and what to do instead.
-    """
     args = _launcher_arguments(command)
-    if args is None:
-        return
+    asked = _asked_processes(args) if args else None
+    _check_connected(env, asked)
+    _check_counts(env, asked, num_gpus)
+    _check_overrides(env, mixed_precision, num_gpus)
+    if args:
+        _check_options(env, args)
+
+
+def _check_options(env: Mapping[str, str], args: Namespace) -> None:
+    """Refuse options of `accelerate launch` that would silently have no effect."""
     defaults = launch_command_parser().parse_args([args.training_script])
     for name, value in vars(args).items():
         is_heard = name in OBEYED or (name in FOR_SEVERAL and "RANK" in env)
@@ -123,15 +120,12 @@ def check_options(command: Sequence[str] | None = None, env: Mapping[str, str] =
             raise LaunchError(f"accelerate launch --{name} ({value}) does nothing here; {remedy}.")
 
 
-def asked_processes(command: Sequence[str] | None = None) -> int | None:
-    """Number of processes requested from `accelerate launch`; None if there was no number, or another launcher.
+def _asked_processes(args: Namespace) -> int | None:
+    """Number of processes requested from `accelerate launch`, over all machines; None if there was no number.
 
-    The environment of a rank does not contain it, so it is read as Accelerate reads it: from the command line (by
-    default that of the parent process), or from the configuration file.
+    The environment of a rank does not contain it, so it is read as Accelerate reads it: from the command line, or from
+    the configuration file.
     """
-    args = _launcher_arguments(command)
-    if args is None:
-        return None
     if args.num_processes is not None:
         return int(args.num_processes)
     if args.config_file is None and (args.cpu or not Path(default_config_file).is_file()):
