@@ -7,7 +7,7 @@ import pytest
 from tests.data.small_shards import write_small_shards
 from tests.faulty_server import serve
 from unetdist.data.open_shard import LocalShard, RangedShard, check_size, read_rows
-from unetdist.data.shards import index_path, load_index
+from unetdist.data.shards import load_index
 from unetdist.errors import DataError
 from unetdist.storage.folders import open_folder
 
@@ -18,7 +18,7 @@ def shard(tmp_path):
 
 
 def rows_of(folder, shard):
-    return lambda: read_rows(index_path(folder / shard.name), shard, shard.name)
+    return lambda: read_rows(open_folder(folder), shard)
 
 
 @pytest.fixture(params=["file", "http"])

@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 
 from unetdist.cli.credentials import mask
 from unetdist.data.manifest import Shard
-from unetdist.data.open_shard import REMEDY, Rows, changed, read_rows
+from unetdist.data.open_shard import REMEDY, Rows, changed, parse_rows, read_index
 from unetdist.errors import ConfigError, DataError, SourceError
-from unetdist.storage.files import sync_folder
+from unetdist.storage.files import read_file, sync_folder
 from unetdist.storage.folders import Folder
 
 TAR, INDEX, PARTIAL = ".tar", ".idx", ".partial"
@@ -74,19 +74,19 @@ class ShardCache:
     def index(self, folder: Folder, shard: Shard) -> Rows:
         """The rows of the shard's index, downloaded unless they are here. Never waits for the download of a shard."""
         path = self._path(shard, INDEX)
-        with suppress(DataError):  # absent, or damaged
+        with suppress(DataError, OSError):  # damaged, or absent
             return self._kept_rows(path, shard)
         with self._lock(path):
-            with suppress(DataError):
+            with suppress(DataError, OSError):
                 return self._kept_rows(path, shard)
             data = read_index(folder, shard)
-            rows = read_rows(data, shard, mask(folder.where(shard.index_name)))
+            rows = parse_rows(data, shard, mask(folder.where(shard.index_name)))
             with suppress(CacheFullError):
                 self._store(shard, INDEX, len(data), lambda file: file.write(data))
             return rows
 
     def _kept_rows(self, path: Path, shard: Shard) -> Rows:
-        rows = read_rows(path, shard, path)
+        rows = parse_rows(read_file(path), shard, path)
         _touch(path)
         return rows
 
@@ -186,15 +186,6 @@ def _touch(path: Path) -> None:
     """Mark an entry as used."""
     with suppress(FileNotFoundError, PermissionError):  # evicted meanwhile, or another user's
         os.utime(path)
-
-
-def read_index(folder: Folder, shard: Shard) -> bytes:
-    """The file of a shard's index."""
-    try:
-        return folder.read(shard.index_name)
-    except FileNotFoundError:
-        where = mask(folder.where(shard.index_name))
-        raise DataError(f"cannot be read (No such file); {REMEDY}", source=where) from None
 
 
 def _receive(folder: Folder, shard: Shard, file: IO[bytes]) -> None:

@@ -15,7 +15,6 @@ from unetdist.data.manifest import Shard
 from unetdist.data.shards import INDEX_COLUMNS
 from unetdist.data.tar_index import key_at
 from unetdist.errors import DataError, SourceError
-from unetdist.storage.files import read_file
 from unetdist.storage.folders import Folder
 
 Rows = npt.NDArray[np.int64]
@@ -134,12 +133,25 @@ def check_size(path: Path, shard: Shard) -> None:
         raise DataError(f"has {size} bytes, the manifest says {shard.num_bytes}; {REMEDY}", source=path)
 
 
-def read_rows(file: Path | bytes, shard: Shard, source: object) -> Rows:
-    """The rows of an index, from its path or content; `DataError` if it is not the manifest's."""
+def read_index(folder: Folder, shard: Shard) -> bytes:
+    """The file of a shard's index."""
+    # Read whole, not memory-mapped: the hash needs all of it, and a file that is cut short later would kill the
+    # process (SIGBUS). 10,000 samples take 480 KB.
     try:
-        # Read whole, not memory-mapped: the hash needs all of it, and a file that is cut short later would kill the
-        # process (SIGBUS). 10,000 samples take 480 KB.
-        data = file if isinstance(file, bytes) else read_file(file)
+        return folder.read(shard.index_name)
+    except OSError as error:
+        where = mask(folder.where(shard.index_name))
+        raise DataError(f"cannot be read ({error.strerror or error}); {REMEDY}", source=where) from None
+
+
+def read_rows(folder: Folder, shard: Shard) -> Rows:
+    """The rows of a shard's index; `DataError` if it is not the manifest's."""
+    return parse_rows(read_index(folder, shard), shard, mask(folder.where(shard.index_name)))
+
+
+def parse_rows(data: bytes, shard: Shard, source: object) -> Rows:
+    """The rows of an index from its file; `DataError` if it is not the manifest's."""
+    try:
         if shard.index_sha256 and hashlib.sha256(data).hexdigest() != shard.index_sha256:
             raise DataError(f"is not the index that the manifest lists; {REMEDY}", source=source)
         if not data.startswith(_MAGIC):  # numpy would advise to load it unsafely
@@ -147,8 +159,6 @@ def read_rows(file: Path | bytes, shard: Shard, source: object) -> Rows:
         rows: np.ndarray = np.load(io.BytesIO(data))
     except DataError:
         raise
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror or error}); {REMEDY}", source=source) from None
     except Exception as error:  # numpy evaluates the header, which may raise anything
         raise DataError(f"is damaged ({error}); {REMEDY}", source=source) from None
     expected = (shard.num_samples, len(INDEX_COLUMNS))

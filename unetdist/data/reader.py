@@ -13,7 +13,7 @@ import numpy as np
 
 from unetdist.cli.credentials import mask
 from unetdist.cli.logs import logger
-from unetdist.data.cache import CacheFullError, ShardCache, read_index
+from unetdist.data.cache import CacheFullError, ShardCache
 from unetdist.data.manifest import Manifest, Shard
 from unetdist.data.open_shard import REMEDY, LocalShard, OpenShard, RangedShard, Rows, changed, check_size, read_rows
 from unetdist.data.shards import checksum
@@ -155,12 +155,9 @@ class ShardReader:
         return RangedShard(self.folder, shard, load_rows)
 
     def _rows(self, shard: Shard) -> Rows:
-        if self.folder.is_local:
-            path = self.folder.path(shard.index_name)
-            return read_rows(path, shard, path)
-        if self.cache is not None:
+        if self.cache is not None and not self.folder.is_local:
             return self.cache.index(self.folder, shard)
-        return read_rows(read_index(self.folder, shard), shard, mask(self.folder.where(shard.index_name)))
+        return read_rows(self.folder, shard)
 
     def _verified(self, opened: OpenShard, sample_id: int, row: int) -> Encoded:
         image, mask_ = opened.sample(row)

@@ -153,7 +153,7 @@ def _compare_index(folder: Folder, shard: Shard, where: str, findings: Findings)
         # Without members the index is only checked for its own form.
         members = []
     try:
-        rows = read_rows(folder.path(shard.index_name), shard, where)
+        rows = read_rows(folder, shard)
     except DataError as error:
         findings.note(BAD_INDEX, where, error)
         return False
