@@ -16,9 +16,9 @@ from unetdist.data import cache as cache_module
 from unetdist.data.cache import TAR, CacheFullError, ShardCache
 from unetdist.data.shards import load_index, save_index, sha256_of
 from unetdist.errors import ConfigError, DataError
-from unetdist.storage import remote, retries
+from unetdist.storage import remote
 from unetdist.storage.folders import open_folder
-from unetdist.storage.retries import UnreachableError
+from unetdist.storage.remote import UnreachableError
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def shards(tmp_path):
 
 @pytest.fixture
 def server(tmp_path, shards, monkeypatch):
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(remote, "PIECE", 4096)
     with serve(tmp_path / "data") as server:
         yield server
@@ -120,7 +120,7 @@ def test_a_missing_shard(tmp_path, cache, folder, shards):
 
 
 def test_a_server_that_stays_away(cache, folder, server, shards, monkeypatch):
-    monkeypatch.setattr(retries, "RETRY_S", 0.1)
+    monkeypatch.setattr(remote, "RETRY_S", 0.1)
     server.faults.extend([503] * 99)
     with pytest.raises(UnreachableError, match="/000000.tar: could not be read in .* attempts"):
         cache.fetch(folder, shards[0])

@@ -16,7 +16,7 @@ from tests.faulty_server import serve
 from unetdist.cli.logs import logger
 from unetdist.data.cache import ShardCache
 from unetdist.data.prefetch import POLL_S, Prefetcher, _ahead, _fetch_ahead
-from unetdist.storage import retries
+from unetdist.storage import remote
 from unetdist.storage.folders import open_folder
 
 NUM_SHARDS = 8
@@ -29,7 +29,7 @@ def manifest(tmp_path):
 
 @pytest.fixture
 def server(tmp_path, manifest, monkeypatch):
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
     with serve(tmp_path / "data") as server:
         yield server
 

@@ -20,9 +20,9 @@ from unetdist.data.open_shard import LocalShard, RangedShard
 from unetdist.data.reader import ShardReader
 from unetdist.data.shards import index_path, open_shard, save_index
 from unetdist.errors import DataError
-from unetdist.storage import retries
+from unetdist.storage import remote
 from unetdist.storage.folders import open_folder
-from unetdist.storage.retries import UnreachableError
+from unetdist.storage.remote import UnreachableError
 
 SIZES = [3, 0, 4, 1]
 
@@ -181,7 +181,7 @@ def test_a_disk_that_fails(folder, monkeypatch):
 
 @pytest.fixture
 def server(folder, monkeypatch):
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
     with serve(folder) as server:
         yield server
 
@@ -350,7 +350,7 @@ def test_an_entry_that_is_evicted_between_finding_and_opening(folder, server, ca
 
 def test_a_server_that_stays_away_is_no_fault_of_samples(server, monkeypatch):
     reader = ShardReader(server.url, Manifest.load(server.url))
-    monkeypatch.setattr(retries, "RETRY_S", 0.1)
+    monkeypatch.setattr(remote, "RETRY_S", 0.1)
     server.faults.extend([503] * 999)
     with pytest.raises(UnreachableError, match="could not be read in"):
         reader.read_many(range(8))

@@ -19,7 +19,7 @@ from unetdist.data.open_shard import LocalShard
 from unetdist.data.prefetch import Prefetcher
 from unetdist.data.reader import ShardReader
 from unetdist.errors import DataError
-from unetdist.storage import remote, retries
+from unetdist.storage import remote
 from unetdist.storage.folders import open_folder
 
 boto3 = pytest.importorskip("boto3")
@@ -48,7 +48,7 @@ def object_store():
 def s3(object_store, shards, monkeypatch):
     """A bucket that holds the shards, reached as any other is: by the settings of AWS."""
     monkeypatch.setattr(remote, "_file_systems", {})
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(remote, "PIECE", 4096)
     for name, value in {
         "AWS_ENDPOINT_URL": object_store,

@@ -18,7 +18,7 @@ from unetdist.errors import ConfigError, DataError
 from unetdist.predict.sources import open_source
 from unetdist.sharding import command
 from unetdist.sharding.dataset_source import from_dataset
-from unetdist.storage import remote, retries
+from unetdist.storage import remote
 from unetdist.train.config import Config
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -165,7 +165,7 @@ def test_predict_takes_pictures_by_known_protocols_alone(tmp_path, entry, kind):
 
 
 def test_the_files_of_another_protocol_are_never_opened(monkeypatch):
-    monkeypatch.setattr(retries, "RETRY_S", 0.0)
+    monkeypatch.setattr(remote, "RETRY_S", 0.0)
     for url in ("memory://x/a", "dir://a::file:///b", "https://host/a::file:///etc/hostname"):
         with pytest.raises(ConfigError, match="not supported|refused"):
             remote.read(url)

@@ -19,7 +19,7 @@ from unetdist.model.inference import InferenceConfig
 from unetdist.model.saved_model import SavedModel, save_model
 from unetdist.model.unet import UNet, UNetConfig
 from unetdist.predict import Outputs, pipeline, predict_files, read_picture
-from unetdist.storage import retries
+from unetdist.storage import remote
 
 PALETTE = Palette.from_records(
     [
@@ -165,7 +165,7 @@ def test_files_that_cannot_be_read_are_gathered_and_the_rest_is_done(tmp_path, s
 
 
 def test_a_url_that_does_not_answer_is_named_once(tmp_path, saved, monkeypatch):
-    monkeypatch.setattr(retries, "RETRY_S", 0.0)
+    monkeypatch.setattr(remote, "RETRY_S", 0.0)
     (tmp_path / "all.txt").write_text("http://127.0.0.1:9/a.png\n")
     (failure,) = predict_files(saved, tmp_path / "all.txt", tmp_path / "out")
     assert failure.source == "http://127.0.0.1:9/a.png"

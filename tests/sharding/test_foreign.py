@@ -28,7 +28,7 @@ from unetdist.sharding.foreign_tars import IndexJob, find_tars, guess_names
 from unetdist.sharding.plan import WorkPartition
 from unetdist.sharding.sources import Problem
 from unetdist.sharding.writer import RunOptions, index_tars
-from unetdist.storage import retries
+from unetdist.storage import remote
 from unetdist.storage.folders import open_folder
 
 PALETTE = Palette((Label(0, "ground", (0, 0, 0), 0), Label(1, "tree", (9, 0, 9), 1)))
@@ -310,7 +310,7 @@ def test_a_manifest_gets_no_passwords_and_no_tokens(tmp_path):
 
 @pytest.mark.parametrize("has_ranges", [True, False])
 def test_tars_on_a_web_server(tmp_path, monkeypatch, has_ranges):
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
     for name in ("0.tar", "1.tar"):
         pack(tmp_path / "www" / name, [f"key{name[0]}"])
     with serve(tmp_path / "www") as server:
@@ -360,7 +360,7 @@ def test_tars_behind_a_url_that_takes_files(tmp_path):
 
 
 def test_a_place_that_takes_no_files_is_told_where_to_write_instead(tmp_path, monkeypatch):
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
     pack(tmp_path / "a.tar", ["a"])
     with serve(tmp_path) as server, pytest.raises(DataError, match="--out DIR"):
         index(f"{server.url}/a.tar")

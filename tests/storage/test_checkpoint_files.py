@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from unetdist.errors import CheckpointError, DataError
-from unetdist.storage import remote, retries
+from unetdist.storage import remote
 from unetdist.storage.checkpoint_files import CheckpointFolder, has_checkpoint
 from unetdist.storage.folders import open_folder
 
@@ -267,6 +267,6 @@ def test_an_object_store_holds_pairs_as_a_disk_does(bucket, monkeypatch):
     assert newest(f"{bucket}/tiny") == 15
     one.folder.remove(PAIR_15[1])
     assert newest(f"{bucket}/tiny") == 10
-    monkeypatch.setattr(retries, "RETRY_S", 0.0)
+    monkeypatch.setattr(remote, "RETRY_S", 0.0)
     with pytest.raises((OSError, DataError), match="s3://absent/tiny/step_00000020.safetensors"):
         write(commits("s3://absent/tiny"), 20)

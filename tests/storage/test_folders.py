@@ -8,7 +8,7 @@ import pytest
 
 from tests.faulty_server import serve
 from unetdist.errors import ConfigError, DataError
-from unetdist.storage import retries
+from unetdist.storage import remote
 from unetdist.storage.folders import open_folder
 from unetdist.storage.remote import RangesUnsupportedError
 
@@ -17,7 +17,7 @@ DATA = bytes(range(256)) * 20
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
     (tmp_path / "a.tar").write_bytes(DATA)
     (tmp_path / "b.idx").write_bytes(b"index")
     (tmp_path / ".ingest").mkdir()

@@ -10,16 +10,15 @@ import pytest
 
 from tests.faulty_server import serve
 from unetdist.errors import ConfigError, DataError
-from unetdist.storage import remote, retries
-from unetdist.storage.remote import RangesUnsupportedError
-from unetdist.storage.retries import UnreachableError
+from unetdist.storage import remote
+from unetdist.storage.remote import RangesUnsupportedError, UnreachableError
 
 DATA = bytes(range(256)) * 400
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(remote, "PIECE", 10_000)
     monkeypatch.setattr(remote, "_file_systems", {})
     (tmp_path / "a b.tar").write_bytes(DATA)
@@ -112,7 +111,7 @@ def test_a_download_goes_on_where_it_broke_off(server):
 
 
 def test_a_server_that_stalls(server, monkeypatch):
-    monkeypatch.setattr(retries, "STALL_S", 0.2)
+    monkeypatch.setattr(remote, "STALL_S", 0.2)
     file = remote.join(server.url, "a b.tar")
     server.faults.extend(["stall"] * 2)
     assert remote.read(file) == DATA
@@ -123,7 +122,7 @@ def test_a_server_that_stalls(server, monkeypatch):
 def test_a_stall_that_the_library_does_not_see(server, monkeypatch):
     """Whatever the protocol does, a ranged read is bounded."""
     remote.read(remote.join(server.url, "empty"))  # Its time-outs are set now, and long.
-    monkeypatch.setattr(retries, "STALL_S", 0.2)
+    monkeypatch.setattr(remote, "STALL_S", 0.2)
     server.faults.append("stall")
     assert remote.read_range(remote.join(server.url, "a b.tar"), 7, 100) == DATA[7:107]
 
@@ -141,9 +140,9 @@ def test_no_attempt_outlasts_the_deadline(monkeypatch):
             raise TimeoutError
 
     monkeypatch.setattr(remote, "_file_system", lambda url: Slow())
-    monkeypatch.setattr(retries.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.0)
-    monkeypatch.setattr(retries, "RETRY_S", 300.0)
+    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(remote, "RETRY_S", 300.0)
     with pytest.raises(UnreachableError, match="in 5 attempts within 310 s"):
         remote.read_range("s3://bucket/a", 0, remote.SLOWEST * 40)
     assert limits == [70, 70, 70, 70, 30]
@@ -166,7 +165,7 @@ def test_a_server_that_is_away_for_a_while(server):
 
 
 def test_a_server_that_stays_away(server, monkeypatch):
-    monkeypatch.setattr(retries, "RETRY_S", 0.2)
+    monkeypatch.setattr(remote, "RETRY_S", 0.2)
     server.vanish()
     try:
         with pytest.raises(

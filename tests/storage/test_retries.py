@@ -5,8 +5,8 @@ import errno
 import pytest
 
 from unetdist.errors import ConfigError, DataError
-from unetdist.storage import retries
-from unetdist.storage.retries import UnreachableError, retry
+from unetdist.storage import remote
+from unetdist.storage.remote import UnreachableError, retry
 
 URL = "https://me:secret@host/data/000001.tar?signature=abc"
 MASKED = r"https://\*\*\*@host/data/000001.tar\?\*\*\*"
@@ -36,7 +36,7 @@ def failing(error, times):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_a_missing_file_is_that(error):
 
 
 def test_the_deadline(monkeypatch):
-    monkeypatch.setattr(retries, "RETRY_S", 10.0)
+    monkeypatch.setattr(remote, "RETRY_S", 10.0)
     clock = iter(range(0, 100, 4))
-    monkeypatch.setattr(retries.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(remote.time, "monotonic", lambda: next(clock))
     message = (
         rf"^{MASKED}: could not be written in 3 attempts within 12 s \(last: AnswerError: answer 503 of {MASKED}\); "
         r"check the server and the connection, then run the same command again. data.retry_s sets how"
@@ -85,8 +85,8 @@ def test_the_deadline(monkeypatch):
 
 
 def test_no_attempt_begins_after_the_deadline(monkeypatch):
-    monkeypatch.setattr(retries, "RETRY_S", retries.RETRY_S)
-    retries.set_retry_s(-1)
+    monkeypatch.setattr(remote, "RETRY_S", remote.RETRY_S)
+    remote.set_retry_s(-1)
     with pytest.raises(UnreachableError, match="in 1 attempts within 0 s"):
         retry(URL, failing(TimeoutError(), 1))
 
@@ -116,11 +116,11 @@ def test_answers_of_object_stores():
     error = OSError(errno.EIO, "x")
     error.__cause__ = AnswerError(0)
     error.__cause__.response = {"ResponseMetadata": {"HTTPStatusCode": 503}}
-    assert retries.status_of(error) == 503
+    assert remote.status_of(error) == 503
     hub = Exception("x")
     hub.response = type("Response", (), {"status_code": 429})()
-    assert retries.status_of(hub) == 429
+    assert remote.status_of(hub) == 429
     google = Exception("x")
     google.code = 416
-    assert retries.status_of(google) == 416
-    assert retries.status_of(Exception("x")) is None
+    assert remote.status_of(google) == 416
+    assert remote.status_of(Exception("x")) is None

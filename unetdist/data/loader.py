@@ -19,7 +19,7 @@ from unetdist.data.samples import Samples, TrainDataset, ValDataset
 from unetdist.data.workers import CAN_SHARE, ValBatches, items, micro_batches, part_of, shards_of, work
 from unetdist.errors import ConfigError, DataError
 from unetdist.storage.folders import Folder, open_folder
-from unetdist.storage.retries import set_retry_s
+from unetdist.storage.remote import set_retry_s
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from unetdist.sharding.pool import run_jobs
 from unetdist.sharding.sources import Problem
 from unetdist.storage.files import file_sha256, open_file
 from unetdist.storage.folders import Folder, open_folder
-from unetdist.storage.retries import UnreachableError
+from unetdist.storage.remote import UnreachableError
 
 LOST, CHANGED, BAD_INDEX = "lost shard", "shard that is not the manifest's", "bad index"
 BAD_SAMPLE, MISCOUNTED = "bad sample", "count that is not the manifest's"

@@ -19,7 +19,7 @@ class Folder:
     """Files by name ("a.tar", ".ingest/plan.json") in a folder; picklable, and safe to use after a fork.
 
     A name that is a URL is that file, whatever the folder. A missing file is a `FileNotFoundError`. A server that does
-    not answer is tried again for `retries.RETRY_S`; then follows a `DataError`.
+    not answer is tried again for `remote.RETRY_S`; then follows a `DataError`.
     """
 
     location: str
