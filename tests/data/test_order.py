@@ -68,19 +68,6 @@ def test_a_shard_is_upcoming_before_it_is_read(sizes, seed, lanes, window, world
                 assert first_told[shard] <= step
 
 
-@quick
-@given(shard_sizes, seeds, st.integers(1, 20), st.integers(1, 40), st.integers(0, 400))
-def test_one_process_is_told_of_every_window_by_its_begin(sizes, seed, lanes, window, first):
-    """Without a batch size too: whatever it is, a sample is at its own position or later in a step."""
-    order = Order(sizes, seed=seed, lanes=lanes, window=window)
-    shard_of = np.repeat(np.arange(len(sizes)), sizes)
-    end = first + 2 * order.num_samples
-    told = told_before(order.upcoming(first), end)
-    needed = [(at, int(shard_of[order.locate(np.array([at])).sample_id[0]])) for at in range(first, end)]
-    first_told = {shard: position for position, shard in reversed(told)}
-    assert all(first_told[shard] <= at for at, shard in needed)
-
-
 def test_what_is_upcoming_is_what_a_rank_reads_and_little_more():
     """Also where the step is smaller than the lanes, and where the last lane is shorter."""
     order = Order([100] * 641, seed=0, lanes=64, window=200)
@@ -92,17 +79,6 @@ def test_what_is_upcoming_is_what_a_rank_reads_and_little_more():
             told = {shard for _, shard in told_before(upcoming, steps.stop)}
             assert told == read
             assert len(told) <= 641 / 8 + 9
-
-
-def test_without_a_batch_size_a_rank_has_lanes_of_its_own_where_they_divide():
-    order = Order([100] * 640, seed=0, lanes=64, window=200)
-
-    def told(**ranks):
-        return {shard for _, shard in told_before(order.upcoming(0, **ranks), order.num_samples)}
-
-    assert len(told(rank=3, world_size=8)) <= 640 / 8 + 8
-    assert set().union(*(told(rank=rank, world_size=8) for rank in range(8))) == set(range(640))
-    assert told(rank=2, world_size=3) == set(range(640))
 
 
 def test_what_is_upcoming_is_told_lazily_and_in_the_order_of_need():

@@ -117,7 +117,7 @@ def test_slots_are_taken_while_there_are_any():
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_partners_are_neighbours_of_the_endless_order(world_size):
     order = Order([5, 0, 6], seed=1, lanes=3, window=4)
-    epoch, number, _ = order.locate(np.arange(24))
+    epoch, number = order.locate(np.arange(24))
     keys = list(zip(epoch.tolist(), number.tolist(), strict=True))
     expected = {key: keys[position ^ 1] for position, key in enumerate(keys)}
     for rank in range(world_size):

@@ -19,7 +19,6 @@ class Places(NamedTuple):
 
     epoch: Ints
     sample_id: Ints
-    lane: Ints
 
 
 class _Epoch(NamedTuple):
@@ -56,7 +55,7 @@ class Order:
         self._permutation = lru_cache(maxsize=2 * self.lanes)(self._shuffle)
 
     def locate(self, positions: Ints) -> Places:
-        """Epoch, sample id and lane of each position (int64, >= 0) of the endless sequence."""
+        """Epoch and sample id of each position (int64, >= 0) of the endless sequence."""
         epoch, row, lane = self._rows(np.asarray(positions, np.int64))
         window = row // self.window
         place = np.empty_like(row)
@@ -70,44 +69,36 @@ class Order:
             # "right" steps over empty shards: they begin where the next one begins.
             k = np.searchsorted(starts, place[group], side="right") - 1
             sample_id[group] = self._first_ids[shards[k]] + place[group] - starts[k]
-        return Places(epoch, sample_id, lane)
+        return Places(epoch, sample_id)
 
-    def rank_slice(self, first_position: int, global_batch_size: int, rank: int, world_size: int) -> tuple[Ints, Ints]:
-        """(epoch, sample id) of this rank's share of the step that begins at `first_position`.
+    def rank_slice(self, first_position: int, global_batch_size: int, rank: int, world_size: int) -> Places:
+        """This rank's share of the step that begins at `first_position`.
 
         The step's positions, sorted by lane, are cut into `world_size` equal slices: the step has the same
         samples for any world size, and a rank stays with its own lanes, that is with its own part of the
         shards (most so where `lanes` is a multiple of `world_size`, and the batch a multiple of `lanes`).
         """
-        epoch, sample_id, _ = self.locate(self._share(first_position, global_batch_size, rank, world_size))
-        return epoch, sample_id
+        return self.locate(self._share(first_position, global_batch_size, rank, world_size))
 
-    def partners(self, first_position: int, global_batch_size: int, rank: int, world_size: int) -> tuple[Ints, Ints]:
-        """(epoch, sample id) of the partner of each sample of `rank_slice`; the partner of position p is at p XOR 1.
+    def partners(self, first_position: int, global_batch_size: int, rank: int, world_size: int) -> Places:
+        """The partner of each sample of `rank_slice`; the partner of position p is at p XOR 1.
 
         It is in the same step if the batch is even, and in a neighbouring lane, mostly of the same rank.
         """
-        share = self._share(first_position, global_batch_size, rank, world_size)
-        epoch, sample_id, _ = self.locate(share ^ 1)
-        return epoch, sample_id
+        return self.locate(self._share(first_position, global_batch_size, rank, world_size) ^ 1)
 
     def upcoming(
-        self, first_position: int, *, global_batch_size: int | None = None, rank: int = 0, world_size: int = 1
+        self, first_position: int, *, global_batch_size: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[int, int]]:
         """(position, shard number) without end, in the order in which this rank begins to need the shards.
 
         The steps begin at `first_position`; a position is that of the step that begins a window, which needs
         all shards that the window overlaps (one that reaches into the next window comes again with it).
-        The lanes of a rank depend on `global_batch_size`. None: each rank has its own lanes if they can be divided
-        evenly, otherwise all of them.
         """
-        batch = global_batch_size or self.lanes
-        if batch % world_size:
-            rank, world_size = 0, 1
         windows_per_epoch = 1 + self.num_samples // self.lanes // self.window
         begun = np.full(self.lanes, -1)
-        for first in count(first_position, batch):
-            epoch, row, lane = self._rows(self._share(first, batch, rank, world_size))
+        for first in count(first_position, global_batch_size):
+            epoch, row, lane = self._rows(self._share(first, global_batch_size, rank, world_size))
             # Windows of a lane are counted through all epochs, so that each begins after the one before it.
             number = epoch * windows_per_epoch + row // self.window
             is_new = number > begun[lane]
