@@ -121,18 +121,16 @@ def main() -> int:
         prog="launch/dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=GROUPS)
-    parser.add_argument("--ci", action="store_true", help="test: check style and types first")
     parser.add_argument("--unpinned", action="store_true", help="ignore launch/constraints.txt")
     args, rest = parser.parse_known_args()
     if rest and args.command != "test":
         parser.error(f"unknown: {' '.join(rest)}")
-    groups = GROUPS[args.command] + (["lint"] if args.ci else [])
     try:
-        python = make_environment(groups, unpinned=args.unpinned)
-        if args.ci or args.command == "lint":
+        python = make_environment(GROUPS[args.command], unpinned=args.unpinned)
+        if args.command == "lint":
             for check in ("ruff check .", "ruff format --check .", "mypy"):
                 run(str(python), "-m", *check.split())
-        if args.command == "test":
+        elif args.command == "test":
             test(python, rest)
         elif args.command == "quickstart":
             quickstart(python)

@@ -106,9 +106,7 @@ def run_pip(python: Path, arguments: list[str]) -> None:
 def make_environment(groups: list[str], *, unpinned: bool) -> Path:
     """Create or update the environment and return its Python; takes no time if nothing has changed.
 
-    Args:
-        groups: dependency groups of pyproject.toml to install in addition to the project.
-        unpinned: ignore constraints.txt.
+    `groups` are dependency groups of pyproject.toml; `unpinned` ignores constraints.txt.
     """
     active = sys.prefix != sys.base_prefix
     here = Path(sys.prefix) if active else VENV

@@ -131,7 +131,3 @@ def test_accelerate_finds_no_newer_name_for_buffer_broadcast():
     from accelerate.utils import DistributedDataParallelKwargs
 
     assert "forward_sync_buffers" not in inspect.signature(DistributedDataParallelKwargs).parameters
-
-
-def test_bf16_units_can_be_asked_for():
-    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)

@@ -1,4 +1,3 @@
-import logging
 import os
 import random
 import signal
@@ -9,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import unetdist.distributed.collectives as distributed
 from tests.distributed.launcher import RankError, run_ranks
 from unetdist.cli.logs import set_up_logging
 from unetdist.distributed.collectives import (
@@ -148,15 +146,6 @@ def test_fp16_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"mixed_precision \(fp16\) must be no or bf16 on a CPU.*silently"):
         make_accelerator(mixed_precision="fp16")
-
-
-@pytest.mark.parametrize(("has_units", "warnings"), [(False, 1), (True, 0)])
-def test_bf16_without_units_is_warned_of_with_its_cost(monkeypatch, caplog, has_units, warnings):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_units)
-    monkeypatch.setattr(distributed.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(logging.getLogger("unetdist"), "propagate", True)
-    distributed._check_cpu_precision("bf16")
-    assert sum("2 to 7 times slower" in message for message in caplog.messages) == warnings
 
 
 def test_seed_fixes_every_generator():

@@ -77,8 +77,11 @@ def make_accelerator(*, mixed_precision: MixedPrecision = "no", timeout_s: float
     follow_launcher()
     has_gpu = torch.cuda.is_available()
     check_launch(mixed_precision=mixed_precision, num_gpus=torch.cuda.device_count() if has_gpu else 0)
-    if not has_gpu:
-        _check_cpu_precision(mixed_precision)
+    if not has_gpu and mixed_precision == "fp16":
+        raise ConfigError(
+            "mixed_precision (fp16) must be no or bf16 on a CPU: Accelerate would silently train in float32; "
+            "use mixed_precision: no."
+        )
     expected = int(os.environ.get("WORLD_SIZE", 1))
     if expected > 1 and not dist.is_initialized() and not PartialState._shared_state:
         if has_gpu:
@@ -126,20 +129,6 @@ def _ddp_options() -> DistributedDataParallelKwargs:
     return handler
 
 
-def _check_cpu_precision(mixed_precision: MixedPrecision) -> None:
-    if mixed_precision == "fp16":
-        raise ConfigError(
-            "mixed_precision (fp16) must be no or bf16 on a CPU: Accelerate would silently train in float32; "
-            "use mixed_precision: no."
-        )
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    if mixed_precision == "bf16" and is_x86 and not torch.cpu._is_avx512_bf16_supported():
-        logger.warning(
-            "mixed_precision: bf16 on a CPU without bf16 units (avx512_bf16) is 2 to 7 times slower than "
-            "float32; use mixed_precision: no"
-        )
-
-
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Collective. Sum `tensor` over all ranks in place, in its own dtype."""
     if dist.is_initialized():
@@ -164,11 +153,8 @@ def all_reduce_min(value: int, device: torch.device | str = "cpu") -> int:
 def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
     """Collective. Return rank 0's `value` on every rank; the values of the others are ignored.
 
-    It travels as JSON: a tuple becomes a list, and floats keep every digit.
-
-    Args:
-        value: None, numbers, strings, and lists and dictionaries (keys are strings) of them.
-        device: where the backend computes.
+    It travels as JSON: a tuple becomes a list, keys of dictionaries are strings, and floats keep every digit. `device`
+    is where the backend computes.
     """
     text = [json.dumps(value)]
     if dist.is_initialized():

@@ -123,8 +123,7 @@ def meet(store: Store, *, rank: int, world_size: int, wait_s: float, where: str)
 def open_store(name: str) -> Store | None:
     """Open a connection to the store that the processes share, to be used by one thread; None for a single process.
 
-    Args:
-        name: keys written under one name are not visible under another.
+    Keys written under one name are not visible under another.
     """
     if not dist.is_initialized():
         return None
