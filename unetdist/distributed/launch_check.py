@@ -24,7 +24,7 @@ TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 # Values in lower case with which Accelerate leaves a feature out.
 OFF = ("", "0", "false", "no", "off", "n", "f")
 
-# What `accelerate launch` tells its processes by variables -> (harmless values, why others are refused and what to do).
+# Variables that `accelerate launch` sets -> (harmless values, why others are refused and what to do instead).
 OVERRIDES = {
     **dict.fromkeys(
         [f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")],
