@@ -95,8 +95,7 @@ def quickstart(python: Path) -> None:
 SUMMARY = """
 Done in {seconds:.0f} s: mIoU {miou:.3f} on the validation images.
 
-  images and masks      quickstart/train, quickstart/val
-  shards                quickstart/shards
+  images and shards     quickstart/
   best weights          runs/quickstart/best
   curves                runs/quickstart/metrics.jsonl
   final numbers         runs/quickstart/metrics_best.json

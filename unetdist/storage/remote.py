@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from unetdist.cli.credentials import is_masked, mask
-from unetdist.cli.logs import logger
+from unetdist.cli.logs import NO_ROOM, logger
 from unetdist.errors import ConfigError, DataError, SourceError, UnetdistError
 from unetdist.storage.files import write_atomic
 
@@ -42,7 +42,6 @@ MAX_PAUSE_S = 15.0
 # Failed attempts after which the log says why the run waits.
 TELL_AFTER = 4
 
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # The same request would fail in the same way again.
 LASTING_ERRNOS = {
     *(errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.EREMCHG, errno.EROFS, errno.EMFILE)
@@ -298,7 +297,7 @@ def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:
         except (UnetdistError, TypeError, AttributeError):  # the latter two are bugs
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_SPACE:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise  # the disk of this machine, whose owner knows what to remove
             # `from None` throughout: a chained traceback would print the credentials that are masked here.
             cause = f"{type(error).__name__}: {mask(error) or 'no answer in time'}"[:400]
