@@ -60,7 +60,9 @@ def fits(torch: str | None) -> bool:
 def has_nvidia_gpu() -> bool:
     """Whether the NVIDIA driver reports a GPU."""
     tool = shutil.which("nvidia-smi")
-    return bool(tool) and "GPU" in subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout
+    return (
+        tool is not None and "GPU" in subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout
+    )
 
 
 def tested_torch() -> str:

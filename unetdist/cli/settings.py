@@ -199,8 +199,9 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         # A few lines of aliases can stand for 10^9 values, or for themselves.
         if self.check_event(yaml.AliasEvent):
-            line = self.peek_event().start_mark.line + 1
-            problem = f"it has an alias (*{self.peek_event().anchor}, line {line}); write its value there instead"
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            line = event.start_mark.line + 1
+            problem = f"it has an alias (*{event.anchor}, line {line}); write its value there instead"
             raise yaml.constructor.ConstructorError(problem=problem)
         return super().compose_node(parent, index)
 

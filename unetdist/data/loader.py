@@ -174,16 +174,17 @@ def val_loader(
     return ValLoader(batches, prefetcher)
 
 
+@dataclass(frozen=True)
 class ValLoader:
     """Batches of at most `batch_size` consecutive samples of equal size; can be iterated again and again."""
 
-    def __init__(self, batches: "DataLoader[Any]", prefetcher: Prefetcher | None = None) -> None:
-        self._batches = batches
-        self._prefetcher = prefetcher  # it ends with this object
+    loader: "DataLoader[Any]"
+    prefetcher: Prefetcher | None = None
+    """Ends with this object."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Every sample of this rank once. A bad sample always raises, or the metric would not be exact."""
-        for batches in items(self._batches):
+        for batches in items(self.loader):
             yield from batches
 
 

@@ -27,8 +27,6 @@ REMEDY = "copy the data set again, or run the command that wrote it: it keeps wh
 class OpenShard:
     """The rows of a shard's index, and the bytes that they point at."""
 
-    is_local = True
-
     def __init__(self, where: object, num_bytes: int, rows: Rows) -> None:
         self._where = where
         self._num_bytes = num_bytes
@@ -102,8 +100,6 @@ class LocalShard(OpenShard):
 
 class RangedShard(OpenShard):
     """A shard behind a URL. Each sample takes one request, and each key another."""
-
-    is_local = False
 
     def __init__(self, folder: Folder, shard: Shard, load_rows: Callable[[], Rows]) -> None:
         self._folder = folder

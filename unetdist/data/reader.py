@@ -128,7 +128,7 @@ class ShardReader:
 
     def _is_at_hand(self, number: int) -> bool:
         opened = self._opened.get(number)
-        return opened.is_local if opened else self.folder.is_in_place(self.manifest.shards[number].name)
+        return isinstance(opened, LocalShard) if opened else self.folder.is_in_place(self.manifest.shards[number].name)
 
     def _open(self, number: int) -> OpenShard:
         """The shard, kept open. One that was read by requests is opened again once it is in the cache."""
@@ -136,8 +136,9 @@ class ShardReader:
             opened = self._opened.get(number)
             if opened is not None:
                 self._opened.move_to_end(number)
-        if opened is None or (not opened.is_local and self.cache and self.cache.find(self.manifest.shards[number])):
-            opened = self._open_again(self.manifest.shards[number])
+        shard = self.manifest.shards[number]
+        if opened is None or (isinstance(opened, RangedShard) and self.cache and self.cache.find(shard)):
+            opened = self._open_again(shard)
             with self._lock:
                 self._opened[number] = opened
                 if len(self._opened) > MAX_OPEN_SHARDS:
@@ -165,7 +166,7 @@ class ShardReader:
         if found == expected:
             return image, mask_
         source = self.source(sample_id)
-        if not opened.is_local:
+        if isinstance(opened, RangedShard):
             raise changed(source, f"crc32 {found:08x}", f"{expected:08x}")
         raise DataError(f"damaged: its bytes are not those that were written; {REMEDY}", source=source)
 

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import FrameType
-from typing import Self
 
 from unetdist import STARTED_BY
 from unetdist.cli.logs import logger
@@ -73,7 +73,7 @@ def leave_to_parent(is_over: Callable[[], object], exit_code: int) -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-class StopSignal:
+class StopSignal(AbstractContextManager["StopSignal"]):
     """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once."""
 
     # Python's C handler wakes a thread, so that a second signal works even while the main thread waits in a collective.
@@ -125,9 +125,6 @@ class StopSignal:
             self._over[0] = 1
             self._writing.close()
             atexit.unregister(self.close)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

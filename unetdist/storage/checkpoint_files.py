@@ -91,8 +91,7 @@ class CheckpointFolder:
             CheckpointError: There are checkpoints, but none is whole.
             OSError, DataError: The folder or a file cannot be read.
         """
-        names = self.folder.names()
-        for step in sorted(_steps(names), reverse=True):
+        for step in sorted(_steps(self.folder.names()), reverse=True):
             try:
                 commit = self._commit(step)
                 tensors = self.tensors(commit)
@@ -102,7 +101,7 @@ class CheckpointFolder:
             else:
                 self.last = commit
                 return commit, tensors
-        if not _shows_checkpoint(names):
+        if not has_checkpoint(self.folder):
             return None
         raise CheckpointError(
             f"{self.folder} holds no whole checkpoint (the log above says what is wrong with each); restore one from "
@@ -157,10 +156,7 @@ class CheckpointFolder:
 
 def has_checkpoint(folder: Folder) -> bool:
     """Whether a run ever wrote a checkpoint there, whole or not."""
-    return _shows_checkpoint(folder.names())
-
-
-def _shows_checkpoint(names: list[str]) -> bool:
+    names = folder.names()
     return POINTER in names or bool([*_steps(names)])
 
 
