@@ -60,9 +60,10 @@ def fits(torch: str | None) -> bool:
 def has_nvidia_gpu() -> bool:
     """Whether the NVIDIA driver reports a GPU."""
     tool = shutil.which("nvidia-smi")
-    return (
-        tool is not None and "GPU" in subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout
-    )
+    if tool is None:
+        return False
+    done = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    return done.returncode == 0 and "GPU" in done.stdout
 
 
 def tested_torch() -> str:
