@@ -33,19 +33,16 @@ MixedPrecision = Literal["no", "fp16", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among the processes of the run, and its device.
-
-    Attributes:
-        rank: 0 .. world_size - 1 over all machines.
-        world_size: number of processes of the run.
-        local_world_size: number of its processes on this machine.
-        device: device of the model of this process.
-    """
+    """This process among the processes of the run, and its device."""
 
     rank: int = 0
+    """0 .. world_size - 1 over all machines."""
     world_size: int = 1
+    """Number of processes of the run."""
     local_world_size: int = 1
+    """Number of its processes on this machine."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Device of the model of this process."""
 
     @property
     def is_main(self) -> bool:
