@@ -92,11 +92,8 @@ def check_launch(
 ) -> None:
     """Refuse a launch in which training would silently differ from the request.
 
-    Args:
-        env: environment variables of this process.
-        mixed_precision: the setting: no, fp16 or bf16.
-        num_gpus: number of GPUs that this process sees; 0 trains on the CPU.
-        command: words of the launcher's command line; None: those of the parent process.
+    `mixed_precision` is the setting, `num_gpus` what this process sees (0: it trains on the CPU), and `command` the
+    words of the launcher's command line; None: those of the parent process.
 
     Raises:
         LaunchError: explains what is wrong and what to type instead.

@@ -46,12 +46,8 @@ def connect(backend: str, *, timeout_s: float, wait_s: float = WAIT_S) -> None:
     """Collective. Create the default process group from the processes that are alive now.
 
     Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as every launcher sets them. The launcher hosts the store if it
-    has one, else rank 0 does.
-
-    Args:
-        backend: "gloo" or "nccl".
-        timeout_s: seconds after which a collective that some rank does not join fails.
-        wait_s: seconds to wait for the other processes.
+    has one, else rank 0 does. The other processes may come within `wait_s` seconds; a collective of the `backend`
+    ("gloo" or "nccl") that some rank does not join fails after `timeout_s`.
 
     Raises:
         LaunchError: some processes did not come; every rank that did come names them.

@@ -46,13 +46,9 @@ class Watchdog:
     ) -> None:
         """Start watching.
 
-        Args:
-            store: from `unetdist.distributed.rendezvous.open_store`, used by no other thread.
-            world: this process among the others.
-            limit_s: seconds without a call of `at` after which the process counts as hung; 0: never.
-            folder: gets `stacks/rank_N.txt` of each process that hangs.
-            stop: learns that another process was asked to stop; its own request is passed on.
-            record: receives the message before this process exits, for example to keep it in status.json.
+        `store` is from `rendezvous.open_store` and used by no other thread. After `limit_s` seconds (0: never) without
+        a call of `at` the process counts as hung: its stacks go to `stacks/rank_N.txt` in `folder`, and `record`
+        receives the message before the process exits. A request to `stop` is passed on in both directions.
         """
         self._limit_s, self._stop, self._record = limit_s, stop, record
         self._poll_s = min(POLL_S, limit_s / 8) if limit_s else POLL_S
