@@ -6,17 +6,13 @@ models on the same images and prints their difference, with an interval and a te
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from unetdist.cli.credentials import mask
-from unetdist.cli.logs import console, logger, run_script
+from unetdist.cli.logs import console, run_script
 from unetdist.errors import writable
-from unetdist.evaluation.calibration import reliability_diagram
 from unetdist.evaluation.comparison import compare
 from unetdist.evaluation.evaluate import Report, ValidationConfig
 from unetdist.evaluation.validator import Validator, evaluations
@@ -32,10 +28,7 @@ def main() -> None:
     """Parse, score, print and write."""
     args = parse()
     cfg = ValidationConfig(
-        batch_size=args.batch_size,
-        inference=inference_of(args),
-        boundary=args.boundary,
-        calibration=args.calibration or args.reliability_diagram is not None,
+        batch_size=args.batch_size, inference=inference_of(args), boundary=args.boundary, calibration=args.calibration
     )
     with evaluations(
         args.compare or [args.model],
@@ -47,10 +40,10 @@ def main() -> None:
         keeps_images = args.compare is not None or args.per_image is not None
         reports = [validator.score(saved.model, per_image=keeps_images) for validator, saved in models]
         if world.is_main:
-            if args.compare is None:
-                show(args, reports[0], models[0][0])
-            else:
-                show_difference(args, reports)
+            numbers = show(args, reports[0], models[0][0]) if args.compare is None else show_difference(args, reports)
+            if args.json is not None:
+                with writable("--json", args.json):
+                    write_json(args.json, numbers)
 
 
 def parse() -> argparse.Namespace:
@@ -64,27 +57,22 @@ def parse() -> argparse.Namespace:
     add("--json", metavar="FILE", help="write all numbers and the confusion matrix to this file")
     add("--per-image", metavar="FILE.npz", help="write the confusion matrix of every image to this file")
     add("--boundary", action="store_true", help="also score outlines: boundary IoU")
-    add("--calibration", action="store_true", help="also compare confidence with accuracy")
-    add("--reliability-diagram", metavar="FILE.png", help="draw the result of --calibration")
+    add("--calibration", action="store_true", help="also compare confidence with accuracy, in bins for --json")
     add("--batch-size", type=int, default=1, help="images per forward pass (default: %(default)s)")
     add("--num-workers", type=int, default=2, help="loader processes (default: %(default)s)")
     add("--mixed-precision", choices=("no", "fp16", "bf16"), default="no", help="number format (default: no)")
     add_inference_options(parser)
     args = parser.parse_args()
-    if args.compare and (args.per_image or args.reliability_diagram):
-        parser.error("--per-image and --reliability-diagram need one model; give --model instead of --compare")
+    if args.compare and args.per_image:
+        parser.error("--per-image needs one model; give --model instead of --compare")
     if args.per_image and not args.per_image.endswith(".npz"):
         parser.error(f"--per-image ({args.per_image}) must be a file name that ends with .npz")
     return args
 
 
-def show(args: argparse.Namespace, report: Report, validator: Validator) -> None:
-    """Print the report of one model and write the files."""
+def show(args: argparse.Namespace, report: Report, validator: Validator) -> dict[str, Any]:
+    """Print the report of one model, write the file of `--per-image`, and return the numbers for `--json`."""
     console.print(scores_table(report, of=mask(args.data), loss_name=LOSS_NAME))
-    if args.json is not None:
-        numbers = {"model": args.model, "data": mask(args.data), **report.to_mapping()}
-        with writing("--json", args.json):
-            write_json(args.json, numbers)
     if report.per_image is not None:
         arrays: dict[str, Any] = {
             "ids": np.arange(report.num_samples),
@@ -92,18 +80,13 @@ def show(args: argparse.Namespace, report: Report, validator: Validator) -> None
             "confusion": report.per_image,  # (N, C, C) int64, rows target
             "classes": np.array(report.scores.class_names),
         }
-        with writing("--per-image", args.per_image), write_atomic(args.per_image) as out:
+        with writable("--per-image", args.per_image), write_atomic(args.per_image) as out:
             np.savez_compressed(out, **arrays)
-    if args.reliability_diagram is not None:
-        assert report.reliability is not None
-        diagram = reliability_diagram(report.reliability, mask(args.data))
-        file = args.reliability_diagram
-        with writing("--reliability-diagram", file), write_atomic(file) as out:
-            Image.fromarray(diagram).save(out, "PNG")
+    return {"model": args.model, "data": mask(args.data), **report.to_mapping()}
 
 
-def show_difference(args: argparse.Namespace, reports: list[Report]) -> None:
-    """Print the reports of two models and their comparison, and write the JSON file."""
+def show_difference(args: argparse.Namespace, reports: list[Report]) -> dict[str, Any]:
+    """Print the reports of two models and their comparison, and return the numbers for `--json`."""
     a, b = (report.per_image for report in reports)
     assert a is not None
     assert b is not None
@@ -111,19 +94,8 @@ def show_difference(args: argparse.Namespace, reports: list[Report]) -> None:
     for report, name in zip(reports, args.compare, strict=True):
         console.print(scores_table(report, of=name, loss_name=LOSS_NAME))
     console.print(comparison_table(comparison, tuple(args.compare), of=mask(args.data)))
-    if args.json is not None:
-        models = [{"model": name, **report.to_mapping()} for name, report in zip(args.compare, reports, strict=True)]
-        numbers = {"data": mask(args.data), "comparison": comparison.to_mapping(), "models": models}
-        with writing("--json", args.json):
-            write_json(args.json, numbers)
-
-
-@contextmanager
-def writing(option: str, file: str) -> Iterator[None]:
-    """Name the option in an error of the disk, and log the file otherwise."""
-    with writable(option, file):
-        yield
-    logger.info("%s is written to %s", option.removeprefix("--"), file)
+    models = [{"model": name, **report.to_mapping()} for name, report in zip(args.compare, reports, strict=True)]
+    return {"data": mask(args.data), "comparison": comparison.to_mapping(), "models": models}
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ from unetdist.data.batch import Batch
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation import evaluate as module
 from unetdist.evaluation.boundary import BoundaryScores, boundary_counts
-from unetdist.evaluation.calibration import Reliability, reliability_counts
 from unetdist.evaluation.evaluate import ExpectedCounts, LeftEarlyError, ValidationConfig, evaluate, predict_fixed
-from unetdist.evaluation.metrics import PoissonBootstrap, Scores, confusion_matrix
+from unetdist.evaluation.metrics import PoissonBootstrap, Reliability, Scores, confusion_matrix, reliability_counts
 from unetdist.model.losses import LossConfig, build_loss
 
 CLASSES = ("sky", "road", "tree")

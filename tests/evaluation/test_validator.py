@@ -13,7 +13,7 @@ from unetdist.data.manifest import Manifest
 from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
 from unetdist.evaluation.evaluate import LeftEarlyError, ValidationConfig
-from unetdist.evaluation.validator import build_validator, evaluations, shares_windows
+from unetdist.evaluation.validator import Validator, evaluations, shares_windows
 from unetdist.model.inference import InferenceConfig, predict_logits
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
@@ -110,7 +110,7 @@ def test_settings_say_how_images_are_predicted(opened):
 def test_shards_that_cannot_be_scored_are_refused(trained, tmp_path, changes, message):
     dataclasses.replace(Manifest.load(trained / "val"), **changes).save(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        build_validator(
+        Validator(
             str(tmp_path),
             model_config=None,
             palette=Palette.from_records(PALETTE_RECORDS),

@@ -88,7 +88,7 @@ def test_a_training_and_what_follows_keep_no_secret(served, heard, tmp_path, mon
     assert run("train", monkeypatch, "--config", kept, "--tracker", "none", *words) == 0
 
     best = tmp_path / "runs/tiny/best"
-    out = ["--json", tmp_path / "runs/numbers.json", "--reliability-diagram", tmp_path / "runs/bins.png"]
+    out = ["--json", tmp_path / "runs/numbers.json", "--per-image", tmp_path / "runs/images.npz"]
     run("evaluate", monkeypatch, "--model", best, "--data", val, "--num-workers", 0, *out)
     assert json.loads((tmp_path / "runs/numbers.json").read_text())["data"].endswith("/val?***")
     told = "".join(capfd.readouterr())

@@ -10,10 +10,9 @@ import numpy as np
 
 from unetdist.data.labels import Palette
 from unetdist.evaluation.boundary import BoundaryScores
-from unetdist.evaluation.calibration import NUM_BINS, Reliability
 from unetdist.evaluation.evaluate import Report
 from unetdist.evaluation.examples import ScoredImage
-from unetdist.evaluation.metrics import Scores
+from unetdist.evaluation.metrics import NUM_BINS, Reliability, Scores
 
 NAMES = ("sky", "road", "tree")
 PALETTE = Palette.from_records(

@@ -31,7 +31,7 @@ def boundary_counts(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
         num_classes: C.
 
     Returns:
-        (2, C) int64: intersection and union of the outlines of target and prediction, for each class.
+        (2, C) int64: intersection and union of the outlines of target and prediction by class.
     """
     pred = torch.where(mask == IGNORE_INDEX, IGNORE_INDEX, pred).to(torch.uint8)
     distance = boundary_distance(*mask.shape)

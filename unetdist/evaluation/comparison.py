@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.errors import ConfigError
-from unetdist.evaluation.metrics import PoissonBootstrap, central_95, mean_iou, none_if_nan
+from unetdist.evaluation.metrics import PoissonBootstrap, bounds_or_none, central_95, mean_iou, none_if_nan
 
 # Number of random swaps in the test; with the observed assignment 10000.
 SWAPS = 9999
@@ -49,10 +49,10 @@ class Comparison:
     def to_mapping(self) -> dict[str, Any]:
         """Return JSON types, with None for nan."""
         return {
-            "a": {"miou": none_if_nan(self.miou_a), "miou_interval_95": _bounds(self.interval_a)},
-            "b": {"miou": none_if_nan(self.miou_b), "miou_interval_95": _bounds(self.interval_b)},
+            "a": {"miou": none_if_nan(self.miou_a), "miou_interval_95": bounds_or_none(self.interval_a)},
+            "b": {"miou": none_if_nan(self.miou_b), "miou_interval_95": bounds_or_none(self.interval_b)},
             "difference": none_if_nan(self.difference),
-            "difference_interval_95": _bounds(self.interval_difference),
+            "difference_interval_95": bounds_or_none(self.interval_difference),
             "p_value": none_if_nan(self.p_value),
             "test": f"randomization of images, two-sided, {SWAPS} swaps",
             "num_samples": self.num_samples,
@@ -119,7 +119,3 @@ def _columns(confusions: NDArray[np.int64]) -> NDArray[np.int64]:
 def _miou(columns: NDArray[np.int64]) -> NDArray[np.float64]:
     """Compute the mIoU of (..., 3, C) columns; nan without a pixel."""
     return mean_iou(columns[..., 0, :], columns[..., 1, :], columns[..., 2, :])
-
-
-def _bounds(interval: tuple[float, float]) -> list[float] | None:
-    return None if math.isnan(interval[0]) else list(interval)

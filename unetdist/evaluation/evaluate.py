@@ -13,9 +13,16 @@ from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.distributed.collectives import all_reduce_sum
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation.boundary import BoundaryScores, boundary_counts
-from unetdist.evaluation.calibration import NUM_BINS, Reliability, reliability_counts
 from unetdist.evaluation.examples import Examples, ScoredImage
-from unetdist.evaluation.metrics import PoissonBootstrap, Scores, confusion_matrix
+from unetdist.evaluation.metrics import (
+    NUM_BINS,
+    PoissonBootstrap,
+    Reliability,
+    Scores,
+    bounds_or_none,
+    confusion_matrix,
+    reliability_counts,
+)
 from unetdist.model.inference import InferenceConfig
 from unetdist.model.losses import Loss
 
@@ -88,10 +95,9 @@ class Report:
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the report as JSON types; nan, the score of an absent class, becomes None."""
-        low, high = self.interval
         return {
             **self.scores.to_record(),
-            "miou_interval_95": None if np.isnan(low) else [low, high],
+            "miou_interval_95": bounds_or_none(self.interval),
             "loss": self.loss if np.isfinite(self.loss) else None,
             "num_samples": self.num_samples,
             "confusion": self.confusion.tolist(),

@@ -1,4 +1,4 @@
-"""Confusion matrices in integers, and the scores computed from them in float64."""
+"""Counts of pixels in integers, so that images and ranks add up, and the scores computed from them in float64."""
 
 import math
 from collections.abc import Sequence
@@ -13,6 +13,12 @@ from torch import Tensor
 from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import DataError
+
+# Number of bins of confidence, from the paper on calibration.
+NUM_BINS = 15
+
+# Units in which confidence is counted: a probability of 1 is this many.
+UNIT = 2**24
 
 
 def confusion_matrix(pred: Tensor, mask: Tensor, num_classes: int) -> Tensor:
@@ -110,6 +116,65 @@ class Scores:
         }
 
 
+def reliability_counts(logits: Tensor, mask: Tensor) -> Tensor:
+    """Count the pixels of one image by confidence, without ignored ones.
+
+    On a CPU the rounding of the logits depends on the number of threads, which can change the tenth digit of the error.
+
+    Args:
+        logits: (C, H, W) floating point.
+        mask: (H, W) uint8 classes.
+
+    Returns:
+        (3, NUM_BINS) int64: pixels, correct pixels, and the sum of confidences in units of 1 / `UNIT`. Bin b holds
+        confidences above b / NUM_BINS up to (b + 1) / NUM_BINS.
+    """
+    # float64, because in float32 the last bit of exp depends on how threads and vectors divide the image.
+    highest, pred = logits.max(0)
+    confidence = 1 / (logits.double() - highest).exp_().sum(0)
+    parts = (confidence * UNIT).round().long()
+    bins = ((parts * NUM_BINS - 1) // UNIT).clamp_(0, NUM_BINS - 1)
+    bins = torch.where(mask == IGNORE_INDEX, NUM_BINS, bins).flatten()
+    values = torch.stack([torch.ones_like(parts), (pred == mask).long(), parts]).flatten(1)
+    counts = torch.zeros(3, NUM_BINS + 1, dtype=torch.int64, device=mask.device)
+    counts.scatter_add_(1, bins.expand(3, -1), values)
+    return counts[:, :-1]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Calibration of any number of images: is a network that is 80 % sure right 80 % of the time? All ratios 0..1.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 2: pixels are put in bins by
+    the probability of the predicted class.
+    """
+
+    pixels: NDArray[np.int64]
+    """(NUM_BINS,) number of pixels in each bin."""
+    accuracy: NDArray[np.float64]
+    """(NUM_BINS,) fraction of correct pixels; nan in an empty bin."""
+    confidence: NDArray[np.float64]
+    """(NUM_BINS,) mean probability of the predicted class; nan in an empty bin."""
+    error: float
+    """Expected calibration error: the mean of |accuracy - confidence|, weighted by pixels; nan without pixels."""
+
+    @classmethod
+    def from_counts(cls, counts: NDArray[np.int64]) -> "Reliability":
+        """Score the sum of `reliability_counts` over images."""
+        pixels, right, parts = counts
+        error = ratio(np.abs(right - parts / UNIT).sum(), pixels.sum())
+        return cls(pixels, ratio(right, pixels), ratio(parts / UNIT, pixels), float(error))
+
+    def to_record(self) -> dict[str, Any]:
+        """Return JSON types, with None for nan."""
+        return {
+            "expected_calibration_error": none_if_nan(self.error),
+            "pixels": self.pixels.tolist(),
+            "accuracy": [none_if_nan(value) for value in self.accuracy],
+            "confidence": [none_if_nan(value) for value in self.confidence],
+        }
+
+
 class PoissonBootstrap:
     """Interval of the mIoU from resampled images: each replicate draws each image Poisson(1) times.
 
@@ -155,6 +220,11 @@ def central_95(values: NDArray[np.float64]) -> tuple[float, float]:
 def none_if_nan(value: float) -> float | None:
     """Return the value as JSON can hold it."""
     return None if math.isnan(value) else float(value)
+
+
+def bounds_or_none(interval: tuple[float, float]) -> list[float] | None:
+    """Return an interval as JSON can hold it; None if its bounds are nan."""
+    return None if math.isnan(interval[0]) else list(interval)
 
 
 def ratio(numerator: Any, denominator: Any) -> NDArray[np.float64]:

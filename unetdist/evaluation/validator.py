@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,26 +33,62 @@ from unetdist.model.saved_model import SavedModel, load_model
 from unetdist.model.unet import UNetConfig
 
 
-@dataclass(kw_only=True)
 class Validator:
-    """A validation set that can score any model of its classes; `build_validator` makes it."""
+    """A validation set that can score any model of its classes."""
 
-    batches: Iterable[Batch]
-    """This rank's samples, iterated again at each validation; all samples if `shares_windows`."""
-    expected: ExpectedCounts
-    """Counts of the manifest."""
-    loss: Loss
-    """Criterion to report."""
-    cfg: ValidationConfig
-    world: World
-    autocast: Callable[[], AbstractContextManager[object]]
-    """Context of the forward pass."""
-    resize: tuple[int, int] | None
-    """(width, height) of the training images, if the validation images have another size."""
-    key_of: Callable[[int], str]
-    """Returns the name of a sample id."""
-    num_pictures: int
-    """Number of images to keep in the report."""
+    def __init__(
+        self,
+        location: str,
+        *,
+        model_config: UNetConfig,
+        palette: Palette,
+        resize: tuple[int, int] | None,
+        image_range: ImageRange | None,
+        loss: Loss,
+        cfg: ValidationConfig,
+        data_cfg: DataConfig,
+        num_pictures: int,
+        world: World,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        """Open the shards at `location` to score models with the classes of `palette`, trained at the size `resize`.
+
+        `image_range` is that of the training images; a warning is logged if these shards were made with another one.
+        Reports have `loss` as their criterion and keep `num_pictures` images.
+
+        Raises:
+            ConfigError: the shards have other classes, or no valid pixel.
+        """
+        folder, manifest = open_data(data_cfg, location)
+        if manifest.palette_records != tuple(palette.to_records()):
+            raise ConfigError(
+                f"{folder} has other classes than the training shards; shard both with the same Labels.txt and the "
+                "same --ignore."
+            )
+        if not sum(manifest.class_pixels):
+            raise ConfigError(f"{folder} has only ignored pixels, so it has no mIoU; use other shards.")
+        if world.is_main:
+            warn_of_other_range(folder, manifest.image_range, image_range)
+        self.loss, self.cfg, self.world, self.autocast, self.num_pictures = loss, cfg, world, autocast, num_pictures
+        self.expected = ExpectedCounts(
+            str(folder), manifest.num_samples, palette.class_names, np.array(manifest.class_pixels)
+        )
+        # Images that were shrunk like the training images have their size already.
+        self.resize = resize if manifest.resize != resize else None
+        self.key_of: Callable[[int], str] = ShardReader(folder, manifest).key
+        # This rank's samples; all of them if the ranks predict each image together.
+        self.batches: Iterable[Batch] = val_loader(
+            data_cfg,
+            manifest,
+            folder,
+            channels=model_config.in_channels,
+            num_classes=palette.num_classes,
+            batch_size=cfg.batch_size,
+            rank=0 if self._is_together else world.rank,
+            world_size=1 if self._is_together else world.world_size,
+            local_world_size=world.local_world_size,
+            pin_memory=world.device.type == "cuda",
+        )
 
     def score(
         self, model: nn.Module, *, per_image: bool = False, is_over: Callable[[], bool] = lambda: False
@@ -134,63 +170,6 @@ def equal_kernels() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def build_validator(
-    location: str,
-    *,
-    model_config: UNetConfig,
-    palette: Palette,
-    resize: tuple[int, int] | None,
-    image_range: ImageRange | None,
-    loss: Loss,
-    cfg: ValidationConfig,
-    data_cfg: DataConfig,
-    num_pictures: int,
-    world: World,
-    autocast: Callable[[], AbstractContextManager[object]],
-) -> Validator:
-    """Open the shards at `location` to score models with the classes of `palette`, trained at the size `resize`.
-
-    `image_range` is that of the training images; a warning is logged if these shards were made with another one.
-
-    Raises:
-        ConfigError: the shards have other classes, or no valid pixel.
-    """
-    folder, manifest = open_data(data_cfg, location)
-    if manifest.palette_records != tuple(palette.to_records()):
-        raise ConfigError(
-            f"{folder} has other classes than the training shards; shard both with the same Labels.txt and the "
-            "same --ignore."
-        )
-    if not sum(manifest.class_pixels):
-        raise ConfigError(f"{folder} has only ignored pixels, so it has no mIoU; use other shards.")
-    if world.is_main:
-        warn_of_other_range(folder, manifest.image_range, image_range)
-    together = shares_windows(cfg.inference, manifest.num_samples, world)
-    counts = np.array(manifest.class_pixels)
-    return Validator(
-        batches=val_loader(
-            data_cfg,
-            manifest,
-            folder,
-            channels=model_config.in_channels,
-            num_classes=palette.num_classes,
-            batch_size=cfg.batch_size,
-            rank=0 if together else world.rank,
-            world_size=1 if together else world.world_size,
-            local_world_size=world.local_world_size,
-            pin_memory=world.device.type == "cuda",
-        ),
-        expected=ExpectedCounts(str(folder), manifest.num_samples, palette.class_names, counts),
-        loss=loss,
-        cfg=cfg,
-        world=world,
-        autocast=autocast,
-        resize=resize if manifest.resize != resize else None,
-        key_of=ShardReader(folder, manifest).key,
-        num_pictures=num_pictures,
-    )
-
-
 @contextmanager
 def evaluations(
     model_folders: Sequence[str],
@@ -206,8 +185,10 @@ def evaluations(
     set_up_logging(rank=world.rank, world_size=world.world_size)
     keep_all_freed()
 
-    def validator_of(saved: SavedModel) -> Validator:
-        return build_validator(
+    models = []
+    for folder in model_folders:
+        saved = load_model(folder, world.device)
+        validator = Validator(
             data_folder,
             model_config=saved.model.config,
             palette=saved.palette,
@@ -220,7 +201,6 @@ def evaluations(
             world=world,
             autocast=accelerator.autocast,
         )
-
-    models = [load_model(folder, world.device) for folder in model_folders]
-    yield [(validator_of(saved), saved) for saved in models], world
+        models.append((validator, saved))
+    yield models, world
     accelerator.end_training()

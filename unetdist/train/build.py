@@ -25,7 +25,7 @@ from unetdist.distributed.signals import StopSignal
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation.evaluate import Report
-from unetdist.evaluation.validator import Validator, build_validator
+from unetdist.evaluation.validator import Validator
 from unetdist.model.config import check_norm
 from unetdist.model.losses import Loss, build_loss
 from unetdist.model.saved_model import save_model
@@ -165,7 +165,7 @@ def _build_validator(
 ) -> Validator | None:
     if config.data.val is None:
         return None
-    return build_validator(
+    return Validator(
         config.data.val,
         model_config=config.model,
         palette=data.palette,
