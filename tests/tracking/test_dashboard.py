@@ -8,7 +8,7 @@ from tests.tracking.samples import PALETTE, REPORT, picture, shown
 from unetdist.cli import settings
 from unetdist.errors import ConfigError
 from unetdist.evaluation.examples import ScoredImage
-from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun, TrackingConfig, check_installed
+from unetdist.tracking.dashboard import Dashboard, TrackedRun, TrackingConfig, check_installed
 from unetdist.train.config import Config
 
 
@@ -21,16 +21,9 @@ def test_a_caption_says_how_good_the_image_is(miou, is_worst, caption):
     assert ScoredImage(0, miou, empty, empty, empty, is_worst, "day/a").caption == caption
 
 
-def test_what_is_left_of_a_row():
-    row = StepRow(3, {"a": 1.0, "b": 2.0}, REPORT)
-    assert row.without(()) == row
-    assert row.without({"a", "c"}) == StepRow(3, {"b": 2.0}, REPORT)
-    assert row.without({"a", "b"}) is None
-
-
 @pytest.fixture
 def run(tmp_path):
-    return TrackedRun(project="p", mode="auto", folder=tmp_path, name="r", config={}, palette=PALETTE, step=0)
+    return TrackedRun(TrackingConfig(), tmp_path, "r", {}, PALETTE, step=0)
 
 
 def test_a_restart_finds_its_id_again(run):

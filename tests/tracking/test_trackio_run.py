@@ -12,18 +12,15 @@ import os, sys
 from pathlib import Path
 from accelerate import PartialState
 from tests.tracking.samples import PALETTE, picture, shown
-from unetdist.tracking.dashboard import StepRow, TrackedRun
+from unetdist.tracking.dashboard import StepRow, TrackedRun, TrackingConfig
 from unetdist.tracking.local_dashboards import TrackioRun
 PartialState(cpu=True)
 folder, config = Path(sys.argv[1]), {"optim": {"lr": 0.1}}
-run = TrackioRun(
-    TrackedRun(project="p", mode="auto", folder=folder, name="r", config=config, palette=PALETTE, step=0)
-)
+run = TrackioRun(TrackedRun(TrackingConfig(project="p"), folder, "r", config, PALETTE, step=0))
 for step in (10, 20, 30):
     report = shown(picture("a")) if step == 20 else None
-    row = run.lacks(StepRow(step, {"train/loss": 0.5}, report))
-    if row is not None:
-        run.send(row)
+    if step > run.last_step:
+        run.send(StepRow(step, {"train/loss": 0.5}, report))
     if step == int(sys.argv[2]):
         os.kill(os.getpid(), 9)
 run.close({}, None)

@@ -4,11 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import urlsplit
 
 import pytest
 
-from tests.tracking.samples import CONFUSION, MEASURED, PALETTE, REPORT, picture, shown, wandb_records
+from tests.tracking.samples import MEASURED, PALETTE, REPORT, picture, shown, wandb_records
 from unetdist.tracking import Tracker, TrackingConfig
 from unetdist.tracking.dashboard import StepRow, TrackedRun
 from unetdist.tracking.wandb_run import WandbRun, wandb_mode
@@ -57,7 +56,7 @@ def run(accelerator, run_dir, steps, *, after=0):
 
 
 def tracked(run_dir, *, mode="auto", step=0):
-    return TrackedRun(project="p", mode=mode, folder=run_dir, name="r", config={}, palette=PALETTE, step=step)
+    return TrackedRun(TrackingConfig(project="p", mode=mode), run_dir, "r", {}, PALETTE, step=step)
 
 
 def rows_of(run_dir):
@@ -109,15 +108,8 @@ def test_offline_run_is_complete_and_continues_as_the_same_run(tmp_path, no_acco
 
     media = min(run_dir.glob("wandb/offline-run-*/files/media"))  # of the first of the two
     assert len(list(media.glob("images/val/pictures_20_*.jpg"))) == 2
-    assert len(list(media.glob("images/val/panels_20_*.jpg"))) == 2
     assert len(list(media.glob("images/val/confusion_20_*.png"))) == 1
     assert list(media.glob("images/mask/val/pictures_20_*.mask.png"))
-    classes = json.loads(next(media.glob("table/val/classes_20_*.json")).read_text())
-    assert classes["columns"] == ["class", "iou", "dice", "precision", "recall", "target_pixels"]
-    assert classes["data"][0][:2] == ["sky", 0.72]
-    assert classes["data"][2] == ["tree", None, None, None, None, 0]
-    matrix = json.loads(next(media.glob("table/val/confusion_table_20_*.json")).read_text())
-    assert [row[1:] for row in matrix["data"]] == CONFUSION.tolist()
 
     labels = [record["config"]["update"] for record in records if "mask/class_labels" in str(record)][-1]
     for layer in ("target", "prediction"):
@@ -195,8 +187,8 @@ def test_after_a_kill_it_goes_on_and_says_that_rows_may_be_missing(tmp_path, no_
     run = WandbRun(tracked(run_dir, step=2))  # of the checkpoint
     assert any("after step 3" in line and "metrics.jsonl has all of them" in line for line in said)
     for step in range(1, 7):
-        if (row := run.lacks(StepRow(step, {"train/loss": 1.0}))) is not None:
-            run.send(row)
+        if step > run.last_step:
+            run.send(StepRow(step, {"train/loss": 1.0}))
     run.close({}, None)
     steps = [row["_step"] for row in rows_of(run_dir)]
     assert steps == sorted(set(steps))
@@ -210,8 +202,7 @@ def test_a_restart_sends_only_later_rows(tmp_path, no_account, monkeypatch, said
         (tmp_path / name).write_text("30")
     offline = SimpleNamespace(offline=True, define_metric=lambda *_, **__: None)
     monkeypatch.setattr(WandbRun, "_start", lambda run, options: setattr(run, "_wandb", offline))
-    run = WandbRun(tracked(tmp_path, mode="offline", step=7))
-    assert [run.lacks(StepRow(last + i, {"a": 1.0})) is None for i in (0, 1)] == [True, False]
+    assert WandbRun(tracked(tmp_path, mode="offline", step=7)).last_step == last
 
 
 def test_mode_without_account(no_account):
@@ -231,24 +222,9 @@ def test_key_means_online(no_account, monkeypatch):
     assert wandb_mode("auto") == "online"
 
 
-@pytest.mark.parametrize(
-    ("login", "server", "mode"),
-    [
-        ("api.wandb.ai", None, "online"),
-        (urlsplit(wandb.Settings().base_url).netloc, None, "online"),
-        ("example.org", None, "offline"),
-        ("example.org", "https://example.org", "online"),
-        ("api.wandb.ai", "https://example.org", "offline"),
-    ],
-)
-def test_login_means_online(no_account, monkeypatch, login, server, mode):
+@pytest.mark.slow
+@pytest.mark.parametrize(("login", "mode"), [("127.0.0.1:9", "online"), ("example.org", "offline")])
+def test_a_login_of_this_server_means_online(no_account, monkeypatch, login, mode):
     (Path.home() / ".netrc").write_text(f"machine {login} login user password {'0' * 40}\n")
-    if server:
-        monkeypatch.setenv("WANDB_BASE_URL", server)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert wandb_mode("auto") == mode
-
-
-def test_damaged_netrc_is_no_account(no_account, tmp_path, monkeypatch):
-    (tmp_path / "netrc").write_text("machine")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert wandb_mode("auto") == "offline"

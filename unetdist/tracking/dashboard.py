@@ -1,18 +1,23 @@
-"""Settings of the dashboards, and the interface that all of them have."""
+"""Settings of the dashboards, their interface, and the thread that sends rows to each."""
 
 import importlib
 import importlib.util
 import secrets
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Literal
 
 import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
 
+from unetdist.cli.logs import logger
 from unetdist.data import drawing as draw
 from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError
@@ -20,6 +25,21 @@ from unetdist.evaluation.evaluate import Report
 from unetdist.storage.files import write_text
 
 WandbMode = Literal["auto", "online", "offline"]
+
+# Rows that may wait with their images. Later rows wait without, because images would fill the memory.
+MOST_WAITING = 32
+
+# Seconds that the end of a run waits for a dashboard before it logs that it waits.
+QUIET_S = 5.0
+
+# Seconds that it waits before it gives up; large uploads take a while.
+CLOSE_S = 300.0
+
+# Seconds that it waits after a request to stop, because a kill may follow soon.
+HURRY_S = 20.0
+
+# Seconds between two checks.
+LOOK_S = 0.1
 
 # Module, class and argument of pip install, by the name of the setting, which is also the package's name.
 DASHBOARDS = {
@@ -48,10 +68,9 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         names = self.dashboards
-        unknown = [name for name in names if name not in DASHBOARDS]
-        if unknown or (not names and self._names != ("none",)):
+        if not DASHBOARDS.keys() >= set(names) or self.tracker == []:
             raise ConfigError(
-                f"tracking.tracker ({', '.join(self._names)}) must be one or several of {', '.join(DASHBOARDS)}, "
+                f"tracking.tracker ({', '.join(names)}) must be one or several of {', '.join(DASHBOARDS)}, "
                 "or none; use wandb."
             )
         if self.num_pictures < 0:
@@ -60,14 +79,11 @@ class TrackingConfig:
             raise ConfigError("tracking.project ('') must be a name; use unetdist.")
 
     @property
-    def _names(self) -> tuple[str, ...]:
-        names = self.tracker.split(",") if isinstance(self.tracker, str) else self.tracker
-        return tuple(dict.fromkeys(name.strip() for name in names))
-
-    @property
     def dashboards(self) -> tuple[str, ...]:
         """Names of the dashboards, without repeats."""
-        return () if self._names == ("none",) else self._names
+        given = self.tracker.split(",") if isinstance(self.tracker, str) else self.tracker
+        names = tuple(dict.fromkeys(name.strip() for name in given))
+        return () if names == ("none",) else names
 
 
 def check_installed(cfg: TrackingConfig) -> None:
@@ -91,18 +107,12 @@ class StepRow:
     report: Report | None = None
     """The validation of this step, if there was one; a dashboard shows its confusion matrix and images."""
 
-    def without(self, names: Collection[str]) -> "StepRow | None":
-        """Drop the values in `names`; None if no others are left."""
-        left = {name: value for name, value in self.values.items() if name not in names}
-        return replace(self, values=left) if left else None
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TrackedRun:
     """The run that dashboards show."""
 
-    project: str
-    mode: WandbMode
+    cfg: TrackingConfig
     folder: Path
     name: str
     config: Mapping[str, Any]
@@ -119,35 +129,31 @@ class TrackedRun:
             write_text(path, secrets.token_hex(4) + "\n")
         return path.read_text(encoding="utf-8").strip()
 
-    def open_tracker(
+
+class Dashboard(ABC):
+    """A mirror of `metrics.jsonl`: one thread sends it the rows after `last_step`, in the order of steps."""
+
+    last_step = -1
+    """Last step that it held when the run started or continued; -1 for none."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        self.run = run
+
+    def start(
         self, kind: LoggerType, *where: str, config: Mapping[str, Any] | None = None, **options: Any
     ) -> GeneralTracker:
         """Start Accelerate's tracker of one kind, in the folder `where` if it needs one, and show it `config`."""
         # Not `Accelerator.init_trackers`, which starts all kinds together: one that fails would take the others along.
-        tracker: GeneralTracker = LOGGER_TYPE_TO_CLASS[kind.value](self.project, *where, **options)
-        tracker.start()
+        self.tracker: GeneralTracker = LOGGER_TYPE_TO_CLASS[kind.value](self.run.cfg.project, *where, **options)
+        self.tracker.start()
         if config is not None:
-            tracker.store_init_configuration(dict(config))
-        return tracker
-
-
-@dataclass
-class Dashboard(ABC):
-    """A mirror of `metrics.jsonl`: one thread sends it what it lacks, in the order of steps."""
-
-    run: TrackedRun
-    held: dict[int, set[str]] = field(default_factory=dict)
-    """Names of the values that it already held when the run continued, by step."""
-
-    def lacks(self, row: StepRow) -> StepRow | None:
-        """Return the part of a row that it does not hold."""
-        return row.without(self.held.get(row.step, ()))
+            self.tracker.store_init_configuration(dict(config))
+        return self.tracker.tracker
 
     @abstractmethod
     def send(self, row: StepRow) -> None:
         """Show a row: its values, and for a validation the confusion matrix and images."""
 
-    @abstractmethod
     def close(self, facts: Mapping[str, float], best: Path | None) -> None:
         """End the run there; waits until everything is stored or uploaded.
 
@@ -155,6 +161,7 @@ class Dashboard(ABC):
             facts: summary of the run so far: `best/miou`, `best/step`, `time/hours`.
             best: folder of the best weights, if the dashboard keeps files and does not have them yet.
         """
+        self.tracker.finish()
 
     def drawn(self, report: Report | None) -> dict[str, tuple[np.ndarray, str]]:
         """Draw a validation: images by name, each with its caption.
@@ -177,3 +184,73 @@ def open_dashboard(name: str, run: TrackedRun) -> Dashboard:
     module, kind, _ = DASHBOARDS[name]
     dashboard: Dashboard = getattr(importlib.import_module(module), kind)(run)
     return dashboard
+
+
+class Mirror:
+    """A dashboard with a thread of its own.
+
+    Rows that it does not get are not lost: the next start of the run sends them from `metrics.jsonl`.
+    """
+
+    def __init__(self, name: str, open_it: Callable[[], Dashboard]) -> None:
+        """Open the dashboard in its thread; `name` is for messages."""
+        self.name = name
+        self.has_all = False  # whether it took all rows and was closed
+        self._waiting: SimpleQueue[StepRow | None] = SimpleQueue()
+        self._ending: tuple[Mapping[str, float], Path | None] = ({}, None)
+        self._has_failed = False
+        self._thread = Thread(target=self._run, args=(open_it,), name=f"dashboard-{name}", daemon=True)
+        self._thread.start()
+
+    def send(self, row: StepRow) -> None:
+        """Queue a row; the dashboard gets it unless it holds this step already."""
+        if not self._has_failed:
+            self._waiting.put(row if self._waiting.qsize() < MOST_WAITING else replace(row, report=None))
+
+    def end(self, facts: Mapping[str, float], best: Path | None) -> None:
+        """Let the dashboard close with these facts after all rows."""
+        self._ending = facts, best
+        self._waiting.put(None)
+
+    def wait(self, in_hurry: Callable[[], bool], *, since: float) -> None:
+        """Wait until the dashboard is closed or takes too long.
+
+        Args:
+            in_hurry: returns whether a stop was requested.
+            since: start of the wait for all dashboards, on the monotonic clock.
+        """
+        self._thread.join(max(0.0, since + QUIET_S - time.monotonic()))
+        if self._thread.is_alive():
+            logger.info("waiting for %s to take the rest", self.name)
+        while self._thread.is_alive():
+            self._thread.join(LOOK_S)
+            waited_s = time.monotonic() - since
+            if waited_s > (HURRY_S if in_hurry() else CLOSE_S):
+                logger.warning(
+                    "%s did not take everything within %.0f s; start the same command again to send the rest",
+                    self.name,
+                    waited_s,
+                )
+                return
+
+    def _run(self, open_it: Callable[[], Dashboard]) -> None:
+        dashboard = None
+        try:
+            dashboard = open_it()
+            while (row := self._waiting.get()) is not None:
+                if row.step > dashboard.last_step:
+                    dashboard.send(row)
+            dashboard.close(*self._ending)
+            self.has_all = True
+        except BaseException as error:  # even SystemExit: it must not end days of training
+            self._has_failed = True
+            logger.warning(
+                "%s failed and gets no more rows: %s: %s; the training continues. Start the same command again to send "
+                "the rest",
+                self.name,
+                type(error).__name__,
+                error,
+            )
+            if dashboard is not None:
+                with suppress(Exception):
+                    dashboard.close({}, None)

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ from unetdist.cli.logs import ProgressBar, console, logger, progress
 from unetdist.data.labels import Palette
 from unetdist.evaluation.evaluate import Report
 from unetdist.storage import files as storage
-from unetdist.tracking.dashboard import StepRow, TrackedRun, TrackingConfig, check_installed, open_dashboard
+from unetdist.tracking.dashboard import Mirror, StepRow, TrackedRun, TrackingConfig, check_installed, open_dashboard
 from unetdist.tracking.meter import validation_metrics
 from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
-from unetdist.tracking.mirror import Mirror
 from unetdist.tracking.terminal import scores_table, train_note
 
 # Name of a file in the run's folder: for each dashboard, its last step and the step of its best weights.
@@ -52,15 +52,7 @@ class Tracker:
         self.cfg = cfg
         self.is_main = accelerator.is_main_process
         self._run_dir = Path(run_dir)
-        self._run = partial(
-            TrackedRun,
-            project=cfg.project,
-            mode=cfg.mode,
-            folder=self._run_dir,
-            name=run_name,
-            config=config,
-            palette=palette,
-        )
+        self._run = TrackedRun(cfg, self._run_dir, run_name, config, palette, step=0)
         self._metrics = MetricsFile(self._run_dir / METRICS_FILE)
         self._mirrors: list[Mirror] = []
         self._marks: dict[str, dict[str, int]] = {}
@@ -99,7 +91,7 @@ class Tracker:
             # A finished run opens only the dashboards that lack something.
             if is_over and self._marks.get(name, {}).get("step", -1) >= self._last_sent:
                 continue
-            mirror = Mirror(name, partial(open_dashboard, name, self._run(step=step)))
+            mirror = Mirror(name, partial(open_dashboard, name, replace(self._run, step=step)))
             for at, values in rows.items():
                 mirror.send(StepRow(at, values))
             self._mirrors.append(mirror)

@@ -1,12 +1,10 @@
 """A run in wandb, through Accelerate's tracker."""
 
-import netrc
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from accelerate.utils import LoggerType
 
@@ -15,13 +13,11 @@ from unetdist.cli.logs import logger
 from unetdist.data import drawing as draw
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.evaluation.evaluate import Report
-from unetdist.evaluation.examples import ScoredImage
-from unetdist.evaluation.metrics import none_if_nan
 from unetdist.storage.files import write_text
 from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun, WandbMode
 
-ID_FILE = "wandb_id"
 # Names in the run's folder: the id of the run in wandb, and the last step that was handed to wandb.
+ID_FILE = "wandb_id"
 STEP_FILE = "wandb_step"
 
 
@@ -37,12 +33,13 @@ class WandbRun(Dashboard):
         sys.argv[1:] = map(credentials.mask, sys.argv[1:])
         # wandb's defaults keep tables in the home folder, and wait forever if the network fails at the end.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "300")
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
         is_new = not (run.folder / ID_FILE).exists()
         options = {"name": run.name, "id": run.own_id(ID_FILE), "resume": "allow", "dir": str(folder)}
-        mode = wandb_mode(run.mode)
+        mode: str = run.cfg.mode
         try:
+            mode = wandb_mode(run.cfg.mode)
             self._start({**options, "mode": mode})
         except Exception as error:
             if mode == "offline":
@@ -52,23 +49,18 @@ class WandbRun(Dashboard):
             wandb.teardown()  # otherwise the run that could not start still holds the id
             self._start({**options, "mode": "offline"})
         if self._wandb.offline:
-            self._last_step = -1 if is_new else self._last_sent()
+            self.last_step = -1 if is_new else self._last_sent()
             self._say_offline(folder / "wandb")
         else:
-            self._last_step = self._wandb.starting_step - 1
+            self.last_step = self._wandb.starting_step - 1
         self._wandb.define_metric("val/miou", summary="max")
 
-    def lacks(self, row: StepRow) -> StepRow | None:
-        """Return the row if its step is above the last one; wandb ignores any other."""
-        return row if row.step > self._last_step else None
-
     def send(self, row: StepRow) -> None:
-        """Show a row, and for a validation tables, the confusion matrix and images."""
-        self._tracker.log(dict(row.values), step=row.step, commit=row.report is None)
+        """Show a row, and for a validation the confusion matrix and images."""
+        self.tracker.log(dict(row.values), step=row.step, commit=row.report is None)
         if row.report is not None:
             # In a second call, because wandb names the files by the step, which it knows only now.
-            self._tracker.log(self._shown(row.report), step=row.step, commit=True)
-        self._last_step = row.step
+            self.tracker.log(self._shown(row.report), step=row.step, commit=True)
         write_text(self.run.folder / STEP_FILE, f"{row.step}\n")
 
     def close(self, facts: Mapping[str, float], best: Path | None) -> None:
@@ -82,14 +74,13 @@ class WandbRun(Dashboard):
             for file in sorted(best.iterdir()):
                 artifact.add_file(str(file))
             self._wandb.log_artifact(artifact, aliases=["best"])
-        self._tracker.finish()
+        self.tracker.finish()
 
     def _start(self, options: Mapping[str, Any]) -> None:
         import wandb
 
         settings = wandb.Settings(silent=options["mode"] == "offline")
-        self._tracker = self.run.open_tracker(LoggerType.WANDB, config=self.run.config, settings=settings, **options)
-        self._wandb = self._tracker.tracker
+        self._wandb = self.start(LoggerType.WANDB, config=self.run.config, settings=settings, **options)
 
     def _last_sent(self) -> int:
         """Return the last step that earlier processes handed to wandb."""
@@ -104,79 +95,46 @@ class WandbRun(Dashboard):
             folder,
             folder / "offline-run-*",
         )
-        if self._last_step >= 0:
+        if self.last_step >= 0:
             # wandb writes its files in blocks of 32 KiB, so a killed process leaves less than it logged.
             logger.info(
                 "wandb continues after step %d. If the run was killed, wandb's files may lack some earlier rows; "
                 "metrics.jsonl has all of them",
-                self._last_step,
+                self.last_step,
             )
 
     def _shown(self, report: Report) -> dict[str, Any]:
-        """Return scores per class, the confusion matrix as a picture and as numbers, and the examples."""
+        """Return the confusion matrix as a picture, and the examples under masks that can be switched on."""
         import wandb
 
-        scores, confusion, images = report.scores, report.confusion, self.drawn(report)
-        names = list(scores.class_names)
-        columns = [scores.iou, scores.dice, scores.precision, scores.recall, confusion.sum(1)]
-        classes = [[name, *map(none_if_nan, row)] for name, *row in zip(names, *columns, strict=True)]
-        matrix = [[name, *map(int, row)] for name, row in zip(names, confusion, strict=True)]
-        heat_map, _ = images.pop("val/confusion")
-        shown: dict[str, Any] = {
-            "val/classes": wandb.Table(["class", "iou", "dice", "precision", "recall", "target_pixels"], classes),
-            "val/confusion": wandb.Image(heat_map),
-            "val/confusion_table": wandb.Table(["target", *(f"predicted {name}" for name in names)], matrix),
-        }
-        if images:
-            shown["val/pictures"] = self._masked(report.examples)
-            shown["val/panels"] = [
-                wandb.Image(panel, caption=caption, file_type="jpg") for panel, caption in images.values()
-            ]
-        return shown
-
-    def _masked(self, examples: Sequence[ScoredImage]) -> list[Any]:
-        """Return images under masks that can be switched on."""
-        import wandb
-
-        labels = {**dict(enumerate(self.run.palette.class_names)), IGNORE_INDEX: "ignored"}
+        names, examples = self.run.palette.class_names, report.examples
+        shown: dict[str, Any] = {"val/confusion": wandb.Image(draw.heat_map(report.confusion, names))}
+        if not examples:
+            return shown
+        labels = {**dict(enumerate(names)), IGNORE_INDEX: "ignored"}
         # wandb shows a list of images correctly only if all have one size.
         images = draw.pad_alike([each.image for each in examples], 255)
         masks = draw.pad_alike([each.mask for each in examples], IGNORE_INDEX)
         preds = draw.pad_alike([each.pred for each in examples], IGNORE_INDEX)
-        masked = []
+        shown["val/pictures"] = []
         for example, image, mask, pred in zip(examples, images, masks, preds, strict=True):
             layers = {
                 "target": {"mask_data": mask, "class_labels": labels},
                 "prediction": {"mask_data": pred, "class_labels": labels},
             }
-            masked.append(wandb.Image(image, caption=example.caption, masks=layers, file_type="jpg"))
-        return masked
+            picture = wandb.Image(image, caption=example.caption, masks=layers, file_type="jpg")
+            shown["val/pictures"].append(picture)
+        return shown
 
 
 def wandb_mode(mode: WandbMode) -> str:
-    """Resolve `auto`. Without an account wandb would ask for one, or fail where nobody can answer."""
+    """Resolve `auto`: the mode that the user's settings of wandb name, or else online with an account."""
     if mode != "auto":
         return mode
     import wandb
 
-    settings = wandb.setup().settings
-    has_account = (
-        settings.api_key or settings.identity_token_file or _has_login(settings.base_url, wandb.Settings().base_url)
-    )
-    return os.environ.get("WANDB_MODE") or (settings.mode if has_account else "offline")
-
-
-def _has_login(server: str, default_server: str) -> bool:
-    """Return whether `wandb login` stored a key for this server in the netrc file."""
-    hosts = {urlsplit(server).netloc}
-    if server == default_server:
-        hosts.add("api.wandb.ai")  # the server's name in older logins, which wandb still accepts
-    home = Path.home()
-    files = [os.environ["NETRC"]] if "NETRC" in os.environ else [home / ".netrc", home / "_netrc"]
-    for path in files:
-        try:
-            known = netrc.netrc(path).hosts
-        except (OSError, netrc.NetrcParseError):
-            continue
-        return not hosts.isdisjoint(known)
-    return False
+    chosen = wandb.setup().settings.mode
+    if os.environ.get("WANDB_MODE") or chosen != "online":
+        return str(chosen)
+    # Without an account `wandb.init` would ask for one, or fail where nobody can answer.
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
