@@ -51,15 +51,10 @@ def test_without_account_and_terminal_wandb_raises(tmp_path):
         wandb.init(project="p", dir=tmp_path, settings=wandb.Settings(silent=True))
 
 
-def test_settings_know_the_account_without_starting_a_run(monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "https://example.org")
-    settings = wandb.setup().settings
-    assert settings.api_key == "0" * 40
-    assert settings.base_url == "https://example.org"
-    assert settings.mode == "online"
-    assert settings.identity_token_file is None
-    assert wandb.Settings().base_url != settings.base_url  # the plain class knows only the defaults
+def test_an_account_can_be_looked_up_without_asking_for_one():
+    """Why the mode is known before a run starts."""
+    assert wandb.setup().settings.mode == "online"
+    assert wandb.login(prompt=False, verify=False) is False
 
 
 def test_end_of_a_run_can_be_limited(monkeypatch):
