@@ -1,13 +1,13 @@
-"""launch/equivalence.py as a user types it; its runs are told, not trained."""
+"""launch/equivalence.py as a user types it; its runs are written by hand, not trained."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
 
-from tests.apps.equivalence.runs import values_of, write_data
-from tests.apps.equivalence.test_compare import line
+from tests.apps.equivalence_runs import values_of, write_data
+from tests.apps.test_equivalence import line
+from unetdist.apps import equivalence
 from unetdist.cli import settings
 from unetdist.errors import ConfigError, DataError
 from unetdist.storage.files import write_text
@@ -28,47 +28,36 @@ def config(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Plans whose runs were trained: all equal, but that of 4 processes."""
-    plans = []
+    """Numbers of processes that were trained: all equal, except 4."""
+    sizes = []
 
-    def train_all(runs, plan):
-        plans.append((runs, plan))
-        equal = [line(step) for step in range(plan.steps + 1)]
-        wrong = [line(step, differences={"head.bias": 0.5}) for step in range(plan.steps + 1)]
-        return [wrong if run.world_size == 4 else equal for run in runs]
+    def train(config, world_size, *, steps, **_):
+        sizes.append(world_size)
+        differences = {"head.bias": 0.5} if world_size == 4 else {}
+        return [line(step, differences=differences) for step in range(steps + 1)]
 
-    monkeypatch.setattr(script, "train_all", train_all)
-    return plans
+    monkeypatch.setattr(equivalence, "train", train)
+    return sizes
 
 
 def test_equal_worlds_end_with_0(config, trained, capsys):
     assert script.main([*config, "--world", "1,2"]) == 0
     output = capsys.readouterr().out
-    assert "tiny: 10 steps in float32 on the CPU, compared with 1 process" in output
+    assert "tiny: compared with 1 process" in output
     assert "As promised" in output
-    [(runs, plan)] = trained
-    assert [run.label for run in runs] == ["1 reference", "1 again", "1 nudged", "2"]
-    assert plan.steps == 10  # of the 20 that were asked for: the whole training
-    assert not plan.work.exists()
+    assert trained == [1, 2]
 
 
 def test_a_broken_promise_ends_with_1(config, trained, capsys):
-    assert script.main([*config, "--world", "1,2,4", "--steps", "3", "--float64"]) == 1
+    assert script.main([*config, "--world", "1,2,4", "--steps", "3"]) == 1
     output = capsys.readouterr().out
-    assert "3 steps in float64" in output
     assert "The promise is broken" in output
     assert "head.bias" in output
 
 
-def test_what_is_not_promised_ends_with_0(config, trained, capsys):
+def test_a_difference_that_settings_allow_ends_with_0(config, trained, capsys):
     assert script.main([*config, "--world", "1,4", "--model.norm", "batch"]) == 0
     assert "Equal weights are not promised" in capsys.readouterr().out
-
-
-def test_double_precision_leaves_mixed_precision_out(config, trained, capsys):
-    words = [*config, "--world", "1,4", "--trainer.mixed_precision", "bf16"]
-    assert script.main(words) == 0
-    assert script.main([*words, "--float64"]) == 1
 
 
 def test_what_a_run_would_refuse_is_refused_before_any_is_started(config, trained, tmp_path):
@@ -85,7 +74,7 @@ def test_what_a_run_would_refuse_is_refused_before_any_is_started(config, traine
     ("words", "message"),
     [
         (["--world", "1,1"], "invalid numbers of processes: '1,1'; use 1,2,4"),
-        (["--world", "0,2"], "invalid numbers of processes: '0,2'; use 1,2,4"),
+        (["--world", "2"], "invalid numbers of processes: '2'; use 1,2,4"),
         (["--world", "two"], "invalid numbers of processes: 'two'; use 1,2,4"),
         (["--steps", "0"], "invalid count: '0'; use a whole number over 0"),
     ],
@@ -96,11 +85,9 @@ def test_words_that_are_not_understood(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_process_of_a_run_trains_its_task(config, tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(script.record, "run", told.append)
-    flags = {"float64": False, "is_nudged": False, "is_reference": True}
-    task = {"settings": {}, "steps": 1, "record": "r", "weights": "w", **flags}
-    write_text(tmp_path / "task.json", json.dumps(task))
-    assert script.main(["--task", str(tmp_path / "task.json")]) == 0
-    assert told == [script.record.RecordTask(**task)]
+def test_a_process_of_a_run_records_its_steps(config, monkeypatch):
+    calls = []
+    monkeypatch.setattr(script, "record", lambda *args: calls.append(args))
+    assert script.main(["--record", "3", *config]) == 0
+    [(recorded, steps)] = calls
+    assert (recorded.name, steps) == ("tiny", 3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.equivalence.runs import values_of, write_data
+from tests.apps.equivalence_runs import values_of, write_data
 from unetdist.cli import settings
 from unetdist.storage.files import write_text
 
@@ -38,23 +38,22 @@ def folder(tmp_path):
 
 
 def test_one_two_and_four_processes_come_to_the_same_weights(folder):
-    code, output = typed(folder, "--world", "1,2,4", "--steps", "5", "--float64")
+    code, output = typed(folder, "--world", "1,2,4", "--steps", "5")
     assert code == 0, output
     assert "As promised" in output
-    assert output.count(" same ") >= 4
+    assert output.count(" equal ") == 2
     assert not (folder / "runs").exists()
 
 
-def test_batch_norm_does_not_and_is_named(folder):
+def test_batch_norm_makes_them_differ_and_is_named(folder):
     code, output = typed(folder, "--world", "1,2", "--steps", "3", "--model.norm", "batch")
     assert code == 0, output
     assert "may differ" in output
     assert "model.norm (batch)" in output
 
 
-def test_a_run_that_fails_is_told_with_its_reason(folder):
+def test_a_run_that_fails_shows_its_reason(folder):
     code, output = typed(folder, "--world", "1,2", "--optim.warmup_steps", "500")
     assert code == 1
-    assert "error: the run on 1 process ended with exit code 1:" in output
     assert "optim.warmup_steps (500) must be below" in output
-    assert "Traceback" not in output
+    assert "error: the run on 1 process ended with exit code 1" in output
