@@ -4,7 +4,6 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.apps.report.runs import validation_set, write_run
 from unetdist.errors import ConfigError
@@ -30,22 +29,6 @@ def test_the_report_lies_in_the_first_run_unless_told_otherwise(tmp_path):
     assert '<figure class="card">' not in html
 
 
-def test_a_gallery_shows_the_best_and_the_worst(tmp_path):
-    folder = str(write_run(tmp_path / "x", val=validation_set(tmp_path)))
-    file = tmp_path / "pictures/gallery.png"
-    file.parent.mkdir()
-    script.main([folder, "--num-workers", "0", "--pictures", "1", "--gallery", str(file)])
-    with Image.open(file) as two:
-        assert two.height > two.width / 2
-    (tmp_path / "taken").write_text("a file where the folder should be")
-    lost = str(tmp_path / "taken/g.png")
-    with pytest.raises(ConfigError, match=r"--gallery \(.+g.png\) cannot be written \(.+\); give another file"):
-        script.main([folder, "--num-workers", "0", "--pictures", "1", "--gallery", lost])
-    gone = str(write_run(tmp_path / "y", val=tmp_path / "gone"))
-    with pytest.raises(ConfigError, match=r"--gallery \(.+\) has no pictures"):
-        script.main([gone, "--gallery", str(file)])
-
-
 def test_a_validation_set_that_is_gone_costs_the_pictures_alone(tmp_path):
     script.main([str(write_run(tmp_path / "x", val=tmp_path / "gone"))])
     html = (tmp_path / "x/report.html").read_text(encoding="utf-8")
@@ -56,8 +39,6 @@ def test_a_validation_set_that_is_gone_costs_the_pictures_alone(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["x", "--gallery", "g.jpg"], r"--gallery \(g.jpg\)"),
-        (["x", "--gallery", "g.png", "--pictures", "0"], r"--pictures of at least 1"),
         (["x", "--pictures", "-1"], r"--pictures \(-1\) must be 0 or more; use 4"),
         ([str(number) for number in range(9)], r"^9 runs .* 8"),
     ],

@@ -1,9 +1,9 @@
-"""What the other tests lean on: the browser notes what a page asks for and what goes wrong in it."""
+"""The browser of the other tests notes the addresses that a page asks for, and its errors."""
 
 from tests.apps.report.browser import opened
 
 
-def test_a_page_that_fails_is_seen_to_fail(tmp_path):
+def test_a_failing_page_is_noticed(tmp_path):
     file = tmp_path / "x.html"
     file.write_text(
         "<!doctype html><script>document.documentElement.dataset.ready = 'true';"

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from tests.apps.report.runs import write_run
-from unetdist.apps.report import charts
-from unetdist.apps.report.charts import class_curves, curves, thinned
+from unetdist.apps.report.charts import RUN_STYLES, class_curves, class_style, curves, thinned
 from unetdist.apps.report.page import _file
 from unetdist.apps.report.run import read_runs
 
@@ -40,10 +39,10 @@ def test_the_band_goes_there_and_back(runs):
     assert band["y"] == pytest.approx([0.15, 0.25, 0.35, 0.45, 0.35, 0.25, 0.15, 0.05])
 
 
-def test_each_class_has_a_line_and_an_absent_one_gaps(runs):
+def test_each_class_that_was_scored_has_a_line(runs):
     first, _ = class_curves(runs)
-    assert [trace["name"] for trace in first["traces"]] == ["sky", "road", "tree"]
-    assert first["traces"][2]["y"] == [None] * 4
+    assert [trace["name"] for trace in first["traces"]] == ["sky", "road"]
+    assert first["traces"][1]["y"] == [0.1, 0.2, 0.3, 0.4]
 
 
 def test_what_was_not_logged_has_no_chart(tmp_path):
@@ -55,39 +54,36 @@ def test_what_was_not_logged_has_no_chart(tmp_path):
 
 
 def test_long_lines_are_thinned_to_means():
-    steps, values = np.arange(1.0, 10001), np.ones(10000)
-    values[:5], values[5:10] = np.nan, 3
-    at, means = thinned(steps, values, most=1000)
+    steps = np.arange(1.0, 10001)
+    at, means = thinned(steps, steps, most=1000)
     assert len(at) == len(means) == 1000
     assert (at[0], at[-1]) == (10, 10000)
-    assert means[0] == 3  # of those that are there
-    assert np.isnan(thinned(steps, values, most=2000)[1][0])
-    assert thinned(steps[:5], values[:5])[0].tolist() == steps[:5].tolist()
+    assert means[0] == 5.5
+    for count in (1, 5, 1499, 1500, 1501, 2999):
+        at, means = thinned(steps[:count], steps[:count])
+        assert len(at) == min(count, 1500)
+        assert at[-1] == count
+        assert count > 1500 or means.tolist() == steps[:count].tolist()
 
 
-@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (64, 64, 0), (250, 250, 120), (128, 64, 128)])
-@pytest.mark.parametrize("paper", [charts.LIGHT_PAPER, charts.DARK_PAPER])
-def test_any_class_colour_can_be_seen_as_a_line(color, paper):
-    assert charts.contrast(charts.legible(color, paper), paper) >= charts.MIN_CONTRAST
+def contrast(color, paper):
+    """Contrast ratio of two colours as #rrggbb (WCAG 2.2)."""
+    values = np.array([list(bytes.fromhex(each[1:])) for each in (color, paper)]) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    lower, higher = sorted(linear @ (0.2126, 0.7152, 0.0722))
+    return (higher + 0.05) / (lower + 0.05)
 
 
-def test_a_colour_that_can_be_seen_stays_as_it_is():
-    assert charts.class_color([128, 0, 0])[0] == "#800000"
-    assert charts.class_color([0, 200, 255])[1] == "#00c8ff"
+CLASS_COLORS = [(0, 0, 0), (255, 255, 255), (64, 64, 0), (250, 250, 120), (128, 64, 128)]
 
 
-def test_the_colours_of_runs_can_be_read_on_their_paper():
-    for number in range(8):
-        for color, paper in zip(charts.run_color(number), (charts.LIGHT_PAPER, charts.DARK_PAPER), strict=True):
-            rgb = tuple(bytes.fromhex(color[1:]))
-            assert charts.contrast(rgb, paper) >= 4.5
-
-
-def test_contrast_is_that_of_the_standard():
-    assert charts.contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
-    assert charts.contrast((119, 119, 119), (255, 255, 255)) == pytest.approx(4.48, abs=0.01)
-
-
-def test_the_paper_is_that_of_the_page():
+@pytest.mark.parametrize("style", [*RUN_STYLES, *map(class_style, CLASS_COLORS)], ids=str)
+def test_any_line_can_be_seen_on_the_paper_of_the_page(style):
     light, dark = re.search(r"--paper: light-dark\((#\w+), (#\w+)\)", _file("style.css")).groups()
-    assert (light, dark) == (charts.to_hex(charts.LIGHT_PAPER), charts.to_hex(charts.DARK_PAPER))
+    assert contrast(style.light, light) >= 3
+    assert contrast(style.dark, dark) >= 3
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+def test_no_two_runs_look_alike():
+    assert len(set(RUN_STYLES)) == len(RUN_STYLES)

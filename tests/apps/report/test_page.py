@@ -1,11 +1,17 @@
+import base64
+import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.apps.report.browser import opened
 from tests.apps.report.runs import validation_set, write_run
+from tests.predict.export.models import PALETTE
 from unetdist.apps.report import page
 from unetdist.apps.report.run import read_runs, score_run
+from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError
 
 pytest.importorskip("plotly", reason="needs the extra `report`")
@@ -20,7 +26,7 @@ def report(folders, *, num_pictures=2, scores=True, notes=()):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Of two runs, the second with other settings."""
+    """A report of two runs, the second with another learning rate."""
     tmp_path = tmp_path_factory.mktemp("report")
     val = validation_set(tmp_path)
     folders = [write_run(tmp_path / "x", val=val), write_run(tmp_path / "y", val=val, settings={"optim": {"lr": 0.01}})]
@@ -170,3 +176,46 @@ def test_numbers_are_written_as_people_write_them():
     assert [page.percent(value) for value in (0.3456, 0.0, None)] == ["34.6", "0.0", page.NOTHING]
     assert [page.number(value) for value in (1330, 0, None, float("nan"))] == ["1,330", "0", *[page.NOTHING] * 2]
     assert [page.duration(value) for value in (7.4, 200, 7500, None)] == ["0:00:07", "0:03:20", "2:05:00", page.NOTHING]
+
+
+def decoded(url):
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+def test_a_layer_keeps_the_class_colours_and_shows_the_image_where_it_is_ignored():
+    mask = np.array([[0, 1], [2, 255]], np.uint8)
+    url = page.layer_url(mask, PALETTE.colors.tolist(), transparent=IGNORE_INDEX)
+    pixels = np.asarray(decoded(url).convert("RGBA"))
+    assert pixels[..., :3].reshape(-1, 3)[:3].tolist() == PALETTE.colors.tolist()
+    assert pixels[..., 3].tolist() == [[255, 255], [255, 0]]
+
+
+def test_mistakes_are_red_except_on_ignored_pixels():
+    image, truth, pred = (
+        np.zeros((1, 3, 3), np.uint8),
+        np.array([[0, 1, 255]], np.uint8),
+        np.array([[0, 2, 1]], np.uint8),
+    )
+    layers = page._layers([(image, truth, pred)], PALETTE)["layers"]
+    pixels = np.asarray(decoded(layers["wrong-0"]).convert("RGBA"))
+    assert pixels[0, :, 3].tolist() == [0, 255, 0]
+    assert tuple(pixels[0, 1, :3]) == page.WRONG_COLOR
+
+
+def test_cards_have_the_worst_and_the_best_with_all_layers(tmp_path):
+    val = validation_set(tmp_path)
+    runs = read_runs([write_run(tmp_path / name, val=val) for name in ("x", "y")])
+    made = page.make_cards({run.name: score_run(run, num_workers=0) for run in runs}, 2)
+    assert [card["kind"] for card in made] == ["worst", "worst", "best", "best"]
+    assert len({card["key"] for card in made}) == 4
+    assert set(made[0]["layers"]) == {"truth", "run-0", "wrong-0", "run-1", "wrong-1"}
+    assert made[0]["mious"]["x"] <= made[-1]["mious"]["x"]
+    assert decoded(made[0]["image"]).size == decoded(made[0]["layers"]["truth"]).size == (32, 24)
+
+
+def test_large_pictures_are_shrunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MAX_PX", 16)
+    (run,) = read_runs([write_run(tmp_path / "x", val=validation_set(tmp_path))])
+    (card, *_) = page.make_cards({"x": score_run(run, num_workers=0)}, 1)
+    assert (card["width"], card["height"]) == (16, 12)
+    assert decoded(card["layers"]["wrong-0"]).size == (16, 12)

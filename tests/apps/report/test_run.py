@@ -22,7 +22,7 @@ def test_a_run_tells_its_curves_scores_and_settings(tmp_path):
     steps, losses = run.series("val/loss")
     assert steps.tolist() == [10, 20, 30, 40]
     assert losses[0] == 0.3
-    assert np.isnan(run.series("val/iou/tree")[1]).all()
+    assert run.series("val/iou/tree")[1].size == 0  # absent from the validation set
     assert run.series("never logged")[0].size == 0
     assert run.class_names == CLASS_NAMES
     assert run.report["confusion"] == CONFUSION.tolist()
@@ -33,7 +33,7 @@ def test_a_run_that_has_just_begun_is_read_too(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/config.yaml").write_text("name: x\n")
     run = read(tmp_path / "x")
-    assert (run.weights, run.rows, run.report, run.status) == (None, [], {}, None)
+    assert (run.weights, run.rows, run.report, run.status) == (None, {}, {}, None)
 
 
 def test_the_weights_that_are_not_there_are_replaced_by_those_that_are(tmp_path):
@@ -49,21 +49,6 @@ def test_names_are_as_long_as_it_takes_to_tell_the_runs_apart(tmp_path):
     assert read_runs(folders[:1])[0].name == "x"
 
 
-def test_a_relative_validation_set_is_found_from_where_the_run_was_started(tmp_path, monkeypatch):
-    folder = write_run(tmp_path / "project/runs/x", val="shards/val", settings={"runs_dir": "runs"})
-    run = read(folder)
-    assert run.validation_data == "shards/val"  # as the settings have it: nowhere to be found
-    (tmp_path / "project/shards/val").mkdir(parents=True)
-    assert run.validation_data == str(tmp_path / "project/shards/val")
-    monkeypatch.chdir(tmp_path / "project")
-    assert run.validation_data == "shards/val"
-
-
-@pytest.mark.parametrize("location", [None, "s3://bucket/val"])
-def test_no_validation_set_and_a_remote_one_are_told_as_they_are(tmp_path, location):
-    assert read(write_run(tmp_path / "x", val=location)).validation_data == location
-
-
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(
         ConfigError, match=r"holds no run \(metrics.jsonl and .+\); give the folder of a run: runs/NAME"
@@ -77,21 +62,12 @@ def test_the_folder_of_weights_is_refused_with_the_run_around_it(tmp_path):
         read_runs([folder / "best"])
 
 
-def test_a_run_that_is_given_twice_is_refused(tmp_path):
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
     folder = write_run(tmp_path / "x")
-    with pytest.raises(ConfigError, match="is given twice; give each run once"):
-        read_runs([folder, folder / "../x"])
-
-
-def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_is_named(tmp_path):
-    folder = write_run(tmp_path / "x")
-    file = folder / "metrics.jsonl"
-    whole = file.read_text()
-    file.write_text(whole + '{"step": 50, "tra')
-    assert len(read(folder).rows) == len(whole.splitlines())
-    file.write_text('{"step"\n' + whole)
-    with pytest.raises(ConfigError, match=r"metrics.jsonl, line 1 "):
-        read(folder)
+    before = read(folder).rows
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 50, "tra')
+    assert read(folder).rows == before
 
 
 def test_a_damaged_description_is_named(tmp_path):
@@ -155,9 +131,9 @@ def test_intervals_of_classes_are_those_of_the_bootstrap():
     bootstrap = PoissonBootstrap(3)
     for sample_id, each in enumerate(padded):
         bootstrap.add(sample_id, each)
-    low, _ = class_intervals(padded)[0]
-    assert 2 * bootstrap.interval()[0] == pytest.approx(low)  # the second class has IoU 0, the third is absent
-    assert np.isnan(class_intervals(padded)[2]).all()
+    first, _, third = class_intervals(padded)
+    assert 2 * bootstrap.interval()[0] == pytest.approx(first[0])  # the second class has IoU 0, the third is absent
+    assert third is None
 
 
 def test_worst_and_best_do_not_overlap_and_ignored_images_are_left_out(run):

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.apps.report.runs import validation_set, write_run
@@ -44,11 +45,11 @@ def test_classes_have_their_share_and_scores(run):
 
 def test_confusion_is_given_by_row_with_the_largest_mix_ups_first(run):
     (matrix,) = tables.confusions([run])
-    assert [cell["count"] for cell in matrix["rows"][1]["cells"]] == [10, 80, 10]
-    assert matrix["rows"][0]["cells"][1]["share"] == 0.08
+    assert (matrix["rows"][1]["counts"], matrix["rows"][1]["total"]) == ([10, 80, 10], 100)
     first = matrix["mix_ups"][0]
-    assert (first["target"], first["prediction"], first["count"], first["share"]) == ("tree", "road", 30, 1)
-    assert [cell["count"] for cell in matrix["mix_ups"]] == [30, 10, 10, 8, 2]
+    assert (first["target"], first["prediction"], first["share"]) == ("tree", "road", 1)
+    assert [round(230 * cell["of_all"]) for cell in matrix["mix_ups"]] == [30, 10, 10, 8, 2]
+    assert tables.largest_mix_ups(np.diag([3, 4]), ("sky", "road"), 1) == []
 
 
 def test_settings_of_runs_are_told_where_they_differ(tmp_path):
@@ -70,8 +71,8 @@ def test_settings_of_one_run_are_told_where_they_are_not_the_default(tmp_path):
 def test_how_it_went_is_told_from_all_lines(run):
     (row,) = tables.course([run])
     assert (row["state"], row["reason"], row["attempts"]) == ("failed", "disk full", 3)
-    assert (row["steps"], row["epochs"], row["samples"]) == (40, 4, 320)
-    assert (row["training_s"], row["images_per_s"], row["data_wait"]) == (20, 16, pytest.approx(0.2))
+    assert (row["steps"], row["epochs"]) == (40, 4)
+    assert (row["training_s"], row["data_wait"]) == (20, pytest.approx(0.2))
     assert (row["bad_steps"], row["bad_samples"]) == (2, 4)
 
 

@@ -4,8 +4,7 @@ A trace's `meta` holds its colour on light and on dark paper; the script picks t
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +14,32 @@ from unetdist.apps.report.run import ReportedRun
 # More points than a screen has columns only make the file larger.
 MAX_POINTS = 1500
 
-# The paper colours of page/style.css.
-LIGHT_PAPER, DARK_PAPER = (251, 250, 247), (21, 21, 23)
 
-# Least contrast of lines against the paper: WCAG 2.2, criterion 1.4.11.
-MIN_CONTRAST = 3.0
+class LineStyle(NamedTuple):
+    """How the lines of a run differ from those of another: by colour, and by dash for the colour-blind."""
 
-# On light and on dark paper. Blue and orange come first: almost everybody can tell them apart.
-RUN_COLORS = (
-    ("#0a62b8", "#6fb4ff"),
-    ("#b04a06", "#ffa266"),
-    ("#0b7358", "#4fd0a4"),
-    ("#8a3a99", "#d79bea"),
-    ("#6f6000", "#e0cd58"),
-    ("#5a6069", "#b0b7c2"),
+    light: str
+    """Colour on light paper, as #rrggbb; at least 3:1 against it (WCAG 2.2, criterion 1.4.11)."""
+    dark: str
+    """Colour on dark paper."""
+    dash: str = "solid"
+    """Dash by plotly's name."""
+    lengths: str = ""
+    """The same as lengths in SVG, which the legend uses."""
+
+
+# Blue and orange come first: almost everybody can tell them apart. Nobody reads more columns than these;
+# launch/ablate.py makes a table of many runs.
+RUN_STYLES = (
+    LineStyle("#0a62b8", "#6fb4ff"),
+    LineStyle("#b04a06", "#ffa266", "dash", "9 6"),
+    LineStyle("#0b7358", "#4fd0a4", "dot", "2 3"),
+    LineStyle("#8a3a99", "#d79bea", "dashdot", "9 4 2 4"),
+    LineStyle("#6f6000", "#e0cd58"),
+    LineStyle("#5a6069", "#b0b7c2", "dash", "9 6"),
+    LineStyle("#0a62b8", "#6fb4ff", "dot", "2 3"),
+    LineStyle("#b04a06", "#ffa266", "dashdot", "9 4 2 4"),
 )
-
-# Plotly's name and the SVG lengths of each run's line, so that runs differ by more than colour.
-DASHES = (("solid", ""), ("dash", "9 6"), ("dot", "2 3"), ("dashdot", "9 4 2 4"))
 
 Trace = dict[str, Any]
 Chart = dict[str, Any]
@@ -40,12 +47,14 @@ Chart = dict[str, Any]
 
 def curves(runs: Sequence[ReportedRun]) -> list[Chart]:
     """Loss, mIoU with its interval, learning rate and speed, one line per run; charts without data are left out."""
-    marks = {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}}
-    dots = [{**line, **marks, "name": f"{line['name']}, validation"} for line in _lines(runs, "val/loss")]
-    losses = [*_lines(runs, "train/loss"), *dots]
+    dots = {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}}
+    losses = [*_lines(runs, "train/loss"), *_lines(runs, "val/loss", ", validation", **dots)]
+    # A single validation is a number, not a curve: the tables have it.
+    mious = [line for line in _lines(runs, "val/miou", mode="lines+markers") if len(line["x"]) > 1]
     charts = [
         _chart("loss", "Loss", "training as a line, validation as dots", losses),
-        _chart("miou", "mIoU", "validation, with its 95 % interval over images", _mious(runs), unit="percent"),
+        # Plotly draws in this order: no band may cover a line.
+        _chart("miou", "mIoU", "validation, with its 95 % interval over images", [*_bands(runs), *mious], "percent"),
         _chart("lr", "Learning rate", "of the last step", _lines(runs, "train/lr")),
         _chart("speed", "Speed", "images per second, over all processes", _lines(runs, "time/images_per_s")),
     ]
@@ -56,106 +65,66 @@ def class_curves(runs: Sequence[ReportedRun]) -> list[Chart]:
     """IoU of each class over the steps, one chart per run with at least two validations."""
     charts = []
     for index, run in enumerate(runs):
-        traces = []
-        for record in run.labels:
-            steps, ious = run.series(f"val/iou/{record['name']}")
-            if len(steps) > 1:
-                traces.append(_line(steps, ious, record["name"], class_color(record["color"])))
+        traces = [
+            _line(points, record["name"], class_style(record["color"]))
+            for record in run.labels
+            if len((points := run.series(f"val/iou/{record['name']}"))[0]) > 1
+        ]
         if traces:
-            charts.append(_chart(f"classes-{index}", run.name, "", traces, unit="percent"))
+            charts.append(_chart(f"classes-{index}", run.name, "", traces, "percent"))
     return charts
+
+
+def class_style(color: Sequence[int]) -> LineStyle:
+    """The line of a class in its colour (r, g, b), mixed with as much black or white."""
+    # That is the least which makes every colour visible: white has 3.8:1 against light paper, black 4.6:1 against dark.
+    return LineStyle(to_hex([value // 2 for value in color]), to_hex([128 + value // 2 for value in color]))
+
+
+def to_hex(color: Sequence[int]) -> str:
+    """The colour as #rrggbb."""
+    return "#" + bytes(color).hex()
 
 
 def thinned(
     steps: NDArray[np.float64], values: NDArray[np.float64], most: int = MAX_POINTS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most `most` points: means of neighbours at the last step of each group; nan only where all of them are nan."""
-    if len(steps) <= most:
-        return steps, values
-    edges = np.linspace(0, len(steps), most + 1).round().astype(int)
-    groups = [values[low:high] for low, high in pairwise(edges)]
-    means = [np.nan if np.isnan(group).all() else float(np.nanmean(group)) for group in groups]
-    return steps[edges[1:] - 1], np.array(means)
-
-
-def run_color(index: int) -> tuple[str, str]:
-    """Colour of a run's line on light and on dark paper."""
-    return RUN_COLORS[index % len(RUN_COLORS)]
-
-
-def run_dash(index: int) -> tuple[str, str]:
-    """Dash of a run's line: plotly's name, and SVG lengths."""
-    return DASHES[index % len(DASHES)]
-
-
-def class_color(color: Sequence[int]) -> tuple[str, str]:
-    """A class colour (r, g, b) as a line on light and on dark paper, darker or lighter where it would be invisible."""
-    return to_hex(legible(color, LIGHT_PAPER)), to_hex(legible(color, DARK_PAPER))
-
-
-def legible(color: Sequence[int], paper: Sequence[int]) -> Sequence[int]:
-    """The colour, moved away from `paper` towards black or white until it has `MIN_CONTRAST`."""
-    goal = 0 if luminance(paper) > 0.5 else 255
-    shades = ([round(value + (goal - value) * step / 20) for value in color] for step in range(21))
-    return next(shade for shade in shades if contrast(shade, paper) >= MIN_CONTRAST)
-
-
-def contrast(a: Sequence[int], b: Sequence[int]) -> float:
-    """Contrast ratio 1..21 (WCAG 2.2, "contrast ratio")."""
-    lower, higher = sorted((luminance(a), luminance(b)))
-    return (higher + 0.05) / (lower + 0.05)
-
-
-def luminance(color: Sequence[int]) -> float:
-    """Relative luminance 0..1 of an sRGB colour 0..255 (WCAG 2.2, "relative luminance")."""
-    share = np.array(color) / 255
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
-
-
-def to_hex(color: Sequence[int]) -> str:
-    """The colour as #rrggbb."""
-    return "#" + "".join(f"{value:02x}" for value in color)
+    """At most `most` points: the means of neighbours, each at the last step of its group."""
+    edges = np.linspace(0, len(steps), min(most, len(steps)) + 1).astype(int)
+    return steps[edges[1:] - 1], np.add.reduceat(values, edges[:-1]) / np.diff(edges)
 
 
 def _chart(id: str, title: str, note: str, traces: Sequence[Trace], unit: str = "") -> Chart:
-    return {"id": id, "title": title, "note": note, "unit": unit, "traces": list(traces)}
+    return {"id": id, "title": title, "note": note, "unit": unit, "traces": traces}
 
 
-def _lines(runs: Sequence[ReportedRun], metric: str) -> list[Trace]:
-    found = [(index, run.name, run.series(metric)) for index, run in enumerate(runs)]
-    return [_line(*thinned(*points), name, run_color(index), index) for index, name, points in found if len(points[0])]
+def _lines(runs: Sequence[ReportedRun], metric: str, suffix: str = "", **looks: Any) -> list[Trace]:
+    """The metric of each run that has it, thinned."""
+    found = [(run.name + suffix, run.series(metric), style) for run, style in zip(runs, RUN_STYLES, strict=False)]
+    return [_line(thinned(*points), name, style, **looks) for name, points, style in found if len(points[0])]
 
 
-def _mious(runs: Sequence[ReportedRun]) -> list[Trace]:
-    bands, lines = [], []
-    for index, run in enumerate(runs):
-        steps, mious = run.series("val/miou")
-        # A single point is a number, not a curve: the tables have it.
-        if len(steps) < 2:
-            continue
-        lines.append({**_line(steps, mious, run.name, run_color(index), index), "mode": "lines+markers"})
-        (at, low), (_, high) = run.series("val/miou_low"), run.series("val/miou_high")
-        known = ~(np.isnan(low) | np.isnan(high))
-        if known.sum() > 1:
-            there_and_back = np.concatenate([at[known], at[known][::-1]])
-            outline = np.concatenate([high[known], low[known][::-1]])
-            band = {"fill": "toself", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-            bands.append({**_line(there_and_back, outline, run.name, run_color(index)), **band})
-    # Plotly draws in this order: no band may cover a line.
-    return [*bands, *lines]
+def _bands(runs: Sequence[ReportedRun]) -> list[Trace]:
+    """The interval of each run's mIoU, as the outline of an area."""
+    looks = {"fill": "toself", "hoverinfo": "skip", "showlegend": False}
+    bands = []
+    for run, style in zip(runs, RUN_STYLES, strict=False):
+        (steps, low), (_, high) = run.series("val/miou_low"), run.series("val/miou_high")
+        if len(steps) > 1:
+            outline = np.concatenate([steps, steps[::-1]]), np.concatenate([high, low[::-1]])
+            bands.append({**_line(outline, run.name, style, **looks), "line": {"width": 0}})
+    return bands
 
 
-def _line(
-    steps: NDArray[np.float64], values: NDArray[np.float64], name: str, color: tuple[str, str], index: int = 0
-) -> Trace:
+def _line(points: tuple[NDArray[np.float64], NDArray[np.float64]], name: str, style: LineStyle, **looks: Any) -> Trace:
+    steps, values = points
     return {
         "type": "scatter",
         "mode": "lines",
         "name": name,
         "x": [int(step) for step in steps],
-        # Six digits: the page is read by people, and JSON has no nan.
-        "y": [None if np.isnan(value) else float(f"{value:.6g}") for value in values],
-        "line": {"dash": run_dash(index)[0], "width": 2},
-        "meta": {"light": color[0], "dark": color[1]},
+        "y": [float(f"{value:.6g}") for value in values],  # the page is read by people
+        "line": {"dash": style.dash, "width": 2},
+        "meta": {"light": style.light, "dark": style.dark},
+        **looks,
     }

@@ -1,22 +1,33 @@
-"""The HTML page, laid out by page/page.html. It needs no network and no other file."""
+"""The HTML page, laid out by page/page.html, with images as data URLs. It needs no network and no other file."""
 
+import base64
 import datetime
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from unetdist import __version__
 from unetdist.apps.report import charts, tables
-from unetdist.apps.report.cards import make_cards
-from unetdist.apps.report.run import ReportedRun, ScoredRun
+from unetdist.apps.report.run import ReportedRun, ScoredRun, extremes
 from unetdist.cli import settings
 from unetdist.cli.credentials import mask
+from unetdist.data import drawing
+from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.errors import ConfigError
 
 NOTHING = "\N{EN DASH}"
 
-# Nobody reads more columns. launch/ablate.py makes a table of many runs.
-MAX_RUNS = 8
+# Longer side of an image: enough for a screen, and sixteen of them stay below a few MB.
+MAX_PX = 768
+
+# Red, for wrong pixels.
+WRONG_COLOR = (226, 32, 44)
 
 
 def render(runs: Sequence[ReportedRun], *, num_pictures: int, notes: Sequence[str] = ()) -> str:
@@ -38,18 +49,22 @@ def render(runs: Sequence[ReportedRun], *, num_pictures: int, notes: Sequence[st
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unetdist.apps.report", "page"),
         autoescape=True,
+        # A misspelt name must fail in the tests, not leave a gap in the page.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "number": number, "duration": duration, "hex": charts.to_hex}
+    # Another precision, machine or version of torch changes some pixels; other shards change many.
+    rescored = [
+        f"{run.name}: the confusion matrix differs from the one saved during training; the new one is shown."
+        for run in runs
+        if run.saved_report and run.report["confusion"] != run.saved_report["confusion"]
+    ]
     alike = _on_the_same_images(runs)
     results = tables.results(runs)
     page = environment.get_template("page.html").render(
-        runs=[
-            {"name": run.name, "colors": charts.run_color(index), "dashes": charts.run_dash(index)[1]}
-            for index, run in enumerate(runs)
-        ],
+        runs=[{"name": run.name, "style": style} for run, style in zip(runs, charts.RUN_STYLES, strict=False)],
         labels=next((run.labels for run in runs if run.labels), []),
         results=results,
         scored_results=[row for row in results if row["miou"] is not None],
@@ -64,7 +79,7 @@ def render(runs: Sequence[ReportedRun], *, num_pictures: int, notes: Sequence[st
         cards=make_cards(alike, num_pictures) if alike and num_pictures else [],
         card_runs=list(alike),
         data=sorted({mask(run.scored.data) for run in runs if run.scored}),
-        notes=[*notes, *_disagreements(runs)],
+        notes=[*notes, *rescored],
         style=_file("style.css"),
         script=_file("script.js"),
         plotly=get_plotlyjs(),
@@ -92,22 +107,59 @@ def duration(seconds: float | None) -> str:
 def _on_the_same_images(runs: Sequence[ReportedRun]) -> dict[str, ScoredRun]:
     """The first scored run, and the others on the same images and classes, by name."""
     scored = {run.name: run.scored for run in runs if run.scored}
-    keys = next((each.keys for each in scored.values()), ())
-    palettes = [each.saved.palette.to_records() for each in scored.values()]
-    return {
-        name: each
-        for (name, each), palette in zip(scored.items(), palettes, strict=True)
-        if each.keys == keys and palette == palettes[0]
-    }
+    contents = [(each.keys, each.saved.palette.to_records()) for each in scored.values()]
+    return {name: each for (name, each), own in zip(scored.items(), contents, strict=True) if own == contents[0]}
 
 
-def _disagreements(runs: Sequence[ReportedRun]) -> list[str]:
-    """Notes on runs whose new score differs from the saved one (another precision, data set or machine)."""
+def make_cards(runs: Mapping[str, ScoredRun], count: int) -> list[dict[str, Any]]:
+    """The `count` worst and the `count` best images over all runs, as page.html shows them.
+
+    `runs` are by name, all scored on the same images.
+    """
+    scored = list(runs.values())
+    first, palette = scored[0], scored[0].saved.palette
+    worst, best = extremes(scored, count)
+    ids = [*worst, *best]
+    predicted = zip(*(each.predict(ids) for each in scored), strict=True)
     return [
-        f"{run.name}: the confusion matrix differs from the one saved during training; the new one is shown."
-        for run in runs
-        if run.saved_report and run.report["confusion"] != run.saved_report["confusion"]
+        {
+            "kind": "worst" if place < len(worst) else "best",
+            "key": first.keys[sample_id],
+            "mious": {name: float(each.image_mious[sample_id]) for name, each in runs.items()},
+            "mistakes": tables.largest_mix_ups(first.per_image[sample_id], palette.class_names, 1),
+            **_layers(images, palette),
+        }
+        for place, (sample_id, images) in enumerate(zip(ids, predicted, strict=True))
     ]
+
+
+def _layers(predicted: Sequence[tuple[NDArray[np.uint8], ...]], palette: Palette) -> dict[str, Any]:
+    """The image and what can be laid over it, from the (image, mask, pred) of each run."""
+    colors = palette.colors.tolist()
+    image, truth = drawing.shrink(MAX_PX, *predicted[0][:2])
+    layers = {"truth": layer_url(truth, colors, transparent=IGNORE_INDEX)}
+    for index, (original, _, full_pred) in enumerate(predicted):
+        _, pred = drawing.shrink(MAX_PX, original, full_pred)
+        wrong = ((truth != pred) & (truth != IGNORE_INDEX)).astype(np.uint8)
+        layers[f"run-{index}"] = layer_url(pred, colors, transparent=IGNORE_INDEX)
+        layers[f"wrong-{index}"] = layer_url(wrong, [(0, 0, 0), WRONG_COLOR], transparent=0)
+    photo = _url(Image.fromarray(image), "JPEG", quality=88, subsampling=0)
+    return {"width": image.shape[1], "height": image.shape[0], "image": photo, "layers": layers}
+
+
+def layer_url(indices: NDArray[np.uint8], colors: Sequence[Sequence[int]], *, transparent: int) -> str:
+    """Class indices (H, W) in `colors` as a PNG that shows the image where they are `transparent`."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colors)] = colors
+    picture = Image.fromarray(np.ascontiguousarray(indices))
+    picture.putpalette(table.tobytes())
+    return _url(picture, "PNG", transparency=transparent)
+
+
+def _url(picture: Image.Image, kind: str, **options: Any) -> str:
+    data = io.BytesIO()
+    picture.save(data, kind, optimize=True, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
 
 
 def _file(name: str) -> str:

@@ -21,8 +21,8 @@ from unetdist.evaluation.validator import evaluations
 from unetdist.model.inference import InferenceConfig
 from unetdist.model.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, read_config
 from unetdist.predict import predict_image
-from unetdist.storage.remote import is_network, is_url
-from unetdist.tracking.metrics_file import METRICS_FILE, row_of
+from unetdist.storage.remote import is_network
+from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
 from unetdist.train.run_folder import SETTINGS_FILE
 from unetdist.train.run_status import Status, read_status
 
@@ -42,8 +42,8 @@ class ScoredRun:
     """(N, C, C) confusion matrices by sample id, rows target."""
     keys: tuple[str, ...]
     """Keys by sample id."""
-    iou_intervals: Sequence[tuple[float, float]]
-    """95 % interval of each class; nan for a class that no resampled image holds."""
+    iou_intervals: Sequence[tuple[float, float] | None]
+    """95 % interval of each class; None for a class that no resampled image holds."""
 
     @property
     def image_mious(self) -> NDArray[np.float64]:
@@ -78,8 +78,8 @@ class ReportedRun:
     name: str
     """Name of the folder, with as many parent folders as distinguish it from the other runs."""
     settings: Mapping[str, Any]
-    rows: Sequence[Mapping[str, float | None]]
-    """Lines of metrics.jsonl."""
+    rows: Mapping[int, Mapping[str, float]]
+    """The finite values of metrics.jsonl, by step and name."""
     weights: Path | None
     """Folder of the reported weights."""
     model: Mapping[str, Any]
@@ -88,8 +88,8 @@ class ReportedRun:
     scored: ScoredRun | None = None
 
     def series(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Steps and values of the metric `name`; nan where it had no value."""
-        found = [(row["step"], row[name]) for row in self.rows if name in row]
+        """Steps and values of the metric `name`."""
+        found = [(step, row[name]) for step, row in self.rows.items() if name in row]
         steps, values = np.array(found, dtype=np.float64).reshape(-1, 2).T
         return steps, values
 
@@ -113,32 +113,16 @@ class ReportedRun:
         """The same for this report, if the run was scored again."""
         return self.scored.report if self.scored else self.saved_report
 
-    @property
-    def validation_data(self) -> str | None:
-        """The data.val of its settings; a relative path is taken from the folder where the run was started."""
-        location: str | None = (self.settings.get("data") or {}).get("val")
-        if location is None or is_url(location) or Path(location).exists():
-            return location
-        inner = Path(str(self.settings.get("runs_dir", "runs")), str(self.settings.get("name", "")))
-        folder = self.folder.resolve()
-        if not inner.is_absolute() and folder.parts[-len(inner.parts) :] == inner.parts:
-            started_in = folder.parents[len(inner.parts) - 1]
-            if (started_in / location).exists():
-                return str(started_in / location)
-        return location
-
 
 def read_runs(folders: Sequence[Path], which: Which = "best") -> list[ReportedRun]:
     """Read the runs in `folders`, with the `which` weights of each, or the others if those are missing.
 
     Raises:
-        ConfigError: a folder holds no run, one of its files is damaged, or the runs have different classes.
+        ConfigError: a folder holds no run, or the runs have different classes.
+        CheckpointError: the weights are damaged.
     """
-    resolved = [folder.resolve() for folder in folders]
-    for folder, there in zip(folders, resolved, strict=True):
-        if resolved.count(there) > 1:
-            raise ConfigError(f"{folder} is given twice; give each run once.")
-    runs = [_read(folder, name, which) for folder, name in zip(folders, _names(resolved), strict=True)]
+    names = _names([folder.resolve() for folder in folders])
+    runs = [_read(folder, name, which) for folder, name in zip(folders, names, strict=True)]
     with_classes = [run for run in runs if run.class_names]
     for run in with_classes[1:]:
         if run.class_names != with_classes[0].class_names:
@@ -152,33 +136,17 @@ def _read(folder: Path, name: str, which: Which) -> ReportedRun:
         raise ConfigError(
             f"{folder} holds no run ({METRICS_FILE} and {SETTINGS_FILE} are missing); give the folder of a run: {hint}."
         )
-    others: tuple[Which, ...] = ("best", "last")
-    weights = [folder / each for each in (which, *others) if (folder / each / CONFIG_FILE).is_file()]
+    weights = [folder / each for each in (which, "best", "last") if (folder / each / CONFIG_FILE).is_file()]
     file = folder / SETTINGS_FILE
     return ReportedRun(
         folder=folder,
         name=name,
         settings=public(settings.read_yaml(file)) if file.is_file() else {},
-        rows=_rows(folder / METRICS_FILE),
+        rows=MetricsFile(folder / METRICS_FILE).rows(),
         weights=weights[0] if weights else None,
         model=read_config(weights[0]) if weights else {},
         status=read_status(folder),
     )
-
-
-def _rows(file: Path) -> list[dict[str, float | None]]:
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(row_of(line))
-        except ValueError as error:
-            # A crash may have cut the last line short, or it is being written.
-            if number < len(lines):
-                raise ConfigError(
-                    f"{file}, line {number} holds no metrics of a step ({error}); remove that line."
-                ) from None
-    return rows
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -203,6 +171,7 @@ def score_run(run: ReportedRun, data: str | None = None, *, num_workers: int = 2
     cfg = settings.from_mapping(
         ValidationConfig, run.settings.get("validation") or {}, where=f"{run.folder}/config.yaml"
     )
+    # The page shows neither of them, and they take time.
     scoring = dataclasses.replace(cfg, boundary=False, calibration=False)
     with evaluations([str(run.weights)], data, cfg=scoring, num_workers=num_workers) as (((validator, saved),), _):
         report = validator.score(saved.model, per_image=True)
@@ -221,7 +190,7 @@ def score_run(run: ReportedRun, data: str | None = None, *, num_workers: int = 2
 
 def _own_data(run: ReportedRun) -> str:
     """The validation set that the run's settings name, which must be on this machine."""
-    data = run.validation_data
+    data: str | None = (run.settings.get("data") or {}).get("val")
     if data is None:
         raise ConfigError(f"the settings of {run.folder} name no data.val; give --data SHARDS.")
     # The folder may be from somebody else: it must not choose which servers this machine contacts.
@@ -232,7 +201,7 @@ def _own_data(run: ReportedRun) -> str:
     return data
 
 
-def class_intervals(per_image: NDArray[np.int64], *, replicates: int = 1000) -> list[tuple[float, float]]:
+def class_intervals(per_image: NDArray[np.int64], *, replicates: int = 1000) -> list[tuple[float, float] | None]:
     """95 % interval of each class's IoU, by the bootstrap that also gives the interval of the mIoU.
 
     Args:
@@ -244,7 +213,7 @@ def class_intervals(per_image: NDArray[np.int64], *, replicates: int = 1000) -> 
         bootstrap.add(sample_id, confusion)
     hits, targets, predictions = (bootstrap.sums[:, row, :, None] for row in range(3))
     ious = mean_iou(hits, targets, predictions)  # one class at a time
-    return [central_95(values) for values in ious.T]
+    return [None if np.isnan(low) else (low, high) for low, high in map(central_95, ious.T)]
 
 
 def extremes(scored: Sequence[ScoredRun], count: int) -> tuple[list[int], list[int]]:
@@ -254,6 +223,7 @@ def extremes(scored: Sequence[ScoredRun], count: int) -> tuple[list[int], list[i
     """
     mious = np.mean([each.image_mious for each in scored], axis=0)
     order = [int(index) for index in np.argsort(mious, kind="stable") if not np.isnan(mious[index])]
+    # At most half, so that a few images still leave some for the best.
     worst = order[: min(count, (len(order) + 1) // 2)]
     best = order[len(worst) :][::-1][:count]
     return worst, best

@@ -1,6 +1,5 @@
 """The tables of a report as plain values: ratios are 0..1, None if unknown; page.html formats them."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,7 +46,11 @@ def classes(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
             "color": record["color"],
             "share": float(pixels[index] / max(1, pixels.sum())),
             "runs": [
-                {**run.report["classes"][record["name"]], "interval": _interval(run, index)} for run in with_scores
+                {
+                    **run.report["classes"][record["name"]],
+                    "interval": run.scored.iou_intervals[index] if run.scored else None,
+                }
+                for run in with_scores
             ],
         }
         for index, record in enumerate(with_scores[0].labels)
@@ -55,35 +58,29 @@ def classes(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
 
 
 def confusions(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
-    """The confusion matrix of each run, rows target, with fractions of each row, and the largest mix-ups."""
+    """The confusion matrix of each run, rows target, and the largest mix-ups."""
     found = []
     for run in runs:
-        if not run.report:
-            continue
-        counts = np.array(run.report["confusion"], np.int64)
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        rows = [
-            {
-                "name": name,
-                "total": sum(row),
-                "cells": [{"count": count, "share": share} for count, share in zip(row, fractions, strict=True)],
-            }
-            for name, row, fractions in zip(run.class_names, counts.tolist(), shares.tolist(), strict=True)
-        ]
-        mix_ups = largest_mix_ups(counts, run.class_names, NUM_MIX_UPS)
-        found.append({"name": run.name, "labels": run.labels, "rows": rows, "mix_ups": mix_ups})
+        if run.report:
+            counts = np.array(run.report["confusion"], np.int64)
+            rows = [
+                {"name": name, "total": sum(row), "counts": row}
+                for name, row in zip(run.class_names, counts.tolist(), strict=True)
+            ]
+            mix_ups = largest_mix_ups(counts, run.class_names, NUM_MIX_UPS)
+            found.append({"name": run.name, "labels": run.labels, "rows": rows, "mix_ups": mix_ups})
     return found
 
 
 def largest_mix_ups(counts: NDArray[np.int64], names: Sequence[str], count: int) -> list[dict[str, Any]]:
     """The largest off-diagonal cells of a confusion matrix (C, C), without empty ones."""
     wrong = counts - np.diag(np.diag(counts))
+    # Stable, so that the same counts always give the same page.
     largest = np.argsort(-wrong, axis=None, kind="stable")[:count]
     return [
         {
             "target": names[row],
             "prediction": names[column],
-            "count": int(wrong[row, column]),
             "share": float(wrong[row, column] / counts[row].sum()),
             "of_all": float(wrong[row, column] / counts.sum()),
         }
@@ -108,28 +105,31 @@ def changes(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
 def course(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """How each run went."""
     facts = ("state", "reason", "attempts", "machine", "performance")
-    return [
-        {
-            "name": run.name,
-            **{fact: getattr(run.status, fact, None) for fact in facts},
-            "steps": int(max((row["step"] or 0 for row in run.rows), default=0)),
-            "epochs": _reduced(_last, run, "train/epoch"),
-            "samples": _reduced(_last, run, "train/samples_seen"),
-            "training_s": _training_s(run),
-            "images_per_s": _reduced(np.nanmedian, run, "time/images_per_s"),
-            "data_wait": _data_wait(run),
-            "bad_steps": _reduced(_last, run, "train/bad_steps"),
-            "bad_samples": _reduced(np.nansum, run, "train/bad_samples"),
-            "version": run.model.get("unetdist_version"),
-        }
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        steps, step_s = run.series("time/step_s")
+        wait, total = _reduced(np.sum, run, "time/data_s"), _reduced(np.sum, run, "time/step_s")
+        rows.append(
+            {
+                "name": run.name,
+                **{fact: getattr(run.status, fact, None) for fact in facts},
+                "steps": max(run.rows, default=0),
+                "epochs": _reduced(np.max, run, "train/epoch"),
+                # Without validations, whose time counts for no step.
+                "training_s": float(np.sum(step_s * np.diff(steps, prepend=0.0))) if steps.size else None,
+                "data_wait": wait / total if wait is not None and total else None,
+                "bad_steps": _reduced(np.max, run, "train/bad_steps"),
+                "bad_samples": _reduced(np.sum, run, "train/bad_samples"),
+                "version": run.model.get("unetdist_version"),
+            }
+        )
+    return rows
 
 
-def _interval(run: ReportedRun, index: int) -> tuple[float, float] | None:
-    """The interval of one class, of a run that was scored for this report."""
-    interval = run.scored.iou_intervals[index] if run.scored else (math.nan, math.nan)
-    return None if math.isnan(interval[0]) else interval
+def _reduced(reduce: Callable[[Any], Any], run: ReportedRun, name: str) -> float | None:
+    """Reduce all values of a metric to one; None if there are none."""
+    values = run.series(name)[1]
+    return float(reduce(values)) if values.size else None
 
 
 def _difference(first: ReportedRun, run: ReportedRun) -> dict[str, Any] | None:
@@ -139,25 +139,3 @@ def _difference(first: ReportedRun, run: ReportedRun) -> dict[str, Any] | None:
         return compare(first.scored.per_image, run.scored.per_image).to_mapping()
     except ConfigError:  # on other images
         return None
-
-
-def _reduced(reduce: Callable[[Any], Any], run: ReportedRun, name: str) -> float | None:
-    """Reduce all values of a metric to one; None if it was never finite."""
-    values = run.series(name)[1]
-    return None if np.isnan(values).all() else float(reduce(values))
-
-
-def _last(values: NDArray[np.float64]) -> float:
-    return float(values[-1])
-
-
-def _training_s(run: ReportedRun) -> float | None:
-    """Seconds spent in training steps, without validation."""
-    steps, step_s = run.series("time/step_s")
-    return float(np.nansum(step_s * np.diff(steps, prepend=0.0))) if steps.size else None
-
-
-def _data_wait(run: ReportedRun) -> float | None:
-    """Fraction of the step time that was spent waiting for data."""
-    wait, total = _reduced(np.nansum, run, "time/data_s"), _reduced(np.nansum, run, "time/step_s")
-    return wait / total if wait is not None and total else None
