@@ -147,7 +147,7 @@ def compare_worlds(config: Config, worlds: Sequence[int], *, steps: int, script:
         data=replace(config.data, val=None),
         # metrics.jsonl then has the loss of each step.
         trainer=replace(config.trainer, log_every=1, mixed_precision="no"),
-        checkpoint=CheckpointConfig(),
+        checkpoint=CheckpointConfig(save_every=steps),  # none but the last
         tracking=TrackingConfig(tracker="none"),
     )
     with tempfile.TemporaryDirectory(prefix="unetdist-equivalence-") as work:
