@@ -104,6 +104,7 @@ def test_panels_stand_side_by_side():
     assert np.array_equal(columns[1], drawing.paint(target, COLORS))
     assert np.array_equal(columns[2], drawing.paint(pred, COLORS))
     assert all(has_color(drawn[top + 300 :], COLORS[index]) for index in (0, 1, 2))
+    assert drawing.gallery([("", image, target)], COLORS, NAMES).shape[1] == 2 * 260 + gap
 
 
 def test_a_gallery_has_a_row_for_each_and_one_legend():

@@ -1,6 +1,5 @@
 """What is given on the command line is what is done."""
 
-import json
 import os
 import re
 import subprocess
@@ -114,16 +113,15 @@ def test_verify_ends_with_1_where_something_is_wrong(folder, capsys):
     assert "1 problem; 5 of 6 samples are good.\nlost shard (1)" in capsys.readouterr().out
 
 
-def test_stats_prints_and_writes(folder, tmp_path, capsys):
-    assert run("stats", folder, "--json", tmp_path / "a.json") == 0
+def test_stats_prints(folder, capsys):
+    assert run("stats", folder) == 0
     assert "6 samples in 2 shards" in capsys.readouterr().out
-    assert json.loads((tmp_path / "a.json").read_text())["num_samples"] == 6
 
 
 def test_show_draws_the_same_sheet_again(folder, tmp_path, capsys):
     for name in ("a.png", "b.png"):
         assert run("show", folder, "--out", tmp_path / name, "--num", 4, "--seed", 1) == 0
-    assert f"{tmp_path}/b.png: 4 samples of {folder}" in capsys.readouterr().out
+    assert f"{tmp_path}/b.png: samples of {folder}" in capsys.readouterr().out
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     run("show", folder, "--out", tmp_path / "c.png", "--keys", "pictures/001", "pictures/002")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "c.png").read_bytes()
@@ -133,8 +131,7 @@ def test_show_draws_the_same_sheet_again(folder, tmp_path, capsys):
     ("words", "message"),
     [
         (["show", "DATA"], r"--out is missing; give the file of the sheet, such as --out samples\.png"),
-        (["show", "DATA", "--out", "TAKEN/a.png"], r"--out \(.+a.png\) is not writable \(.+\); give another"),
-        (["stats", "DATA", "--json", "TAKEN/a.json"], r"--json \(.+\) is not writable \(.+\); give another"),
+        (["show", "DATA", "--out", "TAKEN/a.png"], r"--out \(.+a.png\) cannot be written \(.+\); give another"),
         (["verify", "DATA", "--workers", "0"], r"--workers \(0\) must be 1 or more; use \d+"),
         (["verify", "pipe:cat /x/{name}"], r"commands are no longer run"),
     ],

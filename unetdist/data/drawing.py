@@ -19,6 +19,7 @@ SMALLEST_PX = 256
 
 _PAPER, _INK, _FRAME = (255, 255, 255), (25, 25, 25), (140, 140, 140)
 _STRIPES = np.array([(95, 95, 95), (165, 165, 165)], np.uint8)
+_TITLES = ("image", "target", "prediction")
 
 
 def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str]) -> Array:
@@ -42,25 +43,26 @@ def tint(image: Array, mask: Array, colors: Array) -> Array:
 
 
 def gallery(
-    rows: Sequence[tuple[str, Array, Array, Array]], colors: Array, names: Sequence[str], *, largest_px: int = 512
+    rows: Sequence[tuple[str, Array, *tuple[Array, ...]]], colors: Array, names: Sequence[str], *, largest_px: int = 512
 ) -> Array:
-    """One row of panels per (caption, image, target, prediction), under titles and above one legend.
+    """One row of panels per (caption, image, target) or (..., prediction), under titles and above one legend.
 
     Each panel is at most `largest_px` wide and high.
     """
     present = np.unique(np.concatenate([mask.ravel() for _, _, *masks in rows for mask in masks])).tolist()
     pictures = []
-    for _, image, target, pred in rows:
-        base, target, pred = _enlarged(*shrink(largest_px, image, target, pred))
-        pictures.append((base, paint(target, colors), paint(pred, colors)))
-    width = max(base.shape[1] for base, _, _ in pictures)
+    for _, *arrays in rows:
+        base, *masks = _enlarged(*shrink(largest_px, *arrays))
+        pictures.append([base, *(paint(mask, colors) for mask in masks)])
+    width = max(base.shape[1] for base, *_ in pictures)
+    titles = _TITLES[: len(pictures[0])]
     font = _font(pictures[0][0])
     line, gap = math.ceil(font.size * 1.8), max(4, round(font.size / 2))
     lines = [line if caption else 0 for caption, *_ in rows]
-    height = line + sum(base.shape[0] + below for (base, _, _), below in zip(pictures, lines, strict=True))
-    canvas = Image.new("RGB", (3 * width + 2 * gap, height), _PAPER)
+    height = line + sum(base.shape[0] + below for (base, *_), below in zip(pictures, lines, strict=True))
+    canvas = Image.new("RGB", (len(titles) * (width + gap) - gap, height), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for column, title in enumerate(("image", "target", "prediction")):
+    for column, title in enumerate(titles):
         draw.text((column * (width + gap) + width // 2, line // 2), title, _INK, font, anchor="mm")
     top = line
     for (caption, *_), columns, below in zip(rows, pictures, lines, strict=True):

@@ -3,26 +3,21 @@
 import argparse
 import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 from PIL import Image
 
 from unetdist.cli.logs import logger, set_up_logging
-from unetdist.data.cache import ShardCache
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Manifest
-from unetdist.data.reader import ShardReader
 from unetdist.distributed.hardware import num_cores
-from unetdist.errors import ConfigError, one_line, printable
+from unetdist.errors import ConfigError, one_line, printable, writable
 from unetdist.sharding.convert import MAX_PIXELS, ConvertOptions
-from unetdist.sharding.describe import describe_manifest, summarize
+from unetdist.sharding.describe import describe_manifest, draw_sheet
 from unetdist.sharding.plan import find_partition
 from unetdist.sharding.writer import RunOptions
-from unetdist.storage.files import write_atomic, write_json
+from unetdist.storage.files import write_atomic
 from unetdist.storage.folders import open_folder
 
 DESCRIPTIONS = {
@@ -62,13 +57,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments of a command; `write` is the default command."""
     parser = argparse.ArgumentParser("launch/shard_dataset.py")
     commands = parser.add_subparsers(dest="command")
-    adders = {"write": _add_write, "index": _add_index, "verify": _add_verify, "stats": _add_stats}
+    adders = {"write": _add_write, "index": _add_index, "verify": _add_verify, "show": _add_show}
     for name, text in DESCRIPTIONS.items():
         several = SEVERAL if name in ("write", "index") else None
         command = commands.add_parser(name, description=text, epilog=several)
         if name in ("verify", "stats", "show"):
             command.add_argument("location", help="folder or URL of the shards")
-        adders.get(name, _add_show)(command)
+        if name in adders:
+            adders[name](command)
     # `write` needs no name, because most users need only this command.
     args = parser.parse_args(argv if argv[:1] and argv[0] in DESCRIPTIONS else ["write", *argv])
     _refuse_conflicts(args)
@@ -191,10 +187,6 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=num_cores(), help="processes (%(default)s)")
 
 
-def _add_stats(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
-
-
 def _add_show(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE.png", help="the sheet")
@@ -278,11 +270,7 @@ def verify(args: argparse.Namespace) -> int:
 def print_stats(args: argparse.Namespace) -> int:
     """Print what a data set contains."""
     folder = open_folder(args.location)
-    manifest = Manifest.load(folder)
-    print(printable(describe_manifest(manifest, folder)))
-    if args.json:
-        with _writable("--json", args.json):
-            write_json(args.json, summarize(manifest))
+    print(printable(describe_manifest(Manifest.load(folder), folder)))
     return 0
 
 
@@ -290,26 +278,9 @@ def show(args: argparse.Namespace) -> int:
     """Draw a sheet of samples."""
     if args.out is None:
         raise ConfigError("--out is missing; give the file of the sheet, such as --out samples.png.")
-    from unetdist.sharding import show  # loads torch, which takes seconds
-
     folder = open_folder(args.location)
-    manifest = Manifest.load(folder)
-    # A server without range requests gives only whole shards, which need a place.
-    with tempfile.TemporaryDirectory(prefix="unetdist-show-") as temporary:
-        cache = ShardCache(Path(temporary), 4 * max(shard.num_bytes for shard in manifest.shards))
-        reader = ShardReader(folder, manifest, cache=cache)
-        ids = show.find(reader, args.keys) if args.keys else show.choose(reader, args.num, seed=args.seed)
-        samples = show.load(reader, ids)
-    sheet = show.draw(samples, Palette.from_records(manifest.palette_records))
-    with _writable("--out", args.out), write_atomic(args.out) as file:
+    sheet = draw_sheet(folder, keys=args.keys, num=args.num, seed=args.seed)
+    with writable("--out", args.out), write_atomic(args.out) as file:
         Image.fromarray(sheet).save(file, "PNG")
-    print(one_line(f"{args.out}: {len(ids)} samples of {folder}"))
+    print(one_line(f"{args.out}: samples of {folder}"))
     return 0
-
-
-@contextmanager
-def _writable(option: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{option} ({path}) is not writable ({error.strerror}); give another file.") from None

@@ -1,16 +1,23 @@
-"""Texts about a data set: all its problems, or what it contains and the next command."""
+"""What the user sees of a data set: all its problems, or its contents, samples on a sheet and the next command."""
 
+import tempfile
 from collections.abc import Sequence
 from itertools import groupby
-from statistics import median
-from typing import Any
+from pathlib import Path
 
-from unetdist.cli.credentials import mask
+import numpy as np
+
+from unetdist.cli.credentials import mask as mask_credentials
+from unetdist.cli.logs import progress
+from unetdist.data.cache import ShardCache
+from unetdist.data.drawing import gallery
 from unetdist.data.labels import Palette
 from unetdist.data.labels.census import Census
 from unetdist.data.labels.mask_report import MaskNotes, remedy
 from unetdist.data.manifest import Manifest
-from unetdist.errors import DataError, one_line, printable
+from unetdist.data.order import Order
+from unetdist.data.reader import ShardReader
+from unetdist.errors import ConfigError, DataError, one_line, printable
 from unetdist.sharding.account import UnlistedColor
 from unetdist.sharding.convert import UNKNOWN_COLORS
 from unetdist.sharding.folder import FolderRun
@@ -20,6 +27,8 @@ from unetdist.storage.folders import Folder
 # Problems of one kind that are printed; a file lists all of them.
 MAX_LISTED = 20
 PROBLEMS_NAME = "problems.txt"
+# Most pixels along each side of an image on the sheet of samples.
+PANEL_PX = 256
 CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
@@ -102,48 +111,9 @@ def describe_manifest(manifest: Manifest, folder: Folder, *, kept: str = "", ima
     return "\n".join(lines)
 
 
-def summarize(manifest: Manifest) -> dict[str, Any]:
-    """The numbers as JSON types; shares are fractions 0..1, sizes are (height, width) in pixels."""
-    names = Palette.from_records(manifest.palette_records).class_names
-    counts = zip(names, manifest.class_pixels, manifest.class_images, manifest.presence_pixels, strict=True)
-    num_bytes = [shard.num_bytes for shard in manifest.shards]
-    return {
-        "num_samples": manifest.num_samples,
-        "num_pixels": manifest.num_pixels,
-        "channels": manifest.channels,
-        "mean": list(manifest.mean),
-        "std": list(manifest.std),
-        "classes": [
-            {
-                "index": index,
-                "name": name,
-                "pixels": pixels,
-                "pixels_share": pixels / manifest.num_pixels,
-                "images": images,
-                "images_share": images / manifest.num_samples,
-                "share_where_present": pixels / presence if presence else None,
-            }
-            for index, (name, pixels, images, presence) in enumerate(counts)
-        ],
-        "ignored_share": manifest.ignored_pixels / manifest.num_pixels,
-        "min_size": list(manifest.min_size),
-        "max_size": list(manifest.max_size),
-        "sizes": [{"size": [height, width], "images": images} for height, width, images in manifest.sizes],
-        "shards": {
-            "num": len(manifest.shards),
-            "samples": _spread(manifest.shard_sizes.tolist()),
-            "bytes": {**_spread(num_bytes), "total": sum(num_bytes)},
-        },
-    }
-
-
-def _spread(values: Sequence[int]) -> dict[str, float]:
-    return {"min": float(min(values)), "median": float(median(values)), "max": float(max(values))}
-
-
 def next_command(locations: Sequence[str]) -> str:
     """The command to type after these were written: training and validation shards, or one of the two."""
-    shown = [mask(location.rstrip("/")) for location in locations]
+    shown = [mask_credentials(location.rstrip("/")) for location in locations]
     if len(shown) == 1:
         is_val = shown[0].rpartition("/")[2] == "val"
         shown = ["TRAINING_SHARDS", *shown] if is_val else [*shown, "VALIDATION_SHARDS"]
@@ -153,3 +123,54 @@ def next_command(locations: Sequence[str]) -> str:
 def count(number: int, noun: str) -> str:
     """Such as "1 sample" or "2,000 samples"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def draw_sheet(folder: Folder, *, keys: Sequence[str] | None, num: int, seed: int) -> np.ndarray:
+    """The samples with these keys, or `num` samples, as stored: (H, W, 3) uint8."""
+    manifest = Manifest.load(folder)
+    # A server without range requests gives only whole shards, which need a place.
+    with tempfile.TemporaryDirectory(prefix="unetdist-show-") as temporary:
+        cache = ShardCache(Path(temporary), 4 * max(shard.num_bytes for shard in manifest.shards))
+        reader = ShardReader(folder, manifest, cache=cache)
+        return draw_samples(reader, find_samples(reader, keys) if keys else choose_samples(reader, num, seed=seed))
+
+
+def choose_samples(reader: ShardReader, num: int, *, seed: int) -> list[int]:
+    """Ids of the `num` samples (or all, if there are fewer) that a training with this seed sees first."""
+    if num < 1:
+        raise ConfigError(f"--num ({num}) must be 1 or more; use 16.")
+    order = Order(reader.manifest.shard_sizes, seed=seed)
+    ids: list[int] = order.locate(np.arange(min(num, order.num_samples))).sample_id.tolist()
+    return ids
+
+
+def find_samples(reader: ShardReader, keys: Sequence[str]) -> list[int]:
+    """Ids of the samples with these keys, in this order; reads header after header until it has all."""
+    wanted, found = set(keys), dict[str, int]()
+    with progress("looking for keys", reader.manifest.num_samples) as bar:
+        for sample_id in range(reader.manifest.num_samples):
+            key = reader.key(sample_id)
+            bar.advance()
+            if key in wanted:
+                found.setdefault(key, sample_id)
+            if len(found) == len(wanted):
+                return [found[key] for key in keys]
+    raise DataError(
+        f"no sample has the key {', '.join(sorted(wanted - set(found)))}; keys look like {reader.key(0)}.",
+        source=reader.folder,
+    )
+
+
+def draw_samples(reader: ShardReader, sample_ids: Sequence[int]) -> np.ndarray:
+    """The sheet of these samples, without augmentation."""
+    from unetdist.data.samples import Samples  # loads torch, which takes seconds
+
+    manifest = reader.manifest
+    palette = Palette.from_records(manifest.palette_records)
+    samples = Samples(reader, channels=manifest.channels, num_classes=manifest.num_classes)
+    rows = []
+    for sample_id in sample_ids:
+        image, mask = samples.load(sample_id)
+        samples.finish(sample_id, image, mask)
+        rows.append((reader.key(sample_id), image, mask))
+    return gallery(rows, palette.colors, palette.class_names, largest_px=PANEL_PX)
