@@ -31,7 +31,7 @@ def write(args: argparse.Namespace) -> int:
     options = command.run_options(args)
     source, palette = open_source(args)
     copies = split.find_copies(source)
-    split.log_copies(copies)
+    val: Sequence[sources.RawSample] = ()
     parts: dict[str, Sequence[sources.RawSample]] = {args.out: source.samples}
     if args.val_list or args.val_fraction is not None:
         train, val = (
@@ -39,9 +39,9 @@ def write(args: argparse.Namespace) -> int:
             if args.val_list
             else split.split_by_hash(source.samples, args.val_fraction, copies)
         )
-        split.log_leaks(train, val, copies)
         out = args.out.rstrip("/")
         parts = {f"{out}/train": train, f"{out}/val": val}
+    split.log_copies(copies, val)
     convert = decide_exif(command.convert_options(args), source)
     warn_of_raw_masks(convert.exif)
     if args.image_range == ["auto"]:

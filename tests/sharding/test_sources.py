@@ -1,7 +1,6 @@
 """Which files belong together, and what is said of those that have no other half."""
 
 import io
-import re
 import unicodedata
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tests.sharding.picture_folders import write_folders
 from unetdist.data.labels.masks import read_mask
 from unetdist.data.shapes import PALETTE, draw
 from unetdist.errors import ConfigError, DataError
-from unetdist.sharding.sources import Problem, files_below, from_folders, from_list, from_shapes, spelled
+from unetdist.sharding.sources import Problem, files_below, from_folders, from_list, from_shapes
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -187,22 +186,6 @@ def test_two_images_whose_names_look_equal_are_a_problem(tmp_path):
     assert [each.kind for each in from_folders(tmp_path / "i", tmp_path / "m").problems] == ["two images with one key"]
 
 
-def test_names_that_differ_in_case_are_told_together(tmp_path):
-    touch(tmp_path, "i/a.jpg", "i/IMG_1.jpg", "m/a.png", "m/img_1.png")
-    problems = from_folders(tmp_path / "i", tmp_path / "m").problems
-    assert "img_1.png differs only in upper and lower case" in problems[0].detail
-    assert "IMG_1.jpg differs only in upper and lower case" in problems[1].detail
-
-
-def test_names_that_never_meet_are_told_with_both_templates(tmp_path):
-    touch(tmp_path, "i/u1_left.png", "m/u1_fine.png")
-    with pytest.raises(DataError) as caught:
-        from_folders(tmp_path / "i", tmp_path / "m")
-    templates = re.search(r'--image-name "(.*?)" --mask-name "(.*?)"', str(caught.value))
-    followed = from_folders(tmp_path / "i", tmp_path / "m", image_name=templates[1], mask_name=templates[2])
-    assert keys(followed) == ["u1_"]
-
-
 def test_a_list_may_have_the_backslashes_of_windows(tmp_path):
     touch(tmp_path, "i/a b.png", "m/c.png", "i/d.png")
     (tmp_path / "pairs.txt").write_text('"i\\a b.png" m\\c.png\ni\\d.png\tm\\c.png\n')
@@ -266,14 +249,3 @@ def test_a_folder_elsewhere_is_searched_once(searched):
 def test_the_root_may_be_a_link(searched, tmp_path):
     (tmp_path / "link").symlink_to(searched)
     assert names_below(tmp_path / "link") == ["a.png", "x/b.png"]
-
-
-@pytest.mark.parametrize(
-    "name", ["\u00e4/\u00fc.png", unicodedata.normalize("NFD", "\u00e4/\u00fc.png"), "\u00e4\\\u00fc.png"]
-)
-def test_a_name_is_found_in_any_spelling(tmp_path, name):
-    there = unicodedata.normalize("NFD", "\u00e4/\u00fc.png")
-    (tmp_path / there).parent.mkdir()
-    (tmp_path / there).touch()
-    assert spelled(tmp_path, name) == there
-    assert spelled(tmp_path, "absent.png") is None

@@ -20,7 +20,6 @@ from unetdist.data.loader import DataConfig, open_reader
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.predict.image import LoadedImage, PendingImage, read_picture
-from unetdist.sharding.sources import spelled
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.storage.remote import is_url, refusal
 
@@ -245,7 +244,6 @@ def _lines(file: Path) -> list[str]:
 def _listed(entries: Sequence[str], out: Path, *, source: str) -> dict[Path, str]:
     """List files and URLs, each once, with the folders below the one that all of them share."""
     _refuse_unreadable(entries)
-    entries = [entry if is_url(entry) else spelled(Path(), entry) or entry for entry in entries]
     absent = [entry for entry in entries if not is_url(entry) and not Path(entry).is_file()]
     if absent:
         raise DataError(

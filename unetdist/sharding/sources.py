@@ -153,8 +153,8 @@ def from_folders(
         image, mask = image_files[0][1], mask_files[0][1]
         raise DataError(
             f"none of {len(image_files)} images has a mask: the first image is {image}, the first mask (in {masks}) is "
-            f"{mask}; say how their names correspond with --image-name and --mask-name, {_templates(image, mask)}, or "
-            "list the pairs in a file: --list FILE.",
+            f"{mask}; say how their names correspond with --image-name and --mask-name, for example --image-name "
+            '"{stem}_image.jpg" --mask-name "{stem}_mask.png", or list the pairs in a file: --list FILE.',
             source=images,
         )
     problems += _unpaired("image without mask", images, image_of, masks, mask_of, mask_name)
@@ -185,7 +185,7 @@ def from_list(path: str | Path, *, images: str | Path | None = None, masks: str 
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"{path}, line {number}"
-        image, mask = _fields(line.strip(), reader, where)
+        image, mask = _fields(line.strip(), where)
         key = re.sub(r"^(\.{0,2}/)+", "", Path(image).with_suffix("").as_posix())
         if key in pairs:
             detail = one_line(f"{pairs[key][0]} is also {key}")
@@ -232,7 +232,8 @@ def _by_key(files: Sequence[tuple[str, str]], kind: str, problems: list[Problem]
     """Name by key; a name in two Unicode forms is one key."""
     name_of: dict[str, str] = {}
     for key, name in files:
-        key = composed(key)
+        # macOS stores an umlaut as two characters (NFD) that look like one (NFC).
+        key = unicodedata.normalize("NFC", key)
         if key in name_of:
             detail = one_line(f"{name_of[key]} is also {key}")
             problems.append(Problem(DUPLICATE_KEY.format(kind), name, detail))
@@ -244,24 +245,11 @@ def _unpaired(
     kind: str, root: Path, name_of: dict[str, str], other: Path, other_of: dict[str, str], template: str | None
 ) -> Iterator[Problem]:
     """A problem for every file below `root` that has no partner below `other`."""
-    alike = {key.casefold(): name for key, name in other_of.items() if key not in name_of}
     for key in sorted(name_of.keys() - other_of.keys()):
         folder, _, stem = key.rpartition("/")
         partner = f"{stem}.*" if template is None else template.replace("{stem}", stem)
         detail = one_line(f"no {folder}/{partner} in {other}" if folder else f"no {partner} in {other}")
-        if key.casefold() in alike:
-            detail += f"; {alike[key.casefold()]} differs only in upper and lower case, rename one of the two"
         yield Problem(kind, str(root / name_of[key]), detail)
-
-
-def _templates(image: str, mask: str) -> str:
-    """The name options to type, guessed from what two names have in common."""
-    image, mask = PurePosixPath(image).name, PurePosixPath(mask).name
-    stems = PurePosixPath(image).stem, PurePosixPath(mask).stem
-    if common := os.path.commonprefix(stems):  # noqa: RUF071 (of letters)
-        ends = image.removeprefix(common), mask.removeprefix(common)
-        return f'here perhaps --image-name "{{stem}}{ends[0]}" --mask-name "{{stem}}{ends[1]}"'
-    return 'for example --image-name "{stem}_image.jpg" --mask-name "{stem}_mask.png"'
 
 
 def read_lines(path: Path) -> list[str]:
@@ -274,30 +262,24 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"not UTF-8 text ({error}); save it as UTF-8.", source=path) from None
 
 
-def _fields(line: str, reader: FileReader, where: str) -> tuple[str, str]:
-    """The image and mask of a line, spelled like the files on disk; names without a file are unchanged."""
-    # A backslash separates folders on Windows, but escapes a space in a shell.
-    readings = [line.split("\t")] if "\t" in line else [_words(line), _words(line.replace("\\", "/"))]
-    pairs = [(fields[0].strip(), fields[1].strip()) for fields in readings if len(fields) == 2]
-    if not pairs:
+def _fields(line: str, where: str) -> tuple[str, str]:
+    """The names of image and mask in a line."""
+    # Windows separates folders by a backslash.
+    line = line.replace("\\", "/")
+    if "\t" in line:
+        fields = line.split("\t")
+    else:
+        try:
+            fields = shlex.split(line)
+        except ValueError:  # an apostrophe in a name is not an open quote
+            fields = line.split()
+    if len(fields) != 2:
         raise DataError(
-            f"expected `image mask`, found {len(readings[0])} fields in {line!r}; put names with spaces in "
-            "quotes, or separate the two by a tab.",
+            f"expected `image mask`, found {len(fields)} fields in {line!r}; put names with spaces in quotes, or "
+            "separate the two by a tab.",
             source=where,
         )
-    for image, mask in pairs:
-        found = spelled(reader.images, image), spelled(reader.masks, mask)
-        if found[0] is not None and found[1] is not None:
-            return found[0], found[1]
-    image, mask = pairs[-1]
-    return spelled(reader.images, image) or image, spelled(reader.masks, mask) or mask
-
-
-def _words(line: str) -> list[str]:
-    try:
-        return shlex.split(line)
-    except ValueError:  # an apostrophe in a name is not an open quote
-        return line.split()
+    return fields[0].strip(), fields[1].strip()
 
 
 def files_below(root: Path) -> Iterator[str]:
@@ -325,19 +307,3 @@ def files_below(root: Path) -> Iterator[str]:
             folders[:] = [name for name in visible if not Path(folder, name).is_symlink()]
             below = Path(folder).relative_to(root)
             yield from ((below / name).as_posix() for name in names if not name.startswith("."))
-
-
-def composed(name: str) -> str:
-    """The name in Unicode form NFC: macOS stores an umlaut as two characters (NFD) that look like one."""
-    return unicodedata.normalize("NFC", name)
-
-
-def spellings(name: str) -> Iterator[str]:
-    """A name as written, and as the disk may have it: other Unicode forms, and "/" for Windows' backslash."""
-    for slashed in dict.fromkeys((name, name.replace("\\", "/"))):
-        yield from dict.fromkeys((slashed, composed(slashed), unicodedata.normalize("NFD", slashed)))
-
-
-def spelled(root: Path, name: str) -> str | None:
-    """The spelling of `name` that is a file below `root` (or an absolute path); None if there is none."""
-    return next((each for each in spellings(name) if (root / each).is_file()), None)

@@ -1,8 +1,8 @@
 """Which samples are copies of each other, which go to training or validation, and which shard holds them."""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from types import MappingProxyType
 
 from unetdist.cli.logs import logger
 from unetdist.errors import ConfigError, DataError
-from unetdist.sharding.sources import FileReader, RawSample, SampleSource, read_lines, spellings
+from unetdist.sharding.sources import FileReader, RawSample, SampleSource, read_lines
+from unetdist.storage.files import file_sha256
 
 # Threads that read files concurrently: on a network disk a small file takes one round trip.
 READ_THREADS = 16
 # Shards of a small data set, as long as each has `MIN_SAMPLES`: ranks and caches work with whole shards.
 MIN_SHARDS, MIN_SAMPLES = 16, 8
 
-_HEAD = 2**14
 _NUM_NAMED = 3
 
 # Key of a sample whose image occurs more than once -> SHA-256 of the image file.
@@ -91,11 +91,7 @@ def split_by_list(samples: Sequence[RawSample], path: str | Path) -> tuple[list[
     """(train, val): the lines of the file at `path` list the validation samples by key or image file name."""
     lines = [line.strip() for line in read_lines(Path(path))]
     named = {name for sample in samples for name in (sample.key, sample.image)}
-    wanted = {
-        next((each for each in spellings(line) if each in named), line)
-        for line in lines
-        if line and not line.startswith("#")
-    }
+    wanted = {line for line in lines if line and not line.startswith("#")}
     if unknown := sorted(wanted - named):
         raise DataError(
             f"{len(unknown)} of {len(wanted)} lines match no sample, the first is {unknown[0]!r}; write one "
@@ -119,71 +115,40 @@ def find_copies(source: SampleSource) -> Copies:
     reader = source.reader
     if not isinstance(reader, FileReader):
         return {}
-    paths = {sample.key: reader.images / sample.image for sample in source.samples}
-    groups = [sorted(paths)]
+    # Only images of a size that occurs twice are read; the stamp begins with it.
+    sizes = {sample.key: sample.stamp.partition(":")[0] for sample in source.samples}
+    num_of_size = Counter(sizes.values())
+    alike = [sample for sample in source.samples if num_of_size[sizes[sample.key]] > 1]
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        # Cheap comparisons first: most files are never opened, and only those that begin alike are read whole.
-        for attribute in (_size, _head, _digest):
-            keys = [key for group in groups for key in group]
-            values = dict(zip(keys, pool.map(attribute, (paths[key] for key in keys)), strict=True))
-            groups = [part for group in groups for part in _repeated(group, values)]
-    return {key: str(values[key]) for group in groups for key in group}
+        digests = list(pool.map(_digest, (reader.images / sample.image for sample in alike)))
+    num_of_digest = Counter(digests)
+    pairs = zip(alike, digests, strict=True)
+    return {sample.key: digest for sample, digest in pairs if digest and num_of_digest[digest] > 1}
 
 
-def log_copies(copies: Copies) -> None:
-    """Log one warning with the number of copies, not counting the first image of each group."""
+def _digest(path: Path) -> str | None:
+    with suppress(DataError, OSError):  # conversion reports unreadable files
+        return file_sha256(path)
+    return None
+
+
+def log_copies(copies: Copies, val: Sequence[RawSample] = ()) -> None:
+    """Log a warning of images that occur more than once, and of those in `val` that are in the training set too."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(copies):
+        groups[copies[key]].append(key)
     # The first key of each group is the original, so a group of three counts as two copies.
-    firsts: dict[str, str] = {}
-    others = [(key, first) for key in sorted(copies) if (first := firsts.setdefault(copies[key], key)) != key]
+    others = [f"{key} is {first}" for first, *rest in groups.values() for key in rest]
     if others:
-        logger.warning(
-            "%d images have the same bytes as others (%s): each copy counts as a sample.",
-            len(others),
-            _some([f"{key} is {first}" for key, first in others]),
-        )
-
-
-def log_leaks(train: Sequence[RawSample], val: Sequence[RawSample], copies: Copies) -> None:
-    """Log a warning if validation images are also in the training set."""
-    known = {copies.get(sample.key) for sample in train} - {None}
-    leaked = [sample.key for sample in val if copies.get(sample.key) in known]
+        shown = ", ".join(others[:_NUM_NAMED])
+        logger.warning("%d images have the same bytes as others (%s): each counts as a sample.", len(others), shown)
+    val_keys = {sample.key for sample in val}
+    leaked = [key for group in groups.values() if not val_keys.issuperset(group) for key in group if key in val_keys]
     if leaked:
         logger.warning(
             "%d of %d validation images are also in the training set, byte by byte (%s): scores will be too good; "
             "put all copies of an image on one side with --val-list.",
             len(leaked),
-            len(val),
-            _some(leaked),
+            len(val_keys),
+            ", ".join(leaked[:_NUM_NAMED]),
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NUM_NAMED]) + (" ..." if len(names) > _NUM_NAMED else "")
-
-
-def _repeated(keys: Sequence[str], values: Mapping[str, Hashable]) -> list[list[str]]:
-    """Groups of keys that share a value; None marks an unreadable file."""
-    groups: dict[Hashable, list[str]] = defaultdict(list)
-    for key in keys:
-        if values[key] is not None:
-            groups[values[key]].append(key)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-# Unreadable files give None here; conversion reports them.
-def _size(path: Path) -> int | None:
-    with suppress(OSError):
-        return path.stat().st_size or None
-    return None
-
-
-def _head(path: Path) -> bytes | None:
-    with suppress(OSError), open(path, "rb") as file:
-        return file.read(_HEAD)
-    return None
-
-
-def _digest(path: Path) -> str | None:
-    with suppress(OSError), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-    return None
