@@ -243,11 +243,11 @@ def test_masks_are_guessed(tmp_path, extensions, expected, caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("extensions", "message"),
     [
-        (["png", "depth.png"], r"which pictures are the masks\? Choose one of --mask-ext depth\.png, --mask-ext png"),
-        (["jpg", "seg.png", "mask.png"], r"--mask-ext jpg, --mask-ext mask\.png, --mask-ext seg\.png"),
-        (["jpg", "webp"], "--mask-ext jpg, --mask-ext webp"),
-        (["jpg"], r'no two pictures have the same key .* a\.jpg, b\.jpg; .*--mask-name "\{stem\}_mask\.png"'),
-        (["txt"], "it begins with no pictures; say how masks are named"),
+        (["png", "depth.png"], r" \.png, \.depth\.png, .*--mask-ext"),
+        (["jpg", "seg.png", "mask.png"], r" \.jpg, \.seg\.png, \.mask\.png, .*--mask-ext"),
+        (["jpg", "webp"], r" \.jpg, \.webp, .*--mask-ext"),
+        (["jpg"], r' \.jpg, .*--mask-name "\{stem\}_mask\.png"'),
+        (["txt"], " none, .*--mask-ext"),
     ],
 )
 def test_an_ambiguous_guess_is_refused_with_the_candidates(tmp_path, extensions, message):
@@ -282,7 +282,7 @@ def test_out_is_compared_with_where_the_tars_lie(tmp_path, monkeypatch, end):
         pack(tmp_path / name, ["a"])
     monkeypatch.chdir(tmp_path)
     there = find_tars("x/{0..1}.tar", f"x{end}")
-    assert (str(there.out), there.shard_names) == ("x", ("0.tar", "1.tar"))
+    assert (str(there.out), there.shard_names) == (f"{tmp_path}/x", ("0.tar", "1.tar"))
     here = find_tars("x/{0..1}.tar", f".{end}")
     assert here.out.path("") == Path()
     assert here.shard_names == (f"{tmp_path}/x/0.tar", f"{tmp_path}/x/1.tar")
@@ -366,12 +366,10 @@ def test_a_place_that_takes_no_files_is_told_where_to_write_instead(tmp_path, mo
         index(f"{server.url}/a.tar")
 
 
-def test_a_large_sample_is_fetched_whole_for_the_guess(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_source, "_START", 2000)
-    pack(tmp_path / "a.tar", ["a", "b"], image=encoded(image_array(0, (100, 100))))
-    pack(tmp_path / "b.tar", ["a", "b"])
+def test_the_beginning_of_a_remote_tar_is_enough_for_the_guess(tmp_path, monkeypatch):
+    pack(tmp_path / "a.tar", ["a", "b"])
+    monkeypatch.setattr(tar_source, "_START", (tmp_path / "a.tar").stat().st_size // 2)
     with serve(tmp_path) as server:
-        assert guess_names(find_tars(f"{server.url}/b.tar", str(tmp_path / "out"))) == SEG
         assert guess_names(find_tars(f"{server.url}/a.tar", str(tmp_path / "out"))) == SEG
 
 

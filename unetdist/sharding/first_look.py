@@ -23,7 +23,7 @@ from unetdist.errors import DataError
 from unetdist.sharding.account import Extremes, wider
 from unetdist.sharding.convert import ConvertOptions, examine, read_sample
 from unetdist.sharding.pool import run_jobs
-from unetdist.sharding.sources import FileReader, Problem, RawSample, Reader, SampleSource
+from unetdist.sharding.sources import FileReader, RawSample, Reader, SampleSource
 from unetdist.sharding.split import READ_THREADS
 
 NUM_SAMPLES = 8
@@ -210,40 +210,20 @@ def refuse_little_used(options: ConvertOptions, source: SampleSource) -> None:
     found = _measure(source.reader, few)
     # Images without a range that are not uint16 are refused one by one.
     # A mixture cannot be judged from a few samples.
-    if found.num_uint16 == len(few):
-        problems = little_used(options, found.extremes, f"{len(few)} images that were measured")
-        if problems:
-            raise DataError(f"{problems[0].where}: {problems[0].detail}")
+    if found.num_uint16 == len(few) and (fault := little_used(found.extremes)):
+        raise DataError(f"{len(few)} images that were measured: {fault}")
 
 
-def little_used(options: ConvertOptions, extremes: Extremes, where: str) -> list[Problem]:
-    """A problem if no range was given and the 16-bit images use few of the values 0..65535."""
-    if options.image_range is not None or extremes is None or not _is_little(extremes):
-        return []
-    suitable = _numbers(suitable_range(*extremes), " ")
-    remedy = f"say which are black and white: --image-range {suitable} (or --image-range auto"
-    detail = f"{_levels(extremes)}; {remedy}; or --image-range 0 65535, if that is intended)."
-    return [Problem("little of 16 bits is used", where, detail)]
-
-
-def warn_of_little_used(extremes: Extremes) -> None:
-    """Log a warning for images that stay in their tars, of which only the high byte is read."""
-    if extremes is not None and _is_little(extremes):
-        logger.warning(
-            "the images in these tars use little of their 16 bits and lose detail: %s; to keep it, unpack the tars and "
-            "write shards with --images DIR --masks DIR --image-range %s.",
-            _levels(extremes),
-            _numbers(suitable_range(*extremes), " "),
-        )
-
-
-def _is_little(extremes: ImageRange) -> bool:
-    return extremes[1] - extremes[0] < LITTLE_OF_SIXTEEN_BITS
-
-
-def _levels(extremes: ImageRange) -> str:
+def little_used(extremes: Extremes) -> str | None:
+    """What is lost without a range, and the range to type, if 16-bit images use few of the values 0..65535."""
+    if extremes is None or extremes[1] - extremes[0] >= LITTLE_OF_SIXTEEN_BITS:
+        return None
     levels = int((extremes[1] - extremes[0]) * 255 / 65535) + 1
-    return f"values are {_numbers(extremes, ' to ')} of 0 to 65535, which would become {levels} of 256 grey levels"
+    return (
+        f"values are {_numbers(extremes, ' to ')} of 0 to 65535, which would become {levels} of 256 grey levels; say "
+        f"which are black and white: --image-range {_numbers(suitable_range(*extremes), ' ')} (or --image-range auto; "
+        "or --image-range 0 65535, if that is intended)."
+    )
 
 
 def suitable_range(low: float, high: float, *, is_integer: bool = True) -> ImageRange:

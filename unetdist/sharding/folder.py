@@ -5,11 +5,10 @@ same input gives the same bytes, whatever the number of workers, processes and i
 """
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from operator import methodcaller
 from typing import Any
 
 from unetdist.cli.logs import logger, progress
@@ -20,8 +19,8 @@ from unetdist.sharding import plan
 from unetdist.sharding.account import Account
 from unetdist.sharding.plan import WorkPartition
 from unetdist.sharding.pool import run_jobs
-from unetdist.sharding.shard_job import RECORDS, FinishedShard, ShardJob, finish, load_record, record_name
-from unetdist.storage.folders import Folder, open_folder
+from unetdist.sharding.shard_job import FinishedShard, ShardJob, finish, load_record, record_name
+from unetdist.storage.folders import Folder
 
 # Records are read concurrently, because each takes a round trip to an object store.
 _READ_THREADS = 16
@@ -52,31 +51,28 @@ class FolderRun:
 
     def make(self, workers: int) -> None:
         """Make, or keep, the shards of this process."""
+        jobs = self.partition.select(self.jobs)
+        num_problems = 0
+        # Jobs end in any order, and progress counts samples rather than shards.
+        amounts = {job.number: job.num_samples for job in jobs}
         is_shown = self.partition.rank == 0 or not self.partition.is_launched
-        with self._explained():
-            jobs = self.partition.select(self.jobs)
-            for item in _run(finish, jobs, workers, f"{self.jobs[0].VERB} {self.folder}", is_shown=is_shown):
-                self._finished[item.number] = item
+        description = f"{self.jobs[0].VERB} {self.folder}"
+        with self._explained(), progress(description, sum(amounts.values()), enabled=is_shown) as bar:
 
-    def rehearse(self, workers: int) -> None:
-        """Examine all samples without writing anything."""
-        done = _run(methodcaller("rehearse"), self.jobs, workers, f"examining {self.folder}", is_shown=True)
-        self._finished = {item.number: item for item in done}
+            def done(item: FinishedShard) -> None:
+                nonlocal num_problems
+                self._finished[item.number] = item
+                num_problems += len(item.account.problems)
+                bar.advance(amounts[item.number], note=f"{num_problems} bad" if num_problems else "")
+
+            run_jobs(finish, jobs, workers=workers, done=done)
 
     def num_recorded(self) -> int:
         """Number of shards that any process has recorded and that exist with the right sizes."""
-        existing = set(open_folder(self.folder.where(RECORDS)).names(".json"))
-        recorded = [
-            (job, name)
-            for job in self.jobs
-            if job.number not in self._finished
-            for name in (record_name(job.number), record_name(job.number, is_bad=True))
-            if name.removeprefix(f"{RECORDS}/") in existing
-        ]
+        missing = [job for job in self.jobs if job.number not in self._finished]
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            for item in pool.map(_load_existing, recorded):
-                if item is not None:
-                    self._finished[item.number] = item
+            for item in filter(None, pool.map(_load_existing, missing)):
+                self._finished[item.number] = item
         return len(self._finished)
 
     @property
@@ -153,33 +149,10 @@ class FolderRun:
             ) from error
 
 
-def _load_existing(job_and_name: tuple[ShardJob, str]) -> FinishedShard | None:
-    """A record, unless its shard was lost or cut since."""
-    job, name = job_and_name
-    item = load_record(job, name)
-    return item if item is None or item.shard is None or job.has_sizes(item.shard) else None
-
-
-def _run(
-    work: Callable[[ShardJob], FinishedShard],
-    jobs: Sequence[ShardJob],
-    workers: int,
-    description: str,
-    *,
-    is_shown: bool,
-) -> list[FinishedShard]:
-    """The results of all jobs, in any order, with progress."""
-    finished: list[FinishedShard] = []
-    num_problems = 0
-    # Jobs end in any order, and progress counts samples rather than shards.
-    amounts = {job.number: job.num_samples for job in jobs}
-    with progress(description, sum(amounts.values()), enabled=is_shown) as bar:
-
-        def done(item: FinishedShard) -> None:
-            nonlocal num_problems
-            finished.append(item)
-            num_problems += len(item.account.problems)
-            bar.advance(amounts[item.number], note=f"{num_problems} bad" if num_problems else "")
-
-        run_jobs(work, jobs, workers=workers, done=done)
-    return finished
+def _load_existing(job: ShardJob) -> FinishedShard | None:
+    """The record of a shard or of its problems, unless the shard was lost or cut since."""
+    for name in (record_name(job.number), record_name(job.number, is_bad=True)):
+        item = load_record(job, name)
+        if item is not None and (item.shard is None or job.has_sizes(item.shard)):
+            return item
+    return None

@@ -1,11 +1,11 @@
 """WebDataset tars that others wrote: where they are, which members are masks, and their index. They never change."""
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,17 +25,16 @@ from unetdist.sharding.convert import ConvertedSample, Converter
 from unetdist.sharding.first_look import NUM_SAMPLES, look
 from unetdist.sharding.shard_job import FinishedShard, ShardJob, has_index, has_size
 from unetdist.sharding.sources import Problem, RawSample, read_lines
-from unetdist.sharding.stored_image import StoredImage, keep_image
+from unetdist.sharding.stored_image import keep_image
 from unetdist.storage.files import file_sha256, open_file
 from unetdist.storage.folders import Folder, open_folder
-from unetdist.storage.remote import RangesUnsupportedError, is_url
+from unetdist.storage.remote import is_url
 
 # Kind of `Problem`.
 BAD_TAR = "bad tar"
 
-# Masks are guessed from the first samples of the first tar.
-_START = 16 * 2**20
-_ENOUGH = 100
+# Bytes of a remote tar in which its first sample is sought.
+_START = 64 * 2**20
 # Words in extensions that public data sets use for masks.
 _MASK_WORDS = re.compile("mask|seg|label|annot|target|gt|cls|class")
 # A lossy file cannot be a mask, so of two pictures the other one is.
@@ -76,27 +75,28 @@ def find_tars(location: str, out: str | None = None) -> ForeignTars:
             "needs their names: https://host/train-{000000..000099}.tar, or a text file with one URL per line.",
             source=mask_credentials(location),
         )
-    folders = {_without_query(source.where(name)).rpartition("/")[0] for name in names}
-    if out is not None and {_place(out)} != set(map(_place, folders)):
-        return _with_separate_out(source, names, out)
-    if len(folders) > 1:
-        raise ConfigError(f"the tars are in {len(folders)} folders; say where index and manifest go with --out DIR.")
+    places = [source.where(name) for name in names]
+    parents = set(map(_parent, places))
+    if out is not None and parents != {_parent(f"{out.rstrip('/')}/tar")}:
+        shard_names = [_kept(place) if is_url(place) else str(Path(place).resolve()) for place in places]
+        target = open_folder(out)
+        if not target.is_local and not all(map(is_url, shard_names)):
+            raise ConfigError(
+                f"--out ({mask_credentials(out)}) is on another machine, which cannot see the tars in {source}; "
+                "give a local --out, or upload the tars and index them there."
+            )
+        return ForeignTars(source, tuple(names), target, tuple(shard_names))
+    if len(parents) > 1:
+        raise ConfigError(f"the tars are in {len(parents)} folders; say where index and manifest go with --out DIR.")
     if any("/" in name for name in names):
-        names = [_without_query(name).rpartition("/")[2] for name in names]
-        source = open_folder(folders.pop())
+        names = [name.rpartition("/")[2] for name in names]
+        source = open_folder(parents.pop())
     return ForeignTars(source, tuple(names), source, tuple(names))
 
 
-def _with_separate_out(source: Folder, names: list[str], out: str) -> ForeignTars:
-    locations = [source.where(name) for name in names]
-    shard_names = tuple(_kept(name) if is_url(name) else str(Path(name).resolve()) for name in locations)
-    target = open_folder(out)
-    if not target.is_local and not all(map(is_url, shard_names)):
-        raise ConfigError(
-            f"--out ({mask_credentials(out)}) is on another machine, which cannot see the tars in {source}; "
-            "give a local --out, or upload the tars and index them there."
-        )
-    return ForeignTars(source, tuple(names), target, shard_names)
+def _parent(tar: str) -> str:
+    """The folder of a tar: an absolute path, or a URL without its query."""
+    return tar.partition("?")[0].rpartition("/")[0] if is_url(tar) else str(Path(tar).parent.resolve())
 
 
 def _kept(url: str) -> str:
@@ -109,22 +109,15 @@ def _kept(url: str) -> str:
     return url
 
 
-def _place(folder: str) -> str:
-    return _without_query(folder).rstrip("/") if is_url(folder) else str(Path(folder).resolve())
-
-
-def _without_query(location: str) -> str:
-    return location.partition("?")[0] if is_url(location) else location
-
-
 def _list(location: str) -> tuple[Folder, list[str]]:
     if "{" in location:
         import braceexpand
 
         return open_folder("."), list(braceexpand.braceexpand(location))
-    if _without_query(location).endswith(".tar") and not Path(location).is_dir():
+    path = location.partition("?")[0] if is_url(location) else location
+    if path.endswith(".tar") and not Path(location).is_dir():
         return open_folder("."), [location]
-    if not is_url(location) and Path(location).is_file():
+    if Path(location).is_file():
         lines = (line.strip() for line in read_lines(Path(location)))
         return open_folder(Path(location).parent), [line for line in lines if line and line[0] != "#"]
     folder = open_folder(location)
@@ -134,69 +127,49 @@ def _list(location: str) -> tuple[Folder, list[str]]:
 
 
 def guess_names(tars: ForeignTars, *, image: str | None = None) -> MemberNames:
-    """Guess which members are masks from the beginning of the first tar.
+    """Guess which members are masks from the first sample of the first tar.
 
     Raises:
-        DataError: There are several candidates or none; the message lists them.
+        DataError: There are several candidates or none; the message lists the extensions.
     """
-    where = mask_credentials(tars.source.where(tars.names[0]))
+    source, name = tars.source, tars.names[0]
+    where = mask_credentials(source.where(name))
     try:
-        keys = _extensions_by_key(tars)
+        with tempfile.NamedTemporaryFile(prefix="unetdist-") as file:
+            if not source.is_in_place(name):
+                source.download(name, file, most=_START)
+                file.flush()
+            extensions = _first_extensions(source.path(name) if source.is_in_place(name) else Path(file.name))
     except OSError as error:
         raise DataError(
             f"cannot be read ({error}); fix that, or say which members are masks with --mask-ext.", source=where
         ) from None
-    common = set.intersection(*map(set, keys.values())) if keys else set()
-    named = [extension for extension in common if _MASK_WORDS.search(extension.lower())]
-    exact = [extension for extension in common if not extension.lower().endswith(_LOSSY)]
-    if len(named) == 1 and len(common) > 1:
-        choice = named[0]
-    elif len(common) == 2 and len(exact) == 1:
-        choice = exact[0]
-    elif len(common) > 1:
-        options = ", ".join(f"--mask-ext {extension[1:]}" for extension in sorted(common))
-        raise DataError(f"which pictures are the masks? Choose one of {options}.", source=where)
-    else:
-        found = ", ".join(f"{key}{extension}" for key in list(keys)[:4] for extension in keys[key])
+    choice = [extension for extension in extensions if _MASK_WORDS.search(extension.lower())]
+    if len(extensions) == 2 and len(choice) != 1:
+        choice = [extension for extension in extensions if not extension.lower().endswith(_LOSSY)]
+    if len(extensions) < 2 or len(choice) != 1:
         raise DataError(
-            f"no two pictures have the same key (up to the first dot): it begins with {found or 'no pictures'}; "
-            'say how masks are named, for example --mask-name "{stem}_mask.png".',
+            f"the pictures of its first sample are {', '.join(extensions) or 'none'}, which does not tell the masks; "
+            'name them, for example with --mask-ext seg.png or with --mask-name "{stem}_mask.png".',
             source=where,
         )
-    logger.info("masks are the members .%s (as in %s); change this with --mask-ext.", choice[1:], where)
-    return MemberNames("{stem}" + choice, image)
+    logger.info("masks are the members %s (as in %s); change this with --mask-ext.", choice[0], where)
+    return MemberNames("{stem}" + choice[0], image)
 
 
-def _extensions_by_key(tars: ForeignTars) -> dict[str, list[str]]:
-    """Extensions of the pictures of each complete sample at the beginning of the first tar."""
-    source, name = tars.source, tars.names[0]
-    if source.is_in_place(name):
-        return _scan(source.path(name))
-    with tempfile.NamedTemporaryFile(prefix="unetdist-") as file:
-        with suppress(RangesUnsupportedError):
-            file.write(source.read_range(name, 0, _START))
-            file.flush()
-        keys = _scan(Path(file.name))
-        # One sample may be longer than the part, or the server gives no parts: read the whole tar.
-        if len(keys) < 2:
-            source.download(name, file)
-            file.flush()
-            keys = _scan(Path(file.name))
-    return keys
-
-
-def _scan(path: Path) -> dict[str, list[str]]:
-    keys: dict[str, list[str]] = {}
+def _first_extensions(path: Path) -> list[str]:
+    """Extensions of the pictures of the first sample in a tar that has any."""
+    extensions, first = list[str](), None
     with open_file(path) as file, suppress(DataError):  # a downloaded part has no end
         for member in read_members(file, path):
             stem, _, extension = PurePosixPath(member.name).name.partition(".")
-            if f".{extension}".lower().endswith(PICTURE_SUFFIXES):
-                keys.setdefault(f"{PurePosixPath(member.name).parent / stem}", []).append(f".{extension}")
-            if len(keys) > _ENOUGH:
+            key = PurePosixPath(member.name).with_name(stem)
+            if extensions and key != first:
                 break
-    if len(keys) > 1:
-        keys.popitem()  # may be incomplete
-    return keys
+            if f".{extension}".lower().endswith(PICTURE_SUFFIXES):
+                first = key
+                extensions.append(f".{extension}")
+    return extensions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,14 +264,14 @@ class IndexJob(ShardJob):
     def _index(self, path: Path) -> FinishedShard:
         try:
             index = index_tar(path, self.names, source=self.where)
-            with open_file(path) as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                num_bytes = file.tell()
+            num_bytes, sha256 = path.stat().st_size, file_sha256(path)
         except DataError as error:
             raise _BadTarError(str(error).removeprefix(f"{error.source}: ")) from None
         except OSError as error:
             raise _BadTarError(f"cannot be read: {error.strerror or error}") from None
-        converter = Converter(_TarReader(path, index), self.palette, self.options, self._keep)
+        converter = Converter(
+            _TarReader(path, index), self.palette, self.options, partial(keep_image, exif=self.options.exif)
+        )
         has_index_masks = True
         for row, header_offset in enumerate(index[:, 0].tolist()):
             good = converter.convert(_sample(path, self.where, row, header_offset))
@@ -308,9 +281,6 @@ class IndexJob(ShardJob):
             shard = Shard(self.shard_name, len(index), num_bytes, sha256, sha256_of(index))
             self.folder.write(shard.index_name, encode_index(index))
         return FinishedShard(self.number, len(index), shard, converter.account, has_index_masks)
-
-    def _keep(self, image: bytes, mask_size: tuple[int, int]) -> StoredImage:
-        return keep_image(image, mask_size, self.options.exif)
 
 
 class _BadTarError(Exception):

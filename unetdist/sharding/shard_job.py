@@ -144,20 +144,8 @@ class WriteJob(ShardJob):
         save_index(path, index)
         return True
 
-    def rehearse(self) -> FinishedShard:
-        """Look for problems only; write nothing."""
-        converter = self._converter()
-        for sample in self.samples:
-            converter.convert(sample)
-        return FinishedShard(self.number, self.num_samples, None, converter.account)
-
     def make(self) -> FinishedShard:
         """Write the shard, unless a sample is bad and bad ones are not to be skipped."""
-        converter = self._converter()
-        shard = self._write(converter)
-        return FinishedShard(self.number, self.num_samples, shard, converter.account)
-
-    def _converter(self) -> Converter:
         options = self.options
         to_stored = partial(
             store_image,
@@ -167,16 +155,20 @@ class WriteJob(ShardJob):
             seekable=options.seekable,
             exif=options.exif,
         )
-        return Converter(self.reader, self.palette, options, to_stored)
+        converter = Converter(self.reader, self.palette, options, to_stored)
+        return FinishedShard(self.number, self.num_samples, self._write(converter), converter.account)
 
     def _write(self, converter: Converter) -> Shard | None:
+        def is_refused() -> bool:
+            return bool(converter.account.problems) and not self.options.skip_bad
+
         with self._local_path() as path:
             try:
                 with open_shard(path) as writer:
                     for sample in self.samples:
                         # After the first problem, only look for others: the user gets all problems in one run.
                         good = converter.convert(sample)
-                        if good is None or self._is_refused(converter):
+                        if good is None or is_refused():
                             continue
                         record = {
                             "key": sample.key,
@@ -187,7 +179,7 @@ class WriteJob(ShardJob):
                         }
                         mask = encode_mask(good.mask)
                         writer.add(sample.key, good.image.data, good.image.extension, mask, record)
-                    if self._is_refused(converter):
+                    if is_refused():
                         raise _BadShardError
             except _BadShardError:
                 return None
@@ -196,9 +188,6 @@ class WriteJob(ShardJob):
                 self.folder.upload(index_path(self.name).name, index_path(path))
                 self.folder.upload(self.name, path)
         return writer.shard
-
-    def _is_refused(self, converter: Converter) -> bool:
-        return bool(converter.account.problems) and not self.options.skip_bad
 
     @contextmanager
     def _local_path(self) -> Iterator[Path]:

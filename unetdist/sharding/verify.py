@@ -23,7 +23,6 @@ from unetdist.sharding.pool import run_jobs
 from unetdist.sharding.sources import Problem
 from unetdist.storage.files import file_sha256, open_file
 from unetdist.storage.folders import Folder, open_folder
-from unetdist.storage.remote import UnreachableError
 
 LOST, CHANGED, BAD_INDEX = "lost shard", "shard that is not the manifest's", "bad index"
 BAD_SAMPLE, MISCOUNTED = "bad sample", "count that is not the manifest's"
@@ -109,8 +108,6 @@ def _verify_shard(folder: Folder, manifest: Manifest) -> Findings:
                 findings.note(CHANGED, where, f"has sha256 {sha256}, the manifest says {shard.sha256}")
             if _compare_index(local, here, where, findings):
                 _decode(ShardReader(local, replace(manifest, shards=(here,))), where, findings)
-    except UnreachableError:
-        raise
     except OSError as error:
         findings.note(LOST, where, f"cannot be read ({error.strerror or 'it is missing'})")
     return findings

@@ -1,4 +1,4 @@
-"""Writes a whole data set of one or two folders of shards; reports all problems together before it refuses any."""
+"""Writes a whole data set of one or two folders of shards, or reports all problems of its samples together."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from unetdist.errors import DataError
 from unetdist.sharding.account import Account
 from unetdist.sharding.convert import UNKNOWN_COLORS, ConvertOptions
 from unetdist.sharding.describe import PROBLEMS_NAME, count, describe_folder, describe_problems
-from unetdist.sharding.first_look import little_used, look, refuse_little_used, warn_of_little_used
+from unetdist.sharding.first_look import little_used, look, refuse_little_used
 from unetdist.sharding.folder import FolderRun
 from unetdist.sharding.foreign_tars import ForeignTars, IndexJob
 from unetdist.sharding.plan import WorkPartition, plan_to_index, plan_to_write
@@ -61,20 +61,14 @@ def write_dataset(
             for number, part in enumerate(layout.divide(samples))
         ]
         runs.append(FolderRun(folder, jobs, plan_to_write(jobs, asdict(layout)), options.partition))
+    # Nothing is read or written yet, because the list of samples will change.
     if source.problems and not convert.skip_bad:
-        return _rehearse(source, runs, options)
+        if options.partition.rank:
+            logger.warning("found problems in the input (listed by rank 0); nothing was written.")
+            return None
+        raise _refusal(source, Account(problems=list(source.problems)), runs, _SKIP)
     refuse_little_used(convert, source)
     return _write(source, runs, options)
-
-
-def _rehearse(source: SampleSource, runs: Sequence[FolderRun], options: RunOptions) -> str | None:
-    """Report all problems at once without writing anything, because the list of samples will change."""
-    if options.partition.rank:
-        logger.warning("found problems in the input (listed by rank 0); nothing was written.")
-        return None
-    for run in runs:
-        run.rehearse(options.workers)
-    raise _refusal(source, [], runs, _SKIP)
 
 
 def _write(source: SampleSource, runs: Sequence[FolderRun], options: RunOptions) -> str | None:
@@ -85,15 +79,16 @@ def _write(source: SampleSource, runs: Sequence[FolderRun], options: RunOptions)
         if not _make(runs, options):
             return None
         total = Account.sum(run.account for run in runs)
-        unfit = little_used(convert, total.statistics.extremes, "all images of more than 8 bits")
-        unfit += _unfit_masks(convert, total, palette)
+        unfit = _unfit_masks(convert, total, palette)
+        if convert.image_range is None and (fault := little_used(total.statistics.extremes)):
+            unfit.insert(0, Problem("little of 16 bits is used", "all images of more than 8 bits", fault))
         for run in runs:
             run.finish(is_refused=bool(unfit))
-    problems = [*source.problems, *total.problems]
-    if unfit or (problems and not convert.skip_bad):
-        raise _refusal(source, unfit, runs, f" (finished shards are kept){'' if unfit else _SKIP}")
-    heading = ["left out, because of --skip-bad:"] if problems else []
-    return "\n".join([*heading, *_describe_problems(source.problems, runs), *map(describe_folder, runs)])
+    total.problems = [*source.problems, *unfit, *total.problems]
+    if unfit or (total.problems and not convert.skip_bad):
+        raise _refusal(source, total, runs, f" (finished shards are kept){'' if unfit else _SKIP}")
+    heading = ["left out, because of --skip-bad:"] if total.problems else []
+    return "\n".join([*heading, *_describe_problems(total, runs), *map(describe_folder, runs)])
 
 
 def index_tars(
@@ -130,13 +125,19 @@ def index_tars(
         if not _make([run], options):
             return None
         total = run.account
-        warn_of_little_used(total.statistics.extremes)
+        if fault := little_used(total.statistics.extremes):
+            # Only the high byte of images in tars is read.
+            logger.warning(
+                "the images in these tars lose detail: to keep it, unpack the tars and write shards with --images DIR "
+                "--masks DIR. Their %s",
+                fault,
+            )
         unfit = _unfit_masks(convert, total, palette)
         run.finish(is_refused=bool(unfit))
-    lines = _describe_problems(unfit, [run])
-    if unfit or total.problems:
-        problems = count(len(unfit) + len(total.problems), "problem")
-        text = "\n".join(lines)
+    total.problems[:0] = unfit
+    lines = _describe_problems(total, [run])
+    if total.problems:
+        problems, text = count(len(total.problems), "problem"), "\n".join(lines)
         raise DataError(f"{problems} in {count(len(jobs), 'tar')}, no manifest is written.\n{text}")
     return "\n".join([*lines, describe_folder(run)])
 
@@ -170,20 +171,17 @@ def _unfit_masks(convert: ConvertOptions, account: Account, palette: Palette) ->
     return [Problem("masks that cannot mean this", palette.path, fault) for fault in faults if fault]
 
 
-def _refusal(source: SampleSource, unfit: Sequence[Problem], runs: Sequence[FolderRun], remedy: str) -> DataError:
-    problems = [*source.problems, *unfit]
-    number = len(problems) + sum(len(run.account.problems) for run in runs)
-    text = "\n".join(_describe_problems(problems, runs))
+def _refusal(source: SampleSource, account: Account, runs: Sequence[FolderRun], remedy: str) -> DataError:
+    text = "\n".join(_describe_problems(account, runs))
     return DataError(
-        f"{count(number, 'problem')} in {len(source.samples)} samples, the data set is not finished.\n"
+        f"{count(len(account.problems), 'problem')} in {len(source.samples)} samples, the data set is not finished.\n"
         f"{text}\nFix these and run the same command again{remedy}."
     )
 
 
-def _describe_problems(problems: Sequence[Problem], runs: Sequence[FolderRun]) -> list[str]:
-    """All problems of the source and of the samples; removes the list of an earlier run if there are none."""
-    account, palette = Account.sum(run.account for run in runs), runs[0].jobs[0].palette
-    account.problems[:0] = problems
+def _describe_problems(account: Account, runs: Sequence[FolderRun]) -> list[str]:
+    """All problems, and notes on the masks; removes the list of an earlier run if there are no problems."""
+    palette = runs[0].jobs[0].palette
     if not account.problems:
         for folder in {str(run.folder): run.folder for run in runs}.values():
             if PROBLEMS_NAME in folder.names(PROBLEMS_NAME):
