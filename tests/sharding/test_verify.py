@@ -24,8 +24,8 @@ def folder(tmp_path):
 
 
 def problems_of(folder, **options):
-    findings = verify(folder, Manifest.load(folder), **options)
-    return findings, [(problem.kind, problem.where, problem.detail) for problem in findings.problems]
+    account = verify(folder, Manifest.load(folder), **options)
+    return account, [(problem.kind, problem.where, problem.detail) for problem in account.problems]
 
 
 def damage(path, offset, data):
@@ -36,12 +36,12 @@ def damage(path, offset, data):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_good_data_set(folder, workers):
-    findings, problems = problems_of(folder, workers=workers)
+    account, problems = problems_of(folder, workers=workers)
     assert problems == []
-    assert (findings.num_good, findings.num_listed) == (12, 12)
+    assert account.statistics.num_samples == 12
     manifest = Manifest.load(folder)
-    assert findings.pixels[:3].tolist() == list(manifest.class_pixels)
-    said = describe(findings, open_folder(folder), manifest)
+    assert account.statistics.pixels[:3].tolist() == list(manifest.class_pixels)
+    said = describe(account, open_folder(folder), manifest)
     assert said.startswith(f"{folder}: good. Verified 12 of 12 samples, 3 shards, ")
 
 
@@ -49,8 +49,8 @@ def test_a_flipped_bit_in_a_picture(folder):
     shard = folder / "000001.tar"
     offset = int(load_index(shard)[2, 1])
     damage(shard, offset + 60, b"\xff")
-    findings, problems = problems_of(folder)
-    assert findings.num_good == 11
+    account, problems = problems_of(folder)
+    assert account.statistics.num_samples == 11
     (kind, where, detail), (bad, sample, reason) = problems
     assert (kind, where) == (CHANGED, str(shard))
     assert re.fullmatch(r"has sha256 \w{64}, the manifest says \w{64}", detail)
@@ -63,8 +63,8 @@ def test_a_shard_that_is_cut_off_still_has_good_samples(folder):
     header = int(load_index(shard)[3, 0])
     data = shard.read_bytes()
     shard.write_bytes(data[: header + 700])
-    findings, problems = problems_of(folder)
-    assert findings.num_good == 10
+    account, problems = problems_of(folder)
+    assert account.statistics.num_samples == 10
     assert (CHANGED, str(shard), f"has {header + 700} bytes, the manifest says {len(data)}") in problems
     assert any(kind == CHANGED and detail.startswith("cut off") for kind, _, detail in problems)
     assert [where for kind, where, _ in problems if kind == BAD_SAMPLE] == [
@@ -76,8 +76,8 @@ def test_a_shard_that_is_cut_off_still_has_good_samples(folder):
 def test_a_shard_and_an_index_that_are_not_there(folder):
     (folder / "000000.tar").unlink()
     index_path(folder / "000002.tar").unlink()
-    findings, problems = problems_of(folder)
-    assert findings.num_good == 5
+    account, problems = problems_of(folder)
+    assert account.statistics.num_samples == 5
     (kind, where, detail), (bad, of, reason) = problems
     assert (kind, where) == (LOST, str(folder / "000000.tar"))
     assert detail == "cannot be read (No such file or directory)"
@@ -117,10 +117,10 @@ def test_a_mask_of_another_size_and_unknown_classes(tmp_path):
     write_one(tmp_path / "size", np.zeros((24, 30), np.uint8))
     write_one(tmp_path / "class", np.full((24, 32), 7, np.uint8))
     for name, reason in (("size", "mask is 30x24, image is 32x24"), ("class", "mask holds class index 7, but there")):
-        findings, ((kind, where, detail),) = problems_of(tmp_path / name)
+        account, ((kind, where, detail),) = problems_of(tmp_path / name)
         assert (kind, where) == (BAD_SAMPLE, f"{tmp_path / name}/000000.tar, key a")
         assert detail.startswith(reason)
-        assert findings.num_good == 0
+        assert account.statistics.num_samples == 0
 
 
 def test_counts_that_differ_from_the_manifest(tmp_path):
@@ -133,10 +133,11 @@ def test_counts_that_differ_from_the_manifest(tmp_path):
 def test_many_problems_are_cut_and_whole_in_a_file(tmp_path):
     write_shards(tmp_path, 40, per_shard=40)
     damage(tmp_path / "000000.tar", 0, b"\0" * 120_000)
-    findings, problems = problems_of(tmp_path)
+    account, problems = problems_of(tmp_path)
     assert len(problems) > 20
-    said = describe(findings, open_folder(tmp_path), Manifest.load(tmp_path))
-    assert said.startswith(f"{tmp_path}: {len(problems)} problems; {findings.num_good} of 40 samples are good.\n")
+    said = describe(account, open_folder(tmp_path), Manifest.load(tmp_path))
+    num_good = account.statistics.num_samples
+    assert said.startswith(f"{tmp_path}: {len(problems)} problems; {num_good} of 40 samples are good.\n")
     assert re.search(r"\.\.\. and \d+ more", said)
     assert f"All of them are listed in {tmp_path}/problems.txt" in said
     assert len((tmp_path / "problems.txt").read_text().splitlines()) > len(problems)
@@ -167,13 +168,13 @@ def test_shards_of_a_web_server_are_fetched_verified_and_removed(folder, url, tm
     damage(folder / "000002.tar", 700, b"\xff")
     index_path(folder / "000001.tar").unlink()
     (folder / "000000.tar").unlink()
-    findings, problems = problems_of(url)
+    account, problems = problems_of(url)
     assert [(kind, where) for kind, where, _ in problems][:2] == [
         (LOST, f"{url}/000000.tar"),
         (BAD_INDEX, f"{url}/000001.tar"),
     ]
     assert (BAD_SAMPLE, f"{url}/000002.tar, key pictures/010") in [problem[:2] for problem in problems]
-    assert findings.num_good == 1
+    assert account.statistics.num_samples == 1
     assert list(temporary.iterdir()) == []
 
 

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,25 +27,18 @@ NUM_COMMON_SIZES = 16
 _ARRAYS = ("pixels", "images", "presence", "sums", "squares")
 _VALUES = np.arange(256, dtype=np.int64)
 
-
-def per_value() -> Counts:
-    """A zero for each value of a mask."""
-    return np.zeros(256, np.int64)
-
-
-def _per_channel() -> Counts:
-    return np.zeros(3, np.int64)
+_per_value, _per_channel = partial(np.zeros, 256, np.int64), partial(np.zeros, 3, np.int64)
 
 
 @dataclass(kw_only=True)
 class Statistics:
     """Sums over samples; class counts are by mask value 0..255, where 255 is ignored."""
 
-    pixels: Counts = field(default_factory=per_value)
+    pixels: Counts = field(default_factory=_per_value)
     """Pixels of each value."""
-    images: Counts = field(default_factory=per_value)
+    images: Counts = field(default_factory=_per_value)
     """Images that contain the value."""
-    presence: Counts = field(default_factory=per_value)
+    presence: Counts = field(default_factory=_per_value)
     """Valid pixels of the images that contain the value."""
     sums: Counts = field(default_factory=_per_channel)
     """Sums of red, green, blue."""
@@ -81,6 +75,11 @@ class Statistics:
         self.sizes[image.shape[0], image.shape[1]] += 1
         self.num_kept += is_kept
         self.extremes = wider(self.extremes, extremes)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples that were counted."""
+        return sum(self.sizes.values())
 
     def merge(self, other: "Statistics") -> None:
         """Add the counts of another part."""
@@ -143,7 +142,7 @@ class Statistics:
             class_images=tuple(self.images[:num_classes].tolist()),
             presence_pixels=tuple(self.presence[:num_classes].tolist()),
             ignored_pixels=int(self.pixels[255]),
-            num_samples=sum(self.sizes.values()),
+            num_samples=self.num_samples,
             num_pixels=num_pixels,
             channels=max(sorted(self.channels), key=lambda channels: self.channels[channels]),
             mean=(mean[0], mean[1], mean[2]),
@@ -173,15 +172,19 @@ class Account:
     found: list[UnlistedColor] = field(default_factory=list)
     notes: MaskNotes = field(default_factory=MaskNotes)
 
+    def add(self, part: "Account") -> None:
+        """Add the account of other samples."""
+        self.statistics.merge(part.statistics)
+        self.problems += part.problems
+        self.found += part.found
+        self.notes.merge(part.notes)
+
     @classmethod
     def sum(cls, parts: Iterable["Account"]) -> "Account":
         """The accounts of several parts as one, in their order."""
         total = cls()
         for part in parts:
-            total.statistics.merge(part.statistics)
-            total.problems += part.problems
-            total.found += part.found
-            total.notes.merge(part.notes)
+            total.add(part)
         return total
 
 

@@ -4,7 +4,7 @@ import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples
 from unetdist.data.tar_index import read_members
 from unetdist.errors import DataError
-from unetdist.sharding.account import Counts, per_value
+from unetdist.sharding.account import Account
 from unetdist.sharding.describe import count, describe_problems
 from unetdist.sharding.pool import run_jobs
 from unetdist.sharding.sources import Problem
@@ -28,51 +28,23 @@ LOST, CHANGED, BAD_INDEX = "lost shard", "shard that is not the manifest's", "ba
 BAD_SAMPLE, MISCOUNTED = "bad sample", "count that is not the manifest's"
 
 
-@dataclass
-class Findings:
-    """The result for one or several shards; class counts are by mask value 0..255, where 255 is ignored."""
-
-    num_listed: int = 0
-    """Samples that the manifest lists."""
-    num_good: int = 0
-    """Samples that can be trained on."""
-    problems: list[Problem] = field(default_factory=list)
-    pixels: Counts = field(default_factory=per_value)
-    """Pixels of each value in the good samples."""
-    images: Counts = field(default_factory=per_value)
-    """Good samples that contain the value."""
-
-    def merge(self, other: "Findings") -> None:
-        """Add the findings of another shard."""
-        self.num_listed += other.num_listed
-        self.num_good += other.num_good
-        self.problems += other.problems
-        self.pixels += other.pixels
-        self.images += other.images
-
-    def note(self, kind: str, where: str, error: str | Exception) -> None:
-        """Add a problem without the place and remedy of the error, which the report states once."""
-        detail = str(error).removeprefix(f"{getattr(error, 'source', '')}: ").removesuffix(f"; {REMEDY}")
-        self.problems.append(Problem(kind, where, detail))
-
-
-def verify(folder: str | Path | Folder, manifest: Manifest, *, workers: int = 1) -> Findings:
-    """Read a whole data set in `workers` processes and compare it with its manifest.
+def verify(folder: str | Path | Folder, manifest: Manifest, *, workers: int = 1) -> Account:
+    """Read a whole data set in `workers` processes, compare it with its manifest, and count its good samples.
 
     A remote shard is downloaded into a temporary folder and removed after it was verified.
 
     Raises:
         DataError: A server cannot be reached, the temporary folder is full, or a worker was killed; problems
-            of the data set itself are among the findings.
+            of the data set itself are in the account.
     """
     folder = open_folder(folder)
     jobs = [replace(manifest, shards=(shard,), num_samples=shard.num_samples) for shard in manifest.shards]
-    total = Findings()
-    with progress(f"verifying {folder}", manifest.num_samples) as bar:
+    total = Account()
+    with progress(f"verifying {folder}", len(jobs)) as bar:
 
-        def done(findings: Findings) -> None:
-            total.merge(findings)
-            bar.advance(findings.num_listed)
+        def done(account: Account) -> None:
+            total.add(account)
+            bar.advance()
 
         run_jobs(partial(_verify_shard, folder), jobs, workers=workers, done=done)
     total.problems.sort(key=lambda problem: problem.where)
@@ -82,35 +54,35 @@ def verify(folder: str | Path | Folder, manifest: Manifest, *, workers: int = 1)
     return total
 
 
-def describe(findings: Findings, folder: Folder, manifest: Manifest) -> str:
+def describe(account: Account, folder: Folder, manifest: Manifest) -> str:
     """The result, and all problems; long lists are cut, and complete in a file."""
-    good = f"{findings.num_good:,} of {manifest.num_samples:,} samples"
-    if not findings.problems:
+    good = f"{account.statistics.num_samples:,} of {manifest.num_samples:,} samples"
+    if not account.problems:
         megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
         return f"{folder}: good. Verified {good}, {len(manifest.shards):,} shards, {megabytes:.1f} MB."
     list_folder = folder if folder.is_local else open_folder(Path())
     return (
-        f"{folder}: {count(len(findings.problems), 'problem')}; {good} are good.\n"
-        f"{describe_problems(findings.problems, list_folder)}\n"
+        f"{folder}: {count(len(account.problems), 'problem')}; {good} are good.\n"
+        f"{describe_problems(account.problems, list_folder)}\n"
         "Copy these shards again, or run the command that wrote them: it keeps good shards."
     )
 
 
-def _verify_shard(folder: Folder, manifest: Manifest) -> Findings:
+def _verify_shard(folder: Folder, manifest: Manifest) -> Account:
     (shard,) = manifest.shards
-    findings = Findings(num_listed=shard.num_samples)
+    account = Account()
     where = mask(folder.where(shard.name))
     try:
         with _local_copy(folder, shard) as (local, here, sha256):
             if here.num_bytes != shard.num_bytes:
-                findings.note(CHANGED, where, f"has {here.num_bytes} bytes, the manifest says {shard.num_bytes}")
+                _note(account, CHANGED, where, f"has {here.num_bytes} bytes, the manifest says {shard.num_bytes}")
             elif sha256 != shard.sha256:
-                findings.note(CHANGED, where, f"has sha256 {sha256}, the manifest says {shard.sha256}")
-            if _compare_index(local, here, where, findings):
-                _decode(ShardReader(local, replace(manifest, shards=(here,))), where, findings)
+                _note(account, CHANGED, where, f"has sha256 {sha256}, the manifest says {shard.sha256}")
+            if _compare_index(local, here, where, account):
+                _decode(ShardReader(local, replace(manifest, shards=(here,))), where, account)
     except OSError as error:
-        findings.note(LOST, where, f"cannot be read ({error.strerror or 'it is missing'})")
-    return findings
+        _note(account, LOST, where, f"cannot be read ({error.strerror or 'it is missing'})")
+    return account
 
 
 @contextmanager
@@ -139,42 +111,48 @@ def _local_copy(folder: Folder, shard: Shard) -> Iterator[tuple[Folder, Shard, s
         yield here, replace(copy, num_bytes=path.stat().st_size), file_sha256(path)
 
 
-def _compare_index(folder: Folder, shard: Shard, where: str, findings: Findings) -> bool:
+def _compare_index(folder: Folder, shard: Shard, where: str, account: Account) -> bool:
     """Whether the index is usable; notes every sample that is not a member of the tar."""
     path = folder.path(shard.name)
     try:
         with open_file(path) as file:
             members = list(read_members(file, where))
     except DataError as error:
-        findings.note(CHANGED, where, error)
+        _note(account, CHANGED, where, error)
         # Without members the index is only checked for its own form.
         members = []
     try:
         rows = read_rows(folder, shard)
     except DataError as error:
-        findings.note(BAD_INDEX, where, error)
+        _note(account, BAD_INDEX, where, error)
         return False
     headers = {member.header_offset for member in members}
     contents = {(member.offset, member.size) for member in members}
     for row, (header, *image, mask_offset, mask_size, _) in enumerate(rows.tolist()):
         is_sample = header in headers and {tuple(image), (mask_offset, mask_size)} <= contents
         if members and not is_sample:
-            findings.note(BAD_INDEX, f"{where}, sample {row}", "does not point to a member of the tar")
+            _note(account, BAD_INDEX, f"{where}, sample {row}", "does not point to a member of the tar")
     return True
 
 
-def _decode(reader: ShardReader, where: str, findings: Findings) -> None:
+def _decode(reader: ShardReader, where: str, account: Account) -> None:
     manifest = reader.manifest
     samples = Samples(reader, channels=manifest.channels, num_classes=manifest.num_classes)
     for row in range(manifest.num_samples):
         try:
             sample = samples.finish(row, *samples.load(row))
         except DataError as error:
-            findings.note(BAD_SAMPLE, f"{where}, {_name(reader, row)}", error)
+            _note(account, BAD_SAMPLE, f"{where}, {_name(reader, row)}", error)
         else:
-            findings.num_good += 1
-            findings.pixels += sample.counts
-            findings.images += sample.counts > 0
+            account.statistics.sizes[sample.mask.shape[0], sample.mask.shape[1]] += 1
+            account.statistics.pixels += sample.counts
+            account.statistics.images += sample.counts > 0
+
+
+def _note(account: Account, kind: str, where: str, error: str | Exception) -> None:
+    """Add a problem without the place and remedy of the error, which the report states once."""
+    detail = str(error).removeprefix(f"{getattr(error, 'source', '')}: ").removesuffix(f"; {REMEDY}")
+    account.problems.append(Problem(kind, where, detail))
 
 
 def _name(reader: ShardReader, row: int) -> str:
@@ -184,17 +162,16 @@ def _name(reader: ShardReader, row: int) -> str:
         return f"sample {row}"
 
 
-def _compare_counts(findings: Findings, manifest: Manifest) -> None:
-    names = Palette.from_records(manifest.palette_records).class_names
+def _compare_counts(account: Account, manifest: Manifest) -> None:
+    names, statistics = Palette.from_records(manifest.palette_records).class_names, account.statistics
     for index, name in enumerate(names):
         for what, found, listed in (
-            ("pixels", findings.pixels, manifest.class_pixels),
-            ("images", findings.images, manifest.class_images),
+            ("pixels", statistics.pixels, manifest.class_pixels),
+            ("images", statistics.images, manifest.class_images),
         ):
             if found[index] != listed[index]:
-                findings.note(
-                    MISCOUNTED, f"class {name}", f"{found[index]:,} {what}, the manifest says {listed[index]:,}"
-                )
-    ignored = findings.pixels[IGNORE_INDEX]
+                fact = f"{found[index]:,} {what}, the manifest says {listed[index]:,}"
+                _note(account, MISCOUNTED, f"class {name}", fact)
+    ignored = statistics.pixels[IGNORE_INDEX]
     if ignored != manifest.ignored_pixels:
-        findings.note(MISCOUNTED, "ignored", f"{ignored:,} pixels, the manifest says {manifest.ignored_pixels:,}")
+        _note(account, MISCOUNTED, "ignored", f"{ignored:,} pixels, the manifest says {manifest.ignored_pixels:,}")
