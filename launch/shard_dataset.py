@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def write(args: argparse.Namespace) -> int:
     """Write the samples of a source as shards."""
-    options = command.run_options(args)
+    workers, partition = command.distribute(args)
     source, palette = open_source(args)
     copies = split.find_copies(source)
     val: Sequence[sources.RawSample] = ()
@@ -45,11 +45,20 @@ def write(args: argparse.Namespace) -> int:
     convert = decide_exif(command.convert_options(args), source)
     warn_of_raw_masks(convert.exif)
     if args.image_range == ["auto"]:
-        convert = with_measured_range(convert, source, options.workers)
+        convert = with_measured_range(convert, source, workers)
     layout = split.LayoutOptions(
         samples_per_shard=args.samples_per_shard, shard_size_mb=args.shard_size_mb, keep_order=args.keep_order
     )
-    report = write_dataset(source, parts, palette, convert=convert, layout=layout, options=options)
+    report = write_dataset(
+        source,
+        parts,
+        palette,
+        convert=convert,
+        layout=layout,
+        workers=workers,
+        partition=partition,
+        overwrite=args.overwrite,
+    )
     return print_report(report, list(parts))
 
 
@@ -71,7 +80,7 @@ def open_source(args: argparse.Namespace) -> tuple[sources.SampleSource, Palette
 
 def index(args: argparse.Namespace) -> int:
     """Write index and manifest for tars that others wrote."""
-    options = command.run_options(args)
+    workers, partition = command.distribute(args)
     palette = command.read_labels(args)
     tars = foreign_tars.find_tars(args.location, args.out)
     template = args.mask_name or (args.mask_ext and "{stem}." + args.mask_ext.lstrip("."))
@@ -80,7 +89,7 @@ def index(args: argparse.Namespace) -> int:
     )
     convert = command.convert_options(args)
     warn_of_raw_masks(convert.exif)
-    report = index_tars(tars, names, palette, convert=convert, options=options)
+    report = index_tars(tars, names, palette, convert=convert, workers=workers, partition=partition)
     return print_report(report, [tars.out.where("")])
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from tests.sharding.picture_folders import palette
 from unetdist.data.manifest import Manifest
 from unetdist.sharding.convert import ConvertOptions
+from unetdist.sharding.plan import WorkPartition
 from unetdist.sharding.sources import SampleSource, from_folders
 from unetdist.sharding.split import LayoutOptions
-from unetdist.sharding.writer import RunOptions, write_dataset
+from unetdist.sharding.writer import write_dataset
 
 FIVE = LayoutOptions(samples_per_shard=5)
 
@@ -18,14 +19,10 @@ FIVE = LayoutOptions(samples_per_shard=5)
 def write(root: Path, out: Path | str, source: SampleSource | None = None, **options) -> str | None:
     layout = options.pop("layout", FIVE)
     run = {name: options.pop(name) for name in ("workers", "overwrite", "partition") if name in options}
+    run.setdefault("partition", WorkPartition())
     source = source or from_folders(root / "images", root / "masks")
     return write_dataset(
-        source,
-        {str(out): source.samples},
-        palette(root),
-        convert=ConvertOptions(**options),
-        layout=layout,
-        options=RunOptions(**run),
+        source, {str(out): source.samples}, palette(root), convert=ConvertOptions(**options), layout=layout, **run
     )
 
 

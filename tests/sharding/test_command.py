@@ -60,14 +60,12 @@ def test_options_reach_the_conversion():
 
 def test_the_processes_of_a_machine_share_its_cores(monkeypatch):
     monkeypatch.setattr(command, "num_cores", lambda: 8)
-    assert command.run_options(written()).workers == 8
-    assert command.run_options(written()).partition == WorkPartition()
-    assert command.run_options(written("--workers", "3")).workers == 3
-    assert command.run_options(written("--rank", "1", "--world-size", "2")).partition == WorkPartition(1, 2)
+    assert command.distribute(written()) == (8, WorkPartition())
+    assert command.distribute(written("--workers", "3")) == (3, WorkPartition())
+    assert command.distribute(written("--rank", "1", "--world-size", "2")) == (8, WorkPartition(1, 2))
     for name, value in {"RANK": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
-    options = command.run_options(written("--overwrite"))
-    assert (options.workers, options.overwrite, options.partition) == (2, True, WorkPartition(1, 6, is_launched=True))
+    assert command.distribute(written()) == (2, WorkPartition(1, 6, is_launched=True))
 
 
 @pytest.mark.parametrize(
@@ -130,9 +128,7 @@ def test_show_draws_the_same_sheet_again(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["show", "DATA"], r"--out is missing; give the file of the sheet, such as --out samples\.png"),
         (["show", "DATA", "--out", "TAKEN/a.png"], r"--out \(.+a.png\) cannot be written \(.+\); give another"),
-        (["verify", "DATA", "--workers", "0"], r"--workers \(0\) must be 1 or more; use \d+"),
         (["verify", "pipe:cat /x/{name}"], r"commands are no longer run"),
     ],
 )
@@ -141,6 +137,13 @@ def test_a_command_that_cannot_work_is_told(folder, tmp_path, words, message):
     replaced = [word.replace("DATA", str(folder)).replace("TAKEN", str(tmp_path / "taken")) for word in words]
     with pytest.raises(ConfigError, match=message):
         run(*replaced)
+
+
+@pytest.mark.parametrize("words", ["verify x --workers 0", "show x --num 0", "--out x --workers 0"])
+def test_a_number_under_1_is_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        command.parse(words.split())
+    assert re.search(r"--(workers|num): .*'0'; use a whole number over 0", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["verify", "stats", "show"])

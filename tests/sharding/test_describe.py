@@ -9,7 +9,7 @@ from tests.synthetic import draw, write_shards
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
 from unetdist.data.reader import ShardReader
-from unetdist.errors import ConfigError, DataError
+from unetdist.errors import DataError
 from unetdist.sharding.describe import PANEL_PX, choose_samples, describe_manifest, draw_samples, find_samples
 from unetdist.storage.folders import open_folder
 
@@ -47,8 +47,6 @@ def test_the_choice_is_what_a_training_sees_first(reader):
     assert ids == Order([5, 5, 2], seed=3).locate(np.arange(5)).sample_id.tolist()
     assert ids == choose_samples(reader, 5, seed=3) != choose_samples(reader, 5, seed=4)
     assert sorted(choose_samples(reader, 100, seed=0)) == list(range(12))
-    with pytest.raises(ConfigError, match=r"--num \(0\) must be 1 or more; use 16"):
-        choose_samples(reader, 0, seed=0)
 
 
 def test_samples_by_key(reader):

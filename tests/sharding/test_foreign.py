@@ -27,7 +27,7 @@ from unetdist.sharding.convert import ConvertOptions
 from unetdist.sharding.foreign_tars import IndexJob, find_tars, guess_names
 from unetdist.sharding.plan import WorkPartition
 from unetdist.sharding.sources import Problem
-from unetdist.sharding.writer import RunOptions, index_tars
+from unetdist.sharding.writer import index_tars
 from unetdist.storage import remote
 from unetdist.storage.folders import open_folder
 
@@ -48,10 +48,10 @@ def pack(path: Path, keys, mask=MASK, mask_ext="seg.png", image=IMAGE) -> None:
 
 
 def index(location, palette=PALETTE, names=SEG, out=None, workers=1, **options) -> str | None:
-    run = RunOptions(workers=workers, partition=options.pop("partition", WorkPartition()))
+    partition = options.pop("partition", WorkPartition())
     tars = find_tars(str(location), out and str(out))
     convert = ConvertOptions(**options)
-    return index_tars(tars, names, palette, convert=convert, options=run)
+    return index_tars(tars, names, palette, convert=convert, workers=workers, partition=partition)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -165,7 +165,7 @@ def test_folders_that_cannot_be_right_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no \.tar files here; give the folder"):
         index(tmp_path)
     pack(tmp_path / "a.tar", [])
-    with pytest.raises(DataError, match="the tars hold no samples"):
+    with pytest.raises(DataError, match="none of 0 samples is left"):
         index(tmp_path)
     (tmp_path / ".ingest" / "plan.json").write_text("{}")
     with pytest.raises(DataError, match="contains index and manifest of shards that this program wrote; give"):

@@ -80,7 +80,7 @@ def test_a_run_that_finishes_nothing_leaves_nothing(root, tmp_path):
 def test_nothing_left_is_an_error(root, tmp_path):
     for path in (root / "images").rglob("*.jpg"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="none of 20 samples is left, all are bad; run it without --skip-bad"):
+    with pytest.raises(DataError, match="none of 20 samples is left; run it without --skip-bad"):
         write(root, tmp_path / "out", skip_bad=True)
 
 

@@ -9,23 +9,23 @@ from pathlib import Path
 from PIL import Image
 
 from unetdist.cli.logs import logger, set_up_logging
+from unetdist.cli.settings import positive_int
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Manifest
 from unetdist.distributed.hardware import num_cores
 from unetdist.errors import ConfigError, one_line, printable, writable
 from unetdist.sharding.convert import MAX_PIXELS, ConvertOptions
 from unetdist.sharding.describe import describe_manifest, draw_sheet
-from unetdist.sharding.plan import find_partition
-from unetdist.sharding.writer import RunOptions
+from unetdist.sharding.plan import WorkPartition, find_partition
 from unetdist.storage.files import write_atomic
 from unetdist.storage.folders import open_folder
 
 DESCRIPTIONS = {
     "write": "Write images and masks as shards: WebDataset tars, an index next to each, and manifest.json. Images keep "
     "their pixels if every decoder reads them alike; masks become class indices by the colours (or ids) in the label "
-    "file. All problems of the data are reported together at the end. An interrupted run continues when the same "
-    "command is given again. Other commands: index (for tars that others wrote), verify, stats, show; see for example "
-    "`shard_dataset.py index --help`.",
+    "file. Missing files are reported at once, problems of images and masks together at the end. An interrupted run "
+    "continues when the same command is given again. Other commands: index (for tars that others wrote), verify, "
+    "stats, show; see for example `shard_dataset.py index --help`.",
     "index": "Write index and manifest for WebDataset tars that others wrote. The tars do not change; their masks are "
     "read through the labels whenever a sample is read.",
     "verify": "Read all shards: compare sizes and hashes with the manifest and indexes with their tars, decode and "
@@ -164,7 +164,7 @@ def _add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add = group.add_argument
     limit = "a larger image or mask is a bad sample, before it is decoded (%(default)s)"
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=limit)
-    add("--workers", type=int, help="worker processes; default: this machine's cores")
+    add("--workers", type=positive_int, help="worker processes; default: this machine's cores")
     add("--rank", type=int, metavar="R", help="rank of this process, 0..N-1; default: the launcher's")
     add("--world-size", type=int, metavar="N", help="number of processes that share the work")
     return group
@@ -184,13 +184,13 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, default=num_cores(), help="processes (%(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=num_cores(), help="processes (%(default)s)")
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", type=Path, metavar="FILE.png", help="the sheet")
-    add("--num", type=int, default=16, metavar="N", help="number of samples (%(default)s)")
+    add("--out", type=Path, default="samples.png", metavar="FILE.png", help="the sheet (%(default)s)")
+    add("--num", type=positive_int, default=16, metavar="N", help="number of samples (%(default)s)")
     add("--seed", type=int, default=0, help="seed for the choice of samples (%(default)s)")
     add("--keys", nargs="+", metavar="KEY", help="keys of the samples; default: a choice by --seed")
 
@@ -203,18 +203,14 @@ def size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def run_options(args: argparse.Namespace) -> RunOptions:
-    """How the work is distributed; sets up the log of this process."""
+def distribute(args: argparse.Namespace) -> tuple[int, WorkPartition]:
+    """Number of worker processes, and the part of the work for this process; sets up its log."""
     partition = find_partition(rank=args.rank, world_size=args.world_size)
     if partition.is_launched:
         set_up_logging(rank=partition.rank, world_size=partition.world_size)
     # Processes of one machine share its cores.
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if partition.is_launched else 1
-    return RunOptions(
-        workers=args.workers or max(1, num_cores() // local_world),
-        overwrite=getattr(args, "overwrite", False),
-        partition=partition,
-    )
+    return args.workers or max(1, num_cores() // local_world), partition
 
 
 def convert_options(args: argparse.Namespace) -> ConvertOptions:
@@ -256,8 +252,6 @@ def read_labels(args: argparse.Namespace) -> Palette:
 
 def verify(args: argparse.Namespace) -> int:
     """Verify a data set; the exit code."""
-    if args.workers < 1:
-        raise ConfigError(f"--workers ({args.workers}) must be 1 or more; use {num_cores()}.")
     from unetdist.sharding import verify  # loads torch, which takes seconds
 
     folder = open_folder(args.location)
@@ -276,8 +270,6 @@ def print_stats(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     """Draw a sheet of samples."""
-    if args.out is None:
-        raise ConfigError("--out is missing; give the file of the sheet, such as --out samples.png.")
     folder = open_folder(args.location)
     sheet = draw_sheet(folder, keys=args.keys, num=args.num, seed=args.seed)
     with writable("--out", args.out), write_atomic(args.out) as file:

@@ -1,4 +1,4 @@
-"""What the user sees of a data set: all its problems, or its contents, samples on a sheet and the next command."""
+"""Describes a data set: all its problems, or its contents, samples on a sheet and the next command."""
 
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from unetdist.data.labels.mask_report import MaskNotes, remedy
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
 from unetdist.data.reader import ShardReader
-from unetdist.errors import ConfigError, DataError, one_line, printable
+from unetdist.errors import DataError, one_line, printable
 from unetdist.sharding.account import UnlistedColor
 from unetdist.sharding.convert import UNKNOWN_COLORS
 from unetdist.sharding.folder import FolderRun
@@ -80,12 +80,11 @@ def describe_folder(run: FolderRun) -> str:
     assert run.manifest is not None
     total, num_same = run.manifest.num_samples, run.account.statistics.num_kept
     num_kept = sum(item.is_kept for item in run.finished)
-    encoding = "original encoding" if num_same == total else f"{total - num_same} re-encoded"
     return describe_manifest(
         run.manifest,
         run.folder,
         kept=f", {num_kept} of them kept from before" if num_kept else "",
-        images="re-encoded" if num_same == 0 else encoding,
+        images="original encoding" if num_same == total else f"{total - num_same} re-encoded",
     )
 
 
@@ -137,8 +136,6 @@ def draw_sheet(folder: Folder, *, keys: Sequence[str] | None, num: int, seed: in
 
 def choose_samples(reader: ShardReader, num: int, *, seed: int) -> list[int]:
     """Ids of the `num` samples (or all, if there are fewer) that a training with this seed sees first."""
-    if num < 1:
-        raise ConfigError(f"--num ({num}) must be 1 or more; use 16.")
     order = Order(reader.manifest.shard_sizes, seed=seed)
     ids: list[int] = order.locate(np.arange(min(num, order.num_samples))).sample_id.tolist()
     return ids

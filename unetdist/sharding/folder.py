@@ -33,12 +33,10 @@ class FolderRun:
     folder: Folder
     jobs: Sequence[ShardJob]
     plan: dict[str, Any]
-    partition: WorkPartition = field(default_factory=WorkPartition)
+    partition: WorkPartition
     manifest: Manifest | None = None
     """None until the data set is finished."""
-
-    def __post_init__(self) -> None:
-        self._finished: dict[int, FinishedShard] = {}
+    _finished: dict[int, FinishedShard] = field(default_factory=dict, init=False)
 
     @contextmanager
     def open(self, *, overwrite: bool = False) -> Iterator[None]:
@@ -51,19 +49,17 @@ class FolderRun:
 
     def make(self, workers: int) -> None:
         """Make, or keep, the shards of this process."""
-        jobs = self.partition.select(self.jobs)
+        jobs = self.jobs[self.partition.rank :: self.partition.world_size]
         num_problems = 0
-        # Jobs end in any order, and progress counts samples rather than shards.
-        amounts = {job.number: job.num_samples for job in jobs}
         is_shown = self.partition.rank == 0 or not self.partition.is_launched
-        description = f"{self.jobs[0].VERB} {self.folder}"
-        with self._explained(), progress(description, sum(amounts.values()), enabled=is_shown) as bar:
+        description = f"{'writing' if self.plan[plan.KIND] == plan.WRITE else 'indexing'} {self.folder}"
+        with self._explained(), progress(description, len(jobs), enabled=is_shown) as bar:
 
             def done(item: FinishedShard) -> None:
                 nonlocal num_problems
                 self._finished[item.number] = item
                 num_problems += len(item.account.problems)
-                bar.advance(amounts[item.number], note=f"{num_problems} bad" if num_problems else "")
+                bar.advance(note=f"{num_problems} bad" if num_problems else "")
 
             run_jobs(finish, jobs, workers=workers, done=done)
 
@@ -100,10 +96,7 @@ class FolderRun:
             if not statistics.sizes:
                 number = sum(item.num_samples for item in self.finished)
                 raise DataError(
-                    f"none of {number} samples is left, all are bad; run it without --skip-bad to see why."
-                    if options.skip_bad
-                    else "the tars hold no samples.",
-                    source=self.folder,
+                    f"none of {number} samples is left; run it without --skip-bad to see why.", source=self.folder
                 )
             manifest = statistics.to_manifest(
                 [item.shard for item in self.finished if item.shard],

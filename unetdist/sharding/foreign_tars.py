@@ -176,8 +176,6 @@ def _first_extensions(path: Path) -> list[str]:
 class IndexJob(ShardJob):
     """A tar of others to be indexed after all its samples were examined."""
 
-    VERB = "indexing"
-
     source: Folder
     """Folder of the tar."""
     name: str
@@ -185,11 +183,6 @@ class IndexJob(ShardJob):
     shard_name: str
     """Name in the manifest, as seen from `folder`."""
     names: MemberNames
-
-    @property
-    def num_samples(self) -> int:
-        """Amount of work: one tar."""
-        return 1
 
     @property
     def inputs(self) -> list[Any]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from unetdist.cli import json_records
 from unetdist.data.manifest import MANIFEST_NAME
@@ -16,8 +16,6 @@ from unetdist.sharding.foreign_tars import IndexJob
 from unetdist.sharding.shard_job import RECORDS, ShardJob, WriteJob
 from unetdist.storage.files import TEMPORARY_SUFFIX, HeldError, hold_lock
 from unetdist.storage.folders import Folder, open_folder
-
-T = TypeVar("T")
 
 PLAN_NAME = f"{RECORDS}/plan.json"
 KIND = "kind"
@@ -45,15 +43,6 @@ class WorkPartition:
                 f"rank ({self.rank}) must be from 0 to world_size - 1 ({self.world_size - 1}); give each of the "
                 f"{self.world_size} processes another one (an array of SLURM has no gaps: --array=0-N)."
             )
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether this process does all the work."""
-        return self.world_size == 1
-
-    def select(self, jobs: Sequence[T]) -> Sequence[T]:
-        """The jobs of this process."""
-        return jobs[self.rank :: self.world_size]
 
 
 def find_partition(
@@ -100,15 +89,14 @@ def hold(folder: Folder, partition: WorkPartition, *, kind: str) -> Iterator[Non
         if folder.is_local:
             records = folder.path(RECORDS)
             records.mkdir(parents=True, exist_ok=True)
+            is_shared = partition.world_size > 1
             # Processes that share the work lock the folder together, and each its own rank alone.
-            places = {records: not partition.is_whole}
-            if not partition.is_whole:
-                place = records / f"{partition.rank}-of-{partition.world_size}.lock"
-                place.touch()
-                places[place] = False
             try:
-                for path, is_shared in places.items():
-                    held.enter_context(hold_lock(path, is_shared=is_shared))
+                held.enter_context(hold_lock(records, is_shared=is_shared))
+                if is_shared:
+                    place = records / f"{partition.rank}-of-{partition.world_size}.lock"
+                    place.touch()
+                    held.enter_context(hold_lock(place))
             except HeldError:
                 raise DataError(
                     "another process is writing to this folder; wait for it, or stop it. Several processes share the "
@@ -204,9 +192,6 @@ def _compare(old: dict[str, Any], new: dict[str, Any], folder: Folder, *, overwr
     # Nothing was published yet, so a corrected input may continue.
     if overwrite or (changed == [_CONTENTS] and not folder.names(MANIFEST_NAME)):
         return  # The user fixed files; shards that contain them are unfinished, or will be written again.
-    # Another number of samples implies other samples: one message is enough.
-    if "num_samples" in changed:
-        changed.remove(_SAMPLES)
     differences = [
         f"{name} changed" if name in _NOT_SHOWN else f"{name} was {old.get(name)}, is {new[name]}" for name in changed
     ]
@@ -228,5 +213,5 @@ def _remove_partials(folder: Folder, partition: WorkPartition) -> None:
     for path in [folder.path(""), folder.path(RECORDS)]:
         for partial in path.glob(f".*{TEMPORARY_SUFFIX}"):
             number = re.match(r"\.(\d{6,})\.", partial.name)
-            if partition.is_whole or (number and int(number[1]) % partition.world_size == partition.rank):
+            if partition.world_size == 1 or (number and int(number[1]) % partition.world_size == partition.rank):
                 partial.unlink(missing_ok=True)

@@ -8,12 +8,10 @@ import hashlib
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -21,15 +19,7 @@ from unetdist.cli import json_records
 from unetdist.data.labels import Palette
 from unetdist.data.labels.mask_report import MaskNotes
 from unetdist.data.manifest import MANIFEST_NAME, Shard
-from unetdist.data.shards import (
-    INDEX_COLUMNS,
-    encode_index,
-    encode_mask,
-    index_path,
-    load_index,
-    open_shard,
-    save_index,
-)
+from unetdist.data.shards import INDEX_COLUMNS, encode_index, encode_mask, index_path, open_shard, save_index
 from unetdist.data.tar_index import index_tar
 from unetdist.sharding.account import Account, Statistics, UnlistedColor
 from unetdist.sharding.convert import POLICY, Converter, ConvertOptions
@@ -60,19 +50,11 @@ class FinishedShard:
 class ShardJob(ABC):
     """One shard to be made or indexed; goes to a worker process."""
 
-    VERB: ClassVar[str]
-    """Verb for the progress bar."""
-
     folder: Folder
     """Folder of index, records and manifest."""
     number: int
     palette: Palette
     options: ConvertOptions
-
-    @property
-    @abstractmethod
-    def num_samples(self) -> int:
-        """Amount of work in units of the progress bar."""
 
     @property
     @abstractmethod
@@ -102,8 +84,6 @@ class ShardJob(ABC):
 class WriteJob(ShardJob):
     """A shard of our own, made from samples of a source."""
 
-    VERB = "writing"
-
     samples: tuple[RawSample, ...]
     reader: Reader
 
@@ -111,11 +91,6 @@ class WriteJob(ShardJob):
     def name(self) -> str:
         """File name of the tar."""
         return f"{self.number:06d}.tar"
-
-    @property
-    def num_samples(self) -> int:
-        """Amount of work: samples."""
-        return len(self.samples)
 
     @property
     def inputs(self) -> list[Any]:
@@ -137,11 +112,7 @@ class WriteJob(ShardJob):
         except OSError:
             return False
         # The index is cheap to rebuild from the intact tar, so a damaged one costs no conversion.
-        index = index_tar(path)
-        with suppress(OSError, ValueError):
-            if np.array_equal(load_index(path), index):
-                return True
-        save_index(path, index)
+        save_index(path, index_tar(path))
         return True
 
     def make(self) -> FinishedShard:
@@ -156,13 +127,15 @@ class WriteJob(ShardJob):
             exif=options.exif,
         )
         converter = Converter(self.reader, self.palette, options, to_stored)
-        return FinishedShard(self.number, self.num_samples, self._write(converter), converter.account)
+        return FinishedShard(self.number, len(self.samples), self._write(converter), converter.account)
 
     def _write(self, converter: Converter) -> Shard | None:
         def is_refused() -> bool:
             return bool(converter.account.problems) and not self.options.skip_bad
 
-        with self._local_path() as path:
+        # A remote shard is uploaded when it is whole.
+        with tempfile.TemporaryDirectory(prefix="unetdist-") as temporary:
+            path = self.folder.path(self.name) if self.folder.is_local else Path(temporary) / self.name
             try:
                 with open_shard(path) as writer:
                     for sample in self.samples:
@@ -188,15 +161,6 @@ class WriteJob(ShardJob):
                 self.folder.upload(index_path(self.name).name, index_path(path))
                 self.folder.upload(self.name, path)
         return writer.shard
-
-    @contextmanager
-    def _local_path(self) -> Iterator[Path]:
-        """Where the tar is written: its final place, or a temporary one from which it is uploaded."""
-        if self.folder.is_local:
-            yield self.folder.path(self.name)
-        else:
-            with tempfile.TemporaryDirectory(prefix="unetdist-") as folder:
-                yield Path(folder) / self.name
 
 
 class _BadShardError(Exception):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 from unetdist.cli.logs import logger
 from unetdist.data.labels import Palette
@@ -24,17 +24,6 @@ from unetdist.storage.folders import open_folder
 _SKIP = ", or leave bad samples out with --skip-bad"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a data set is written, without influence on its bytes."""
-
-    workers: int = 1
-    """Processes that convert samples."""
-    overwrite: bool = False
-    """Replace what a run of another plan wrote."""
-    partition: WorkPartition = field(default_factory=WorkPartition)
-
-
 def write_dataset(
     source: SampleSource,
     parts: Mapping[str, Sequence[RawSample]],
@@ -42,9 +31,13 @@ def write_dataset(
     *,
     convert: ConvertOptions,
     layout: LayoutOptions,
-    options: RunOptions = RunOptions(),
+    partition: WorkPartition,
+    workers: int = 1,
+    overwrite: bool = False,
 ) -> str | None:
     """Write the shards of each folder in `parts`, which maps a location to its samples.
+
+    `overwrite` replaces what a run of another plan wrote.
 
     Returns:
         A report for the user; None if other processes will finish the data set.
@@ -60,23 +53,18 @@ def write_dataset(
             WriteJob(folder=folder, number=number, palette=palette, options=convert, samples=part, reader=source.reader)
             for number, part in enumerate(layout.divide(samples))
         ]
-        runs.append(FolderRun(folder, jobs, plan_to_write(jobs, asdict(layout)), options.partition))
-    # Nothing is read or written yet, because the list of samples will change.
+        runs.append(FolderRun(folder, jobs, plan_to_write(jobs, asdict(layout)), partition))
+    # Before anything is written, because the list of samples will change.
     if source.problems and not convert.skip_bad:
-        if options.partition.rank:
+        if partition.rank:
             logger.warning("found problems in the input (listed by rank 0); nothing was written.")
             return None
         raise _refusal(source, Account(problems=list(source.problems)), runs, _SKIP)
     refuse_little_used(convert, source)
-    return _write(source, runs, options)
-
-
-def _write(source: SampleSource, runs: Sequence[FolderRun], options: RunOptions) -> str | None:
-    convert, palette = runs[0].jobs[0].options, runs[0].jobs[0].palette
     with ExitStack() as held:
         for run in runs:
-            held.enter_context(run.open(overwrite=options.overwrite))
-        if not _make(runs, options):
+            held.enter_context(run.open(overwrite=overwrite))
+        if not _make(runs, workers):
             return None
         total = Account.sum(run.account for run in runs)
         unfit = _unfit_masks(convert, total, palette)
@@ -97,7 +85,8 @@ def index_tars(
     palette: Palette,
     *,
     convert: ConvertOptions,
-    options: RunOptions = RunOptions(),
+    partition: WorkPartition,
+    workers: int = 1,
 ) -> str | None:
     """Index tars of others and write the manifest; like `write_dataset`, but no sample can be left out.
 
@@ -119,10 +108,10 @@ def index_tars(
     ]
     # One tar is enough to see that the label file belongs to other masks.
     jobs[0].look()
-    run = FolderRun(tars.out, jobs, plan_to_index(jobs), options.partition)
+    run = FolderRun(tars.out, jobs, plan_to_index(jobs), partition)
     # Any other plan is overwritten, because the tars stay and an index is quickly made.
     with run.open(overwrite=True):
-        if not _make([run], options):
+        if not _make([run], workers):
             return None
         total = run.account
         if fault := little_used(total.statistics.extremes):
@@ -142,10 +131,10 @@ def index_tars(
     return "\n".join([*lines, describe_folder(run)])
 
 
-def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
+def _make(runs: Sequence[FolderRun], workers: int) -> bool:
     """Make the shards of this process; whether this process is to finish the data set."""
     for run in runs:
-        run.make(options.workers)
+        run.make(workers)
     # The last process to finish completes the data set. One that finds a damaged shard removes the manifest before it
     # makes the shard again, so that it is the last, even if others have read the old record.
     for run in runs:
@@ -155,7 +144,7 @@ def _make(runs: Sequence[FolderRun], options: RunOptions) -> bool:
                 "%s: the shards of task %d are done, %d of %d are complete; the task that finishes last writes the "
                 "manifest (if none did, run one of them again; to work alone: --rank 0 --world-size 1).",
                 run.folder,
-                options.partition.rank,
+                run.partition.rank,
                 done,
                 len(run.jobs),
             )
@@ -183,8 +172,7 @@ def _describe_problems(account: Account, runs: Sequence[FolderRun]) -> list[str]
     """All problems, and notes on the masks; removes the list of an earlier run if there are no problems."""
     palette = runs[0].jobs[0].palette
     if not account.problems:
-        for folder in {str(run.folder): run.folder for run in runs}.values():
-            if PROBLEMS_NAME in folder.names(PROBLEMS_NAME):
-                folder.remove(PROBLEMS_NAME)
+        for run in runs:
+            run.folder.remove(PROBLEMS_NAME)
     text = describe_problems(account.problems, runs[0].folder, account.found, palette, account.notes)
     return [*([text] if text else []), *account.notes.describe(palette)]
