@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from types import MappingProxyType
 
 import pytest
 
@@ -15,16 +14,16 @@ SAMPLES = [RawSample(key=f"day/{number}.x", image=f"day/{number}.x.jpg", mask=""
 
 
 def test_a_fraction_goes_to_val_and_every_sample_to_one_side():
-    train, val = split_by_hash(SAMPLES, 0.2)
+    train, val = split_by_hash(SAMPLES, 0.2, {})
     assert 70 < len(val) < 130
     assert sorted(sample.key for sample in train + val) == sorted(sample.key for sample in SAMPLES)
 
 
 def test_a_sample_stays_on_its_side_when_others_come_or_the_fraction_grows():
-    _, val = split_by_hash(SAMPLES, 0.2)
-    _, of_fewer = split_by_hash(SAMPLES[::3], 0.2)
+    _, val = split_by_hash(SAMPLES, 0.2, {})
+    _, of_fewer = split_by_hash(SAMPLES[::3], 0.2, {})
     assert of_fewer == [sample for sample in SAMPLES[::3] if sample in val]
-    _, more = split_by_hash(SAMPLES, 0.3)
+    _, more = split_by_hash(SAMPLES, 0.3, {})
     assert {sample.key for sample in val} < {sample.key for sample in more}
     assert [sample.key for sample in val][:3] == ["day/0.x", "day/9.x", "day/10.x"]  # over versions, too
 
@@ -32,13 +31,13 @@ def test_a_sample_stays_on_its_side_when_others_come_or_the_fraction_grows():
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 20])
 def test_a_fraction_outside_0_to_1_is_refused(fraction):
     with pytest.raises(ConfigError, match=rf"val_fraction \({fraction}\) must be between 0 and 1; use for"):
-        split_by_hash(SAMPLES, fraction)
+        split_by_hash(SAMPLES, fraction, {})
 
 
 @pytest.mark.parametrize(("fraction", "side"), [(1e-9, "validation"), (1 - 1e-9, "training")])
 def test_a_side_without_samples_is_refused(fraction, side):
     with pytest.raises(DataError, match=rf"none of 9 samples goes to {side} with --val-fraction.*--val-list"):
-        split_by_hash(SAMPLES[:9], fraction)
+        split_by_hash(SAMPLES[:9], fraction, {})
 
 
 def test_a_list_names_val_by_key_or_file(tmp_path):
@@ -69,13 +68,13 @@ def test_copies_are_on_one_side_and_more_of_them_move_nothing():
     train, val = sides(keys, 0.4, copies)
     assert train | val == set(keys)
     assert all((key in train) == (keys[number ^ 1] in train) for number, key in enumerate(keys) if number > 9)
-    assert train & set(keys[:10]) == sides(keys, 0.4)[0] & set(keys[:10])
+    assert train & set(keys[:10]) == sides(keys, 0.4, {})[0] & set(keys[:10])
     more = {f"0 before {key}": digest for key, digest in copies.items()}
     of_more = sides([*more, *keys], 0.4, copies | more)
     assert (of_more[0] & set(keys), of_more[1] & set(keys)) == (train, val)
 
 
-def sides(keys, fraction, copies=MappingProxyType({})) -> tuple[set[str], set[str]]:
+def sides(keys, fraction, copies) -> tuple[set[str], set[str]]:
     samples = [RawSample(key=key, image="", mask="") for key in keys]
     train, val = split_by_hash(samples, fraction, copies)
     return {sample.key for sample in train}, {sample.key for sample in val}

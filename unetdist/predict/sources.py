@@ -244,6 +244,8 @@ def _lines(file: Path) -> list[str]:
 def _listed(entries: Sequence[str], out: Path, *, source: str) -> dict[Path, str]:
     """List files and URLs, each once, with the folders below the one that all of them share."""
     _refuse_unreadable(entries)
+    # Windows separates folders by a backslash.
+    entries = [entry if is_url(entry) or Path(entry).is_file() else entry.replace("\\", "/") for entry in entries]
     absent = [entry for entry in entries if not is_url(entry) and not Path(entry).is_file()]
     if absent:
         raise DataError(

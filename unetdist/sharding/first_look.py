@@ -37,9 +37,6 @@ LITTLE_OF_SIXTEEN_BITS = 2**14
 _SAMPLES_PER_JOB = 64
 _NUM_MEASURED = 32
 
-# EXIF data is in the first bytes of a JPEG or PNG.
-_HEAD = 2**16
-
 _EXCHANGE = (
     "Exchange --images and --masks (or the columns of --list or --dataset), or say how masks are named with "
     "--mask-name."
@@ -215,7 +212,7 @@ def refuse_little_used(options: ConvertOptions, source: SampleSource) -> None:
 
 
 def little_used(extremes: Extremes) -> str | None:
-    """What is lost without a range, and the range to type, if 16-bit images use few of the values 0..65535."""
+    """A fault with the range to type, if 16-bit images use few of the values 0..65535 and none is given."""
     if extremes is None or extremes[1] - extremes[0] >= LITTLE_OF_SIXTEEN_BITS:
         return None
     levels = int((extremes[1] - extremes[0]) * 255 / 65535) + 1
@@ -271,9 +268,6 @@ def _drawn(reader: FileReader, sample: RawSample) -> Drawn | Literal["unknown"] 
     """The pixels that the mask was drawn on, by its size; "unknown" if both fit; None if EXIF turns nothing."""
     try:
         with open(reader.images / sample.image, "rb") as file:
-            head = file.read(_HEAD)
-            if head[:2] == b"\xff\xd8" and b"Exif\0" not in head:
-                return None  # much faster than Pillow's parser, for most files
             image = Image.open(file)
             orientation, size = orientation_of(image), (image.height, image.width)
         if orientation == 1:

@@ -159,16 +159,10 @@ def from_folders(
         )
     problems += _unpaired("image without mask", images, image_of, masks, mask_of, mask_name)
     problems += _unpaired("mask without image", masks, mask_of, images, image_of, image_name)
-    reader = FileReader(images, masks)
-    samples = list[RawSample]()
     # Keys keep the spelling on disk, as in shards that older versions wrote.
     key_of = {name: key for key, name in image_files}
-    for key in common:
-        try:
-            samples.append(reader.sample(key_of[image_of[key]], image_of[key], mask_of[key]))
-        except OSError as error:  # such as a dangling link
-            problems.append(Problem("cannot be read", str(error.filename), str(error.strerror)))
-    return SampleSource(tuple(samples), tuple(problems), reader)
+    pairs = {key_of[image_of[key]]: (image_of[key], mask_of[key]) for key in common}
+    return _paired(FileReader(images, masks), pairs, problems)
 
 
 def from_list(path: str | Path, *, images: str | Path | None = None, masks: str | Path | None = None) -> SampleSource:
@@ -184,21 +178,26 @@ def from_list(path: str | Path, *, images: str | Path | None = None, masks: str 
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        where = f"{path}, line {number}"
-        image, mask = _fields(line.strip(), where)
+        image, mask = _fields(line.strip(), f"{path}, line {number}")
         key = re.sub(r"^(\.{0,2}/)+", "", Path(image).with_suffix("").as_posix())
         if key in pairs:
             detail = one_line(f"{pairs[key][0]} is also {key}")
             problems.append(Problem(DUPLICATE_KEY.format("image"), image, detail))
             continue
         pairs[key] = image, mask
-        for kind, file in (("image", reader.images / image), ("mask", reader.masks / mask)):
-            if not file.is_file():
-                problems.append(Problem(f"{kind} not found", str(file), f"listed in {where}"))
-                pairs.pop(key, None)
-    if not pairs and not problems:
+    if not pairs:
         raise DataError("lists no samples; write one `image mask` per line.", source=path)
-    samples = (reader.sample(key, *pairs[key]) for key in sorted(pairs))
+    return _paired(reader, pairs, problems)
+
+
+def _paired(reader: FileReader, pairs: dict[str, tuple[str, str]], problems: list[Problem]) -> SampleSource:
+    """The samples whose files exist, by key; `problems` and those of the others."""
+    samples = list[RawSample]()
+    for key in sorted(pairs):
+        try:
+            samples.append(reader.sample(key, *pairs[key]))
+        except OSError as error:  # such as a dangling link
+            problems.append(Problem("cannot be read", str(error.filename), str(error.strerror)))
     return SampleSource(tuple(samples), tuple(problems), reader)
 
 

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from unetdist.cli.logs import logger
 from unetdist.errors import ConfigError, DataError
 from unetdist.sharding.sources import FileReader, RawSample, SampleSource, read_lines
-from unetdist.storage.files import file_sha256
 
 # Threads that read files concurrently: on a network disk a small file takes one round trip.
 READ_THREADS = 16
 # Shards of a small data set, as long as each has `MIN_SAMPLES`: ranks and caches work with whole shards.
 MIN_SHARDS, MIN_SAMPLES = 16, 8
 
+_HEAD = 2**14
 _NUM_NAMED = 3
 
 # Key of a sample whose image occurs more than once -> SHA-256 of the image file.
@@ -63,7 +63,7 @@ def hash_key(key: str) -> int:
 
 
 def split_by_hash(
-    samples: Sequence[RawSample], val_fraction: float, copies: Copies = MappingProxyType({})
+    samples: Sequence[RawSample], val_fraction: float, copies: Copies
 ) -> tuple[list[RawSample], list[RawSample]]:
     """(train, val), decided by each sample's key and the fraction alone, so that other samples do not move it.
 
@@ -78,12 +78,11 @@ def split_by_hash(
     for sample in samples:
         name = copies.get(sample.key, sample.key)
         (val if hash_key(f"val {name}") < limit else train).append(sample)
-    for name, side in (("training", train), ("validation", val)):
-        if samples and not side:
-            raise DataError(
-                f"none of {len(samples)} samples goes to {name} with --val-fraction {val_fraction:g}; choose "
-                "another fraction, or list the validation samples with --val-list."
-            )
+    if samples and not (train and val):
+        raise DataError(
+            f"none of {len(samples)} samples goes to {'training' if val else 'validation'} with --val-fraction "
+            f"{val_fraction:g}; choose another fraction, or list the validation samples with --val-list."
+        )
     return train, val
 
 
@@ -98,9 +97,9 @@ def split_by_list(samples: Sequence[RawSample], path: str | Path) -> tuple[list[
             f"key per line, such as {samples[0].key if samples else 'folder/stem'}.",
             source=path,
         )
-    val = [sample for sample in samples if wanted & {sample.key, sample.image}]
-    chosen = {sample.key for sample in val}
-    train = [sample for sample in samples if sample.key not in chosen]
+    train, val = list[RawSample](), list[RawSample]()
+    for sample in samples:
+        (val if wanted & {sample.key, sample.image} else train).append(sample)
     if samples and not (train and val):
         raise DataError(
             f"lists {len(val)} of {len(samples)} samples, which leaves none for {'training' if val else 'validation'}; "
@@ -115,21 +114,27 @@ def find_copies(source: SampleSource) -> Copies:
     reader = source.reader
     if not isinstance(reader, FileReader):
         return {}
-    # Only images of a size that occurs twice are read; the stamp begins with it.
-    sizes = {sample.key: sample.stamp.partition(":")[0] for sample in source.samples}
-    num_of_size = Counter(sizes.values())
-    alike = [sample for sample in source.samples if num_of_size[sizes[sample.key]] > 1]
+    paths = {sample.key: reader.images / sample.image for sample in source.samples}
+    # Cheap comparisons first: the size, which a stamp begins with, and the first bytes. Few files are read whole.
+    values = {sample.key: sample.stamp.partition(":")[0] for sample in source.samples}
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        digests = list(pool.map(_digest, (reader.images / sample.image for sample in alike)))
-    num_of_digest = Counter(digests)
-    pairs = zip(alike, digests, strict=True)
-    return {sample.key: digest for sample, digest in pairs if digest and num_of_digest[digest] > 1}
+        for num_bytes in (_HEAD, -1):
+            alike = _repeated(values)
+            hashes = pool.map(partial(_sha256, num_bytes=num_bytes), (paths[key] for key in alike))
+            values = dict(zip(alike, hashes, strict=True))
+    return {key: values[key] for key in _repeated(values)}
 
 
-def _digest(path: Path) -> str | None:
-    with suppress(DataError, OSError):  # conversion reports unreadable files
-        return file_sha256(path)
-    return None
+def _repeated(values: Mapping[str, str]) -> list[str]:
+    """Keys whose value occurs more than once; those of unreadable files have none."""
+    counts = Counter(values.values())
+    return [key for key, value in values.items() if value and counts[value] > 1]
+
+
+def _sha256(path: Path, *, num_bytes: int) -> str:
+    with suppress(OSError), open(path, "rb") as file:  # conversion reports unreadable files
+        return hashlib.sha256(file.read(num_bytes)).hexdigest()
+    return ""
 
 
 def log_copies(copies: Copies, val: Sequence[RawSample] = ()) -> None:

@@ -62,17 +62,10 @@ def store_image(
     seekable: bool = True,
     exif: Drawn | None = None,
 ) -> StoredImage:
-    """Convert an image with a mask of `mask_size` (height, width).
+    """Convert an encoded image of any kind that `open_image` reads; the options are those of `ConvertOptions`.
 
-    Args:
-        data: An encoded image of any kind that `open_image` reads.
-        mask_size: Decides whether to apply an EXIF orientation: if the mask fits the upright image, the image is
-            stored upright, because decoders disagree about EXIF.
-        resize: (width, height), by area.
-        image_format: Re-encode other formats; None: only if necessary.
-        image_range: Values of more than 8 bits that become 0 and 255; None: 0 and 65535 for 16-bit integers.
-        seekable: Give JPEGs restart markers, without loss, so that a crop is decoded from a part of the data.
-        exif: What masks were drawn on if the sizes cannot tell; None: such an image is refused.
+    `mask_size` (height, width) decides whether to apply an EXIF orientation: if the mask fits the upright image, the
+    image is stored upright, because decoders disagree about EXIF.
 
     Raises:
         DataError: The image is unreadable or cut short, holds several frames or bands that cannot be kept,
