@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,22 +26,20 @@ NUM_COMMON_SIZES = 16
 _ARRAYS = ("pixels", "images", "presence", "sums", "squares")
 _VALUES = np.arange(256, dtype=np.int64)
 
-_per_value, _per_channel = partial(np.zeros, 256, np.int64), partial(np.zeros, 3, np.int64)
-
 
 @dataclass(kw_only=True)
 class Statistics:
     """Sums over samples; class counts are by mask value 0..255, where 255 is ignored."""
 
-    pixels: Counts = field(default_factory=_per_value)
+    pixels: Counts = field(default_factory=lambda: np.zeros(256, np.int64))
     """Pixels of each value."""
-    images: Counts = field(default_factory=_per_value)
+    images: Counts = field(default_factory=lambda: np.zeros(256, np.int64))
     """Images that contain the value."""
-    presence: Counts = field(default_factory=_per_value)
+    presence: Counts = field(default_factory=lambda: np.zeros(256, np.int64))
     """Valid pixels of the images that contain the value."""
-    sums: Counts = field(default_factory=_per_channel)
+    sums: Counts = field(default_factory=lambda: np.zeros(3, np.int64))
     """Sums of red, green, blue."""
-    squares: Counts = field(default_factory=_per_channel)
+    squares: Counts = field(default_factory=lambda: np.zeros(3, np.int64))
     """Sums of squares of red, green, blue."""
     channels: Counter[int] = field(default_factory=Counter)
     """Images with 1, 3, 4 channels."""
