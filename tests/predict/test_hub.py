@@ -128,12 +128,16 @@ def test_windows_and_flips_can_be_asked_for(folder, image):
 
 def test_what_is_saved_is_loaded_again(folder, image, tmp_path):
     model = UNet.from_pretrained(folder)
-    model.save_pretrained(tmp_path / "copy", license="apache-2.0")
+    model.save_pretrained(tmp_path / "copy", license="apache-2.0", example=image)
     again = UNet.from_pretrained(tmp_path / "copy")
     assert np.array_equal(again.predict(image), model.predict(image))
     assert again.facts == FACTS
     assert (again.resize, again.config) == (model.resize, model.config)
-    assert "license: apache-2.0" in (tmp_path / "copy" / "README.md").read_text()
+    card = (tmp_path / "copy" / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "(example.png)" in card
+    with Image.open(tmp_path / "copy" / "example.png") as example:
+        assert example.width >= 30
 
 
 def test_only_the_model_of_a_repository_is_downloaded(folder, image, monkeypatch):
@@ -161,7 +165,7 @@ def test_a_repository_that_is_not_there_is_named_with_a_remedy(monkeypatch):
         UNet.from_pretrained("runs/x/best")
 
 
-def test_a_push_uploads_the_folder(folder, monkeypatch):
+def test_a_push_uploads_the_folder(folder, image, monkeypatch):
     uploaded = {}
 
     class Api:
@@ -178,9 +182,9 @@ def test_a_push_uploads_the_folder(folder, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     model = UNet.from_pretrained(folder)
-    address = model.push_to_hub("streets", private=True, token="secret", license="mit")
+    address = model.push_to_hub("streets", private=True, token="secret", license="mit", example=image)
     assert address == "https://huggingface.co/me/streets"
-    assert set(uploaded) == {"model.safetensors", "config.json", "README.md", "to"}
+    assert set(uploaded) == {"model.safetensors", "config.json", "README.md", "example.png", "to"}
     assert uploaded["to"] == "me/streets"
     assert b'UNet.from_pretrained("me/streets")' in uploaded["README.md"]
 
@@ -194,7 +198,8 @@ def test_a_push_can_be_pulled_by_others_and_lasts_without_a_network(folder, imag
     """Through huggingface_hub itself, which reads its address once, so in processes of their own."""
     np.save(tmp_path / "image.npy", image)
     load = f"import numpy; from unetdist import UNet; image = numpy.load({str(tmp_path / 'image.npy')!r}); "
-    push = f"print(UNet.from_pretrained({str(folder)!r}).push_to_hub('me/streets', token='hf_x', license='mit'))"
+    card = "token='hf_x', license='mit', example=image"
+    push = f"print(UNet.from_pretrained({str(folder)!r}).push_to_hub('me/streets', {card}))"
     pull = "print(UNet.from_pretrained('me/streets').predict(image).tolist())"
     expected = UNet.from_pretrained(folder).predict(image).tolist()
 
@@ -208,9 +213,9 @@ def test_a_push_can_be_pulled_by_others_and_lasts_without_a_network(folder, imag
     with fake_hub() as (hub, address):
         environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
         assert run(push).endswith("me/streets")
-        assert set(hub.repositories["me/streets"]) == {"model.safetensors", "config.json", "README.md"}
+        assert set(hub.repositories["me/streets"]) == {"model.safetensors", "config.json", "README.md", "example.png"}
         assert json.loads(run(pull)) == expected
-        assert not any(path.endswith("README.md") for method, path in hub.requests if method == "GET")
+        assert not any(path.endswith((".md", ".png")) for method, path in hub.requests if method == "GET")
         missing = subprocess.run(
             [sys.executable, "-c", "from unetdist import UNet; UNet.from_pretrained('me/nothing')"],
             env=environment, capture_output=True, text=True,
@@ -260,6 +265,7 @@ def test_classes_and_scores_are_told(write):
     assert "| 2 | 2 | tree |  |" in card  # absent
     assert "void" not in card
     assert 'from_pretrained("FOLDER")' in card
+    assert "example.png" not in card
 
 
 def test_a_model_that_was_not_scored_has_a_card_too(write):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unetdist.data import drawing
 from unetdist.data.image_file import ImageRange, as_values, eight_bit_of_model, pixels_of_pillow, with_channels
 from unetdist.errors import CheckpointError, DataError, one_line
 from unetdist.model import unet
@@ -25,10 +26,11 @@ from unetdist.model.saved_model import (
     save_model,
     unfilled,
 )
-from unetdist.predict import predict_image, read_picture
+from unetdist.predict import predict_image, read_picture, write_png
 from unetdist.storage.files import write_text
 
 CARD_FILE = "README.md"
+EXAMPLE_FILE = "example.png"
 
 _CARD = """---
 library_name: unetdist
@@ -39,7 +41,7 @@ tags: [semantic-segmentation, unet]
 # {name}
 
 A U-Net for semantic segmentation: from an image to the class of each pixel.{score}
-
+{example}
 ```python
 from unetdist import UNet
 
@@ -123,7 +125,12 @@ class UNet(unet.UNet):
             self.train(was_training)
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, license: str | None = None, repo_id: str | None = None
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        license: str | None = None,
+        repo_id: str | None = None,
+        example: ImageLike | None = None,
     ) -> None:
         """Save the weights, their settings and a model card.
 
@@ -131,6 +138,7 @@ class UNet(unet.UNet):
             folder: where to save; created if absent.
             license: license of the weights with its name on the Hub, such as `apache-2.0`.
             repo_id: future repository; named on the card.
+            example: an image to show on the card with its prediction.
         """
         save_model(
             folder,
@@ -141,6 +149,10 @@ class UNet(unet.UNet):
             image_range=self.image_range,
             facts=self.facts,
         )
+        if example is not None:
+            pixels = pixels_of(example, 3, self.image_range)
+            shown = drawing.overlay(pixels, self.predict(example), self.palette.colors, self.classes)
+            write_png(Path(folder) / EXAMPLE_FILE, shown)
         write_text(Path(folder) / CARD_FILE, card_of(folder, license=license, repo_id=repo_id))
 
     def push_to_hub(
@@ -148,6 +160,7 @@ class UNet(unet.UNet):
         repo_id: str,
         *,
         license: str | None = None,
+        example: ImageLike | None = None,
         private: bool | None = None,
         token: str | None = None,
         commit_message: str = "Upload a trained U-Net",
@@ -157,6 +170,7 @@ class UNet(unet.UNet):
         Args:
             repo_id: `owner/name`; created if absent.
             license: see `save_pretrained`.
+            example: see `save_pretrained`.
             private: whether only you can see it; None: the default of your account.
             token: token of your account; None: that of `hf auth login`.
             commit_message: message of the upload.
@@ -166,7 +180,7 @@ class UNet(unet.UNet):
         api = HfApi(token=token)
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, license=license, repo_id=address.repo_id)
+            self.save_pretrained(folder, license=license, example=example, repo_id=address.repo_id)
             api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=commit_message)
         return str(address)
 
@@ -237,6 +251,7 @@ def card_of(folder: str | os.PathLike[str], *, license: str | None = None, repo_
         name=_literal(str(repo_id or config.get("run") or "U-Net").split("/")[-1]),
         score=score,
         source=repo_id or "FOLDER",
+        example=f"\n![An example]({EXAMPLE_FILE})\n" if (Path(folder) / EXAMPLE_FILE).exists() else "",
         values=values,
         classes=rows,
     )
