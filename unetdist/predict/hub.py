@@ -26,7 +26,7 @@ from unetdist.model.saved_model import (
     save_model,
     unfilled,
 )
-from unetdist.predict import predict_image, read_picture, write_png
+from unetdist.predict import predict_image, read_picture
 from unetdist.storage.files import write_text
 
 CARD_FILE = "README.md"
@@ -152,7 +152,7 @@ class UNet(unet.UNet):
         if example is not None:
             pixels = pixels_of(example, 3, self.image_range)
             shown = drawing.overlay(pixels, self.predict(example), self.palette.colors, self.classes)
-            write_png(Path(folder) / EXAMPLE_FILE, shown)
+            Image.fromarray(shown).save(Path(folder) / EXAMPLE_FILE)
         write_text(Path(folder) / CARD_FILE, card_of(folder, license=license, repo_id=repo_id))
 
     def push_to_hub(
