@@ -463,7 +463,7 @@ def test_a_loss_that_is_not_finite_and_a_broken_compiler_are_found(folder, monke
     def broken(graph, inputs):
         raise RuntimeError("no kernel for this")
 
-    monkeypatch.setattr(build, "choose", lambda *_: FastPath(compiler=broken))
+    monkeypatch.setattr(build, "choose", lambda *_, **__: FastPath(compiler=broken))
     exam = exam_of(folder, optim={"lr": 1e30, "kind": "sgd"}, data={"val": None})
     exam.budget_s = 1.0
     data.check_data(exam)

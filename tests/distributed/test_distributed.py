@@ -1,3 +1,4 @@
+import logging
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import unetdist.distributed.collectives as distributed
 from tests.distributed.launcher import RankError, run_ranks
 from unetdist.cli.logs import set_up_logging
 from unetdist.distributed.collectives import (
@@ -17,7 +19,6 @@ from unetdist.distributed.collectives import (
     any_rank,
     barrier,
     broadcast,
-    broadcast_tensor,
     gather_to,
     log_ranks,
     make_accelerator,
@@ -60,18 +61,6 @@ def told_by_rank_zero() -> list:
 def test_broadcast_tells_the_value_of_rank_zero():
     assert run_ranks(told_by_rank_zero, 3) == [[CHOICE, 0, ""]] * 3
     assert broadcast((1, CHOICE)) == [1, CHOICE]
-
-
-def overwritten() -> list[list[int]]:
-    numbers = torch.arange(10, dtype=torch.uint8).view(5, 2) + 100 * dist.get_rank()
-    broadcast_tensor(numbers[1:4], src=1)
-    return numbers.tolist()
-
-
-def test_broadcast_tensor_overwrites_a_part():
-    zero, one = run_ranks(overwritten, 2)
-    assert one == [[100, 101], [102, 103], [104, 105], [106, 107], [108, 109]]
-    assert zero == [[0, 1], *one[1:4], [8, 9]]
 
 
 def gathered(owner: int) -> list[list[int]]:
@@ -146,6 +135,15 @@ def test_fp16_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"mixed_precision \(fp16\) must be no or bf16 on a CPU.*silently"):
         make_accelerator(mixed_precision="fp16")
+
+
+@pytest.mark.parametrize(("has_units", "warnings"), [(False, 1), (True, 0)])
+def test_bf16_without_units_is_warned_of_with_its_cost(monkeypatch, caplog, has_units, warnings):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_units)
+    monkeypatch.setattr(distributed.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(logging.getLogger("unetdist"), "propagate", True)
+    distributed._check_cpu_precision("bf16")
+    assert sum("2 to 7 times slower" in message for message in caplog.messages) == warnings
 
 
 def test_seed_fixes_every_generator():

@@ -74,11 +74,8 @@ def make_accelerator(*, mixed_precision: MixedPrecision = "no", timeout_s: float
     follow_launcher()
     has_gpu = torch.cuda.is_available()
     check_launch(mixed_precision=mixed_precision, num_gpus=torch.cuda.device_count() if has_gpu else 0)
-    if not has_gpu and mixed_precision == "fp16":
-        raise ConfigError(
-            "mixed_precision (fp16) must be no or bf16 on a CPU: Accelerate would silently train in float32; "
-            "use mixed_precision: no."
-        )
+    if not has_gpu:
+        _check_cpu_precision(mixed_precision)
     expected = int(os.environ.get("WORLD_SIZE", 1))
     if expected > 1 and not dist.is_initialized() and not PartialState._shared_state:
         if has_gpu:
@@ -126,6 +123,20 @@ def _ddp_options() -> DistributedDataParallelKwargs:
     return handler
 
 
+def _check_cpu_precision(mixed_precision: MixedPrecision) -> None:
+    if mixed_precision == "fp16":
+        raise ConfigError(
+            "mixed_precision (fp16) must be no or bf16 on a CPU: Accelerate would silently train in float32; "
+            "use mixed_precision: no."
+        )
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if mixed_precision == "bf16" and is_x86 and not torch.cpu._is_avx512_bf16_supported():
+        logger.warning(
+            "mixed_precision: bf16 on a CPU without bf16 units (avx512_bf16) is 2 to 7 times slower than "
+            "float32; use mixed_precision: no"
+        )
+
+
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Collective. Sum `tensor` over all ranks in place, in its own dtype."""
     if dist.is_initialized():
@@ -157,19 +168,6 @@ def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
     if dist.is_initialized():
         dist.broadcast_object_list(text, src=0, device=torch.device(device))
     return json.loads(text[0])
-
-
-def broadcast_tensor(tensor: torch.Tensor, src: int, device: torch.device | str = "cpu") -> None:
-    """Collective. Overwrite a contiguous `tensor` in place with that of rank `src`, which has its shape and dtype.
-
-    It may be in host memory while the backend computes on another `device`.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    there = tensor.to(device)
-    dist.broadcast(there, src=src)
-    if there is not tensor:
-        tensor.copy_(there)
 
 
 def gather_to(owner: int, tensor: torch.Tensor) -> list[torch.Tensor]:
