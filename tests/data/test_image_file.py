@@ -84,27 +84,48 @@ def test_grey_of_more_than_8_bits(data):
     assert np.array_equal(pixels, expected)
 
 
-def test_colours_of_more_than_8_bits_are_read_from_the_file_and_not_from_pillow(tmp_path):
+def test_colours_of_more_than_8_bits_are_read_from_the_file_that_pillow_has_not_loaded_yet(tmp_path):
     path = tmp_path / "deep.png"
     path.write_bytes(cv2.imencode(".png", TWELVE_BITS[..., ::-1])[1].tobytes())
     assert np.array_equal(read_image(path.read_bytes(), 3, RANGE), COLORS)
+    assert np.array_equal(pixels_of_pillow(Image.open(io.BytesIO(path.read_bytes())), 3, RANGE), COLORS)
     with Image.open(path) as image:
-        for _ in range(2):
-            with pytest.raises(DataError, match="opened by Pillow, which keeps 8 bits .* pass its path"):
-                pixels_of_pillow(image, 3, RANGE)
-            image.load()
-    with pytest.raises(DataError, match="opened by Pillow"):
-        pixels_of_pillow(Image.open(io.BytesIO(path.read_bytes())), 3, RANGE)
-
-
-def test_a_band_that_pillow_drops_is_told():
-    data = tiff(np.dstack([COLORS, COLORS[..., 0]]), photometric=RGB, extra=(0,))
-    image = Image.open(io.BytesIO(data))
-    assert np.array_equal(read_image(data, 4, None)[..., 3], COLORS[..., 0])
-    for _ in range(2):
-        with pytest.raises(DataError, match="opened by Pillow, which .* drops further bands"):
-            pixels_of_pillow(image, 4, None)
+        assert np.array_equal(pixels_of_pillow(image, 3, RANGE), COLORS)
         image.load()
+        with pytest.raises(DataError, match="loaded by Pillow, which keeps 8 bits .* pass its path"):
+            pixels_of_pillow(image, 3, RANGE)
+
+
+@pytest.mark.parametrize(
+    ("data", "image_range", "refusal"),
+    [
+        (tiff(TWELVE_BITS, photometric=RGB), RANGE, "loaded by Pillow, which keeps 8 bits"),
+        (tiff(np.dstack([COLORS, COLORS[..., 0]]), photometric=RGB, extra=(0,)), None, "drops further bands"),
+        (tiff(COLORS[..., 0], COLORS[:3, :4, 0], subfiles=(0, 1)), None, "holds 2 frames or pages"),
+        (tiff(np.array([[0, 2**31 + 2**30], [2**31, 2**32 - 1]], np.uint32)), (0.0, 2.0**32), None),
+        (tiff(np.array([[0, -5], [2000, 5000]], np.int32)), RANGE, None),
+    ],
+    ids=["deep", "bands", "thumbnail", "unsigned", "signed"],
+)
+def test_a_tiff_that_pillow_opened_is_read_as_its_file_or_refused(data, image_range, refusal):
+    expected = read_image(data, 4, image_range)
+    assert expected[..., :3].max() > 200
+    image = Image.open(io.BytesIO(data))
+    assert np.array_equal(pixels_of_pillow(image, 4, image_range), expected)
+    image.load()
+    if refusal is None:
+        assert np.array_equal(pixels_of_pillow(image, 4, image_range), expected)
+    else:
+        with pytest.raises(DataError, match=refusal):
+            pixels_of_pillow(image, 4, image_range)
+
+
+def test_a_frame_that_was_sought_is_not_read_as_the_first():
+    image = Image.open(io.BytesIO(tiff(COLORS[..., 0], COLORS[:3, :4, 0], subfiles=(0, 1))))
+    image.seek(1)
+    with pytest.raises(DataError, match="holds 2 frames or pages; pass a copy"):
+        pixels_of_pillow(image, 1, None)
+    assert np.array_equal(pixels_of_pillow(image.copy(), 1, None)[..., 0], COLORS[:3, :4, 0])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -156,10 +177,13 @@ def test_the_high_byte_is_a_range():
     assert np.array_equal(eight_bit(values, SIXTEEN_BITS, remedy="")[0], np.rint(values / 257))
 
 
-def test_an_image_of_fractions_is_scaled_like_any_other():
+def test_an_image_of_fractions_is_told_and_not_refused(caplog):
     fractions = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3, 1)
     assert eight_bit_of_model(fractions, RANGE).max() == 0, "a flat part of a large picture"
+    assert "values of 0 to 1, all alike in the model's range 0 to 4080" in caplog.text
+    caplog.clear()
     assert eight_bit_of_model(fractions, (0.0, 1.0)).max() == 255
+    assert not caplog.text
 
 
 def test_values_that_are_no_numbers_are_counted():

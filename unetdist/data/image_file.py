@@ -228,34 +228,56 @@ def values_of_pillow(image: Image.Image) -> Values:
 def pixels_of_pillow(image: Image.Image, channels: int, image_range: ImageRange | None) -> Pixels:
     """The pixels of a Pillow image, equal to `read_image` of its file.
 
+    A loaded image does not always tell what Pillow dropped: a PNG of 16-bit colours that was loaded from a stream, and
+    a copy of any image, give the 8 bits that are left.
+
     Raises:
-        DataError: Same as `read_image`; or Pillow drops bits, bands or frames of the file.
+        DataError: Same as `read_image`; or Pillow has already dropped bits, bands or frames of the file.
     """
+    is_unsigned = False
     if isinstance(image, ImageFile.ImageFile):
-        _refuse_what_pillow_drops(image)
-    pixels = with_channels(eight_bit_of_model(values_of_pillow(image), image_range), channels)
-    return upright(pixels, orientation_of(image))
+        # Frames after the first are left to Pillow, because the file is read as its first one.
+        if image.tile and image.tell() == 0 and (data := _file_behind(image)) is not None:
+            return read_image(data, channels, image_range)
+        _refuse_what_pillow_dropped(image)
+        is_unsigned = image.format == "TIFF" and 2 not in getattr(image, "tag_v2", {}).get(339, ())
+    values = values_of_pillow(image)
+    if values.dtype == np.int32 and is_unsigned:
+        values = values.view(np.uint32)
+    return upright(with_channels(eight_bit_of_model(values, image_range), channels), orientation_of(image))
 
 
-def _refuse_what_pillow_drops(image: ImageFile.ImageFile) -> None:
-    """Raise `DataError` if the image, loaded or not, has fewer bits, bands or frames than its file."""
+def _file_behind(image: ImageFile.ImageFile) -> bytes | None:
+    """The file's bytes, if Pillow has not closed it yet."""
+    if image.fp is None:
+        return None
+    try:
+        place = image.fp.tell()
+        image.fp.seek(0)
+        data: bytes = image.fp.read()
+        image.fp.seek(place)
+    except (OSError, ValueError):  # closed
+        return None
+    return data
+
+
+def _refuse_what_pillow_dropped(image: ImageFile.ImageFile) -> None:
+    """Raise `DataError` if the loaded image has fewer bits, bands or frames than its file."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise DataError(f"image holds {frames} frames or pages; pass a copy of the one you mean, image.copy().")
     tags = getattr(image, "tag_v2", {})
     bands, bits = tags.get(277, 1), tags.get(258, (8,))
     is_deep = len(bits) > 1 and max(bits) > 8
-    if image.format == "PNG" and image.tile:
-        is_deep = len(image.getbands()) > 1 and ";16" in str(image.tile[0][3])
-    elif image.format == "PNG" and image.filename:
+    if image.format == "PNG" and image.filename:
         # A loaded image does not tell how many bits its file has.
         with suppress(OSError), open(image.filename, "rb") as file:
             header = file.read(26)
             is_deep = header[24:25] == b"\x10" and header[25:] != b"\0"
     if is_deep or (bands > len(image.getbands()) and image.mode != "P"):
         raise DataError(
-            "image was opened by Pillow, which keeps 8 bits of each colour and drops further bands of this file; "
-            "pass its path."
+            "image was loaded by Pillow, which keeps 8 bits of each colour and drops further bands of this file; "
+            "pass its path, or the image before it is loaded."
         )
 
 
@@ -287,7 +309,17 @@ def eight_bit_of_model(values: Values, image_range: ImageRange | None) -> Pixels
         "an older version): give --image-range LOW HIGH (in Python: model.image_range = (LOW, HIGH)), or save the "
         "image with 8 bits."
     )
-    return eight_bit(values, image_range, remedy=remedy)[0]
+    pixels, found = eight_bit(values, image_range, remedy=remedy)
+    # Not an error, because a flat part of a large image may look like this.
+    is_wide = image_range and image_range[1] - image_range[0] > 255
+    if values.dtype.kind == "f" and image_range and is_wide and found and 0 <= found[0] < found[1] <= 1:
+        logger.warning(
+            "an image has float values of %g to %g, all alike in the model's range %g to %g; if they are fractions of "
+            "1, predict with --image-range 0 1.",
+            *found,
+            *image_range,
+        )
+    return pixels
 
 
 def extremes(values: Values) -> tuple[float, float]:
