@@ -40,11 +40,14 @@ _REMEDY = "write 'R G B name' with whole numbers 0..255, quote a name that has c
 
 _INTEGER = re.compile(r"[-+]?\d+")
 _COMMENT = re.compile(r"(^|\s)(#|//)(\s.*|$)|^(#|//).*")
-# A name in a file without colours: a few words, but no file name, sentence, or line of another format.
-_NAME = re.compile(r"(?!\d|.*(\.\w{2,5}(\s|$)|\d\.\d|\d \d+$))[^\s#{}\[\]\"<>=]+( [^\s#{}\[\]\"<>=]+){0,4}(?<![.:?!])")
+# A name in a file without colours: a few words, but no file name, sentence, or line of another format. It may begin
+# with a digit, but not with a number of its own (`1st`, not `1 sky`), which is an id.
+_NAME = re.compile(
+    r"(?!\d+(\s|$)|.*(\.\w{2,5}(\s|$)|\d\.\d|\d \d+$))[^\s#{}\[\]\"<>=]+( [^\s#{}\[\]\"<>=]+){0,4}(?<![.:?!])"
+)
 _CVAT = re.compile(r"^([^:]+:\s*\d+,\s*\d+,\s*\d+):[^:]*:[^:]*$")
 # Separators at numbers besides spaces: `Sky: (128, 127, 126)`, `1. Sky`.
-_MARKS = re.compile(r"[,;:()\[\]]+(?=\s*[-+]?\d)|(?<=\d)([,;:()\[\]]+|\.(?=\s))")
+_MARKS = re.compile(r"[,;:(\[]+(?=\s*[-+]?\d)|(?<=\d)([,;:()\[\]]+|\.(?=\s))")
 
 _NAMES = {"name", "names", "classname", "labelname", "categoryname"}
 _NAMES_OR_IDS = {"class", "classes", "label", "labels", "category", "type"}
@@ -95,7 +98,7 @@ def readings(path: Path) -> list[LabelReading]:
             header = read_header(line.strip().lstrip("#/ "), path, number, is_strict=not is_comment)
             text = "" if header else text
         if text:
-            lines.append(_Line(number, text, *_split(text)))
+            lines.append(_Line(number, text, *_split(text, header or [])))
     if not lines:
         raise DataError(f"no classes; {_REMEDY} (lines that begin with # or // are comments)", source=path)
     if header is None:
@@ -153,15 +156,20 @@ def _text(path: Path) -> str:
         return data.decode("latin-1")
 
 
-def _split(text: str) -> tuple[list[str], bool]:
+def _split(text: str, header: Sequence[str]) -> tuple[list[str], bool]:
     """The parts of a line, and whether they are cells; cells of several numbers are taken apart."""
     text = _CVAT.sub(r"\1", text)
     # Cells first, because a name in a cell of its own may have numbers and spaces at its ends.
     if delimiter := next((delimiter for delimiter in "\t;," if delimiter in text), None):
+        cells = [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))]
+        numbers = [cell for cell, role in zip(cells, header, strict=False) if role in ("id", "r", "g", "b")]
+        has_columns = len(cells) >= len(header) > 0 and not any(cells[len(header) :])
+        if has_columns and all(map(_INTEGER.fullmatch, numbers)):
+            return cells, True
         parts = []
-        for cell in next(csv.reader([text], delimiter=delimiter, skipinitialspace=True)):
+        for cell in cells:
             words = cell.split()
-            parts += words if words and all(map(_INTEGER.fullmatch, words)) else [cell.strip()]
+            parts += words if words and all(map(_INTEGER.fullmatch, words)) else [cell]
         if sum(_INTEGER.fullmatch(part) is not None for part in parts) >= 3:
             return parts, True
     return re.findall(r'"[^"]*"|\S+', _MARKS.sub(" ", text)), False
