@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unetdist.data.manifest import Shard
-from unetdist.data.shards import encode_index, encode_mask, escape_key, index_path, load_index, open_shard
+from unetdist.data.shards import encode_index, encode_mask, escape_key, index_path, open_shard
 from unetdist.data.tar_index import index_tar, read_key
 
 KEYS = ("a", "city/b.c", "ümlaut%2E/" + "long" * 60, "__skipped__/x", "not-utf8-\udce9")
@@ -35,7 +35,7 @@ def write_shard(path: Path, keys=KEYS) -> Shard:
 def test_a_row_of_the_index_finds_the_sample(tmp_path):
     path = tmp_path / "000000.tar"
     write_shard(path)
-    data, index = path.read_bytes(), load_index(path)
+    data, index = path.read_bytes(), np.load(index_path(path))
     assert index.dtype == np.int64
     assert index.shape == (len(KEYS), 6)
     for number, (header, image, image_size, mask, mask_size, crc32) in enumerate(index):
@@ -70,7 +70,7 @@ def test_a_shard_whose_writing_fails_leaves_nothing(tmp_path):
 
 def test_an_empty_shard_has_an_empty_index(tmp_path):
     assert write_shard(tmp_path / "0.tar", keys=()).num_samples == 0
-    assert load_index(tmp_path / "0.tar").shape == index_tar(tmp_path / "0.tar").shape == (0, 6)
+    assert np.load(tmp_path / "0.tar.idx").shape == index_tar(tmp_path / "0.tar").shape == (0, 6)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
@@ -95,4 +95,4 @@ def test_the_index_lies_beside_its_tar(tmp_path):
     write_shard(tmp_path / "0.tar")
     assert index_path(tmp_path / "0.tar") == tmp_path / "0.tar.idx"
     assert (tmp_path / "0.tar.idx").is_file()
-    assert (tmp_path / "0.tar.idx").read_bytes() == encode_index(load_index(tmp_path / "0.tar"))
+    assert (tmp_path / "0.tar.idx").read_bytes() == encode_index(np.load(tmp_path / "0.tar.idx"))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.synthetic import write_shards
 from unetdist.data.manifest import Manifest
-from unetdist.data.shards import encode_mask, index_path, load_index, open_shard, save_index
+from unetdist.data.shards import encode_mask, index_path, open_shard, save_index
 from unetdist.errors import DataError
 from unetdist.sharding import verify as verify_module
 from unetdist.sharding.verify import BAD_INDEX, BAD_SAMPLE, CHANGED, LOST, MISCOUNTED, describe, verify
@@ -47,7 +47,7 @@ def test_a_good_data_set(folder, workers):
 
 def test_a_flipped_bit_in_a_picture(folder):
     shard = folder / "000001.tar"
-    offset = int(load_index(shard)[2, 1])
+    offset = int(np.load(index_path(shard))[2, 1])
     damage(shard, offset + 60, b"\xff")
     account, problems = problems_of(folder)
     assert account.statistics.num_samples == 11
@@ -60,7 +60,7 @@ def test_a_flipped_bit_in_a_picture(folder):
 
 def test_a_shard_that_is_cut_off_still_has_good_samples(folder):
     shard = folder / "000000.tar"
-    header = int(load_index(shard)[3, 0])
+    header = int(np.load(index_path(shard))[3, 0])
     data = shard.read_bytes()
     shard.write_bytes(data[: header + 700])
     account, problems = problems_of(folder)
@@ -86,7 +86,7 @@ def test_a_shard_and_an_index_that_are_not_there(folder):
 
 
 def test_an_index_that_belongs_to_another_tar(folder):
-    rows = np.array(load_index(folder / "000000.tar"))
+    rows = np.load(folder / "000000.tar.idx")
     rows[1, 1] += 512
     save_index(folder / "000000.tar", rows)
     _, ((kind, where, detail),) = problems_of(folder)
@@ -107,7 +107,7 @@ def write_one(folder, mask, **changes):
     """A data set of one sample with this mask, whose manifest is that of another one."""
     good = write_shards(folder, 1)
     image = (folder / "000000.tar").read_bytes()
-    offset, size = load_index(folder / "000000.tar")[0, 1:3].tolist()
+    offset, size = np.load(folder / "000000.tar.idx")[0, 1:3].tolist()
     with open_shard(folder / "000000.tar") as writer:
         writer.add("a", image[offset : offset + size], "png", encode_mask(mask), {})
     dataclasses.replace(good, shards=(writer.shard,), **changes).save(folder)

@@ -149,8 +149,3 @@ def save_index(tar: str | Path, index: np.ndarray) -> None:
     """Write the index of a tar next to it, atomically."""
     with write_atomic(index_path(tar)) as file:
         file.write(encode_index(index))
-
-
-def load_index(tar: str | Path) -> np.ndarray:
-    """The index of a tar, int64 (n, 6), memory-mapped."""
-    return np.load(index_path(tar), mmap_mode="r")  # type: ignore[no-any-return]
