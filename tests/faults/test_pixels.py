@@ -192,7 +192,7 @@ DOORS: dict[str, Callable[[Kind, Path], np.ndarray]] = {
     "loaded Pillow image": functools.partial(through_pillow, is_loaded=True),
     "export": through_export,
 }
-LOST = ("opened by Pillow", "Pillow itself does not open it")
+LOST = ("loaded by Pillow", "Pillow itself does not open it")
 """Words where Pillow has thrown away, or does not know, what the file holds."""
 
 
