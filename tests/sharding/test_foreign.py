@@ -164,7 +164,7 @@ def test_folders_that_cannot_be_right_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no \.tar files here; give the folder"):
         index(tmp_path)
     pack(tmp_path / "a.tar", [])
-    with pytest.raises(DataError, match="none of 0 samples is left"):
+    with pytest.raises(DataError, match="the tars hold no samples"):
         index(tmp_path)
     (tmp_path / ".ingest" / "plan.json").write_text("{}")
     with pytest.raises(DataError, match="contains index and manifest of shards that this program wrote; give"):
@@ -234,7 +234,8 @@ def test_many_problems_are_told_where_their_list_cannot_be_written(tmp_path):
 def test_masks_are_guessed(tmp_path, extensions, expected, caplog, monkeypatch):
     monkeypatch.setattr(tar_source.logger, "propagate", True)
     caplog.set_level("INFO")
-    write_tar(tmp_path / "a.tar", [f"d/{key}.{extension}" for key in "abc" for extension in extensions])
+    hidden = ["./.DS_Store", "d/._a.jpg", ".x.png"]
+    write_tar(tmp_path / "a.tar", hidden + [f"d/{key}.{extension}" for key in "abc" for extension in extensions])
     assert guess_names(find_tars(str(tmp_path))).mask == expected
     assert f"masks are the members {expected.removeprefix('{stem}')} (as in" in caplog.text
 

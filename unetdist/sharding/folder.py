@@ -96,7 +96,10 @@ class FolderRun:
             if not statistics.sizes:
                 number = sum(item.num_samples for item in self.finished)
                 raise DataError(
-                    f"none of {number} samples is left; run it without --skip-bad to see why.", source=self.folder
+                    f"none of {number} samples is left; run it without --skip-bad to see why."
+                    if options.skip_bad
+                    else "the tars hold no samples.",
+                    source=self.folder,
                 )
             manifest = statistics.to_manifest(
                 [item.shard for item in self.finished if item.shard],

@@ -163,6 +163,8 @@ def _first_extensions(path: Path) -> list[str]:
     with open_file(path) as file, suppress(DataError):  # a downloaded part has no end
         for member in read_members(file, path):
             stem, _, extension = PurePosixPath(member.name).name.partition(".")
+            if not stem:  # a hidden file, such as macOS's ._0.jpg, belongs to no sample
+                continue
             key = PurePosixPath(member.name).with_name(stem)
             if extensions and key != first:
                 break
