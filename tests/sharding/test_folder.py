@@ -152,7 +152,7 @@ def test_a_source_without_a_whole_sample_is_refused_with_all_that_is_wrong(root,
     message = (
         "none of 0 samples is left.*run it without --skip-bad to see why"
         if skip_bad
-        else r"1 problem in 0 samples(.|\n)*a\.jpg: No such file"
+        else r"2 problems in 0 samples(.|\n)*a\.jpg: listed in .*list\.txt, line 1"
     )
     with pytest.raises(DataError, match=message):
         write(root, tmp_path / "out", source=source, skip_bad=skip_bad)

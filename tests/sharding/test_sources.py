@@ -120,16 +120,21 @@ def test_a_list_may_name_files_below_given_folders_or_with_full_path(tmp_path):
 
 
 def test_a_list_reports_what_is_not_there_or_doubled(tmp_path):
-    touch(tmp_path, "a.png", "am.png", "a.jpg")
-    (tmp_path / "list.txt").write_text("a.png am.png\na.jpg am.png\nb.png am.png\na.png missing.png\nc.png d.png\n")
+    touch(tmp_path, "a.png", "am.png", "a.jpg", "e.png")
+    (tmp_path / "list.txt").write_text(
+        "a.png am.png\na.jpg am.png\nb.png am.png\na.png missing.png\nc.png d.png\ne.png .\n"
+    )
     source = from_list(tmp_path / "list.txt")
     assert keys(source) == ["a"]
     assert [(problem.kind, Path(problem.where).name) for problem in source.problems] == [
         ("two images with one key", "a.jpg"),
+        ("image not found", "b.png"),
         ("two images with one key", "a.png"),
-        ("cannot be read", "b.png"),
-        ("cannot be read", "c.png"),
+        ("image not found", "c.png"),
+        ("mask not found", "d.png"),
+        ("mask not found", tmp_path.name),
     ]
+    assert source.problems[-1].detail == f"listed in {tmp_path / 'list.txt'}, line 6"
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,11 @@ def from_list(path: str | Path, *, images: str | Path | None = None, masks: str 
             problems.append(Problem(DUPLICATE_KEY.format("image"), image, detail))
             continue
         pairs[key] = image, mask
-    if not pairs:
+        for kind, file in (("image", reader.images / image), ("mask", reader.masks / mask)):
+            if not file.is_file():
+                problems.append(Problem(f"{kind} not found", str(file), f"listed in {path}, line {number}"))
+                pairs.pop(key, None)
+    if not pairs and not problems:
         raise DataError("lists no samples; write one `image mask` per line.", source=path)
     return _paired(reader, pairs, problems)
 
