@@ -123,6 +123,7 @@ def source_of(root, images):
 
 def test_all_copies_of_an_image_are_known_by_its_bytes(tmp_path):
     images = {"b": b"same beginning", "a": b"same beginning", "c": b"same beginnin!", "d": b"same", "e/f": b"same"}
+    images |= {"empty": b"", "empty too": b""}
     source = source_of(tmp_path, images)
     beginning, same = (hashlib.sha256(data).hexdigest() for data in (b"same beginning", b"same"))
     assert find_copies(source) == {"a": beginning, "b": beginning, "d": same, "e/f": same}

@@ -116,7 +116,9 @@ def find_copies(source: SampleSource) -> Copies:
         return {}
     paths = {sample.key: reader.images / sample.image for sample in source.samples}
     # Cheap comparisons first: the size, which a stamp begins with, and the first bytes. Few files are read whole.
-    values = {sample.key: sample.stamp.partition(":")[0] for sample in source.samples}
+    sizes = {sample.key: sample.stamp.partition(":")[0] for sample in source.samples}
+    # Empty files are no images, and conversion reports each of them.
+    values = {key: size for key, size in sizes.items() if size != "0"}
     with ThreadPoolExecutor(READ_THREADS) as pool:
         for num_bytes in (_HEAD, -1):
             alike = _repeated(values)
