@@ -68,10 +68,19 @@ def test_loss_and_gradient_are_relative():
     assert [text.split(":")[0] for text in comparison.beyond_rounding] == ["step 1", "step 1"]
 
 
-def test_a_loss_that_is_not_finite_equals_only_another():
-    lost = changed(1, **{"train/loss": None})
-    assert compare(lost, lost, 2).largest["loss"] == 0
-    assert compare(REFERENCE, lost, 2).largest["loss"] == math.inf
+@pytest.mark.parametrize(
+    ("what", "lost"),
+    [
+        ("loss", {"train/loss": math.nan}),
+        ("gradient", {"train/grad_norm": math.nan}),
+        ("weights", {"differences": {"a": 0.0, "b": math.nan, "c": 0.5}}),
+    ],
+)
+def test_what_is_not_finite_equals_nothing(what, lost):
+    for reference in (REFERENCE, changed(1, **lost)):
+        comparison = compare(reference, changed(1, **lost), 2)
+        assert comparison.largest[what] == math.inf
+        assert comparison.beyond_rounding == [f"step 1: {'b' if what == 'weights' else what} differs by inf"]
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,8 @@ def compare(reference: Record, other: Record, world_size: int) -> RunComparison:
             broken.setdefault("samples", f"{step}: other samples, or other pixels of them")
         if not (before["ranks_agree"] and after["ranks_agree"]):
             broken.setdefault("ranks", f"{step}: the processes of one run have different weights")
-        weights = after["differences"]
+        # A comparison with NaN is always false, so that NaN would pass for a small difference.
+        weights = {name: math.inf if math.isnan(value) else value for name, value in after["differences"].items()}
         tensor = max(weights, key=weights.__getitem__, default="")
         amounts = {
             "loss": _relative(before.get("train/loss"), after.get("train/loss")),
@@ -218,10 +219,12 @@ def compare(reference: Record, other: Record, world_size: int) -> RunComparison:
 
 
 def _relative(one: float | None, two: float | None) -> float:
-    if one == two:
+    if one == two:  # also if both are missing, as before the first step
         return 0.0
-    # The record of a step has no number where it was not finite.
-    return math.inf if one is None or two is None else abs(one - two) / max(abs(one), abs(two))
+    # The record of a step has NaN where a number was not finite, which says nothing about equality.
+    if one is None or two is None or math.isnan(one) or math.isnan(two):
+        return math.inf
+    return abs(one - two) / max(abs(one), abs(two))
 
 
 def broken_by(config: Config, worlds: Sequence[int]) -> list[str]:
