@@ -487,13 +487,13 @@ def test_peak_memory_counts_what_was_freed():
     assert training.peak_memory(torch.device("cpu"))["host"] > much
 
 
-@pytest.mark.parametrize(("batch_s", "seconds"), [(1.0, 10.0), (4.0, 40.0)])
-def test_a_whole_validation_takes_as_long_as_its_part_suggests(tmp_path, monkeypatch, batch_s, seconds):
+@pytest.mark.parametrize(("batches", "batch_s", "seconds"), [(10, 1.0, 10.0), (10, 4.0, 40.0), (0, 1.0, 0.0)])
+def test_a_whole_validation_takes_as_long_as_its_part_suggests(tmp_path, monkeypatch, batches, batch_s, seconds):
     clock = [0.0]
     monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def validate(model, is_over):
-        for _ in range(10):
+        for _ in range(batches):
             if is_over():
                 raise LeftEarlyError
             clock[0] += batch_s

@@ -168,7 +168,8 @@ def score(exam: Examination, trainer: Trainer, validator: Validator) -> float:
     with suppress(LeftEarlyError):
         validator.score(trainer.evaluated_model, is_over=is_over)
     num_batches = math.ceil(num_samples / validator.cfg.batch_size)
-    return (time.perf_counter() - began) * max(1.0, num_batches / num_begun)
+    # A rank has no batch if there are fewer images than ranks.
+    return (time.perf_counter() - began) * max(1.0, num_batches / max(1, num_begun))
 
 
 def judge_validation(exam: Examination, trainer: Trainer, num_samples: int, seconds: float) -> None:
