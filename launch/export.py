@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(args)
     set_up_logging()
     saved = load_model(args.model)
+    # Before the file is written, because an image that cannot be read would leave it unchecked.
+    origin, images = find_check_images(saved, args.check or args.calibrate, limit=args.num_images)
     _write(saved, args)
     logger.info("%s written, %.1f MB; comparing", args.out, args.out.stat().st_size / 1e6)
     if saved.image_range is not None:
@@ -32,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "metadata)",
             *saved.image_range,
         )
-    origin, images = find_check_images(saved, args.check or args.calibrate, limit=args.num_images)
     agreements = compare(saved.model, open_onnx(args.out), images)
     PlainConsole().print(agreement_table(agreements, precision=args.precision, origin=origin))
     if all(row.holds(args.precision) for row in agreements):

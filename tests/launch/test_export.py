@@ -7,7 +7,7 @@ import pytest
 
 from tests.predict.export.models import saved_model
 from tests.synthetic import write_shards
-from unetdist.errors import ConfigError
+from unetdist.errors import ConfigError, DataError
 from unetdist.model.saved_model import save_model
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "export.py"
@@ -43,6 +43,13 @@ def test_onnx_in_bytes_is_written_and_compared_on_its_calibration(model, tmp_pat
     output = "".join(capsys.readouterr().out.split())
     assert "exported(int8)andtrainedmodel,3images" in output
     assert (tmp_path / "x.onnx").is_file()
+
+
+def test_an_image_that_cannot_be_read_is_named_before_anything_is_written(model, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"a\.png: "):
+        export(model, tmp_path / "x.onnx", "--check", tmp_path)
+    assert not (tmp_path / "x.onnx").exists()
 
 
 def test_what_does_not_agree_ends_with_1(model, tmp_path, monkeypatch, capsys):

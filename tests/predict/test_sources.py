@@ -76,7 +76,7 @@ def test_a_list_of_paths_and_urls(tmp_path, monkeypatch):
     picture(tmp_path / "theirs/b c.png", 20)
     with serve(tmp_path / "theirs") as server:
         url = f"{server.url}/b%20c.png?signature=secret"
-        (tmp_path / "all.txt").write_text(f"\ufeff# two\n\nmine/a.png\n{url}\nmine/a.png\n", encoding="utf-8")
+        (tmp_path / "all.txt").write_text(f"\ufeff# two\n\nmine/a.png\n{url}\n./mine/a.png\n", encoding="utf-8")
         first, second = open_source(tmp_path / "all.txt", tmp_path / "out").items(always)
         assert [item.load(3).pixels[0, 0, 0] for item in (first, second)] == [10, 20]
     assert first.target.name == "a"
