@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unetdist.cli import json_records
+from unetdist.cli.logs import logger
 from unetdist.storage.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
@@ -64,13 +65,16 @@ class MetricsFile:
         self._unwritten = ""
 
     def rows(self) -> dict[int, dict[str, float]]:
-        """Return all finite values, by step and name."""
+        """Return all values, by step and name; NaN for those that were not finite."""
         rows: dict[int, dict[str, float]] = {}
-        for line in self._lines():
+        lines = self._lines()
+        for number, line in enumerate(lines, start=1):
             values = _values_of(line)
             if math.isfinite(step := values.pop("step")):
-                finite = {name: value for name, value in values.items() if value is not None}
-                rows.setdefault(int(step), {}).update(finite)
+                numbers = {name: math.nan if value is None else value for name, value in values.items()}
+                rows.setdefault(int(step), {}).update(numbers)
+            elif number < len(lines):  # the last line may be one that is being written
+                logger.warning("%s, line %d is damaged and left out; its values are lost", self.path, number)
         return rows
 
     def _rewrite(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:

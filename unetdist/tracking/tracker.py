@@ -80,7 +80,7 @@ class Tracker:
             return
         self._try(lambda: self._metrics.continue_after(step))
         rows: dict[int, dict[str, float]] = {}
-        self._try(lambda: rows.update(self._metrics.rows()))
+        self._try(lambda: rows.update((at, _finite(values)) for at, values in self._metrics.rows().items()))
         for at, values in rows.items():
             self._hours_before = values.get("time/hours", self._hours_before)
             self._note_best(values, at)
@@ -150,7 +150,7 @@ class Tracker:
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
         self._try(lambda: self._metrics.write(values, step))
-        self._pending |= {name: value for name, value in values.items() if math.isfinite(value)}
+        self._pending |= _finite(values)
 
     def _send(self, step: int, report: Report | None = None) -> None:
         row, self._pending, self._last_sent = StepRow(step, self._pending, report), {}, step
@@ -170,6 +170,10 @@ class Tracker:
                     error,
                 )
             self._has_warned = True
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _marks_in(file: Path) -> dict[str, dict[str, int]]:

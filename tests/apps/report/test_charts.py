@@ -8,6 +8,7 @@ from tests.apps.report.runs import write_run
 from unetdist.apps.report.charts import RUN_STYLES, class_curves, class_style, curves, thinned
 from unetdist.apps.report.page import _file
 from unetdist.apps.report.run import read_runs
+from unetdist.apps.report.tables import course
 
 
 @pytest.fixture
@@ -39,6 +40,16 @@ def test_the_band_goes_there_and_back(runs):
     assert band["y"] == pytest.approx([0.15, 0.25, 0.35, 0.45, 0.35, 0.25, 0.15, 0.05])
 
 
+def test_a_value_that_is_not_finite_is_a_gap(tmp_path):
+    rows = [{"step": 10 * row, "train/loss": None if row == 2 else row, "time/step_s": 1.0} for row in (1, 2, 3)]
+    rows[1]["time/step_s"] = None
+    folder = write_run(tmp_path / "x")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = read_runs([folder])
+    assert curves(runs)[0]["traces"][0]["y"] == [1, None, 3]
+    assert course(runs)[0]["training_s"] == 20
+
+
 def test_each_class_that_was_scored_has_a_line(runs):
     first, _ = class_curves(runs)
     assert [trace["name"] for trace in first["traces"]] == ["sky", "road"]
@@ -58,6 +69,8 @@ def test_long_lines_are_thinned_to_means():
     at, means = thinned(steps, steps, most=1000)
     assert len(at) == len(means) == 1000
     assert (at[0], at[-1]) == (10, 10000)
+    gaps = np.where((steps <= 20) | (steps == 10000), np.nan, steps)
+    assert np.isnan(thinned(steps, gaps, most=1000)[1]).nonzero()[0].tolist() == [0, 1]
     assert means[0] == 5.5
     for count in (1, 5, 1499, 1500, 1501, 2999):
         at, means = thinned(steps[:count], steps[:count])

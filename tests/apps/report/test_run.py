@@ -70,6 +70,15 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     assert read(folder).rows == before
 
 
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, caplog):
+    folder = write_run(tmp_path / "x")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    lines[2] = lines[2][:20] + "\n"
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    assert 20 in read(folder).rows  # from its validation
+    assert f"{folder}/metrics.jsonl, line 3 is damaged" in caplog.text
+
+
 def test_a_damaged_description_is_named(tmp_path):
     folder = write_run(tmp_path / "x")
     (folder / "best/model.safetensors").write_bytes(b"junk")
@@ -109,6 +118,12 @@ def test_each_picture_shown_is_the_one_that_was_counted(run):
 def test_the_validation_set_may_be_another(run, tmp_path):
     elsewhere = validation_set(tmp_path / "other", 3)
     assert len(score_run(run, str(elsewhere), num_workers=0).keys) == 3
+
+
+def test_the_validation_set_is_found_from_where_the_run_was_started(tmp_path):
+    validation_set(tmp_path)
+    folder = write_run(tmp_path / "runs/x", val="val", settings={"runs_dir": "runs"})
+    assert len(score_run(read(folder), num_workers=0).keys) == 7
 
 
 def test_a_run_without_weights_or_validation_set_cannot_be_scored(run):

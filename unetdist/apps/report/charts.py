@@ -89,9 +89,12 @@ def to_hex(color: Sequence[int]) -> str:
 def thinned(
     steps: NDArray[np.float64], values: NDArray[np.float64], most: int = MAX_POINTS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most `most` points: the means of neighbours, each at the last step of its group."""
+    """At most `most` points: means of neighbours at the last step of each group; nan only where all of them are nan."""
     edges = np.linspace(0, len(steps), min(most, len(steps)) + 1).astype(int)
-    return steps[edges[1:] - 1], np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+    known = np.isfinite(values)
+    sums = np.add.reduceat(np.where(known, values, 0.0), edges[:-1])
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the gap of a group without a number
+        return steps[edges[1:] - 1], sums / np.add.reduceat(known.astype(int), edges[:-1])
 
 
 def _chart(id: str, title: str, note: str, traces: Sequence[Trace], unit: str = "") -> Chart:
@@ -110,6 +113,8 @@ def _bands(runs: Sequence[ReportedRun]) -> list[Trace]:
     bands = []
     for run, style in zip(runs, RUN_STYLES, strict=False):
         (steps, low), (_, high) = run.series("val/miou_low"), run.series("val/miou_high")
+        known = np.isfinite(low) & np.isfinite(high)
+        steps, low, high = steps[known], low[known], high[known]
         if len(steps) > 1:
             outline = np.concatenate([steps, steps[::-1]]), np.concatenate([high, low[::-1]])
             bands.append({**_line(outline, run.name, style, **looks), "line": {"width": 0}})
@@ -123,7 +128,8 @@ def _line(points: tuple[NDArray[np.float64], NDArray[np.float64]], name: str, st
         "mode": "lines",
         "name": name,
         "x": [int(step) for step in steps],
-        "y": [float(f"{value:.6g}") for value in values],  # the page is read by people
+        # Six digits: the page is read by people. None is a gap in the line.
+        "y": [None if np.isnan(value) else float(f"{value:.6g}") for value in values],
         "line": {"dash": style.dash, "width": 2},
         "meta": {"light": style.light, "dark": style.dark},
         **looks,

@@ -1,6 +1,7 @@
 """A run as its folder records it, and its weights scored on its validation set."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from unetdist.evaluation.validator import evaluations
 from unetdist.model.inference import InferenceConfig
 from unetdist.model.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, read_config
 from unetdist.predict import predict_image
-from unetdist.storage.remote import is_network
+from unetdist.storage.remote import is_network, is_url
 from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
 from unetdist.train.run_folder import SETTINGS_FILE
 from unetdist.train.run_status import Status, read_status
@@ -79,7 +80,7 @@ class ReportedRun:
     """Name of the folder, with as many parent folders as distinguish it from the other runs."""
     settings: Mapping[str, Any]
     rows: Mapping[int, Mapping[str, float]]
-    """The finite values of metrics.jsonl, by step and name."""
+    """The values of metrics.jsonl, by step and name; nan for those that were not finite."""
     weights: Path | None
     """Folder of the reported weights."""
     model: Mapping[str, Any]
@@ -88,8 +89,10 @@ class ReportedRun:
     scored: ScoredRun | None = None
 
     def series(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Steps and values of the metric `name`."""
+        """Steps and values of the metric `name`, nan where it was not finite; empty if it never was finite."""
         found = [(step, row[name]) for step, row in self.rows.items() if name in row]
+        if all(math.isnan(value) for _, value in found):  # such as the IoU of a class that the set does not hold
+            found = []
         steps, values = np.array(found, dtype=np.float64).reshape(-1, 2).T
         return steps, values
 
@@ -193,6 +196,11 @@ def _own_data(run: ReportedRun) -> str:
     data: str | None = (run.settings.get("data") or {}).get("val")
     if data is None:
         raise ConfigError(f"the settings of {run.folder} name no data.val; give --data SHARDS.")
+    # A relative path begins in the folder where the run was started: that of the run without its runs_dir and name.
+    inner = Path(str(run.settings.get("runs_dir", "runs")), str(run.settings.get("name", "")))
+    started_in = Path(str(run.folder.resolve()).removesuffix(f"/{inner}"))
+    if not is_url(data) and not Path(data).exists() and (started_in / data).exists():
+        data = str(started_in / data)
     # The folder may be from somebody else: it must not choose which servers this machine contacts.
     if is_network(data) or any(is_network(shard.name) for shard in Manifest.load(data).shards):
         raise ConfigError(

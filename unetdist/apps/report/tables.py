@@ -108,18 +108,18 @@ def course(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     rows = []
     for run in runs:
         steps, step_s = run.series("time/step_s")
-        wait, total = _reduced(np.sum, run, "time/data_s"), _reduced(np.sum, run, "time/step_s")
+        wait, total = _reduced(np.nansum, run, "time/data_s"), _reduced(np.nansum, run, "time/step_s")
         rows.append(
             {
                 "name": run.name,
                 **{fact: getattr(run.status, fact, None) for fact in facts},
                 "steps": max(run.rows, default=0),
-                "epochs": _reduced(np.max, run, "train/epoch"),
+                "epochs": _reduced(np.nanmax, run, "train/epoch"),
                 # Without validations, whose time counts for no step.
-                "training_s": float(np.sum(step_s * np.diff(steps, prepend=0.0))) if steps.size else None,
+                "training_s": float(np.nansum(step_s * np.diff(steps, prepend=0.0))) if steps.size else None,
                 "data_wait": wait / total if wait is not None and total else None,
-                "bad_steps": _reduced(np.max, run, "train/bad_steps"),
-                "bad_samples": _reduced(np.sum, run, "train/bad_samples"),
+                "bad_steps": _reduced(np.nanmax, run, "train/bad_steps"),
+                "bad_samples": _reduced(np.nansum, run, "train/bad_samples"),
                 "version": run.model.get("unetdist_version"),
             }
         )
