@@ -40,12 +40,6 @@ def test_only_the_classes_have_colour():
     assert (abs(blue - red - (200 - 10) / 2) <= 1).all()
 
 
-def test_a_tint_is_an_overlay_without_its_legend():
-    image, mask = random_image(260, 300, 1), halves(260, 300, 0, IGNORE_INDEX)
-    assert np.array_equal(drawing.tint(image, mask, COLORS), drawing.overlay(image, mask, COLORS, NAMES)[:260])
-    assert drawing.tint(random_image(3, 2), halves(3, 2, 0, 1), COLORS).shape == (3, 2, 3)
-
-
 def test_legend_shows_the_classes_present_and_no_others():
     legend = drawing.overlay(random_image(300, 280), halves(300, 280, 1, 3), COLORS, NAMES)[300:]
     assert has_color(legend, COLORS[1])
@@ -68,10 +62,11 @@ def test_overlay_has_room_for_its_legend_at_any_size(height, width, channels):
 
 def test_small_images_are_enlarged_by_a_whole_factor():
     image, mask = random_image(24, 24), halves(24, 24, 1, 2)
-    drawn = drawing.overlay(image, mask, COLORS, NAMES)
     factor = 11  # 24 * 11 = 264, the first above 256
-    tinted = drawing.tint(image, mask, COLORS).repeat(factor, 0).repeat(factor, 1)
-    assert np.array_equal(drawn[: 24 * factor, : 24 * factor], tinted)
+    drawn = drawing.overlay(image, mask, COLORS, NAMES)[: 24 * factor, : 24 * factor]
+    assert np.array_equal(drawn, drawn[::factor, ::factor].repeat(factor, 0).repeat(factor, 1))
+    grey = (image @ [0.299, 0.587, 0.114])[..., None]
+    np.testing.assert_allclose(drawn[::factor, ::factor], 0.5 * grey + 0.5 * COLORS[mask], atol=2)
 
 
 def test_legend_wraps_where_there_are_many_classes():

@@ -32,14 +32,10 @@ def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str]) -> A
         names: Name per class.
     """
     base, labels = _enlarged(_as_rgb(image), mask)
-    return with_legend(tint(base, labels, colors), np.unique(mask).tolist(), colors, names)
-
-
-def tint(image: Array, mask: Array, colors: Array) -> Array:
-    """Same as `overlay`, but at the image's own size and without a legend."""
     # The image becomes grey, because a blue class on a yellow wall would look green, like another class of the legend.
-    grey = Image.fromarray(_as_rgb(image)).convert("L").convert("RGB")
-    return np.asarray(Image.blend(grey, Image.fromarray(paint(mask, colors)), 0.5))
+    grey = Image.fromarray(base).convert("L").convert("RGB")
+    tinted = Image.blend(grey, Image.fromarray(paint(labels, colors)), 0.5)
+    return with_legend(np.asarray(tinted), np.unique(mask).tolist(), colors, names)
 
 
 def gallery(

@@ -75,37 +75,27 @@ def claim_run_folder(
     return held
 
 
-def check_run_folder(
-    folder: Path, values: Mapping[str, Any], *, cfg: CheckpointConfig, defaults: Mapping[str, Any]
-) -> None:
-    """Make the checks of `claim_run_folder`, with the same errors, without changing anything."""
-    checkpoints = cfg.folder_of(folder)
-    if not has_checkpoint(checkpoints):
-        return
-    if cfg.resume == "never":
-        raise ConfigError(
-            f"{folder} holds a run, and checkpoint.resume is never; choose another --name, or continue it with "
-            "--checkpoint.resume auto."
-        )
-    # Checkpoints in another place have their settings next to them.
-    home = checkpoints if cfg.folder is not None else open_folder(folder)
-    if SETTINGS_FILE in home.names():
-        saved = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
-        _refuse_changes(folder, public(settings.laid_over(defaults, saved)), values, cfg)
-
-
 def _claim(
     folder: Path, values: Mapping[str, Any], cfg: CheckpointConfig, defaults: Mapping[str, Any], held: ExitStack
 ) -> None:
     homes = [("--runs_dir", open_folder(folder))]
-    if cfg.folder is not None:
-        checkpoints = cfg.folder_of(folder)
-        if not checkpoints.is_local or checkpoints.path("").resolve() != folder.resolve():
-            homes.insert(0, ("--checkpoint.folder", checkpoints))  # may outlive the folder of the run
+    checkpoints = cfg.folder_of(folder)
+    if cfg.folder is not None and (not checkpoints.is_local or checkpoints.path("").resolve() != folder.resolve()):
+        homes.insert(0, ("--checkpoint.folder", checkpoints))  # may outlive the folder of the run
     for setting, home in homes:
         if home.is_local:  # object stores have no locks
             _hold(home, setting, held)
-    check_run_folder(folder, values, cfg=cfg, defaults=defaults)
+    if has_checkpoint(checkpoints):
+        if cfg.resume == "never":
+            raise ConfigError(
+                f"{folder} holds a run, and checkpoint.resume is never; choose another --name, or continue it with "
+                "--checkpoint.resume auto."
+            )
+        # Checkpoints in another place have their settings next to them.
+        _, home = homes[0]
+        if SETTINGS_FILE in home.names():
+            saved = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
+            _refuse_changes(folder, public(settings.laid_over(defaults, saved)), values, cfg)
     for setting, home in homes:
         try:
             home.write(SETTINGS_FILE, settings.to_yaml(values).encode())
