@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -141,7 +142,7 @@ def test_a_validation_that_was_interrupted_is_told_with_its_step_when_it_is_made
     dashboard = told()
     tracker = make(tmp_path, tracker="wandb")
     tracker.start(step=0, max_steps=20)
-    tracker.log_train(MEASURED, step=10, samples_seen=40, validation_follows=True)
+    tracker.log_train({**MEASURED, "lost": math.nan}, step=10, samples_seen=40, validation_follows=True)
     tracker.close()  # a signal came
     assert dashboard.rows == []
     tracker = make(tmp_path, tracker="wandb")
@@ -151,6 +152,7 @@ def test_a_validation_that_was_interrupted_is_told_with_its_step_when_it_is_made
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     (row,) = dashboard.rows
     assert (row.step, row.values["train/loss"], row.values["val/miou"]) == (10, 0.5, SCORES.miou)
+    assert "lost" not in row.values
 
 
 def test_of_a_finished_run_only_what_is_behind_is_opened(tmp_path, told):
