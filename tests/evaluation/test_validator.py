@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.distributed.launcher import run_ranks
+from tests.faulty_server import serve
 from tests.synthetic import PALETTE_RECORDS, draw, settings_of, write_shards
 from unetdist.cli import settings
 from unetdist.data.labels import Palette
@@ -15,6 +16,7 @@ from unetdist.errors import ConfigError
 from unetdist.evaluation.evaluate import LeftEarlyError, ValidationConfig
 from unetdist.evaluation.validator import Validator, evaluations, shares_windows
 from unetdist.model.inference import InferenceConfig, predict_logits
+from unetdist.model.unet import UNetConfig
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
 
@@ -110,19 +112,29 @@ def test_settings_say_how_images_are_predicted(opened):
 def test_shards_that_cannot_be_scored_are_refused(trained, tmp_path, changes, message):
     dataclasses.replace(Manifest.load(trained / "val"), **changes).save(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        Validator(
-            str(tmp_path),
-            model_config=None,
-            palette=Palette.from_records(PALETTE_RECORDS),
-            resize=None,
-            image_range=None,
-            loss=None,
-            cfg=ValidationConfig(),
-            data_cfg=DataConfig(train=str(tmp_path)),
-            num_pictures=0,
-            world=World(),
-            autocast=None,
-        )
+        open_validator(str(tmp_path), tmp_path)
+
+
+def open_validator(location, cache_dir):
+    return Validator(
+        location,
+        model_config=UNetConfig(),
+        palette=Palette.from_records(PALETTE_RECORDS),
+        resize=None,
+        image_range=None,
+        loss=None,
+        cfg=ValidationConfig(),
+        data_cfg=DataConfig(train=location, num_workers=0, cache_dir=str(cache_dir)),
+        num_pictures=0,
+        world=World(),
+        autocast=None,
+    )
+
+
+def test_keys_come_from_a_server_that_sends_whole_files_only(trained, tmp_path):
+    with serve(trained / "val") as server:
+        server.has_ranges = False
+        assert open_validator(server.url, tmp_path).key_of(2) == "pictures/002"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Reads encoded samples by number: from a local file if there is one, otherwise by requests for their bytes."""
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,9 @@ MAX_OPEN_SHARDS = 128
 
 # Simultaneous requests of a process.
 REQUESTS = 8
+
+# Attempts to fetch a shard and open it: other processes may evict it in between.
+FETCH_ATTEMPTS = 10
 
 Encoded = tuple[bytes, bytes]
 T = TypeVar("T")
@@ -56,13 +60,23 @@ class ShardReader:
         A shard that is damaged in the cache is fetched again, once.
         """
         number, row = self._locate(sample_id)
-        opened = self._open(number)
+        return self._use(number, lambda opened: self._sample(opened, sample_id, number, row))
+
+    def _use(self, number: int, action: Callable[[OpenShard], T]) -> T:
+        """Result of `action` for the open shard, which is fetched if its server sends whole files only."""
+        for attempt in itertools.count(1):
+            try:
+                return action(self._open(number))
+            except RangesUnsupportedError:
+                if self.cache is None or attempt == FETCH_ATTEMPTS:
+                    raise
+                self.cache.fetch(self.folder, self.manifest.shards[number])
+        raise AssertionError  # count() does not end
+
+    def _sample(self, opened: OpenShard, sample_id: int, number: int, row: int) -> Encoded:
+        """The sample, from a shard that is fetched again if it is damaged in the cache."""
         try:
             return self._verified(opened, sample_id, row)
-        except RangesUnsupportedError:
-            if self.cache is None:
-                raise
-            self.cache.fetch(self.folder, self.manifest.shards[number])
         except SourceError:
             raise
         except DataError as error:
@@ -96,10 +110,7 @@ class ShardReader:
     def key(self, sample_id: int) -> str:
         """The sample's key (its relative path without suffix), from its tar header. Slow; for messages."""
         number, row = self._locate(sample_id)
-        with suppress(RangesUnsupportedError):
-            return self._open(number).key(row)
-        self.read(sample_id)  # fetches the whole shard
-        return self._open(number).key(row)
+        return self._use(number, lambda opened: opened.key(row))
 
     def source(self, sample_id: int) -> str:
         """Shard and key of a sample, for messages; never raises, and asks no server."""

@@ -13,8 +13,7 @@ from unetdist.cli.logs import progress, set_up_logging
 from unetdist.data.batch import Batch
 from unetdist.data.image_file import ImageRange, warn_of_other_range
 from unetdist.data.labels import Palette
-from unetdist.data.loader import DataConfig, open_data, val_loader
-from unetdist.data.reader import ShardReader
+from unetdist.data.loader import DataConfig, open_data, open_reader, val_loader
 from unetdist.data.workers import part_of
 from unetdist.distributed.collectives import MixedPrecision, World, any_rank, make_accelerator, world_of
 from unetdist.distributed.hardware import keep_all_freed
@@ -75,7 +74,7 @@ class Validator:
         )
         # Images that were shrunk like the training images have their size already.
         self.resize = resize if manifest.resize != resize else None
-        self.key_of: Callable[[int], str] = ShardReader(folder, manifest).key
+        self.key_of: Callable[[int], str] = open_reader(data_cfg, folder, manifest).key
         # This rank's samples; all of them if the ranks predict each image together.
         self.batches: Iterable[Batch] = val_loader(
             data_cfg,
