@@ -154,6 +154,8 @@ def test_windows_lie_in_the_image_as_trained_and_logits_at_its_own_size():
 def test_rows_of_a_large_image_come_in_portions():
     rows = predict_rows(smooth, picture(100, 30), inference=windowed())
     assert max(portion.shape[1] for portion in rows) == 16
+    portions = list(predict_rows(smooth, picture(600, 30), resize=(30, 50), inference=windowed()))
+    assert [portion.shape[1:] for portion in portions] == [(256, 30), (256, 30), (88, 30)]
     (whole,) = predict_rows(smooth, picture())
     assert torch.equal(whole, predict_logits(smooth, picture())[0])
 

@@ -17,6 +17,9 @@ from unetdist.errors import ConfigError
 # Image (B, C, H, W), uint8 or float in 0..255 -> logits (B, num_classes, H, W), as a `UNet` does.
 Predict = Callable[[Tensor], Tensor]
 
+# Rows of logits that are interpolated at a time, so that memory stays bounded.
+BAND_ROWS = 256
+
 # Highest weight along one axis. Weights are integers, so that sums of whole numbers are exact in any order.
 HIGHEST_WEIGHT = 255
 
@@ -193,7 +196,7 @@ def predict_rows(
 ) -> Iterator[Tensor]:
     """Predict one image (1, C, H, W), as `predict_logits` does, in bands of rows.
 
-    With a window and without `resize`, only one strip of logits is in memory.
+    With a window, only one strip of logits is in memory; with `resize` too, those at the training size as a whole.
     Collective if the team has several ranks: they take the batches of windows in turn, and the owner adds them up in
     the order of the windows, so that the result does not depend on which rank computed them.
 
@@ -212,10 +215,7 @@ def predict_rows(
             pass
         return
     strips = (_log(rows) if inference.averages else rows for rows in windows.join(results))
-    if resize is None:
-        yield from strips
-    else:
-        yield _interpolated(torch.cat(list(strips), 1)[None], image.shape[-2:])[0]
+    yield from strips if resize is None else _interpolated_rows(torch.cat(list(strips), 1), image.shape[-2:])
 
 
 def _results(network: Predict, windows: Windows, team: Team) -> Iterator[Tensor]:
@@ -258,6 +258,18 @@ def _resized(image: Tensor, resize: tuple[int, int]) -> Tensor:
 
 def _interpolated(logits: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def _interpolated_rows(logits: Tensor, size: torch.Size) -> Iterator[Tensor]:
+    """`_interpolated` of (K, h, w) in bands of rows."""
+    (old, _), (new, width) = logits.shape[-2:], size
+    for top in range(0, new, BAND_ROWS):
+        rows = torch.arange(top, min(new, top + BAND_ROWS), device=logits.device) + 0.5
+        places = (rows * (old / new) - 0.5).clamp(0, old - 1)
+        above = places.long()
+        fraction = (places - above).to(logits.dtype)[:, None]
+        band = torch.lerp(logits[:, above], logits[:, (above + 1).clamp(max=old - 1)], fraction)
+        yield _interpolated(band[None], torch.Size((band.shape[1], width)))[0]
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
