@@ -40,10 +40,12 @@ def main() -> None:
         keeps_images = args.compare is not None or args.per_image is not None
         reports = [validator.score(saved.model, per_image=keeps_images) for validator, saved in models]
         if world.is_main:
-            numbers = show(args, reports[0], models[0][0]) if args.compare is None else show_difference(args, reports)
+            numbers = show(args, reports[0]) if args.compare is None else show_difference(args, reports)
             if args.json is not None:
                 with writable("--json", args.json):
                     write_json(args.json, numbers)
+            if args.per_image is not None:
+                write_per_image(args.per_image, reports[0], models[0][0])
 
 
 def parse() -> argparse.Namespace:
@@ -70,19 +72,22 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def show(args: argparse.Namespace, report: Report, validator: Validator) -> dict[str, Any]:
-    """Print the report of one model, write the file of `--per-image`, and return the numbers for `--json`."""
+def show(args: argparse.Namespace, report: Report) -> dict[str, Any]:
+    """Print the report of one model, and return the numbers for `--json`."""
     console.print(scores_table(report, of=mask(args.data), loss_name=LOSS_NAME))
-    if report.per_image is not None:
-        arrays: dict[str, Any] = {
-            "ids": np.arange(report.num_samples),
-            "keys": np.array([validator.key_of(sample_id) for sample_id in range(report.num_samples)]),
-            "confusion": report.per_image,  # (N, C, C) int64, rows target
-            "classes": np.array(report.scores.class_names),
-        }
-        with writable("--per-image", args.per_image), write_atomic(args.per_image) as out:
-            np.savez_compressed(out, **arrays)
     return {"model": args.model, "data": mask(args.data), **report.to_mapping()}
+
+
+def write_per_image(file: str, report: Report, validator: Validator) -> None:
+    """Write the confusion matrix of every image, with the images' keys."""
+    arrays: dict[str, Any] = {
+        "ids": np.arange(report.num_samples),
+        "keys": np.array([validator.key_of(sample_id) for sample_id in range(report.num_samples)]),
+        "confusion": report.per_image,  # (N, C, C) int64, rows target
+        "classes": np.array(report.scores.class_names),
+    }
+    with writable("--per-image", file), write_atomic(file) as out:
+        np.savez_compressed(out, **arrays)
 
 
 def show_difference(args: argparse.Namespace, reports: list[Report]) -> dict[str, Any]:

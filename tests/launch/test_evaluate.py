@@ -47,6 +47,12 @@ def test_a_file_that_cannot_be_written_is_named_after_the_score(trained, monkeyp
         evaluate(trained, monkeypatch, option, trained / "taken" / name)
 
 
+def test_the_numbers_are_kept_if_those_of_the_images_cannot_be_written(trained, monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match="--per-image"):
+        evaluate(trained, monkeypatch, "--json", tmp_path / "x.json", "--per-image", trained / "taken/x.npz")
+    assert "miou" in json.loads((tmp_path / "x.json").read_text())
+
+
 def test_every_number_that_was_asked_for_is_written(trained, monkeypatch, tmp_path):
     files = [tmp_path / name for name in ("all.json", "images.npz")]
     words = ("--boundary", "--calibration", "--json", files[0], "--per-image", files[1])

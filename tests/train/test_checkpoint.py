@@ -49,6 +49,10 @@ def slow_disk(checkpoints, monkeypatch):
     ready.set()
 
 
+def run_out_of_memory(*_):
+    raise MemoryError
+
+
 @pytest.fixture
 def full_disk(checkpoints, monkeypatch):
     def refuse(*_):
@@ -179,6 +183,15 @@ def test_a_final_write_that_fails_ends_the_run(checkpoints, full_disk):
         CheckpointError, match=r"step 10 cannot be written to .*checkpoints \(.*No space.*\); there is none"
     ):
         checkpoints.save(10, {"a": torch.ones(1)}, {}, final=True)
+
+
+def test_a_lack_of_memory_costs_a_checkpoint_but_not_the_training(checkpoints, monkeypatch, caplog):
+    monkeypatch.setattr("unetdist.train.checkpoint.tensors_to_bytes", run_out_of_memory)
+    checkpoints.save(10, {"a": torch.ones(1)}, {})
+    checkpoints.wait()
+    (line,) = caplog.messages
+    assert "step 10 cannot be written" in line
+    assert "(MemoryError)" in line
 
 
 def test_a_write_that_failed_is_made_up_for_by_the_final_one(checkpoints, folder):

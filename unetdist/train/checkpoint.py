@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
@@ -218,13 +219,14 @@ class Checkpoints:
     def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], waited_s: float) -> None:
         start = time.monotonic()
         previous = self._files.last
-        data = tensors_to_bytes(tensors, {"format": "pt"})
         try:
+            data = tensors_to_bytes(tensors, {"format": "pt"})
             self._files.write(step, data, facts)
-        except (OSError, UnetdistError) as error:
+        except (OSError, MemoryError, SafetensorError, UnetdistError) as error:
             kept = "there is none yet" if previous is None else f"that of step {previous.step} is kept"
+            reason = str(error) or type(error).__name__  # a MemoryError has no text
             raise CheckpointError(
-                f"the checkpoint of step {step} cannot be written to {self.folder} ({error}); {kept}. Make room there, "
+                f"the checkpoint of step {step} cannot be written to {self.folder} ({reason}); {kept}. Make room there, "
                 "or give --checkpoint.folder another place."
             ) from None
         told = "checkpoint of step %d: %.1f MB, the step waited %.0f ms, written in %.1f s"
