@@ -124,7 +124,7 @@ def test_it_is_one_run_in_mlflow_with_each_step_once(runs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from mlflow import MlflowClient
-    client = MlflowClient(f"sqlite:///{run_dir.parents[1] / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{run_dir.parent / 'mlflow.db'}")
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     for name, steps in (("train/loss", TRAIN_STEPS), ("val/miou", VAL_STEPS)):
         assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == steps

@@ -46,10 +46,14 @@ def test_a_restart_is_the_same_run_and_adds_what_is_missing(tmp_path, monkeypatc
     best.mkdir(parents=True)
     (best / "model.safetensors").write_text("weights")
     run = open_run(folder)
+    assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path / 'runs/mlflow.db'}"
     assert said == [f"MLflow: mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}"]
     run.send(StepRow(10, {"train/loss": 0.5, "val/iou/a (b)": 0.25}, shown(picture("a"))))
     run.close({"best/miou": 0.25, "best/step": 10}, best)
 
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    mlflow.set_tracking_uri(None)  # as in a new process
     again = open_run(folder, {"optim": {"lr": 0.1}, "name": "r", "watched": "otherwise"})
     assert again.last_step == 10
     again.send(StepRow(20, {"train/loss": 0.5}))
@@ -69,7 +73,11 @@ def test_a_restart_is_the_same_run_and_adds_what_is_missing(tmp_path, monkeypatc
     assert {name.split("/")[1].split("+")[0] for name in images} == {"val-confusion", "val-pictures-0"}
 
     (folder / "mlflow_id").write_text("0123")  # of another store
+    warned = []
+    monkeypatch.setattr(logger, "warning", lambda text, *args: warned.append(text % args))
     anew = open_run(folder)
+    assert "0123" in warned[0]
+    assert mlflow.get_tracking_uri() in warned[0]
     assert (folder / "mlflow_id").read_text().strip() != "0123"
     assert anew.last_step == -1
     anew.close({}, None)

@@ -1,11 +1,13 @@
 """Runs in TensorBoard, trackio and MLflow, through Accelerate's trackers; all three keep files on this machine."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate.utils import LoggerType
 
 from unetdist.cli import settings
+from unetdist.cli.credentials import mask
 from unetdist.cli.logs import logger
 from unetdist.storage.files import write_text
 from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun
@@ -14,6 +16,10 @@ from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun
 TENSORBOARD_FOLDER = "tensorboard"
 TRACKIO_ID_FILE = "trackio_id"
 MLFLOW_ID_FILE = "mlflow_id"
+
+# Names of MLflow's store and of the folder of its files, next to the runs' folders.
+MLFLOW_STORE = "mlflow.db"
+MLFLOW_FILES = "mlflow_files"
 
 
 class TensorBoardRun(Dashboard):
@@ -61,13 +67,20 @@ class TrackioRun(Dashboard):
 
 
 class MlflowRun(Dashboard):
-    """A run in MLflow, in the store that MLFLOW_TRACKING_URI names, or else in MLflow's own in the current folder."""
+    """A run in MLflow: in the store that MLFLOW_TRACKING_URI names, or in `mlflow.db` next to the runs' folders."""
 
     def __init__(self, run: TrackedRun) -> None:
         super().__init__(run)
         import mlflow
         from mlflow.exceptions import MlflowException
 
+        where = []
+        # MLflow's own store is in the current folder, and a restart from another one would not find the run.
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            runs = run.folder.resolve().parent
+            mlflow.set_tracking_uri(f"sqlite:///{runs / MLFLOW_STORE}")
+            where = [(runs / MLFLOW_FILES).as_uri()]
+        store = mask(mlflow.get_tracking_uri())
         client = mlflow.MlflowClient()
         id_file = run.folder / MLFLOW_ID_FILE
         known = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
@@ -79,12 +92,13 @@ class MlflowRun(Dashboard):
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            known = None  # this is another store
+            logger.warning("MLflow: run %s of %s is not in %s; a new run begins there", known, id_file, store)
+            known = None
         # MLflow refuses to change settings, and those of how the run is watched may differ after a restart.
         config = None if known else settings.flat(run.config)
-        active = self.start(LoggerType.MLFLOW, config=config, run_id=known, run_name=run.name)
+        active = self.start(LoggerType.MLFLOW, *where, config=config, run_id=known, run_name=run.name)
         write_text(id_file, active.info.run_id + "\n")
-        logger.info("MLflow: mlflow ui --backend-store-uri %s", mlflow.get_tracking_uri())
+        logger.info("MLflow: mlflow ui --backend-store-uri %s", store)
 
     def send(self, row: StepRow) -> None:
         """Show a row, and for a validation the confusion matrix and images."""
