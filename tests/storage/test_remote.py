@@ -156,6 +156,12 @@ def test_a_server_that_answers_get_alone(server):
     assert downloaded(file) == DATA
 
 
+def test_a_size_is_not_missing_because_a_server_fails_for_a_while(server):
+    server.head_status = 503
+    server.faults.extend([503] * 3)
+    assert remote.size_of(remote.join(server.url, "a b.tar")) == len(DATA)
+
+
 def test_a_server_that_is_away_for_a_while(server):
     file = remote.join(server.url, "a b.tar")
     remote.read(file)

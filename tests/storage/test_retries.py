@@ -22,6 +22,13 @@ class TooManyRedirects(Exception):  # noqa: N818 (aiohttp's name)
     """Without a status, as aiohttp raises it."""
 
 
+def missing_because(cause):
+    """The error with which fsspec hides another."""
+    error = FileNotFoundError(URL)
+    error.__cause__ = cause
+    return error
+
+
 def failing(error, times):
     """An action that raises `error` so many times, and then gives "data"."""
     left = [error] * times
@@ -45,6 +52,7 @@ def no_pauses(monkeypatch):
         ConnectionRefusedError(),
         TimeoutError(),
         OSError(errno.EIO, "x"),
+        *(missing_because(ConnectionRefusedError()), missing_because(AnswerError(503))),
         *map(AnswerError, (408, 425, 429, 500, 502, 503, 504)),
     ],
 )
@@ -55,8 +63,8 @@ def test_what_may_pass_is_tried_again(error):
 @pytest.mark.parametrize(
     "error",
     [
-        *(PermissionError(), NotImplementedError(), OSError(errno.EINVAL, "x"), OSError(errno.EMFILE, "x")),
-        *(TooManyRedirects(), *map(AnswerError, (400, 401, 403, 501))),
+        *(PermissionError(), NotImplementedError(), OSError(errno.EINVAL, "x")),
+        *(TooManyRedirects(), missing_because(TooManyRedirects()), *map(AnswerError, (400, 401, 403, 501))),
     ],
 )
 def test_what_lasts_is_told_at_once(error):
@@ -64,7 +72,14 @@ def test_what_lasts_is_told_at_once(error):
         retry(URL, failing(error, 1))
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(URL), AnswerError(404), AnswerError(410)])
+def test_too_many_open_files_are_no_fault_of_the_address():
+    with pytest.raises(DataError, match=r"cannot be read \(OSError: .*ulimit -n.*data\.num_workers"):
+        retry(URL, failing(OSError(errno.EMFILE, "x"), 1))
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(URL), missing_because(AnswerError(404)), AnswerError(404), AnswerError(410)]
+)
 def test_a_missing_file_is_that(error):
     with pytest.raises(FileNotFoundError, match=MASKED) as caught:
         retry(URL, failing(error, 1))

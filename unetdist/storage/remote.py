@@ -296,7 +296,10 @@ def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:
             return action()
         except (UnetdistError, TypeError, AttributeError):  # the latter two are bugs
             raise
-        except Exception as error:
+        except Exception as raised:
+            # fsspec's info() of a web server reports every failure, an outage too, as a missing file.
+            is_hidden = _is_web(url) and isinstance(raised, FileNotFoundError)
+            error = (raised.__cause__ if is_hidden else None) or raised
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise  # the disk of this machine, whose owner knows what to remove
             # `from None` throughout: a chained traceback would print the credentials that are masked here.
@@ -320,7 +323,7 @@ def retry(url: str, action: Callable[[], T], *, what: str = "read") -> T:
     raise AssertionError  # count() does not end
 
 
-def _lasting(error: Exception, url: str, what: str, cause: str) -> Exception | None:
+def _lasting(error: BaseException, url: str, what: str, cause: str) -> Exception | None:
     """The error to raise where trying again would not help; None for a transient one."""
     if isinstance(error, ImportError):
         return ConfigError(f"{mask(url)}: {error}; install it, or copy the data set to a local folder.")
@@ -335,8 +338,9 @@ def _lasting(error: Exception, url: str, what: str, cause: str) -> Exception | N
             or (isinstance(error, OSError) and error.errno in LASTING_ERRNOS)
             or any(word in type(error).__name__ for word in LASTING_NAMES)
         )
-    text = f"cannot be {what} ({cause}); check the address and your permission."
-    return SourceError(text, source=mask(url)) if is_lasting else None
+    is_full = isinstance(error, OSError) and error.errno == errno.EMFILE  # too many open files
+    remedy = "raise `ulimit -n`, or lower data.num_workers" if is_full else "check the address and your permission"
+    return SourceError(f"cannot be {what} ({cause}); {remedy}.", source=mask(url)) if is_lasting else None
 
 
 def status_of(error: BaseException) -> int | None:
