@@ -158,11 +158,17 @@ def packages(python: Path, here: Path, groups: list[str], *, unpinned: bool) -> 
     pins = [] if unpinned else CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     lines = [*(line for line in pins if not line.startswith("torch==")), torch]
     if "timm" in groups:
-        lines.append(torchvision_like(torch))
+        own = version_in(python, "torchvision") if fits(present) and imports_torchvision(python) else None
+        lines.append(f"torchvision==={own}" if own else torchvision_like(torch))
     constraints = here / "unetdist-constraints.txt"
     constraints.write_text("\n".join(lines) + "\n", encoding="utf-8")
     chosen = [word for group in groups for word in ("--group", group)]
     run_pip(python, ["install", "--no-compile", "-c", str(constraints), "-e", ".", *chosen])
+
+
+def imports_torchvision(python: Path) -> bool:
+    """Whether there is a torchvision that fits the installed torch; no index has those of containers and nightlies."""
+    return subprocess.run([str(python), "-c", "import torchvision"], capture_output=True, check=False).returncode == 0
 
 
 def torchvision_like(torch: str) -> str:

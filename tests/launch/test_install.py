@@ -79,16 +79,27 @@ def test_torchvision_is_of_the_version_and_build_of_torch(install, torch, line):
     assert install.torchvision_like(torch) == line
 
 
-@pytest.mark.parametrize("groups", [["timm"], ["test"]])
-def test_pip_gets_one_torch_and_its_torchvision_only_for_timm(install, monkeypatch, tmp_path, groups):
-    monkeypatch.setattr(install, "version_in", lambda *_: "2.12.1+cpu")
+@pytest.mark.parametrize(
+    ("groups", "torch", "works", "torchvision"),
+    [
+        (["timm"], "2.12.1+cpu", False, "0.27.1+cpu"),
+        (["test"], "2.12.1+cpu", False, None),
+        (["timm"], "2.12.0a0+eb65b.nv26.02", True, "0.25.0a0+1e53952"),  # of a container: no index has it
+    ],
+)
+def test_pip_gets_one_torch_and_its_torchvision_only_for_timm(
+    install, monkeypatch, tmp_path, groups, torch, works, torchvision
+):
+    installed = {"torch": torch, "torchvision": "0.25.0a0+1e53952"}
+    monkeypatch.setattr(install, "version_in", lambda _, package: installed[package])
+    monkeypatch.setattr(install, "imports_torchvision", lambda _: works)
     commands = []
     monkeypatch.setattr(install, "run_pip", lambda _, words: commands.append(words))
     install.packages(Path("python"), tmp_path, groups, unpinned=False)
     (words,) = commands
     assert words[-2:] == ["--group", *groups]
     pins = Path(words[words.index("-c") + 1]).read_text().splitlines()
-    expected = ["torch===2.12.1+cpu", *(["torchvision===0.27.1+cpu"] if groups == ["timm"] else [])]
+    expected = [f"torch==={torch}", *([f"torchvision==={torchvision}"] if torchvision else [])]
     assert [line for line in pins if line.startswith("torch")] == expected
 
 
