@@ -224,9 +224,9 @@ class Checkpoints:
             self._files.write(step, data, facts)
         except (OSError, MemoryError, SafetensorError, UnetdistError) as error:
             kept = "there is none yet" if previous is None else f"that of step {previous.step} is kept"
-            reason = str(error) or type(error).__name__  # a MemoryError has no text
+            cause = str(error) or type(error).__name__  # a MemoryError has no text
             raise CheckpointError(
-                f"the checkpoint of step {step} cannot be written to {self.folder} ({reason}); {kept}. Make room there, "
+                f"the checkpoint of step {step} cannot be written to {self.folder} ({cause}); {kept}. Make room there, "
                 "or give --checkpoint.folder another place."
             ) from None
         told = "checkpoint of step %d: %.1f MB, the step waited %.0f ms, written in %.1f s"
