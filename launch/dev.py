@@ -49,7 +49,7 @@ def test(python: Path, arguments: list[str]) -> None:
         return
     # One thread each: workers that share cores would wait for each other in every operation of torch.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    workers = min(MAX_WORKERS, (os.cpu_count() or 1) + 1)  # one more, because tests of processes wait a lot
     # A file stays in one process, so that its fixtures are made once.
     run(str(python), "-m", "pytest", "-n", str(workers), "--dist", "loadfile")
 

@@ -61,7 +61,8 @@ def test_a_report_runs_nothing_that_a_runs_settings_name(tmp_path, val):
 
 
 @pytest.mark.parametrize("named_by", ["settings", "manifest"])
-def test_a_report_asks_a_server_only_where_the_user_names_it(tmp_path, named_by):
+def test_a_report_asks_a_server_only_where_the_user_names_it(tmp_path, monkeypatch, named_by):
+    monkeypatch.setenv("HOME", str(tmp_path))  # the cache of this user may have the shard of an earlier test
     write_shards(tmp_path / "val", 3)
     with serve(tmp_path / "val") as server:
         data = server.url
