@@ -89,8 +89,10 @@ class AblationRun:
         if status is None or status.state != "finished":
             return False
         file = self.folder / SETTINGS_FILE
-        saved = settings.from_mapping(Config, settings.read_yaml(file), where=str(file))
-        return not settings.differences(*(public(settings.to_mapping(each)) for each in (saved, self.config)))
+        # Not by `from_mapping`: several threads ask at a time, and the parser behind it is not made for that.
+        saved = settings.checked(settings.read_yaml(file), Config, where=str(file))
+        known = settings.laid_over(settings.defaults(Config), saved)
+        return not settings.differences(public(known), public(settings.to_mapping(self.config)))
 
     @property
     def miou(self) -> float:
