@@ -149,10 +149,7 @@ class OpenedImage:
         assert self.image is not None
         if self.image.format == "PNG" and self.data[24] == 16 and self.data[25] != 0:
             return _deep_colors(self.data)
-        values = values_of_pillow(self.image)
-        if values.dtype == np.int32 and self.tiff is not None and not self.tiff.is_signed:
-            return values.view(np.uint32)
-        return values
+        return values_of_pillow(self.image)
 
 
 def open_image(data: bytes) -> OpenedImage:
@@ -214,7 +211,10 @@ def values_of_pillow(image: Image.Image) -> Values:
             values = np.asarray(image)[..., None]
             # Pillow scales PGM and PPM to 16 bits by the maximum in their header.
             is_short = image.format in ("PNG", "PPM") or image.mode.startswith("I;16")
-            return values.astype(np.uint16 if is_short else values.dtype.newbyteorder("="))
+            values = values.astype(np.uint16 if is_short else values.dtype.newbyteorder("="))
+            # Pillow reads unsigned values of 32 bits as signed ones; tag 339 (SampleFormat) is 2 where they are signed.
+            is_signed = image.format != "TIFF" or 2 in getattr(image, "tag_v2", {}).get(339, ())
+            return values.view(np.uint32) if values.dtype == np.int32 and not is_signed else values
         if image.mode == "P" and not image.has_transparency_data:
             image = image.convert("RGB")
         elif image.has_transparency_data:
@@ -234,17 +234,13 @@ def pixels_of_pillow(image: Image.Image, channels: int, image_range: ImageRange 
     Raises:
         DataError: Same as `read_image`; or Pillow has already dropped bits, bands or frames of the file.
     """
-    is_unsigned = False
     if isinstance(image, ImageFile.ImageFile):
         # Frames after the first are left to Pillow, because the file is read as its first one.
         if image.tile and image.tell() == 0 and (data := _file_behind(image)) is not None:
             return read_image(data, channels, image_range)
         _refuse_what_pillow_dropped(image)
-        is_unsigned = image.format == "TIFF" and 2 not in getattr(image, "tag_v2", {}).get(339, ())
-    values = values_of_pillow(image)
-    if values.dtype == np.int32 and is_unsigned:
-        values = values.view(np.uint32)
-    return upright(with_channels(eight_bit_of_model(values, image_range), channels), orientation_of(image))
+    pixels = with_channels(eight_bit_of_model(values_of_pillow(image), image_range), channels)
+    return upright(pixels, orientation_of(image))
 
 
 def _file_behind(image: ImageFile.ImageFile) -> bytes | None:

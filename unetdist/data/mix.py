@@ -1,4 +1,4 @@
-"""CutMix and ClassMix: a rectangle, or the pixels of some classes, of another training sample is pasted over a sample.
+"""Pastes a part of another training sample over one: a rectangle (CutMix) or the pixels of some classes (ClassMix).
 
 CutMix is Yun et al. 2019, arXiv 1905.04899, section 3.1, for segmentation as in French et al. 2020, arXiv 1906.01916;
 ClassMix is Olsson et al. 2021, arXiv 2007.07936, section 3.1. Here masks are given, so they are pasted like the image.

@@ -38,7 +38,6 @@ class Tiff(NamedTuple):
     bands: int
     bits: int
     """Bits per value in the widest band."""
-    is_signed: bool
     orientation: int
     """Orientation 1..8, which Pillow applies while it loads the image."""
 
@@ -121,7 +120,7 @@ def read_tiff(data: bytes) -> Tiff | None:
         )
     if bands >= 3 and photometric in (*_GREY, _RGB):
         data = _as_rgb(data, first, bands, extra)
-    return Tiff(data, bands, bits, is_signed, orientation if orientation in range(1, 9) else 1)
+    return Tiff(data, bands, bits, orientation if orientation in range(1, 9) else 1)
 
 
 def is_tiff(data: bytes) -> bool:

@@ -246,7 +246,7 @@ def _listed(entries: Sequence[str], out: Path, *, source: str) -> dict[Path, str
     _refuse_unreadable(entries)
     # Windows separates folders by a backslash.
     entries = [entry if is_url(entry) or Path(entry).is_file() else entry.replace("\\", "/") for entry in entries]
-    # As paths, a.png and ./a.png are one image.
+    # The same file in two spellings, such as a.png and ./a.png, is one image.
     entries = [entry if is_url(entry) else str(Path(entry)) for entry in entries]
     absent = [entry for entry in entries if not is_url(entry) and not Path(entry).is_file()]
     if absent:

@@ -43,7 +43,7 @@ def write_dataset(
         A report for the user; None if other processes will finish the data set.
 
     Raises:
-        DataError: All problems, unless bad samples are to be skipped.
+        DataError: All problems; with `convert.skip_bad`, only those that concern the whole input.
     """
     look(source.reader, source.samples, palette, convert)
     runs = []

@@ -44,12 +44,11 @@ TELL_AFTER = 4
 
 # The same request would fail in the same way again.
 LASTING_ERRNOS = {
-    *(errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.EREMCHG, errno.EROFS, errno.EMFILE)
-}
+    errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.EREMCHG, errno.EROFS, errno.EMFILE
+}  # fmt: skip
 LASTING_ERRORS = (
-    *(PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError),
-    *(ValueError, NotImplementedError),
-)
+    PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError, ValueError, NotImplementedError
+)  # fmt: skip
 # Words in the names of errors of botocore and aiohttp.
 LASTING_NAMES = ("Credentials", "Redirects")
 # HTTP answers that may be different later.

@@ -14,14 +14,6 @@ from unetdist.storage.files import write_text
 METRICS_FILE = "metrics.jsonl"
 
 
-def row_of(line: str) -> dict[str, float | None]:
-    """Return the values of a line by name, with "step". Raises ValueError if it is not such a line."""
-    row = json_records.build(dict[str, float | None], json_records.parse(line))
-    if row.get("step") is None:
-        raise ValueError("it has no step")
-    return row
-
-
 class MetricsFile:
     """One JSON object per line: {"step": ..., name: value or null}.
 
@@ -85,8 +77,9 @@ class MetricsFile:
 
 
 def _values_of(line: str) -> dict[str, Any]:
-    """Return the values of a line. An incomplete line counts as a step after all others."""
+    """Return the values of a line by name. A line without a step, or cut short, counts as a step after all others."""
     try:
-        return dict(row_of(line))
+        values: dict[str, Any] = json_records.build(dict[str, float | None], json_records.parse(line))
     except ValueError:
-        return {"step": math.inf}
+        values = {}
+    return values if values.get("step") is not None else {"step": math.inf}
