@@ -8,4 +8,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export FUZZ_EXAMPLES=${FUZZ_EXAMPLES:-200}
-exec "$python" -m pytest tests/long tests/faults/test_fuzz.py -m "not gpu" -v -s -rs --durations=0 --durations-min=1 "$@"
+exec "$python" -m pytest tests/long tests/faults/test_fuzz.py -m "not gpu" -v -s -rs -o faulthandler_timeout=0 \
+  --durations=0 --durations-min=1 "$@"

@@ -3,14 +3,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
 
 from tests.tracking.samples import MEASURED, PALETTE, REPORT, picture, shown, wandb_records
-from unetdist.tracking import Tracker, TrackingConfig
+from unetdist.tracking import Tracker, TrackingConfig, wandb_run
 from unetdist.tracking.dashboard import StepRow, TrackedRun
-from unetdist.tracking.wandb_run import WandbRun, wandb_mode
+from unetdist.tracking.wandb_run import WandbRun, end_service, wandb_mode
 
 wandb = pytest.importorskip("wandb")
 
@@ -32,9 +33,9 @@ def no_account(tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home/config"))
-    wandb.teardown()
+    end_service()
     yield
-    wandb.teardown()
+    end_service()
 
 
 def run(accelerator, run_dir, steps, *, after=0):
@@ -160,6 +161,15 @@ def test_a_failure_offline_is_no_reason_to_try_again(tmp_path, no_account, accel
     with pytest.raises(OSError, match="no space left"):
         WandbRun(tracked(tmp_path / "run"))
     assert calls == ["init"]
+
+
+def test_a_service_that_does_not_end_is_left_alone(monkeypatch):
+    """As upstream, where it sometimes overlooks the request to end; without a limit the run's process never ended."""
+    released = Event()
+    monkeypatch.setattr(wandb, "teardown", released.wait)
+    monkeypatch.setattr(wandb_run, "SERVICE_END_S", 0.01)
+    end_service()
+    released.set()
 
 
 KILLED = """

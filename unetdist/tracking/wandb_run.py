@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from accelerate.utils import LoggerType
@@ -20,20 +21,23 @@ from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun, WandbMod
 ID_FILE = "wandb_id"
 STEP_FILE = "wandb_step"
 
+# Seconds that wandb's service may take to end.
+SERVICE_END_S = 10.0
+
 
 class WandbRun(Dashboard):
     """A run in wandb; each restart continues the run of the same id."""
 
     def __init__(self, run: TrackedRun) -> None:
         super().__init__(run)
-        import wandb
 
         folder = run.folder.resolve()
         # wandb uploads the command line.
         sys.argv[1:] = map(credentials.mask, sys.argv[1:])
-        # wandb's defaults keep tables in the home folder, and wait forever if the network fails at the end.
+        # wandb's defaults keep tables in the home folder, and wait forever if the network fails at the end. The limit
+        # is below CLOSE_S, so that `close` goes on before the end of the run stops waiting for it.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "300")
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "240")
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
         is_new = not (run.folder / ID_FILE).exists()
         options = {"name": run.name, "id": run.own_id(ID_FILE), "resume": "allow", "dir": str(folder)}
@@ -46,7 +50,7 @@ class WandbRun(Dashboard):
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
             logger.warning("wandb cannot be reached (%s); this run is logged offline", reason)
-            wandb.teardown()  # otherwise the run that could not start still holds the id
+            end_service()  # otherwise the run that could not start still holds the id
             self._start({**options, "mode": "offline"})
         if self._wandb.offline:
             self.last_step = -1 if is_new else self._last_sent()
@@ -75,6 +79,7 @@ class WandbRun(Dashboard):
                 artifact.add_file(str(file))
             self._wandb.log_artifact(artifact, aliases=["best"])
         self.tracker.finish()
+        end_service()
 
     def _start(self, options: Mapping[str, Any]) -> None:
         import wandb
@@ -125,6 +130,17 @@ class WandbRun(Dashboard):
             picture = wandb.Image(image, caption=example.caption, masks=layers, file_type="jpg")
             shown["val/pictures"].append(picture)
         return shown
+
+
+def end_service() -> None:
+    """End wandb's service, a process beside this one; it starts again when it is needed."""
+    import wandb
+
+    # A request to the server that is still open can make the service overlook that it shall end, and wandb waits for it
+    # forever, also when this process exits. A service that is left alone ends with this process.
+    thread = Thread(target=wandb.teardown, name="wandb-teardown", daemon=True)
+    thread.start()
+    thread.join(SERVICE_END_S)
 
 
 def wandb_mode(mode: WandbMode) -> str:
