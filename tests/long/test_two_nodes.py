@@ -12,6 +12,7 @@ import pytest
 from tests.long.launched import CONFIGS, DEADLINE_S, ROOT, environment, train_to_the_end, whole_lines
 from tests.long.nodes import Nodes, missing
 from tests.synthetic import write_shards
+from unetdist.distributed.rendezvous import WAIT_S
 
 WHY_NOT = missing()
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
@@ -88,7 +89,7 @@ class Job:
     def end(self) -> list[int]:
         """Wait for the end of both; their exit codes."""
         try:
-            codes = [command.wait(DEADLINE_S) for command in self.commands]
+            codes = [command.wait(WAIT_S + DEADLINE_S) for command in self.commands]
         except subprocess.TimeoutExpired:
             pytest.fail(f"one of them does not end\n{self.output()}")
         deadline = time.monotonic() + DEADLINE_S

@@ -22,8 +22,9 @@ from torch.distributed import Store as Store  # type: ignore[attr-defined]  # us
 
 from unetdist.errors import LaunchError
 
-# Seconds that a process waits for the others.
-WAIT_S = 600.0
+# Seconds that a process waits for the others, whose imports can take minutes on a busy file system. It waits in
+# vain if its machine came back while the launcher of rank 0 was ending; then the launchers start anew.
+WAIT_S = 300.0
 
 # Seconds that rank 0 waits longer: the store may end with it, and the others need it to find out who is missing.
 GRACE_S = 15.0
