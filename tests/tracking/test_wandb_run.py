@@ -164,7 +164,7 @@ def test_a_failure_offline_is_no_reason_to_try_again(tmp_path, no_account, accel
 
 
 def test_a_service_that_does_not_end_is_left_alone(monkeypatch):
-    """As upstream, where it sometimes overlooks the request to end; without a limit the run's process never ended."""
+    """wandb's service sometimes misses the message to end; without a limit the run's process never ended."""
     released = Event()
     monkeypatch.setattr(wandb, "teardown", released.wait)
     monkeypatch.setattr(wandb_run, "SERVICE_END_S", 0.01)

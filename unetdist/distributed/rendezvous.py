@@ -22,8 +22,8 @@ from torch.distributed import Store as Store  # type: ignore[attr-defined]  # us
 
 from unetdist.errors import LaunchError
 
-# Seconds that a process waits for the others, whose imports can take minutes on a busy file system. It waits in
-# vain if its machine came back while the launcher of rank 0 was ending; then the launchers start anew.
+# Seconds that a process waits for the others, whose imports can take minutes on a busy file system. A machine
+# that comes back while rank 0's launcher is ending waits the full time for nothing, before the launchers start again.
 WAIT_S = 300.0
 
 # Seconds that rank 0 waits longer: the store may end with it, and the others need it to find out who is missing.

@@ -15,7 +15,7 @@ from unetdist.data import drawing as draw
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.evaluation.evaluate import Report
 from unetdist.storage.files import write_text
-from unetdist.tracking.dashboard import Dashboard, StepRow, TrackedRun, WandbMode
+from unetdist.tracking.dashboard import CLOSE_S, Dashboard, StepRow, TrackedRun, WandbMode
 
 # Names in the run's folder: the id of the run in wandb, and the last step that was handed to wandb.
 ID_FILE = "wandb_id"
@@ -34,10 +34,10 @@ class WandbRun(Dashboard):
         folder = run.folder.resolve()
         # wandb uploads the command line.
         sys.argv[1:] = map(credentials.mask, sys.argv[1:])
-        # wandb's defaults keep tables in the home folder, and wait forever if the network fails at the end. The limit
-        # is below CLOSE_S, so that `close` goes on before the end of the run stops waiting for it.
+        # wandb's defaults keep tables in the home folder, and wait forever if the network fails at the end. It gets
+        # a minute less than the end of a run waits for a dashboard, so that `close` can still end the service.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "240")
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", f"{CLOSE_S - 60:.0f}")
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
         is_new = not (run.folder / ID_FILE).exists()
         options = {"name": run.name, "id": run.own_id(ID_FILE), "resume": "allow", "dir": str(folder)}
@@ -133,11 +133,11 @@ class WandbRun(Dashboard):
 
 
 def end_service() -> None:
-    """End wandb's service, a process beside this one; it starts again when it is needed."""
+    """End wandb's service process; wandb starts a new one when it needs it."""
     import wandb
 
-    # A request to the server that is still open can make the service overlook that it shall end, and wandb waits for it
-    # forever, also when this process exits. A service that is left alone ends with this process.
+    # While a request to the server is open, the service can miss the message to end, and wandb waits for it forever,
+    # also when this process exits. A service that is left running ends with this process.
     thread = Thread(target=wandb.teardown, name="wandb-teardown", daemon=True)
     thread.start()
     thread.join(SERVICE_END_S)
