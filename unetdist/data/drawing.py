@@ -33,9 +33,12 @@ def overlay(image: Array, mask: Array, colors: Array, names: Sequence[str]) -> A
     """
     base, labels = _enlarged(_as_rgb(image), mask)
     # The image becomes grey, because a blue class on a yellow wall would look green, like another class of the legend.
-    grey = Image.fromarray(base).convert("L").convert("RGB")
-    tinted = Image.blend(grey, Image.fromarray(paint(labels, colors)), 0.5)
-    return with_legend(np.asarray(tinted), np.unique(mask).tolist(), colors, names)
+    grey = np.asarray(Image.fromarray(base).convert("L")) // 2
+    # In place, because a picture may have 24 million pixels.
+    tinted = paint(labels, colors)
+    tinted //= 2
+    tinted += grey[..., None]
+    return with_legend(tinted, np.unique(mask).tolist(), colors, names)
 
 
 def gallery(
@@ -145,19 +148,19 @@ def with_legend(
     height, width = picture.shape[:2]
     columns = max(1, min(len(present), (width - pad) // column))
     rows = math.ceil(len(present) / columns)
-    sheet = (height + rows * line + 2 * pad, max(width, columns * column + pad), 3)
-    canvas = np.full(sheet, _PAPER, np.uint8)
-    left = (canvas.shape[1] - width) // 2
-    canvas[:height, left : left + width] = picture
-    drawn = Image.fromarray(canvas)
-    draw = ImageDraw.Draw(drawn)
+    legend = Image.new("RGB", (max(width, columns * column + pad), rows * line + 2 * pad), _PAPER)
+    draw = ImageDraw.Draw(legend)
     for place, (index, label) in enumerate(zip(present, labels, strict=True)):
-        x, y = pad + place % columns * column, height + pad + place // columns * line
+        x, y = pad + place % columns * column, pad + place // columns * line
         sample = paint(np.full((swatch, swatch), index), colors)
-        drawn.paste(Image.fromarray(sample), (x, y))
+        legend.paste(Image.fromarray(sample), (x, y))
         draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), outline=_FRAME)
         draw.text((x + swatch + pad // 2, y + swatch // 2), label, _INK, font, anchor="lm")
-    return np.asarray(drawn)
+    sheet = np.full((height + legend.height, legend.width, 3), _PAPER, np.uint8)
+    left = (legend.width - width) // 2
+    sheet[:height, left : left + width] = picture
+    sheet[height:] = legend
+    return sheet
 
 
 def _font(picture: Array) -> ImageFont.FreeTypeFont:
@@ -174,6 +177,8 @@ def _as_rgb(image: Array) -> Array:
 
 def _enlarged(image: Array, *masks: Array) -> list[Array]:
     factor = math.ceil(SMALLEST_PX / max(image.shape[:2]))
+    if factor == 1:
+        return [image, *masks]
     return [picture.repeat(factor, axis=0).repeat(factor, axis=1) for picture in (image, *masks)]
 
 

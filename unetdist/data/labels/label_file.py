@@ -127,7 +127,7 @@ def read_header(text: str, path: Path, line: int, *, is_strict: bool) -> list[st
     # A file without colours.
     if sorted(roles) == ["id", "name"] and {"id", "ids"} & set(words):
         return roles
-    if any(_INTEGER.fullmatch(word) for word in words) or len({*roles} & {*"rgb", "name"}) < 2:
+    if any(_INTEGER.fullmatch(word) for word in words) or len({"r", "g", "b", "name"} & set(roles)) < 2:
         return None
     missing = [role for role in ("r", "g", "b", "name") if roles.count(role) != 1]
     if not missing and roles.count("id") < 2:
@@ -215,7 +215,7 @@ def _forms(lines: Sequence[_Line]) -> Iterator[LabelReading]:
         values = [_values(line, form.split(), is_header=False, numbers_in_name=True) for line in lines]
         names = [each.get("name", "") for each in values]
         bare = [name.strip(" 0123456789") for name in names]
-        has_no_ids = len({*bare}) < len(lines) or (form == "name" and not {*bare}.isdisjoint(names))
+        has_no_ids = len(set(bare)) < len(lines) or (form == "name" and not set(bare).isdisjoint(names))
         if all(bare) and has_no_ids:
             yield LabelReading(form, _rows(lines, values), -1)
 
