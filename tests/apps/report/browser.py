@@ -59,9 +59,10 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def wait_for(self, code):
+    def wait_for(self, code, again=lambda: None):
+        """Wait until `code` is true; `again` is called before each look, for a page that may not be laid out yet."""
         deadline = time.monotonic() + DEADLINE_S
-        while not self.evaluate(code):
+        while again() or not self.evaluate(code):
             assert time.monotonic() < deadline, f"never came true: {code}\n{self.problems}"
             time.sleep(0.1)
 

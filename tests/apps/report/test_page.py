@@ -77,11 +77,10 @@ def test_the_slider_of_a_picture_goes_by_keyboard_pointer_and_touch(browser):
         " block: 'center'}); const box = stage.getBoundingClientRect();"
         " return [box.left + SHARE * box.width, box.top + box.height / 2] })()"
     )
-    browser.click(*browser.evaluate(where.replace("SHARE", "0.25")))
-    browser.wait_for(f"{at} === '25%'")
+    browser.wait_for(f"{at} === '25%'", again=lambda: browser.click(*browser.evaluate(where.replace("SHARE", "0.25"))))
     browser.look(width=390, touch=True)
-    browser.tap(*browser.evaluate(where.replace("SHARE", "0.75")))
-    browser.wait_for(f"['74%', '75%', '76%'].includes({at})")
+    three_quarters = f"['74%', '75%', '76%'].includes({at})"
+    browser.wait_for(three_quarters, again=lambda: browser.tap(*browser.evaluate(where.replace("SHARE", "0.75"))))
     browser.look(width=1280)
 
 
