@@ -1,6 +1,9 @@
 """The loop on a GPU: the same numbers as on a CPU, in every number format, and never waiting for the device."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Deterministic behavior was enabled"),
 ]
 
+ROOT = Path(__file__).parents[2]
 AUGMENT = {"crop_size": [16, 24], "scale_min": 0.7, "scale_max": 1.4, "flip_horizontal": 0.5}
 EXACT = {
     "augment": AUGMENT,
@@ -99,39 +103,67 @@ def test_no_loss_waits_for_the_device(waiting_is_an_error, term):
     class_pixels = torch.stack([(mask == index).sum((1, 2)) for index in range(3)], dim=1)
     for waits in (False, True):  # the first round loads kernels
         waiting_is_an_error(waits)
-        loss(logits, mask, loss.denominators(class_pixels)).backward()
+        loss(logits, mask, loss.denominators(loss.counts(class_pixels))).backward()
     waiting_is_an_error(False)
+
+
+@pytest.fixture
+def reproducible(monkeypatch):
+    """The trainer's settings of a run whose bits are the same each time; afterwards kernels are chosen freely again."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    yield {"reproducible": True, "max_steps": 12, "log_every": 1, "ema_decay": 0.9}
+    torch.use_deterministic_algorithms(False)
+
+
+MODEL = {"widths": [8, 16, 16], "dropout": 0.2}
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16", "fp16"])
-def test_a_stopped_run_continues_bit_by_bit(building, train, monkeypatch, mixed_precision, kind):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def test_a_stopped_run_continues_bit_by_bit(building, train, reproducible, mixed_precision, kind):
     sections = {
         "augment": AUGMENT,
-        "model": {"widths": [8, 16, 16], "dropout": 0.2},
+        "model": MODEL,
         "optim": {"kind": kind, "lr": 0.01},
-        "trainer": {"max_steps": 12, "log_every": 1, "ema_decay": 0.9, "mixed_precision": mixed_precision},
+        "trainer": {**reproducible, "mixed_precision": mixed_precision},
         "checkpoint": {"save_every": 100},
-        "performance": "off",  # autotuning may choose another kernel each time
     }
-    try:
-        straight = train("cuda", name="straight", **sections)
-        with building("cuda", name="stopped", **sections) as trainer:
-            step = trainer.train_step
+    straight = train("cuda", name="straight", **sections)
+    with building("cuda", name="stopped", **sections) as trainer:
+        step = trainer.train_step
 
-            def step_and_stop(micro_batches):
-                trainer.stop.received = 15 if trainer.state.step == 6 else None
-                return step(micro_batches)
+        def step_and_stop(micro_batches):
+            trainer.stop.received = 15 if trainer.state.step == 6 else None
+            return step(micro_batches)
 
-            trainer.train_step = step_and_stop
-            assert trainer.fit() is False
-            assert 7 <= trainer.state.step < 12
-        continued = train("cuda", name="stopped", **sections)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert difference(straight, continued) == 0
+        trainer.train_step = step_and_stop
+        assert trainer.fit() is False
+        assert 7 <= trainer.state.step < 12
+    assert difference(straight, train("cuda", name="stopped", **sections)) == 0
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("model", [MODEL, {**MODEL, "upsample": "bilinear", "residual": True, "drop_path": 0.2}])
+def test_a_reproducible_run_has_the_same_bits_each_time(train, reproducible, model, accumulation):
+    sections = {
+        "augment": AUGMENT,
+        "model": model,
+        "loss": {"class_weights": "median_frequency", "dice_weight": 0.5, "focal_weight": 0.5, "lovasz_weight": 0.5},
+        "optim": {"lr": 0.01, "clip_norm": 1.0},
+        "trainer": {**reproducible, "global_batch_size": 8, "micro_batch_size": 8 // accumulation},
+    }
+    first, second = (train("cuda", name=name, **sections) for name in ("first", "second"))
+    assert difference(first, second) == 0
+
+
+def test_two_gpus_train_the_bits_of_one(data):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs 2 GPUs")
+    words = ["--world", "1,2", "--steps", "12", "--trainer.reproducible", "true", "--trainer.micro_batch_size", "2"]
+    words += ["--data.train", str(data / "train"), "--augment.crop_size", "[16,24]", "--model.widths", "[8,16,16]"]
+    words += ["--model.dropout", "0.2", "--trainer.global_batch_size", "8", "--trainer.max_steps", "12"]
+    done = subprocess.run([sys.executable, str(ROOT / "launch" / "equivalence.py"), *words], check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(("first", "then"), [("cpu", "cuda"), ("cuda", "cpu")])

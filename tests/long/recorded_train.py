@@ -1,10 +1,11 @@
 """launch/train.py, started in its place by tests: also writes down what each rank is fed, before it is.
 
 In the folder RECORD, the file `ATTEMPT.RANK` of each process has one line per step: [step, [[id, checksum of its
-picture and mask], ...]]. FLOAT64=1 trains in float64.
+picture and mask], ...]]. In step SPOILED_STEP, if it is set, no loss is finite.
 """
 
 import json
+import math
 import os
 import runpy
 import zlib
@@ -27,21 +28,24 @@ def samples_of(micro_batches: list[Batch]) -> list[list[int]]:
 
 def record_into(folder: Path) -> None:
     train_step = Trainer.train_step
+    spoil = int(os.environ.get("SPOILED_STEP", 0))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{os.environ['ATTEMPT']}.{os.environ.get('RANK', '0')}"
 
     def record_and_step(self: Trainer, micro_batches: list[Batch]) -> Any:
         with open(path, "a") as file:  # one write, which a kill does not cut
             file.write(json.dumps([self.state.step + 1, samples_of(micro_batches)]) + "\n")
-        return train_step(self, micro_batches)
+        loss = self.step.model_with_loss.loss
+        spoiled = loss.register_forward_hook(lambda *args: args[2] * math.nan) if self.state.step + 1 == spoil else None
+        try:
+            return train_step(self, micro_batches)
+        finally:
+            if spoiled:
+                spoiled.remove()
 
     Trainer.train_step = record_and_step
 
 
 if __name__ == "__main__":
-    if os.environ.get("FLOAT64"):
-        import torch  # at the top it would come before unetdist, which notes who started this process
-
-        torch.set_default_dtype(torch.float64)
     record_into(Path(os.environ["RECORD"]))
     runpy.run_path(str(ROOT / "launch" / "train.py"), run_name="__main__")

@@ -36,7 +36,7 @@ def batch(num_images, *, seed=0, size=(5, 6), ignored=0.4):
 
 
 def count(mask, num_classes=NUM_CLASSES):
-    return torch.stack([(mask == index).sum(dim=(1, 2)) for index in range(num_classes)], dim=1)
+    return Loss.counts(torch.stack([(mask == index).sum(dim=(1, 2)) for index in range(num_classes)], dim=1))
 
 
 def make_loss(**settings):
@@ -71,14 +71,14 @@ def test_shares_of_any_split_add_up(settings_, cuts, seed, supervised):
     whole.backward()
 
     parts_logits = logits.clone().requires_grad_()
-    total, counted = 0.0, torch.zeros(2, dtype=torch.float64)
+    total, counted = 0.0, torch.zeros(NUM_CLASSES + 1, dtype=torch.int64)
     for begin, end in pairwise([0, *sorted(cuts), 8]):
         part = slice(begin, end)
-        counted += loss.denominators(count(mask[part]))
+        counted += count(mask[part])
         share = loss(outputs(parts_logits[part]), mask[part], denominators)
         share.backward()
         total += share.item()
-    torch.testing.assert_close(counted, denominators, rtol=1e-14, atol=0)
+    assert loss.denominators(counted).equal(denominators)
     assert total == pytest.approx(whole.item(), rel=1e-12)
     torch.testing.assert_close(parts_logits.grad, whole_logits.grad, rtol=0, atol=1e-12)
     assert whole_logits.grad.abs().sum() > 0
@@ -100,7 +100,9 @@ def test_cross_entropy_is_torchs_mean(label_smoothing):
 
 def test_units_count_weighted_pixels_and_images_with_a_valid_one():
     class_pixels = torch.tensor([[3, 0, 1, 0], [0, 0, 0, 0], [0, 2, 0, 4]])
-    denominators = make_loss().denominators(class_pixels)
+    counts = Loss.counts(class_pixels)
+    assert counts.tolist() == [3, 2, 1, 4, 2]
+    denominators = make_loss().denominators(counts)
     assert denominators.dtype == torch.float64
     assert denominators.tolist() == [3 * 0.5 + 2 * 2.0 + 1 * 1.0 + 4 * 0.25, 2]
 

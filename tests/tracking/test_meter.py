@@ -21,7 +21,7 @@ def read(meter, **given):
 def test_losses_are_summed_and_divided_by_steps():
     meter = Meter(World())
     for losses in ((1.0, 2.0), (3.0, 4.0)):  # two steps of two micro-batches
-        meter.add(map(torch.tensor, losses), GOOD, num_bad=2)
+        meter.add([*map(torch.tensor, losses)], GOOD, num_bad=2)
     values = read(meter, lr=0.1, grad_norm=torch.tensor(2.0), global_batch_size=8, epoch=1.5, bad_steps=2)
     step_s = values.pop("time/step_s")
     assert values.pop("time/images_per_s") == pytest.approx(8 / step_s)
@@ -34,7 +34,7 @@ def test_losses_are_summed_and_divided_by_steps():
         "train/bad_steps": 2,
         "time/data_s": 0.0,
     }
-    meter.add([], GOOD, num_bad=0)
+    meter.add([torch.tensor(1.0)], GOOD, num_bad=0)
     assert read(meter, is_compiled=True)["time/is_compiled"] == 1.0
 
 
@@ -66,7 +66,7 @@ def test_only_the_wait_for_an_item_is_data_time():
     meter = Meter(World())
     for _ in meter.timed(slow()):
         time.sleep(0.05)
-        meter.add([], GOOD, num_bad=0)
+        meter.add([torch.tensor(1.0)], GOOD, num_bad=0)
     values = read(meter)
     assert 0.02 <= values["time/data_s"] < values["time/step_s"] - 0.04
 

@@ -1,16 +1,21 @@
 import json
+import re
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from tests.distributed.launcher import run_ranks
 from tests.synthetic import settings_of, write_shards
 from unetdist.cli import settings
+from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
 from unetdist.storage.files import hold_lock
 from unetdist.train import build as wiring
-from unetdist.train.build import build_trainer, channel_statistics, first_native_epoch
+from unetdist.train.build import build_trainer, channel_statistics, first_native_epoch, open_training_set, promise
 from unetdist.train.config import Config
-from unetdist.train.performance import PLAIN, FastPath
+from unetdist.train.performance import PLAIN, FastPath, agree_on_threads
 from unetdist.train.run_folder import LOCK_FILE
 from unetdist.train.run_status import read_status
 from unetdist.train.trainer import Schedule, TrainerConfig
@@ -69,6 +74,97 @@ def test_what_cannot_be_trained_is_refused_before_a_tracker_begins(tmp_path, cha
     with hold_lock(tmp_path / "runs" / "tiny" / LOCK_FILE):  # nobody has it any more
         pass
     assert not (tmp_path / "runs" / "tiny" / "wandb").exists()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "asked", "kept", "size"),
+    [
+        (1, None, None, 16),
+        (4, None, None, 4),
+        (8, None, 2, 2),
+        (1, None, 2, 2),  # not 16, which this process could have
+        (8, 1, 2, 1),
+        (8, None, 4, 2),  # 8 processes cannot have 4 each
+    ],
+)
+def test_the_micro_batch_size_is_asked_for_or_kept_or_as_large_as_can_be(
+    tmp_path, caplog, world_size, asked, kept, size
+):
+    write_shards(tmp_path / "train", 4)
+    trainer = {"global_batch_size": 16, "micro_batch_size": asked}
+    config = settings.from_mapping(Config, settings_of(tmp_path / "train", None, tmp_path, trainer=trainer))
+    assert open_training_set(config, World(world_size=world_size), kept).micro_batch_size == size
+    told = [message for message in caplog.messages if "micro_batch_size" in message]
+    assert len(told) == int((asked, kept) == (None, 4))
+    for message in told:
+        assert re.search(r"trainer\.micro_batch_size was 4\b.+\b2\b.+\b8\b.+up to rounding", message)
+    open_training_set(config, World(rank=1, world_size=world_size), kept)
+    assert len(caplog.messages) == len(told)  # the other ranks say nothing
+
+
+def test_a_micro_batch_size_that_these_processes_cannot_have_may_be_left_out(tmp_path):
+    write_shards(tmp_path / "train", 4)
+    with pytest.raises(ConfigError, match=r"micro_batch_size \(3\); use 3 or 6, or --trainer\.micro_batch_size null\."):
+        build(tmp_path, trainer={"micro_batch_size": 3})
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("size", "norm", "reproducible", "world", "same"),
+    [
+        (2, "batch", False, World(world_size=4), "the same bits on 1, 2, 4, 8 processes"),
+        (16, "group", False, World(), "the same bits on 1 process:"),
+        (4, "batch", False, World(world_size=3), "up to rounding on 3, the same bits on 1, 2, 4 processes"),
+        (2, "sync_batch", True, World(), "up to rounding"),
+        (2, "batch", False, World(device=CUDA), "up to rounding"),
+        (2, "batch", True, World(device=CUDA), "the same bits on 1, 2, 4, 8 processes"),
+    ],
+)
+def test_a_run_says_where_its_bits_are_the_same(tmp_path, monkeypatch, size, norm, reproducible, world, same):
+    trainer = {"global_batch_size": 16, "reproducible": reproducible}
+    sections = {"trainer": trainer, "model": {"norm": norm}}
+    config = settings.from_mapping(Config, settings_of(tmp_path, None, tmp_path, **sections))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    told = promise(config, world, size)
+    assert same in told
+    assert f"trainer.micro_batch_size {size}" in told
+    assert ("bits" in told) == ("bits" in same)
+    assert ("1 thread per process" in told) == ("bits" in same and world.device != CUDA)
+
+
+def test_as_many_processes_as_micro_batches_have_the_same_bits_too(tmp_path):
+    values = settings_of(tmp_path, None, tmp_path, trainer={"global_batch_size": 12})
+    config = settings.from_mapping(Config, values)
+    assert "the same bits on 1, 2, 4, 12 processes" in promise(config, World(world_size=12), 1)
+    assert "up to rounding on 6, the same bits on 1, 2, 4, 12" in promise(config, World(world_size=6), 1)
+
+
+def threads_on_each(kept: int | None) -> tuple[int, int]:
+    torch.set_num_threads(3 - dist.get_rank())
+    return agree_on_threads(kept), torch.get_num_threads()
+
+
+def test_all_processes_have_the_threads_that_the_run_kept_or_the_fewest_of_any():
+    assert run_ranks(threads_on_each, 2, None) == [(2, 2), (2, 2)]
+    assert run_ranks(threads_on_each, 2, 3) == [(3, 3), (3, 3)]
+
+
+def fixed_on_each(values: dict[str, Any]) -> dict[str, int]:
+    torch.set_num_threads(1 + dist.get_world_size())
+    with build_trainer(settings.from_mapping(Config, values)) as trainer:
+        trainer.stop.received = 15
+        trainer.fit()
+        return {**trainer.fixed, "really": torch.get_num_threads(), "micro_batches": trainer.step.num_micro_batches}
+
+
+def test_a_run_keeps_its_numbers_on_another_number_of_processes(tmp_path):
+    write_shards(tmp_path / "train", 9)
+    values = settings_of(tmp_path / "train", None, tmp_path / "runs")
+    numbers = {"micro_batch_size": 2, "num_threads": 3, "really": 3, "micro_batches": 2}
+    for world_size in (2, 1):
+        assert run_ranks(fixed_on_each, world_size, values) == world_size * [numbers]
 
 
 def compiled_in(run_dir):

@@ -56,8 +56,9 @@ def test_help_shows_the_explanations(capsys):
 
 
 FILES = sorted(Path("configs").glob("*.yaml"))
-SMALL = ["--trainer.global_batch_size", "2", "--augment.crop_size", "[32,32]", "--data.num_workers", "0",
-         "--tracking.tracker", "none", "--optim.warmup_steps", "0", "--trainer.mixed_precision", "no",
+SMALL = ["--trainer.global_batch_size", "2", "--trainer.micro_batch_size", "null", "--augment.crop_size", "[32,32]",
+         "--data.num_workers", "0", "--tracking.tracker", "none", "--optim.warmup_steps", "0",
+         "--trainer.mixed_precision", "no",
          "--trainer.max_steps", "2", "--trainer.eval_every", "1"]  # fmt: skip
 
 

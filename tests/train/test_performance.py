@@ -19,6 +19,7 @@ def chosen(monkeypatch):
         monkeypatch.setattr(performance, "find_spec", lambda name: name if has_triton else None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         run = {"max_steps": 100_000, "global_batch_size": 64, "micro_batch_size": 64, "mixed_precision": "bf16"}
+        run |= {"reproducible": False}
         world = World(world_size=world_size, device=torch.device(device))
         return choose(setting, world, UNetConfig(norm=norm), **{"image_size": (480, 352), **run, **changes})
 
@@ -26,7 +27,7 @@ def chosen(monkeypatch):
 
 
 def test_off_is_the_plain_path(chosen):
-    assert chosen("off") is PLAIN
+    assert chosen("off") == PLAIN
     assert (PLAIN.compiler, PLAIN.autotunes, PLAIN.keeps_memory) == (None, False, False)
 
 
@@ -82,6 +83,20 @@ def test_cudnn_tries_as_many_kernels_as_torch_lets_it(monkeypatch):
     prepare(FastPath(autotunes=True))
     assert torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.benchmark_limit == before
+
+
+@pytest.mark.parametrize("setting", ["auto", "off"])
+def test_a_reproducible_run_has_deterministic_kernels_and_tries_none(chosen, setting, monkeypatch):
+    path = chosen(setting, reproducible=True)
+    assert (path.is_deterministic, path.autotunes) == (True, False)
+    assert not chosen(setting).is_deterministic
+    switched = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", switched.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    prepare(chosen())
+    assert switched == []
+    prepare(path)
+    assert switched == [True]
 
 
 def test_a_faster_number_format_is_told_of(chosen):

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -8,6 +9,8 @@ from tests.synthetic import settings_of
 from unetdist.cli import settings
 from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
+from unetdist.storage.checkpoint_files import CheckpointFolder
+from unetdist.storage.folders import open_folder
 from unetdist.train.checkpoint import CheckpointConfig
 from unetdist.train.config import Config
 from unetdist.train.run_folder import SETTINGS_FILE, claim_run_folder
@@ -19,9 +22,8 @@ def values(tmp_path, **sections):
 
 
 def claim(folder, values, /, **checkpoint):
-    claim_run_folder(
-        folder, values, cfg=CheckpointConfig(**checkpoint), world=World(), defaults=settings.defaults(Config)
-    )
+    cfg = CheckpointConfig(**checkpoint)
+    return claim_run_folder(folder, values, cfg=cfg, world=World(), defaults=settings.defaults(Config))[1]
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_a_run_that_still_names_a_setting_that_is_gone_goes_on(begun, tmp_path):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"trainer": {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "micro_batch_size": 1}},
+        {"trainer": {"global_batch_size": 4, "max_steps": 4, "log_every": 1}},
         {"data": {"train": "moved", "num_workers": 3}},
         {"checkpoint": {"keep_last": 5}},
         {"data": {"train": "t", "on_bad_sample": "blank", "max_bad_samples": 7}},  # as errors advise
@@ -162,18 +164,62 @@ def test_settings_that_were_spoilt_are_named(begun, tmp_path):
         claim(begun, values(tmp_path))
 
 
-def claim_on_each(folder: Path, seed: int) -> str:
+def with_size(tmp_path, size):
+    """Settings that ask for this micro-batch size of a global batch of 16."""
+    trainer = {"global_batch_size": 16, "max_steps": 4, "log_every": 2, "micro_batch_size": size}
+    return values(tmp_path, trainer=trainer)
+
+
+def save_facts(folder, facts):
+    CheckpointFolder(open_folder(folder / "checkpoints"), keep_last=1).write(1, b"", facts)
+
+
+@pytest.mark.parametrize("first", [None, 2])
+@pytest.mark.parametrize("asked", [None, 2])
+def test_a_run_keeps_its_numbers_whether_its_settings_name_them_or_not(tmp_path, first, asked):
+    numbers = {"micro_batch_size": 2, "num_threads": 3}
+    assert claim(tmp_path / "run", with_size(tmp_path, first)) == {}
+    save_facts(tmp_path / "run", {"fixed": numbers})
+    assert claim(tmp_path / "run", with_size(tmp_path, asked)) == numbers
+
+
+@pytest.mark.parametrize("first", [None, 2])
+def test_another_micro_batch_size_needs_leave(tmp_path, first):
+    claim(tmp_path / "run", with_size(tmp_path, first))
+    save_facts(tmp_path / "run", {"fixed": {"micro_batch_size": 2}})
+    message = r"started with trainer\.micro_batch_size: 2, now it is 4.+allow_changes '\[trainer\.micro_batch_size\]'"
+    with pytest.raises(ConfigError, match=message):
+        claim(tmp_path / "run", with_size(tmp_path, 4))
+    claim(tmp_path / "run", with_size(tmp_path, 4), allow_changes=("trainer.micro_batch_size",))
+
+
+def test_a_run_of_an_older_version_keeps_the_micro_batch_size_of_its_settings(tmp_path):
+    claim(tmp_path / "run", with_size(tmp_path, 2))
+    save_facts(tmp_path / "run", {})
+    with pytest.raises(ConfigError, match=r"trainer\.micro_batch_size: 2, now it is 4"):
+        claim(tmp_path / "run", with_size(tmp_path, 4))
+    assert claim(tmp_path / "run", with_size(tmp_path, None)) == {"micro_batch_size": 2}
+
+
+@pytest.mark.parametrize("asked", [None, 4])
+def test_without_the_setting_an_older_version_kept_no_micro_batch_size(tmp_path, asked):
+    claim(tmp_path / "run", with_size(tmp_path, None))
+    save_facts(tmp_path / "run", {})
+    assert claim(tmp_path / "run", with_size(tmp_path, asked)) == {"micro_batch_size": None}
+
+
+def claim_on_each(folder: Path, seed: int) -> Any:
+    settings = {"seed": seed, "trainer": {"micro_batch_size": None}}
     try:
         world = World(rank=dist.get_rank(), world_size=2)
-        claim_run_folder(folder, {"seed": seed}, cfg=CheckpointConfig(), world=world, defaults={})
+        return claim_run_folder(folder, settings, cfg=CheckpointConfig(), world=world, defaults={})[1]
     except ConfigError as error:
         return str(error)
-    return ""
 
 
 def test_all_ranks_hear_what_rank_zero_finds(begun):
-    (begun / SETTINGS_FILE).write_text("seed: 0\n")
-    assert run_ranks(claim_on_each, 2, begun, 0) == ["", ""]
+    (begun / SETTINGS_FILE).write_text("seed: 0\ntrainer:\n  micro_batch_size: 2\n")
+    assert run_ranks(claim_on_each, 2, begun, 0) == 2 * [{"micro_batch_size": 2}]
     one, other = run_ranks(claim_on_each, 2, begun, 7)
     assert one == other
     assert "started with seed: 0, now it is 7" in one

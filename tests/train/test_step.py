@@ -5,9 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
-from tests.distributed.launcher import run_ranks
 from tests.no_copies import NoCopies
 from tests.synthetic import settings_of, write_shards
 from unetdist.cli import settings
@@ -69,37 +67,12 @@ def test_dropout_is_the_same_when_a_step_is_repeated(build):
     losses = []
     for _ in range(2):
         trainer.step.wrapped.train()
-        trainer.step.seed_dropout(3)
+        trainer.step.seed_dropout(3, 0)
         losses.append(
             float(trainer.step.wrapped(step[0].image, step[0].mask, trainer.step.global_denominators(step)).detach())
         )
         torch.rand(3)
     assert losses[0] == losses[1]
-
-
-def average(tmp_path):
-    rank = torch.distributed.get_rank()
-    with make(tmp_path / str(rank), trainer={"ema_decay": 0.5}) as trainer:
-        models = (trainer.model, trainer.ema.module)
-        for model in models:
-            for name, buffer in model.named_buffers():
-                if "running_" in name:
-                    buffer.fill_(1.0 + 2 * rank)
-        mean = trainer.model.mean.clone()
-        trainer.step.average_statistics()
-        assert trainer.model.mean.equal(mean)
-        return [
-            set(buffer.unique().tolist())
-            for model in models
-            for name, buffer in model.named_buffers()
-            if "running_" in name
-        ]
-
-
-def test_running_statistics_are_averaged_over_ranks(tmp_path):
-    for rank in run_ranks(average, 2, tmp_path):
-        assert len(rank) > 4
-        assert all(values == {2.0} for values in rank)
 
 
 META = torch.device("meta")
@@ -116,11 +89,8 @@ class Plain:
     def backward(self, loss):
         loss.backward()
 
-    def no_sync(self, model):
-        return torch.enable_grad()
-
-    def clip_grad_norm_(self, parameters, limit):
-        return nn.utils.clip_grad_norm_(parameters, limit)
+    def unscale_gradients(self):
+        pass
 
 
 @pytest.fixture
@@ -144,6 +114,7 @@ def meta_step(monkeypatch):
         optim_cfg=optim_cfg,
         max_steps=10,
         seed=0,
+        num_micro_batches=2,
         meter=Meter(world),
         watchdog=SimpleNamespace(at=lambda place: None),
         source_of=str,
@@ -179,7 +150,7 @@ def test_a_read_back_would_be_found(meta_step, micro_batches):
 
 def test_a_copy_would_be_found(meta_step, micro_batches):
     on_host = meta_step.model_with_loss.loss.class_weights.new_ones(3, device="cpu")
-    meta_step.model_with_loss.loss.denominators = lambda class_pixels: class_pixels.sum(0).double() * on_host.to(META)
+    meta_step.model_with_loss.loss.denominators = lambda counts: counts[:-1].double() * on_host.to(META)
     with NoCopies(), pytest.raises(AssertionError, match="_to_copy.default between cpu and meta"):
         meta_step(micro_batches, 0)
 
@@ -313,7 +284,7 @@ def test_with_dropout_each_path_draws_its_own_numbers_and_only_errors_count(draw
 
 
 def test_inductor_knows_the_options():
-    assert ModelWithLoss(*parts(), compiler="inductor", cuda_graphs=True).is_compiled
+    assert ModelWithLoss(*parts(), compiler="inductor", cuda_graphs=True, is_deterministic=True).is_compiled
 
 
 def numbered_batch(number):

@@ -112,6 +112,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_samples_are_logged(build, 
 
     def watch(micro_batches):
         norm = train_step(micro_batches)
+        trainer.settle()
         states.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
         return norm
 
@@ -241,6 +242,37 @@ def test_a_run_killed_in_its_last_checkpoint_has_its_last_weights(build, tmp_pat
 
 def test_a_large_seed_trains(build):
     assert build(seed=2**62).fit()
+
+
+@pytest.fixture
+def threads():
+    """The number of threads of the test's process, which the test may change."""
+    number = torch.get_num_threads()
+    yield number
+    torch.set_num_threads(number)
+
+
+def test_a_run_continues_with_the_threads_that_it_began_with(build, threads, capsys):
+    torch.set_num_threads(threads + 1)
+    trainer = build()
+    trainer.stop.received = 15
+    trainer.fit()
+    torch.set_num_threads(threads)
+    assert build().fixed == {"micro_batch_size": 4, "num_threads": threads + 1}
+    assert torch.get_num_threads() == threads + 1
+    assert f"{threads + 1} threads per process, as when the run began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", [list, reversed])
+def test_the_statistics_of_network_and_average_are_told_apart_in_any_order(build, order):
+    trainer = build(trainer={"max_steps": 3, "ema_decay": 0.9})
+    trainer.fit()
+    tensors, facts = trainer.run_state.pack()
+    assert not tensors["statistics.0"].equal(tensors["statistics.1"])
+    trainer.run_state.unpack(dict(order(tensors.items())), facts, source="")
+    trainer.settle()
+    again, _ = trainer.run_state.pack()
+    assert [name for name in tensors if not again[name].equal(tensors[name])] == []
 
 
 def test_a_finished_run_stays_unchanged(build, tmp_path):

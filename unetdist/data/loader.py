@@ -211,6 +211,8 @@ def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size:
     if global_batch_size % unit:
         below = global_batch_size // unit * unit
         advice = f"{below} or {below + unit}" if below else f"{unit}"
+        if global_batch_size % world_size == 0:
+            advice += ", or --trainer.micro_batch_size null"
         raise ConfigError(
             f"trainer.global_batch_size ({global_batch_size}) must be divisible by the processes ({world_size}) times "
             f"trainer.micro_batch_size ({micro_batch_size}); use {advice}."

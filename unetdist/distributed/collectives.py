@@ -181,6 +181,17 @@ def gather_to(owner: int, tensor: torch.Tensor) -> list[torch.Tensor]:
     return parts
 
 
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Collective. The tensors (n, ...) of all ranks, of one shape, as one (ranks * n, ...)."""
+    if not dist.is_initialized():
+        return tensor
+    found = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
+    # The older of the two names is deprecated since torch 2.13.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(found, tensor)
+    return found
+
+
 def barrier() -> None:
     """Collective. Wait until every rank has called this."""
     if dist.is_initialized():

@@ -1,5 +1,6 @@
 """Scores a data set exactly: each sample once, counted in integers, summed over ranks, checked against the manifest."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,8 +167,10 @@ class _Tally:
     ) -> None:
         self.expected, self.loss, self.cfg, self.device = expected, loss, cfg, device
         self.num_classes = len(expected.class_names)
-        # Two numerators and two denominators stay apart until the end: a mean of means would depend on the ranks.
-        self.loss_parts = torch.zeros(4, dtype=torch.float64, device=device)
+        # Numerators of every image, and the counts for the denominators of all: a mean of means, or another order of
+        # a sum, would depend on the ranks.
+        self.loss_sums = torch.zeros(expected.num_samples, 2, dtype=torch.float64, device=device)
+        self.loss_counts = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=device)
         # Whether the rank left early, its number of samples, and their fingerprint.
         self.seen = torch.zeros(3, dtype=torch.int64)
         # The confusion matrix, and if requested the counts of outlines and of confidence.
@@ -182,8 +185,8 @@ class _Tally:
         for index, (sample_id, mask, pred) in enumerate(zip(ids.tolist(), batch.mask, logits.argmax(1), strict=True)):
             # Image by image, because the rounding of a batch's sum depends on which images are in it.
             one = slice(index, index + 1)
-            numerators, denominators = self.loss.sums(logits[one], mask[None]), batch.class_pixels[one]
-            self.loss_parts += torch.cat([numerators.double(), self.loss.denominators(denominators)])
+            self.loss_sums[sample_id] = self.loss.sums(logits[one], mask[None]).double()
+            self.loss_counts += self.loss.counts(batch.class_pixels[one])
             counts = [confusion_matrix(pred, mask, self.num_classes)]
             if self.cfg.boundary:
                 counts.append(boundary_counts(pred, mask, self.num_classes))
@@ -214,7 +217,9 @@ class _Tally:
         # `from_numpy` shares the memory of the bootstrap.
         parts = [self.seen, self.sums, self.per_image, torch.from_numpy(self.bootstrap.sums)]
         total = all_reduce_sum(torch.cat([part.flatten() for part in parts]).to(self.device)).cpu()
-        self.loss_parts = all_reduce_sum(self.loss_parts).cpu()
+        # Each image has one rank, so the others add zeros.
+        all_reduce_sum(self.loss_sums)
+        all_reduce_sum(self.loss_counts)
         for part, values in zip(parts, torch.split(total, [part.numel() for part in parts]), strict=True):
             part.copy_(values.view_as(part))
         if self.seen[0]:
@@ -227,7 +232,8 @@ class _Tally:
         names = self.expected.class_names
         confusion, boundary, reliability = (part.numpy() for part in torch.split(self.sums, self.sizes))
         confusion = confusion.reshape(self.num_classes, self.num_classes)
-        numerators, denominators = self.loss_parts[:2], self.loss_parts[2:]
+        numerators = torch.tensor([math.fsum(column) for column in self.loss_sums.T.tolist()], dtype=torch.float64)
+        denominators = self.loss.denominators(self.loss_counts.cpu())
         return Report(
             confusion=confusion,
             scores=Scores.from_confusion(confusion, names),

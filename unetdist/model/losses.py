@@ -71,19 +71,25 @@ class Loss(nn.Module):
         # Pixels may be counted on the host, and copying the weights in either direction would wait for the device.
         self._host_weights = weights.double()
 
-    def denominators(self, class_pixels: Tensor) -> Tensor:
-        """Counts that the terms are divided by, for these images only; sum them over the global batch.
+    @staticmethod
+    def counts(class_pixels: Tensor) -> Tensor:
+        """Counts of these images: (num_classes + 1,) int64, the pixels of each class and the images that have any.
+
+        They are integers, so their sum over the global batch is exact in any order.
 
         Args:
-            class_pixels: (B, num_classes) integers, the valid pixels of each class in each mask.
-
-        Returns:
-            (2,) float64 on the same device: pixels weighted by class, and images that have a valid pixel.
+            class_pixels: (B, num_classes) int64, the valid pixels of each class in each mask.
         """
-        weights = self._host_weights if class_pixels.is_cpu else self.class_weights
-        pixels = class_pixels.sum(dim=0).double() @ weights
-        images = (class_pixels.sum(dim=1) > 0).sum().double()
-        return torch.stack([pixels, images])
+        return torch.cat([class_pixels.sum(dim=0), (class_pixels.sum(dim=1) > 0).sum()[None]])
+
+    def denominators(self, counts: Tensor) -> Tensor:
+        """Divisors of the terms: (2,) float64, pixels weighted by class, and images that have a valid pixel.
+
+        Args:
+            counts: `counts` summed over the global batch; the result is on the same device.
+        """
+        weights = self._host_weights if counts.is_cpu else self.class_weights
+        return torch.stack([counts[:-1].double() @ weights, counts[-1].double()])
 
     def sums(self, logits: Tensor, mask: Tensor) -> Tensor:
         """The terms summed over these images: (2,), still to be divided by the denominators.

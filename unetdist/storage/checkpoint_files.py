@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -107,6 +108,13 @@ class CheckpointFolder:
             f"{self.folder} holds no whole checkpoint (the log above says what is wrong with each); restore one from "
             "a copy, remove that folder to start from the beginning, or choose another --name."
         )
+
+    def newest_facts(self) -> dict[str, Any]:
+        """The facts of the newest commit that can be read, without its tensors; {} if there is none."""
+        for step in sorted(_steps(self.folder.names()), reverse=True):
+            with suppress(DamagedError):  # `newest` will tell
+                return self._commit(step).facts
+        return {}
 
     def tensors(self, commit: Commit) -> bytes:
         """The tensors' file; `DamagedError` if it is not the one that was committed."""

@@ -1,14 +1,15 @@
 """Measures the training between two log lines, and names everything that is logged."""
 
+import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from unetdist.distributed.collectives import World, all_reduce_sum
+from unetdist.distributed.collectives import World, all_gather
 from unetdist.evaluation.evaluate import Report
 
 Item = TypeVar("Item")
@@ -23,7 +24,7 @@ class Meter:
 
     def restart(self) -> None:
         """Forget the sums, for example after a validation, whose time is not step time."""
-        self._loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        self._losses: list[Tensor] = []
         self._good_steps = torch.zeros((), dtype=torch.float64, device=self.world.device)
         self._num_bad = 0
         self._steps = 0
@@ -38,16 +39,15 @@ class Meter:
             yield item
             began = time.perf_counter()
 
-    def add(self, losses: Iterable[Tensor], is_bad: Tensor, num_bad: int) -> None:
+    def add(self, losses: Sequence[Tensor], is_bad: Tensor, num_bad: int) -> None:
         """Count an optimizer step without waiting for the device.
 
         Args:
-            losses: () loss of each micro-batch.
+            losses: () loss of each micro-batch, of which every rank has equally many.
             is_bad: () bool, whether the step was skipped.
             num_bad: number of samples that were left blank.
         """
-        for loss in losses:
-            self._loss += torch.where(is_bad, 0.0, loss)
+        self._losses.append(torch.where(is_bad, 0.0, torch.stack([*losses])))
         self._good_steps += ~is_bad
         self._num_bad += num_bad
         self._steps += 1
@@ -67,10 +67,11 @@ class Meter:
         Returns:
             Values by name; times are seconds per step, and `data_s` is that of the slowest rank.
         """
-        waits = torch.zeros(self.world.world_size, dtype=torch.float64, device=self.world.device)
-        waits[self.world.rank] = self._data_s
-        bad = torch.tensor([self._num_bad], dtype=torch.float64, device=self.world.device)
-        loss, num_bad, *data_s = all_reduce_sum(torch.cat([self._loss[None], bad, waits])).tolist()
+        waits = torch.tensor([self._data_s, self._num_bad], dtype=torch.float64, device=self.world.device)
+        mine = torch.cat([waits, torch.cat(self._losses).double()])
+        data_s, num_bad, *losses = zip(*all_gather(mine[None]).tolist(), strict=True)
+        # Correctly rounded, so it does not matter which rank had which loss.
+        loss = math.fsum(itertools.chain(*losses))
         good_steps = float(self._good_steps)
         step_s = (time.perf_counter() - self._began) / self._steps
         values = {
@@ -78,7 +79,7 @@ class Meter:
             "train/lr": lr,
             "train/grad_norm": float(grad_norm),  # before clipping
             "train/epoch": epoch,
-            "train/bad_samples": num_bad,
+            "train/bad_samples": sum(num_bad),
             "train/bad_steps": bad_steps,
             "time/images_per_s": global_batch_size / step_s,
             "time/data_s": max(data_s) / self._steps,

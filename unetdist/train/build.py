@@ -20,6 +20,7 @@ from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.distributed import hardware
 from unetdist.distributed.collectives import Accelerator, World, log_ranks, make_accelerator, seed_everything, world_of
+from unetdist.distributed.gradient_tree import is_whole_subtree
 from unetdist.distributed.rendezvous import open_store
 from unetdist.distributed.signals import StopSignal
 from unetdist.distributed.watchdog import Watchdog
@@ -39,7 +40,7 @@ from unetdist.train.checkpoint import Checkpoints, RunState
 from unetdist.train.config import Config
 from unetdist.train.model_with_loss import ModelWithLoss
 from unetdist.train.optim import Ema, build_optimizer, lr_factor
-from unetdist.train.performance import FastPath, choose, prepare
+from unetdist.train.performance import FastPath, agree_on_threads, choose, prepare
 from unetdist.train.run_folder import claim_run_folder
 from unetdist.train.run_status import RunStatus
 from unetdist.train.step import TrainStep, prefetch_to_device
@@ -67,10 +68,15 @@ def build_trainer(config: Config) -> Trainer:
     log_ranks(world)
     run_dir = Path(config.runs_dir) / config.name
     values = public(settings.to_mapping(config))
-    claim = claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world, defaults=settings.defaults(Config))
+    defaults = settings.defaults(Config)
+    claim, fixed = claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world, defaults=defaults)
     with claim:  # a notebook that keeps the exception of a failed build could otherwise not build again
         logger.info("run %s", run_dir)
-        data = open_training_set(config, world)
+        data = open_training_set(config, world, fixed.get("micro_batch_size"))
+        fixed["micro_batch_size"] = data.micro_batch_size
+        if world.device.type == "cpu":
+            fixed["num_threads"] = agree_on_threads(fixed.get("num_threads"))
+        logger.info("%s", promise(config, world, data.micro_batch_size))
         network, path = _build_network(config, data, world)
         validator = _build_validator(config, data, network.loss, accelerator, world)
         tracker = Tracker(
@@ -91,7 +97,7 @@ def build_trainer(config: Config) -> Trainer:
             model=network.model,
             ema=step.ema,
             step=step,
-            run_state=RunState(network.model, step.optimizer, step.ema, accelerator.scaler),
+            run_state=RunState(network.model, step.optimizer, step.ema, accelerator.scaler, step.statistics),
             schedule=data.schedule,
             global_batch_size=config.trainer.global_batch_size,
             num_samples=data.manifest.num_samples,
@@ -106,7 +112,23 @@ def build_trainer(config: Config) -> Trainer:
             watchdog=watchdog,
             status=status,
             claim=claim.pop_all(),
+            fixed=fixed,
         )
+
+
+def promise(config: Config, world: World, micro_batch_size: int) -> str:
+    """Say on which numbers of processes the run has the same bits."""
+    number = config.trainer.global_batch_size // micro_batch_size
+    fixed = f"trainer.micro_batch_size {micro_batch_size}"
+    on_cpu = world.device.type == "cpu"
+    if config.model.norm == "sync_batch" or not (on_cpu or config.trainer.reproducible):
+        return f"equal up to rounding on any number of processes: {fixed}, model.norm {config.model.norm}"
+    same = [size for size in range(1, number + 1) if number % size == 0 and is_whole_subtree(number, size)]
+    how = "the same bits" if world.world_size in same else f"up to rounding on {world.world_size}, the same bits"
+    if on_cpu:
+        threads = torch.get_num_threads()
+        fixed += f", {threads} thread{'s' if threads > 1 else ''} per process"
+    return f"{how} on {', '.join(map(str, same))} process{'es' if len(same) > 1 else ''}: {fixed}"
 
 
 def _build_network(config: Config, data: TrainingSet, world: World) -> tuple[ModelWithLoss, FastPath]:
@@ -130,10 +152,14 @@ def _build_network(config: Config, data: TrainingSet, world: World) -> tuple[Mod
         global_batch_size=config.trainer.global_batch_size,
         micro_batch_size=data.micro_batch_size,
         mixed_precision=config.trainer.mixed_precision,
+        reproducible=config.trainer.reproducible,
     )
     logger.info("performance: %s", path.reason)
     prepare(path)
-    return ModelWithLoss(model, loss, compiler=path.compiler, cuda_graphs=path.cuda_graphs), path
+    network = ModelWithLoss(
+        model, loss, compiler=path.compiler, cuda_graphs=path.cuda_graphs, is_deterministic=path.is_deterministic
+    )
+    return network, path
 
 
 def _build_step(
@@ -154,6 +180,7 @@ def _build_step(
         optim_cfg=config.optim,
         max_steps=data.schedule.max_steps,
         seed=config.seed,
+        num_micro_batches=config.trainer.global_batch_size // data.micro_batch_size,
         meter=Meter(world),
         watchdog=watchdog,
         source_of=ShardReader(data.folder, data.manifest).source,
@@ -180,8 +207,11 @@ def _build_validator(
     )
 
 
-def open_training_set(config: Config, world: World) -> TrainingSet:
-    """Open the training shards, and check that the settings fit them and this launch."""
+def open_training_set(config: Config, world: World, kept: int | None = None) -> TrainingSet:
+    """Open the training shards, and check that the settings fit them and this launch.
+
+    Without `trainer.micro_batch_size`, a run continues with the number that it `kept`, if these processes can.
+    """
     folder, manifest = open_data(config.data, config.data.train)
     if not any(manifest.class_pixels):
         raise DataError(
@@ -198,8 +228,16 @@ def open_training_set(config: Config, world: World) -> TrainingSet:
     cfg = config.trainer
     schedule = Schedule.of(cfg, num_samples=manifest.num_samples, save_every=config.checkpoint.save_every)
     lr_factor(0, schedule.max_steps, config.optim)  # refuses a warm-up that is longer than the run
-    micro_batch_size = cfg.micro_batch_size or max(1, cfg.global_batch_size // world.world_size)
+    own = max(1, cfg.global_batch_size // world.world_size)
+    micro_batch_size = cfg.micro_batch_size or kept or own
+    if cfg.micro_batch_size is None and cfg.global_batch_size % (world.world_size * micro_batch_size):
+        micro_batch_size = own
     check_batch_sizes(cfg.global_batch_size, micro_batch_size, world.world_size)
+    if world.is_main and cfg.micro_batch_size is None and kept not in (None, micro_batch_size):
+        told = (
+            "trainer.micro_batch_size was %d, and is %d on %d processes: results from here on are equal up to rounding"
+        )
+        logger.warning(told, kept, micro_batch_size, world.world_size)
     epochs = round(schedule.max_steps * cfg.global_batch_size / manifest.num_samples)
     return TrainingSet(
         folder=folder,

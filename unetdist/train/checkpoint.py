@@ -22,6 +22,7 @@ from unetdist.errors import CheckpointError, ConfigError, TrainingError, Unetdis
 from unetdist.storage import remote
 from unetdist.storage.checkpoint_files import CheckpointFolder, Commit
 from unetdist.storage.folders import Folder, open_folder
+from unetdist.train.norm_statistics import NormStatistics
 from unetdist.train.optim import Ema
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -81,6 +82,8 @@ class RunState:
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None
     """Scales the loss in fp16."""
+    statistics: NormStatistics | None = None
+    """Settled, see `NormStatistics.settle`."""
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors by name, and everything else as JSON types."""
@@ -92,6 +95,8 @@ class RunState:
                     tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
         if self.ema is not None:
             tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
+        if self.statistics is not None:
+            tensors |= {f"statistics.{index}": copies for index, copies in enumerate(self.statistics.settled)}
         facts = {
             "param_groups": state["param_groups"],
             "ema_updates": 0 if self.ema is None else self.ema.num_updates,
@@ -106,6 +111,9 @@ class RunState:
             if self.ema is not None:
                 self.ema.module.load_state_dict(_with_prefix("ema.", tensors))
                 self.ema.num_updates = int(facts["ema_updates"])
+            if self.statistics is not None:
+                copies = _with_prefix("statistics.", tensors)
+                self.statistics.begin(copies[name] for name in sorted(copies))  # safetensors come in random order
             # allow_changes may have changed settings, and another machine may use another implementation: the settings
             # of the new optimizer count, except for the learning rate of this step.
             groups = [

@@ -27,11 +27,20 @@ class ModelWithLoss(nn.Module):
     again, and a compiler sees the whole step. It is compiled inside of DDP, which would cut the graph at its buckets.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, *, compiler: str | None = None, cuda_graphs: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        compiler: str | None = None,
+        cuda_graphs: bool = False,
+        is_deterministic: bool = False,
+    ) -> None:
         """Join an unwrapped model and its loss, both on the same device.
 
         `compiler` is a backend of `torch.compile`, such as "inductor"; None: the plain path. With `cuda_graphs`
-        Inductor replays the kernels of a step instead of launching them one by one.
+        Inductor replays the kernels of a step instead of launching them one by one; with `is_deterministic` it chooses
+        no kernel by its time whose choice would change digits.
         """
         super().__init__()
         self.model, self.loss = model, loss
@@ -44,6 +53,7 @@ class ModelWithLoss(nn.Module):
             # In training Inductor gives up channels_last for networks with convolutions from many channels to few, and
             # the decoder of every U-Net has them.
             layout: dict[str, Any] = {"force_layout_optimization": True, "triton.cudagraphs": cuda_graphs}
+            layout |= {"deterministic": True} if is_deterministic else {}
             options = layout if compiler == "inductor" else None
             self._graph = torch.compile(self._plain, backend=compiler, fullgraph=True, dynamic=False, options=options)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unetdist.cli.logs import logger
 from unetdist.distributed.collectives import World, gather_to
@@ -58,14 +58,13 @@ class NonFiniteGuard:
 
     def __init__(
         self,
-        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         world: World,
         *,
         is_scaled: bool = False,
         source_of: Callable[[int], str] = "sample {}".format,
     ) -> None:
-        """Guard a model that is not wrapped, and its optimizer, which `Accelerator.prepare` returned.
+        """Guard the weights of an optimizer, which `Accelerator.prepare` returned.
 
         With `is_scaled` fp16 scales the loss, and its scaler skips steps (and scales less). `source_of` turns the id
         of a sample into its place in the shards.
@@ -78,14 +77,6 @@ class NonFiniteGuard:
         self._has_stepped = False
         self._steps: list[_Step] = []
         self._row = 0
-        # One flat copy takes a few kernels for the statistics of all norms.
-        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        self._backup = torch.cat([buffer.flatten() for buffer in self._buffers]) if self._buffers else None
-
-    def before_forward(self) -> None:
-        """Copy the statistics of the norms."""
-        if self._backup is not None:
-            torch.cat([buffer.flatten() for buffer in self._buffers], out=self._backup)
 
     def step(self, number: int, grad_norm: Tensor, losses: list[Tensor], ids: list[Tensor]) -> Tensor:
         """Let the optimizer make the step that follows `number` others, unless its gradient is not finite.
@@ -107,13 +98,6 @@ class NonFiniteGuard:
             self._optimizer.step()
         elif self._is_scaled or not is_skipped:
             self._optimizer.step()
-        if self._backup is not None:
-            now = torch.cat([buffer.flatten() for buffer in self._buffers])
-            torch.where(is_skipped, self._backup, now, out=now)
-            parts = torch.split(now, [buffer.numel() for buffer in self._buffers])
-            torch._foreach_copy_(
-                self._buffers, [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)]
-            )
         is_nonfinite = ~torch.stack([loss.detach() for loss in losses]).isfinite()
         self._steps.append(_Step(number, torch.stack(ids), is_nonfinite, is_skipped))
         return is_skipped

@@ -144,8 +144,8 @@ def lr_factor(step: int, max_steps: int, config: OptimConfig) -> float:
 class Ema:
     """Exponential moving average of a model's weights, for validation and as the result of training.
 
-    After each step, average = d * average + (1 - d) * model for weights and floating buffers (the statistics of batch
-    norm belong to the weights that they were taken with); integer buffers are copied. d is `decay`, but at the n-th
+    After each step, average = d * average + (1 - d) * model for all weights; `NormStatistics` does the same with the
+    statistics of batch norm, which belong to the weights that they were taken with. d is `decay`, but at the n-th
     update from 0 at most (1 + n) / (10 + n), so that the random start is soon forgotten.
     The model is on its device, neither wrapped nor compiled; its average is `module`, in eval mode without gradients.
     """
@@ -158,17 +158,10 @@ class Ema:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Average in the state of the (unwrapped) model; call it after each optimizer step."""
+    def update(self, model: nn.Module) -> float:
+        """Average in the weights of the (unwrapped) model, after each optimizer step; returns d."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        averages, values = [], []
-        tensors = ([*module.parameters(), *module.buffers()] for module in (self.module, model))
-        for average, value in zip(*tensors, strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value)
-            else:
-                average.copy_(value)
         # One kernel for all tensors, as in torch.optim.swa_utils.
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        torch._foreach_lerp_([*self.module.parameters()], [*model.parameters()], 1 - decay)
         self.num_updates += 1
+        return decay

@@ -1,13 +1,15 @@
 """Chooses how a run is made fast from facts about device, data and length, so that nobody has to know a flag."""
 
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Literal
 
 import torch
 
-from unetdist.distributed.collectives import MixedPrecision, World
+from unetdist.cli.logs import logger
+from unetdist.distributed.collectives import MixedPrecision, World, all_reduce_min, any_rank
 from unetdist.distributed.hardware import keep_all_freed
 from unetdist.model.config import UNetConfig
 
@@ -37,6 +39,8 @@ class FastPath:
     """Backend of torch.compile for the network with its loss; None: not compiled."""
     cuda_graphs: bool = False
     """Compiled kernels are replayed as CUDA graphs."""
+    is_deterministic: bool = False
+    """Kernels give the same bits each time, and none is chosen by its measured time (CUDA only)."""
     reason: str = "off"
 
 
@@ -54,10 +58,11 @@ def choose(
     global_batch_size: int,
     micro_batch_size: int,
     mixed_precision: MixedPrecision,
+    reproducible: bool,
 ) -> FastPath:
     """Choose the fast path of a run on images of (height, width) pixels and say why; every rank chooses the same."""
     if performance == "off":
-        return PLAIN
+        return replace(PLAIN, is_deterministic=reproducible)
     if world.device.type != "cuda":
         return FastPath(keeps_memory=True, reason="freed memory is kept; no compiler on the CPU")
     num_micro_batches = global_batch_size // (world.world_size * micro_batch_size)
@@ -82,7 +87,26 @@ def choose(
             reasons.append("no CUDA graphs because gradients are accumulated: trainer.micro_batch_size could be larger")
     if mixed_precision == "no":
         reasons.append("trainer.mixed_precision: bf16 would be faster")
-    return FastPath(autotunes=True, compiler=compiler, cuda_graphs=has_graphs, reason="; ".join(reasons))
+    if reproducible:
+        reasons.append("deterministic kernels for trainer.reproducible, which are slower")
+    return FastPath(
+        autotunes=not reproducible,
+        compiler=compiler,
+        cuda_graphs=has_graphs,
+        is_deterministic=reproducible,
+        reason="; ".join(reasons),
+    )
+
+
+def agree_on_threads(kept: int | None) -> int:
+    """Collective. Give each process the threads that the run `kept` so far, or the fewest that any process has."""
+    own = torch.get_num_threads()
+    number = kept or all_reduce_min(own)
+    if any_rank(own != number):
+        why = "the fewest of any process" if kept is None else "as when the run began"
+        logger.info("%d threads per process, %s", number, why)
+        torch.set_num_threads(number)
+    return number
 
 
 def prepare(path: FastPath) -> None:
@@ -90,3 +114,7 @@ def prepare(path: FastPath) -> None:
     if path.keeps_memory:
         keep_all_freed()
     torch.backends.cudnn.benchmark = path.autotunes
+    if path.is_deterministic:
+        # cuBLAS reads it when it is first used, and adds in a varying order without it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)

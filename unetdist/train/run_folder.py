@@ -10,7 +10,7 @@ from unetdist.cli.credentials import public
 from unetdist.cli.logs import logger
 from unetdist.distributed.collectives import World, broadcast
 from unetdist.errors import ConfigError, UnetdistError
-from unetdist.storage.checkpoint_files import has_checkpoint
+from unetdist.storage.checkpoint_files import CheckpointFolder, has_checkpoint
 from unetdist.storage.files import HeldError, hold_lock
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.train.checkpoint import CheckpointConfig
@@ -24,8 +24,7 @@ LOCK_FILE = ".lock"
 WAIT_S = 30.0
 
 # Settings (with a dot: whole sections) that may differ when a run is continued: they change how it runs and is
-# watched, or its errors advise to change them. Results stay the same, except that batch norm sees other
-# micro-batches.
+# watched, or its errors advise to change them. Results stay the same.
 RESULT_NEUTRAL = (
     "name",
     "runs_dir",
@@ -39,7 +38,6 @@ RESULT_NEUTRAL = (
     "data.allow_pipe",  # of older runs
     "data.on_bad_sample",
     "data.max_bad_samples",
-    "trainer.micro_batch_size",
     "trainer.log_every",
     "trainer.timeout_s",
     "trainer.heartbeat_s",
@@ -52,32 +50,35 @@ RESULT_NEUTRAL = (
 
 def claim_run_folder(
     folder: Path, values: Mapping[str, Any], *, cfg: CheckpointConfig, world: World, defaults: Mapping[str, Any]
-) -> ExitStack:
+) -> tuple[ExitStack, dict[str, Any]]:
     """Collective. Check that a run may start or continue in `folder`, and save its settings there.
 
-    The result keeps other trainings out of the folder and the folder of its checkpoints until it is closed, or the
-    process ends. `values` are the resolved settings as plain types, without credentials; `defaults` are the values of
-    settings that an older version of the run did not have yet.
+    The first result keeps other trainings out of the folder and the folder of its checkpoints until it is closed, or
+    the process ends; the second is `Trainer.fixed` of the last checkpoint, {} without one. `values` are the resolved
+    settings as plain types, without credentials; `defaults` are the values of settings that an older version of the run
+    did not have yet.
 
     Raises:
         ConfigError: on all ranks, if the folder holds a run that must not be continued, or not with these settings.
     """
     held = ExitStack()
-    problem = ""
+    problem, fixed = "", {}
     if world.is_main:
         try:
-            _claim(folder, values, cfg, defaults, held)
+            fixed = _claim(folder, values, cfg, defaults, held)
         except UnetdistError as error:
             problem = str(error)  # raised on all ranks, because the others wait for an answer
-    if problem := broadcast(problem, world.device):
+    problem, fixed = broadcast([problem, fixed], world.device)
+    if problem:
         held.close()
         raise ConfigError(problem)
-    return held
+    return held, fixed
 
 
 def _claim(
     folder: Path, values: Mapping[str, Any], cfg: CheckpointConfig, defaults: Mapping[str, Any], held: ExitStack
-) -> None:
+) -> dict[str, Any]:
+    fixed: dict[str, Any] = {}
     homes = [("--runs_dir", open_folder(folder))]
     checkpoints = cfg.folder_of(folder)
     if cfg.folder is not None and (not checkpoints.is_local or checkpoints.path("").resolve() != folder.resolve()):
@@ -93,9 +94,15 @@ def _claim(
             )
         # Checkpoints in another place have their settings next to them.
         _, home = homes[0]
+        fixed = CheckpointFolder(checkpoints, keep_last=cfg.keep_last).newest_facts().get("fixed", {})
         if SETTINGS_FILE in home.names():
-            saved = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
-            _refuse_changes(folder, public(settings.laid_over(defaults, saved)), values, cfg)
+            read = settings.parse_yaml(home.read(SETTINGS_FILE), where=f"{home}/{SETTINGS_FILE}")
+            saved = public(settings.laid_over(defaults, read))
+            # Checkpoints of older versions lack the number, and None in their settings may stand for any.
+            size = fixed.setdefault("micro_batch_size", saved["trainer"]["micro_batch_size"])
+            asked = values["trainer"]["micro_batch_size"]
+            saved["trainer"]["micro_batch_size"] = asked and (size or asked)
+            _refuse_changes(folder, saved, values, cfg)
     for setting, home in homes:
         try:
             home.write(SETTINGS_FILE, settings.to_yaml(values).encode())
@@ -104,6 +111,7 @@ def _claim(
                 f"{home}/{SETTINGS_FILE} cannot be written ({error.strerror}); give {setting} a folder that you may "
                 "write to, with room in it."
             ) from None
+    return fixed
 
 
 def _hold(home: Folder, setting: str, held: ExitStack) -> None:

@@ -1,6 +1,5 @@
 """One optimizer step on a global batch: the same for any number of processes."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from torch.profiler import record_function
 from unetdist.cli.logs import logger
 from unetdist.data.batch import Batch
 from unetdist.distributed.collectives import World, all_reduce_sum, any_rank
+from unetdist.distributed.gradient_tree import GradientTree
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.tracking.meter import Meter
 from unetdist.train.model_with_loss import ModelWithLoss
 from unetdist.train.nonfinite import NonFiniteGuard, SkippedSteps, finite_or_nan
+from unetdist.train.norm_statistics import NormStatistics
 from unetdist.train.optim import Ema, OptimConfig, lr_factor
 
 
@@ -38,6 +39,9 @@ class TrainStep:
     seed: int
     """Seed for dropout."""
 
+    num_micro_batches: int
+    """Micro-batches of a step over all ranks."""
+
     meter: Meter
     watchdog: Watchdog
     source_of: Callable[[int], str]
@@ -47,8 +51,11 @@ class TrainStep:
         self.model: nn.Module = self.model_with_loss.model
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model_with_loss, self.optimizer)
         is_scaled = self.accelerator.scaler is not None
-        self.guard = NonFiniteGuard(
-            self.model, self.optimizer, self.world, is_scaled=is_scaled, source_of=self.source_of
+        self.guard = NonFiniteGuard(self.optimizer, self.world, is_scaled=is_scaled, source_of=self.source_of)
+        self.num_mine = self.num_micro_batches // self.world.world_size
+        self.gradients = GradientTree(self.wrapped, self.num_mine)
+        self.statistics = NormStatistics(
+            self.model, self.ema, num_micro_batches=self.num_micro_batches, world=self.world
         )
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -57,39 +64,46 @@ class TrainStep:
         self.watchdog.at(f"step {step + 1}: forward and backward")
         self.wrapped.train()
         self.set_lr(step)
-        self.seed_dropout(step)
-        self.guard.before_forward()
         batches = [batch.to(self.world.device, non_blocking=True) for batch in micro_batches]
         denominators = self.global_denominators(batches)
         losses = []
         for index, batch in enumerate(batches):
-            is_last = index == len(batches) - 1
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+            self.seed_dropout(step, index)
+            self.statistics.load(index)
+            with self.gradients.add(is_last=index == len(batches) - 1):
                 with record_function("step: forward"):
                     loss = self.wrapped(batch.image, batch.mask, denominators)
                 with record_function("step: backward"):
-                    # DDP averages gradients over ranks; the losses of the ranks add up.
-                    self.accelerator.backward(loss * (self.world.world_size * finite_or_nan(loss)))
+                    self.accelerator.backward(loss * finite_or_nan(loss))
+            self.statistics.store(index)
             losses.append(loss.detach())
         with record_function("step: optimizer"):
             grad_norm = self.clip_gradients()
             is_skipped = self.guard.step(step, grad_norm, losses, [batch.ids for batch in micro_batches])
             self.optimizer.zero_grad(set_to_none=True)
-            if self.ema is not None:
-                self.ema.update(self.model)
+            ema_decay = 0.0 if self.ema is None else self.ema.update(self.model)
+            self.statistics.step(is_skipped, ema_decay)
         self.meter.add(losses, is_skipped, sum(batch.num_bad for batch in micro_batches))
         self.watchdog.at(f"after step {step + 1}")
         return grad_norm
 
     def global_denominators(self, batches: list[Batch]) -> Tensor:
         """Collective. The denominators of the loss over the whole global batch."""
-        class_pixels = torch.cat([batch.class_pixels for batch in batches])
-        return all_reduce_sum(self.model_with_loss.loss.denominators(class_pixels))
+        loss = self.model_with_loss.loss
+        counts = loss.counts(torch.cat([batch.class_pixels for batch in batches]))
+        return loss.denominators(all_reduce_sum(counts))
 
     def clip_gradients(self) -> Tensor:
         """Scale the gradient down to `clip_norm`; returns its norm before."""
-        limit = self.optim_cfg.clip_norm or math.inf
-        return torch.as_tensor(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit))
+        self.accelerator.unscale_gradients()
+        parameters = [parameter for parameter in self.wrapped.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters]
+        if self.world.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+            # CUDA adds in an order that depends on the alignment of the memory, which is another one in DDP's buckets.
+            gradients = [gradient.clone() for gradient in gradients]
+        norm = nn.utils.get_total_norm(gradients)
+        nn.utils.clip_grads_with_norm_(parameters, self.optim_cfg.clip_norm or math.inf, norm)
+        return norm
 
     def set_lr(self, step: int) -> None:
         """Set the learning rate of a step."""
@@ -108,9 +122,10 @@ class TrainStep:
         """Whether steps run a compiled graph; None if they were not meant to."""
         return self.model_with_loss.is_compiled if self.model_with_loss.wants_compiler else None
 
-    def seed_dropout(self, step: int) -> None:
-        """Seed dropout by (seed, step, rank), so that no state of a generator has to be saved."""
-        torch.manual_seed(((self.seed * 1_000_003 + step) * 65_536 + self.world.rank) % 2**63)
+    def seed_dropout(self, step: int, index: int) -> None:
+        """Seed dropout by (seed, step, micro-batch), so that no state of a generator has to be saved."""
+        micro_batch = self.world.rank * self.num_mine + index
+        torch.manual_seed(((self.seed * 1_000_003 + step) * 65_536 + micro_batch) % 2**63)
 
     def report_skipped(self) -> SkippedSteps:
         """Collective. Log and count the steps that were skipped since the last call; waits for the device."""
@@ -139,13 +154,6 @@ class TrainStep:
         for name, value in self.model.named_buffers():
             value.copy_(before[name])
         return self.model_with_loss.problem
-
-    def average_statistics(self) -> None:
-        """Collective. Average batch norm's running statistics over ranks, each of which saw its own samples."""
-        for module in (self.model, *([self.ema.module] if self.ema is not None else [])):
-            for name, buffer in module.named_buffers():
-                if "running_" in name:
-                    all_reduce_sum(buffer).div_(self.world.world_size)
 
 
 def prefetch_to_device(steps: Iterable[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import Self
+from typing import Any, Self
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class TrainerConfig:
     """Samples per optimizer step, over all processes."""
 
     micro_batch_size: int | None = None
-    """Samples per forward pass and process; fewer need less memory. None: all samples of a process at once."""
+    """Samples per forward pass and process; fewer need less memory. A run keeps it, because results depend on it. None:
+    all samples of a process when the run begins."""
 
     max_epochs: float = 50.0
     """Length of the training in passes over the data."""
@@ -57,6 +58,10 @@ class TrainerConfig:
     mixed_precision: MixedPrecision = "no"
     """Number format of the forward pass."""
 
+    reproducible: bool = False
+    """Whether GPUs of one kind give the same bits every time, and on any number of them; their deterministic kernels
+    are slower. The CPU always does."""
+
     max_bad_steps: int = 20
     """Skipped steps in a row (loss or gradient not finite) that are allowed; one more ends the run."""
 
@@ -72,7 +77,11 @@ class TrainerConfig:
             raise ConfigError(f"trainer.ema_decay ({self.ema_decay}) must be at least 0 and below 1; use 0.999.")
         for name, value in vars(self).items():
             may_be_zero = name in ("ema_decay", "max_bad_steps", "heartbeat_s")
-            if isinstance(value, int | float) and not (0 < value < math.inf or (may_be_zero and value == 0)):
+            if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and not (0 < value < math.inf or (may_be_zero and value == 0))
+            ):
                 lowest = "at least" if may_be_zero else "above"
                 raise ConfigError(f"trainer.{name} ({value}) must be {lowest} 0 and finite.")
 
@@ -149,6 +158,8 @@ class Trainer:
     status: RunStatus
     claim: ExitStack
     """Keeps other runs out of the folder until it is closed."""
+    fixed: dict[str, Any]
+    """Numbers on which the last digits of the weights depend, and which the run keeps when it is continued."""
 
     def __post_init__(self) -> None:
         self.state = TrainState()
@@ -311,8 +322,8 @@ class Trainer:
             self.save_model(self.evaluated_model, self.state, name, report)
 
     def settle(self) -> None:
-        """Collective. Make the weights equal on every rank, and refuse weights that are not finite."""
-        self.step.average_statistics()
+        """Collective. Give the models the statistics of all ranks, and refuse weights that are not finite."""
+        self.step.statistics.settle(self.state.step)
         for name, value in self.model.state_dict().items():
             if not value.isfinite().all():
                 raise self.checkpoints.diverged(f"{name} is not finite at step {self.state.step}")
@@ -327,7 +338,7 @@ class Trainer:
             self.save_weights("last", self.last_report)
         if self.world.is_main:
             tensors, facts = self.run_state.pack()
-            facts["train_state"] = asdict(self.state)
+            facts |= {"train_state": asdict(self.state), "fixed": self.fixed}
             self.checkpoints.save(self.state.step, tensors, facts, final=final)
         self.saved_state = replace(self.state)
         barrier()
