@@ -19,14 +19,14 @@ def write_data(folder: Path) -> None:
 
 
 def values_of(folder: Path, **sections: Any) -> dict[str, Any]:
-    """Settings of a run that promises equal weights, unless `sections` change that."""
-    promising: dict[str, dict[str, Any]] = {
+    """Settings of a run with all that once depended on processes: batch norm, dropout, averages, accumulation."""
+    usual: dict[str, dict[str, Any]] = {
         "augment": {"crop_size": [16, 24], "scale_min": 0.7, "scale_max": 1.4, "flip_horizontal": 0.5},
-        "model": {"widths": [4, 8], "norm": "group"},
+        "model": {"widths": [4, 8], "norm": "batch", "dropout": 0.1},
         "optim": {"lr": 0.01},
-        "trainer": {"global_batch_size": 8, "max_steps": 10, "log_every": 1},
+        "trainer": {"global_batch_size": 12, "micro_batch_size": 1, "max_steps": 10, "log_every": 1, "ema_decay": 0.9},
     }
-    merged = {name: {**promising.get(name, {}), **sections.get(name, {})} for name in {*promising, *sections}}
+    merged = {name: {**usual.get(name, {}), **sections.get(name, {})} for name in {*usual, *sections}}
     return settings_of(folder / "train", None, folder / "runs", **merged)
 
 

@@ -124,6 +124,8 @@ def promise(config: Config, world: World, micro_batch_size: int) -> str:
     if config.model.norm == "sync_batch" or not (on_cpu or config.trainer.reproducible):
         return f"equal up to rounding on any number of processes: {fixed}, model.norm {config.model.norm}"
     same = [size for size in range(1, number + 1) if number % size == 0 and is_whole_subtree(number, size)]
+    if number == 1:
+        fixed += " (a smaller one allows more processes)"
     how = "the same bits" if world.world_size in same else f"up to rounding on {world.world_size}, the same bits"
     if on_cpu:
         threads = torch.get_num_threads()
