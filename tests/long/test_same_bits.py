@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.distributed.launcher import run_ranks
+from tests.long.test_kills import metrics
 from tests.synthetic import settings_of, write_shards
 from unetdist.cli import settings
 from unetdist.train.build import build_trainer
@@ -47,10 +48,8 @@ def hashes(values: dict[str, Any], fused: bool) -> tuple[dict[str, str], list[di
         trainer.fit()
         tensors, _ = trainer.run_state.pack()
         folder = Path(values["runs_dir"], values["name"])
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    logged = [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
     found = {name: value.detach().contiguous().view(-1).view(torch.uint8) for name, value in tensors.items()}
-    return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in found.items()}, logged
+    return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in found.items()}, metrics(folder)
 
 
 @pytest.fixture(scope="module")

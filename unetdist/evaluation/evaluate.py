@@ -167,14 +167,13 @@ class _Tally:
     ) -> None:
         self.expected, self.loss, self.cfg, self.device = expected, loss, cfg, device
         self.num_classes = len(expected.class_names)
-        # Numerators of every image, and the counts for the denominators of all: a mean of means, or another order of
-        # a sum, would depend on the ranks.
+        # Of every image, because another order of their sum would depend on the ranks.
         self.loss_sums = torch.zeros(expected.num_samples, 2, dtype=torch.float64, device=device)
-        self.loss_counts = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=device)
         # Whether the rank left early, its number of samples, and their fingerprint.
         self.seen = torch.zeros(3, dtype=torch.int64)
-        # The confusion matrix, and if requested the counts of outlines and of confidence.
-        self.sizes = [self.num_classes**2, cfg.boundary * 2 * self.num_classes, cfg.calibration * 3 * NUM_BINS]
+        # The confusion matrix, the counts that divide the loss, and if requested those of outlines and of confidence.
+        self.sizes = [self.num_classes**2, self.num_classes + 1]
+        self.sizes += [cfg.boundary * 2 * self.num_classes, cfg.calibration * 3 * NUM_BINS]
         self.sums = torch.zeros(sum(self.sizes), dtype=torch.int64)
         self.per_image = torch.zeros(num_kept, self.num_classes, self.num_classes, dtype=torch.int64)
         self.bootstrap = PoissonBootstrap(self.num_classes, cfg.bootstrap_replicates)
@@ -186,8 +185,7 @@ class _Tally:
             # Image by image, because the rounding of a batch's sum depends on which images are in it.
             one = slice(index, index + 1)
             self.loss_sums[sample_id] = self.loss.sums(logits[one], mask[None]).double()
-            self.loss_counts += self.loss.counts(batch.class_pixels[one])
-            counts = [confusion_matrix(pred, mask, self.num_classes)]
+            counts = [confusion_matrix(pred, mask, self.num_classes), self.loss.counts(batch.class_pixels[one])]
             if self.cfg.boundary:
                 counts.append(boundary_counts(pred, mask, self.num_classes))
             if self.cfg.calibration:
@@ -219,7 +217,6 @@ class _Tally:
         total = all_reduce_sum(torch.cat([part.flatten() for part in parts]).to(self.device)).cpu()
         # Each image has one rank, so the others add zeros.
         all_reduce_sum(self.loss_sums)
-        all_reduce_sum(self.loss_counts)
         for part, values in zip(parts, torch.split(total, [part.numel() for part in parts]), strict=True):
             part.copy_(values.view_as(part))
         if self.seen[0]:
@@ -230,10 +227,10 @@ class _Tally:
     def report(self, examples: tuple[ScoredImage, ...]) -> Report:
         """Score the sums over all ranks."""
         names = self.expected.class_names
-        confusion, boundary, reliability = (part.numpy() for part in torch.split(self.sums, self.sizes))
+        confusion, loss_counts, boundary, reliability = (part.numpy() for part in torch.split(self.sums, self.sizes))
         confusion = confusion.reshape(self.num_classes, self.num_classes)
         numerators = torch.tensor([math.fsum(column) for column in self.loss_sums.T.tolist()], dtype=torch.float64)
-        denominators = self.loss.denominators(self.loss_counts.cpu())
+        denominators = self.loss.denominators(torch.from_numpy(loss_counts))
         return Report(
             confusion=confusion,
             scores=Scores.from_confusion(confusion, names),

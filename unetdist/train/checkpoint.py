@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unetdist.cli.credentials import mask
 from unetdist.cli.logs import logger
-from unetdist.distributed.collectives import World, all_reduce_sum, broadcast
+from unetdist.distributed.collectives import World, all_gather, broadcast
 from unetdist.errors import CheckpointError, ConfigError, TrainingError, UnetdistError
 from unetdist.storage import remote
 from unetdist.storage.checkpoint_files import CheckpointFolder, Commit
@@ -203,9 +203,8 @@ class Checkpoints:
         commit = Commit(**sent)
         if found is None:
             found, problem = _try(lambda: (commit, self._files.tensors(commit)))
-        failed = torch.zeros(world.world_size, dtype=torch.int64, device=world.device)
-        failed[world.rank] = int(found is None)
-        if ranks := all_reduce_sum(failed).nonzero().flatten().tolist():
+        failed = torch.tensor([int(found is None)], device=world.device)
+        if ranks := all_gather(failed).nonzero().flatten().tolist():
             raise CheckpointError(
                 f"rank {', '.join(map(str, ranks))} cannot read the checkpoint of step {commit.step} that rank 0 reads "
                 f"in {self.folder}{problem and f' ({problem})'}; give --checkpoint.folder, or --runs_dir, a place that "
