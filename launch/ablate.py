@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdist.apps.ablation import Ablation, read_ablation, summarise, table_of
+from unetdist.commands.ablation import Ablation, read_ablation, summarise, table_of
 from unetdist.cli.logs import run_script, set_up_logging
 from unetdist.cli.settings import positive_int
 from unetdist.storage.files import write_json

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdist.apps.doctor.command import examine
+from unetdist.commands.doctor.command import examine
 from unetdist.cli import settings
 from unetdist.cli.logs import run_script
 from unetdist.train.config import Config

@@ -24,7 +24,7 @@ ROOMS = (
     "tracking",
     "predict",
     "train",
-    "apps",
+    "commands",
 )
 """A room imports from the rooms before it in this list, and from itself."""
 

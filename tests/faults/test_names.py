@@ -10,7 +10,7 @@ from rich.table import Table
 from tests.faults.test_formats import command
 from tests.sharding.picture_folders import write_folders
 from tests.tracking.samples import PALETTE
-from unetdist.apps.doctor.examination import Finding
+from unetdist.commands.doctor.examination import Finding
 from unetdist.cli import logs
 from unetdist.errors import DataError
 from unetdist.model.saved_model import MODEL_FORMAT

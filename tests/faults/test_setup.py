@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.synthetic import settings_of
-from unetdist.apps.doctor.environment import check_software
-from unetdist.apps.doctor.examination import Examination
+from unetdist.commands.doctor.environment import check_software
+from unetdist.commands.doctor.examination import Examination
 from unetdist.cli import settings
 from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError

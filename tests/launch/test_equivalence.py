@@ -7,7 +7,7 @@ import pytest
 
 from tests.apps.equivalence_runs import values_of, write_data
 from tests.apps.test_equivalence import line
-from unetdist.apps import equivalence
+from unetdist.commands import equivalence
 from unetdist.cli import settings
 from unetdist.errors import ConfigError, DataError
 from unetdist.storage.files import write_text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.synthetic import write_shards
-from unetdist.apps.ablation import read_ablation
+from unetdist.commands.ablation import read_ablation
 from unetdist.cli import settings
 from unetdist.errors import ConfigError
 from unetdist.train.build import build_trainer

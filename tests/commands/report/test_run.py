@@ -7,7 +7,7 @@ import torch
 
 from tests.apps.report.runs import CONFUSION, validation_set, write_run, write_weights
 from tests.synthetic import CLASS_NAMES
-from unetdist.apps.report.run import class_intervals, extremes, read_runs, score_run
+from unetdist.commands.report.run import class_intervals, extremes, read_runs, score_run
 from unetdist.errors import CheckpointError, ConfigError
 from unetdist.evaluation.metrics import PoissonBootstrap, confusion_matrix
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from rich.filesize import decimal as size
 
-from unetdist.apps.doctor.environment import checkpoint_folder
-from unetdist.apps.doctor.examination import Examination, Level, duration
+from unetdist.commands.doctor.environment import checkpoint_folder
+from unetdist.commands.doctor.examination import Examination, Level, duration
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
 from unetdist.data.batch import Batch

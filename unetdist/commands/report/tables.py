@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist.apps.report.run import ReportedRun
+from unetdist.commands.report.run import ReportedRun
 from unetdist.cli import settings
 from unetdist.errors import ConfigError
 from unetdist.evaluation.comparison import compare

@@ -12,7 +12,7 @@ import torch
 from rich.filesize import decimal as size
 
 import unetdist
-from unetdist.apps.doctor.examination import Examination, Level, by_rank
+from unetdist.commands.doctor.examination import Examination, Level, by_rank
 from unetdist.distributed.collectives import all_reduce_sum
 from unetdist.distributed.hardware import cpu_model, num_cores
 from unetdist.errors import ConfigError, UnetdistError

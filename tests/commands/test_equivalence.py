@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 from tests.apps.equivalence_runs import STEPS, config_of, record_of, write_data
-from unetdist.apps import equivalence
-from unetdist.apps.equivalence import (
+from unetdist.commands import equivalence
+from unetdist.commands.equivalence import (
     Record,
     RunComparison,
     check_worlds,

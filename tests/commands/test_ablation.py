@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.synthetic import settings_of
-from unetdist.apps.ablation import (
+from unetdist.commands.ablation import (
     GIVEN_FILE,
     LOG_FILE,
     Ablation,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.apps.report.runs import validation_set, write_run
-from unetdist.apps.report import tables
-from unetdist.apps.report.run import read_runs, score_run
+from unetdist.commands.report import tables
+from unetdist.commands.report.run import read_runs, score_run
 
 
 @pytest.fixture

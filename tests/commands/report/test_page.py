@@ -9,8 +9,8 @@ from PIL import Image
 from tests.apps.report.browser import opened
 from tests.apps.report.runs import validation_set, write_run
 from tests.predict.export.models import PALETTE
-from unetdist.apps.report import page
-from unetdist.apps.report.run import read_runs, score_run
+from unetdist.commands.report import page
+from unetdist.commands.report.run import read_runs, score_run
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError
 

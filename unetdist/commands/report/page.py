@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unetdist import __version__
-from unetdist.apps.report import charts, tables
-from unetdist.apps.report.run import ReportedRun, ScoredRun, extremes
+from unetdist.commands.report import charts, tables
+from unetdist.commands.report.run import ReportedRun, ScoredRun, extremes
 from unetdist.cli import settings
 from unetdist.cli.credentials import mask
 from unetdist.data import drawing
@@ -47,7 +47,7 @@ def render(runs: Sequence[ReportedRun], *, num_pictures: int, notes: Sequence[st
     except ImportError as error:
         raise ConfigError(f'{error.name} is not installed; type: pip install -e ".[report]"') from None
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("unetdist.apps.report", "page"),
+        loader=jinja2.PackageLoader("unetdist.commands.report", "page"),
         autoescape=True,
         # A misspelt name must fail in the tests, not leave a gap in the page.
         undefined=jinja2.StrictUndefined,
@@ -163,4 +163,4 @@ def _url(picture: Image.Image, kind: str, **options: Any) -> str:
 
 
 def _file(name: str) -> str:
-    return resources.files("unetdist.apps.report").joinpath("page", name).read_text(encoding="utf-8")
+    return resources.files("unetdist.commands.report").joinpath("page", name).read_text(encoding="utf-8")

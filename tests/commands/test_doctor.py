@@ -15,9 +15,9 @@ from rich.console import Console
 
 from tests.distributed.launcher import run_ranks
 from tests.synthetic import PALETTE_RECORDS, settings_of, write_shards
-from unetdist.apps.doctor import command, data, environment, training
-from unetdist.apps.doctor.command import connect, examine, run_checks
-from unetdist.apps.doctor.examination import Examination, by_rank, describe, duration, listed
+from unetdist.commands.doctor import command, data, environment, training
+from unetdist.commands.doctor.command import connect, examine, run_checks
+from unetdist.commands.doctor.examination import Examination, by_rank, describe, duration, listed
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
 from unetdist.data.manifest import Manifest
@@ -220,7 +220,7 @@ def test_a_rank_that_does_not_answer_is_named(monkeypatch):
     store = SimpleNamespace(set=lambda *_: None, check=lambda _: False)
     exam = Examination(config=None, world=World(world_size=2), store=store)
     clock = iter(range(0, 10_000, 1_000))
-    monkeypatch.setattr("unetdist.apps.doctor.examination.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("unetdist.commands.doctor.examination.time.monotonic", lambda: float(next(clock)))
     with pytest.raises(LaunchError, match=r"rank 0 has not answered for 1800 s"):
         exam.gather(1)
 

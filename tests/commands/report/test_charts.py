@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tests.apps.report.runs import write_run
-from unetdist.apps.report.charts import RUN_STYLES, class_curves, class_style, curves, thinned
-from unetdist.apps.report.page import _file
-from unetdist.apps.report.run import read_runs
-from unetdist.apps.report.tables import course
+from unetdist.commands.report.charts import RUN_STYLES, class_curves, class_style, curves, thinned
+from unetdist.commands.report.page import _file
+from unetdist.commands.report.run import read_runs
+from unetdist.commands.report.tables import course
 
 
 @pytest.fixture

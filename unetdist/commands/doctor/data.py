@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.filesize import decimal as size
 
-from unetdist.apps.doctor.examination import Examination, Level, by_rank, describe, listed
+from unetdist.commands.doctor.examination import Examination, Level, by_rank, describe, listed
 from unetdist.data.labels import Palette
 from unetdist.data.loader import open_data, open_reader
 from unetdist.data.manifest import Manifest

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist.apps.report.run import ReportedRun
+from unetdist.commands.report.run import ReportedRun
 
 # More points than a screen has columns only make the file larger.
 MAX_POINTS = 1500
