@@ -14,9 +14,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdist.commands.ablation import Ablation, read_ablation, summarise, table_of
 from unetdist.cli.logs import run_script, set_up_logging
 from unetdist.cli.settings import positive_int
+from unetdist.commands.ablation import Ablation, read_ablation, summarise, table_of
 from unetdist.storage.files import write_json
 
 

@@ -12,9 +12,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdist.commands.doctor.command import examine
 from unetdist.cli import settings
 from unetdist.cli.logs import run_script
+from unetdist.commands.doctor.command import examine
 from unetdist.train.config import Config
 
 

@@ -13,10 +13,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdist.commands.equivalence import compare_worlds, processes, record, render
 from unetdist.cli import settings
 from unetdist.cli.logs import PlainConsole, run_script, set_up_logging
 from unetdist.cli.settings import positive_int
+from unetdist.commands.equivalence import compare_worlds, processes, record, render
 from unetdist.train.config import Config
 
 

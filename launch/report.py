@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from unetdist.cli.logs import logger, run_script, set_up_logging
 from unetdist.commands.report.charts import RUN_STYLES
 from unetdist.commands.report.page import render
 from unetdist.commands.report.run import ReportedRun, read_runs, score_run
-from unetdist.cli.logs import logger, run_script, set_up_logging
 from unetdist.errors import ConfigError, UnetdistError, writable
 from unetdist.storage.files import write_text
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from tests.distributed.launcher import run_ranks
 from tests.synthetic import settings_of, write_shards
-from unetdist.commands.equivalence import Record, read_record, record
 from unetdist.cli import settings
+from unetdist.commands.equivalence import Record, read_record, record
 from unetdist.train.config import Config
 
 STEPS = 4

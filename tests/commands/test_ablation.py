@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from tests.synthetic import settings_of
+from unetdist.cli import settings
+from unetdist.cli.logs import set_up_logging
 from unetdist.commands.ablation import (
     GIVEN_FILE,
     LOG_FILE,
@@ -23,8 +25,6 @@ from unetdist.commands.ablation import (
     summarise,
     table_of,
 )
-from unetdist.cli import settings
-from unetdist.cli.logs import set_up_logging
 from unetdist.errors import ConfigError
 from unetdist.storage.files import write_json, write_text
 from unetdist.train.config import Config

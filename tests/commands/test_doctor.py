@@ -15,11 +15,11 @@ from rich.console import Console
 
 from tests.distributed.launcher import run_ranks
 from tests.synthetic import PALETTE_RECORDS, settings_of, write_shards
+from unetdist.cli import settings
+from unetdist.cli.logs import logger
 from unetdist.commands.doctor import command, data, environment, training
 from unetdist.commands.doctor.command import connect, examine, run_checks
 from unetdist.commands.doctor.examination import Examination, by_rank, describe, duration, listed
-from unetdist.cli import settings
-from unetdist.cli.logs import logger
 from unetdist.data.manifest import Manifest
 from unetdist.distributed.collectives import World, all_reduce_sum
 from unetdist.distributed.rendezvous import open_store

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.apps.equivalence_runs import STEPS, config_of, record_of, write_data
+from tests.commands.equivalence_runs import STEPS, config_of, record_of, write_data
 from unetdist.commands import equivalence
 from unetdist.commands.equivalence import (
     Record,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.apps.report.runs import write_run
+from tests.commands.report.runs import write_run
 from tests.faulty_server import serve
 from tests.synthetic import write_shards
 from unetdist.cli import settings

@@ -10,8 +10,8 @@ from rich.table import Table
 from tests.faults.test_formats import command
 from tests.sharding.picture_folders import write_folders
 from tests.tracking.samples import PALETTE
-from unetdist.commands.doctor.examination import Finding
 from unetdist.cli import logs
+from unetdist.commands.doctor.examination import Finding
 from unetdist.errors import DataError
 from unetdist.model.saved_model import MODEL_FORMAT
 from unetdist.predict.hub import card_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.apps.report.runs import write_run
+from tests.commands.report.runs import write_run
 from tests.faulty_server import FaultyServer, serve
 from tests.synthetic import settings_of, write_shards
 from unetdist.errors import ConfigError

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.synthetic import settings_of
+from unetdist.cli import settings
 from unetdist.commands.doctor.environment import check_software
 from unetdist.commands.doctor.examination import Examination
-from unetdist.cli import settings
 from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
 from unetdist.model.timm_encoder import TimmEncoder

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.equivalence_runs import values_of, write_data
-from tests.apps.test_equivalence import line
-from unetdist.commands import equivalence
+from tests.commands.equivalence_runs import values_of, write_data
+from tests.commands.test_equivalence import line
 from unetdist.cli import settings
+from unetdist.commands import equivalence
 from unetdist.errors import ConfigError, DataError
 from unetdist.storage.files import write_text
 

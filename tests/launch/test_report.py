@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.report.runs import validation_set, write_run
+from tests.commands.report.runs import validation_set, write_run
 from unetdist.errors import ConfigError
 
 pytest.importorskip("plotly", reason="needs the extra `report`")

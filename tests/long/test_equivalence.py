@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.equivalence_runs import values_of, write_data
+from tests.commands.equivalence_runs import values_of, write_data
 from unetdist.cli import settings
 from unetdist.storage.files import write_text
 

@@ -1,6 +1,6 @@
 """The browser of the other tests notes the addresses that a page asks for, and its errors."""
 
-from tests.apps.report.browser import opened
+from tests.commands.report.browser import opened
 
 
 def test_a_failing_page_is_noticed(tmp_path):

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.apps.report.runs import write_run
+from tests.commands.report.runs import write_run
 from unetdist.commands.report.charts import RUN_STYLES, class_curves, class_style, curves, thinned
 from unetdist.commands.report.page import _file
 from unetdist.commands.report.run import read_runs

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.apps.report.browser import opened
-from tests.apps.report.runs import validation_set, write_run
+from tests.commands.report.browser import opened
+from tests.commands.report.runs import validation_set, write_run
 from tests.predict.export.models import PALETTE
 from unetdist.commands.report import page
 from unetdist.commands.report.run import read_runs, score_run

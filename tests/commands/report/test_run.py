@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.apps.report.runs import CONFUSION, validation_set, write_run, write_weights
+from tests.commands.report.runs import CONFUSION, validation_set, write_run, write_weights
 from tests.synthetic import CLASS_NAMES
 from unetdist.commands.report.run import class_intervals, extremes, read_runs, score_run
 from unetdist.errors import CheckpointError, ConfigError

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.apps.report.runs import validation_set, write_run
+from tests.commands.report.runs import validation_set, write_run
 from unetdist.commands.report import tables
 from unetdist.commands.report.run import read_runs, score_run
 

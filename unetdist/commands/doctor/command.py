@@ -4,11 +4,11 @@ from pathlib import Path
 
 import psutil
 
+from unetdist.cli.logs import PlainConsole, console, set_up_logging, tell_launcher
 from unetdist.commands.doctor.data import check_data
 from unetdist.commands.doctor.environment import check_folders, check_launch, check_software
 from unetdist.commands.doctor.examination import Examination, describe, overheard
 from unetdist.commands.doctor.training import check_training
-from unetdist.cli.logs import PlainConsole, console, set_up_logging, tell_launcher
 from unetdist.distributed.collectives import World, make_accelerator, world_of
 from unetdist.distributed.rendezvous import open_store
 from unetdist.errors import LaunchError, writable

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from rich.filesize import decimal as size
 
-from unetdist.commands.doctor.environment import checkpoint_folder
-from unetdist.commands.doctor.examination import Examination, Level, duration
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
+from unetdist.commands.doctor.environment import checkpoint_folder
+from unetdist.commands.doctor.examination import Examination, Level, duration
 from unetdist.data.batch import Batch
 from unetdist.distributed.collectives import all_reduce_min
 from unetdist.distributed.hardware import free_bytes

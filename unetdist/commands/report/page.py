@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unetdist import __version__
-from unetdist.commands.report import charts, tables
-from unetdist.commands.report.run import ReportedRun, ScoredRun, extremes
 from unetdist.cli import settings
 from unetdist.cli.credentials import mask
+from unetdist.commands.report import charts, tables
+from unetdist.commands.report.run import ReportedRun, ScoredRun, extremes
 from unetdist.data import drawing
 from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.errors import ConfigError

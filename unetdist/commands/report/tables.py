@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist.commands.report.run import ReportedRun
 from unetdist.cli import settings
+from unetdist.commands.report.run import ReportedRun
 from unetdist.errors import ConfigError
 from unetdist.evaluation.comparison import compare
 from unetdist.train.config import Config
