@@ -113,7 +113,7 @@ def test_networks_that_cannot_work_are_refused(library, name, message):
 
 def test_without_the_library_the_remedy_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"encoder \(resnet34\) needs timm.*launch/dev\.py timm"):
+    with pytest.raises(ConfigError, match=r"encoder \(resnet34\) needs timm.*`pip install timm"):
         unet(encoder="resnet34")
 
 

@@ -69,7 +69,8 @@ class UNetConfig:
 
     encoder: str | None = None
     """Name of a network of the library timm, such as resnet34, that replaces the encoder; only levels finer than its
-    first features remain from `widths`. Needs `python3 launch/dev.py timm`."""
+    first features remain from `widths`. Needs the package timm; without it
+    an error says how to install it."""
 
     pretrained: bool = False
     """Start from the weights and pixel statistics that timm publishes for `encoder`; downloaded once."""

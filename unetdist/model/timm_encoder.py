@@ -1,6 +1,7 @@
 """An encoder from timm (Wightman 2019), with or without its published weights; timm is imported on demand."""
 
 import importlib
+import re
 from difflib import get_close_matches
 from importlib import metadata
 from types import ModuleType
@@ -9,8 +10,7 @@ from torch import Tensor, nn
 
 from unetdist.errors import ConfigError
 
-INSTALL = "`python3 launch/dev.py timm`"
-REMOVE = "`python3 -m pip uninstall timm torchvision`"
+REMOVE = "`pip uninstall timm torchvision`"
 
 
 class TimmEncoder(nn.Module):
@@ -65,12 +65,29 @@ def import_timm() -> ModuleType:
         return importlib.import_module("timm")
     except Exception as error:  # a torchvision for another torch raises RuntimeError
         if isinstance(error, ModuleNotFoundError) and error.name == "timm":
-            raise ConfigError(f"it is not installed; {INSTALL} installs it") from None
+            raise ConfigError(f"it is not installed; {install_line()}") from None
         versions = ", ".join(f"{package} {_version_of(package)}" for package in ("timm", "torchvision", "torch"))
         raise ConfigError(
             f"it cannot be imported, and neither can the command `accelerate`, which imports it ({error}; {versions}). "
-            f"{INSTALL} installs the torchvision that fits this torch; without networks of timm: {REMOVE}"
+            f"Give torch its own torchvision: {install_line()}. Or do without networks of timm: {REMOVE}"
         ) from None
+
+
+def install_line() -> str:
+    """The command that installs timm, and the torchvision of the installed torch's version and build.
+
+    pip alone compares only the numbers: to torch 2.13.0+cpu it adds the torchvision 0.28.0 that was built for CUDA.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except Exception:
+        torch = metadata.version("torch")
+        # torch 2.N.P goes with torchvision 0.(N + 15).P (README of pytorch/vision)
+        minor, patch = map(int, re.findall(r"\d+", torch)[1:3])
+        number = "+".join([f"0.{minor + 15}.{patch}", *torch.split("+")[1:]])
+        index = ", with PIP_EXTRA_INDEX_URL=URL set to the index that torch came from" if "+" in torch else ""
+        return f"`pip install timm torchvision==={number}`{index}"
+    return "`pip install timm`"  # the torchvision of a container is in no index
 
 
 def _version_of(package: str) -> str:
