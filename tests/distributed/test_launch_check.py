@@ -127,6 +127,7 @@ def test_another_mixed_precision(launched, ours):
         [PYTHON, "/venv/bin/accelerate", "launch", "--cpu", "--num-processes=3", "train.py"],
         [PYTHON, "/venv/bin/accelerate-launch", "--multi_gpu", "--num_processes=3", "train.py"],
         [PYTHON, "-m", "accelerate.commands.launch", "--num_processes", "3", "-m", "train"],
+        [PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "3", "train.py"],
     ],
 )
 def test_asked_for_on_the_command_line(command):
@@ -203,6 +204,34 @@ def test_options_that_no_process_would_hear_of(options, refused, instead):
 def test_options_that_are_heeded(options):
     check_launch({}, command=[*LAUNCH, *options, "train.py", "--tpu"])
     check_launch(CONNECTED, command=[*LAUNCH, *options, "--max_restarts", "3", "--tee", "3", "train.py"])
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("megatron_lm_config: {megatron_lm_tp_degree: 2}", "DDP"),
+        ("deepspeed_config: {gradient_accumulation_steps: 4}", "DDP"),
+        ("fsdp_config: {fsdp_version: 2}", "DDP"),
+        ("parallelism_config: {parallelism_config_tp_size: 2}", "DDP"),
+        ("fp8_config: {backend: TE}", "trainer.mixed_precision"),
+        ("downcast_bf16: true", "GPUs or CPUs"),
+        ("tpu_use_cluster: true", "GPUs or CPUs"),
+    ],
+)
+@pytest.mark.parametrize("env", [SINGLE, CONNECTED])
+def test_lines_of_the_launchers_file_that_no_process_would_hear_of(tmp_path, line, instead, env):
+    file = tmp_path / "launch.yaml"
+    file.write_text(f"distributed_type: MULTI_GPU\nnum_processes: 1\n{line}\n")
+    name = line.split(":")[0]
+    with pytest.raises(LaunchError, match=rf"launch.yaml: {name} .* does nothing .*{instead}"):
+        check_launch(env, command=[*LAUNCH, "--config_file", str(file), "train.py"])
+
+
+def test_what_accelerate_config_writes_passes(tmp_path):
+    file = tmp_path / "launch.yaml"
+    written = "tpu_env: []\ntpu_use_cluster: false\ntpu_use_sudo: false\ndowncast_bf16: 'no'\nrdzv_backend: static\n"
+    file.write_text(f"distributed_type: 'NO'\nmain_training_function: main\n{written}")
+    check_launch(SINGLE, command=[*LAUNCH, "--config_file", str(file), "train.py"])
 
 
 def test_options_of_another_launcher_are_its_own():

@@ -8,6 +8,7 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
@@ -82,6 +83,9 @@ INSTEAD = {
 # Values that change nothing, besides the launcher's defaults.
 HARMLESS = {"gradient_accumulation_steps": 1, "dynamo_backend": "no"}
 
+# Sections of the launcher's file that work, or that OVERRIDES covers. It passes no other on, and names none of them.
+OBEYED_SECTIONS = ("dynamo_config", "mpirun_config")
+
 
 def check_launch(
     env: Mapping[str, str] = os.environ,
@@ -108,13 +112,29 @@ def check_launch(
 
 
 def _check_options(env: Mapping[str, str], args: Namespace) -> None:
-    """Refuse options of `accelerate launch` that would silently have no effect."""
-    defaults = launch_command_parser().parse_args([args.training_script])
+    """Refuse options of `accelerate launch`, and lines of its file, that would silently have no effect."""
+    defaults = vars(launch_command_parser().parse_args([args.training_script]))
+    unheard = {}
     for name, value in vars(args).items():
         is_heard = name in OBEYED or (name in FOR_SEVERAL and "RANK" in env)
-        if not is_heard and value not in (getattr(defaults, name), HARMLESS.get(name)):
-            remedy = next(remedy for beginnings, remedy in INSTEAD.items() if name.startswith(beginnings))
-            raise LaunchError(f"accelerate launch --{name} ({value}) does nothing here; {remedy}.")
+        if not is_heard and value not in (defaults[name], HARMLESS.get(name)):
+            unheard[name] = f"--{name} ({value})"
+    file, from_file = _config_file(args)
+    for name, value in from_file.items():
+        is_section = name.endswith("_config") and name not in OBEYED_SECTIONS
+        if (is_section or name.startswith(("tpu_", "downcast_"))) and value not in (None, {}, [], False, "no"):
+            unheard[name] = f"--config_file {file}: {name} ({value})"
+    for name, text in unheard.items():
+        remedy = next(remedy for beginnings, remedy in INSTEAD.items() if name.startswith(beginnings))
+        raise LaunchError(f"accelerate launch {text} does nothing here; {remedy}.")
+
+
+def _config_file(args: Namespace) -> tuple[str, dict[str, Any]]:
+    """Path and values of the configuration file that `accelerate launch` reads; "" and {} if it reads none."""
+    if args.config_file is None and (args.cpu or not Path(default_config_file).is_file()):
+        return "", {}
+    file = str(args.config_file or default_config_file)
+    return file, vars(load_config_from_file(file))
 
 
 def _asked_processes(args: Namespace) -> int | None:
@@ -125,10 +145,8 @@ def _asked_processes(args: Namespace) -> int | None:
     """
     if args.num_processes is not None:
         return int(args.num_processes)
-    if args.config_file is None and (args.cpu or not Path(default_config_file).is_file()):
-        return None
-    from_file = int(load_config_from_file(args.config_file or default_config_file).num_processes)
-    return from_file if from_file > 0 else None
+    _, from_file = _config_file(args)
+    return max(int(from_file.get("num_processes", 0)), 0) or None
 
 
 def _launcher_arguments(command: Sequence[str] | None) -> Namespace | None:
@@ -141,7 +159,7 @@ def _launcher_arguments(command: Sequence[str] | None) -> Namespace | None:
     # the interpreter comes before `accelerate launch`, `accelerate-launch` or `-m accelerate.commands.launch`
     for index, word in enumerate(command[:6]):
         name, words = Path(word).name, list(command[index + 1 :])
-        if name == "accelerate" and words[:1] == ["launch"]:
+        if name in ("accelerate", "accelerate.commands.accelerate_cli") and words[:1] == ["launch"]:
             words = words[1:]
         elif name not in ("accelerate-launch", "accelerate.commands.launch"):
             continue
