@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tracking.samples import FULL_REPORT, NAMES, REPORT
+from tests.tracking.samples import FULL_REPORT, MEASURED, NAMES, REPORT
 from unetdist.distributed.collectives import World
-from unetdist.tracking.meter import Meter, validation_metrics
+from unetdist.tracking.meter import Meter, dashboard_values, validation_metrics
 
 GOOD = torch.tensor(False)
 """What `is_bad` says of a good step."""
@@ -88,3 +88,26 @@ def test_outlines_and_confidence_are_named_where_they_were_scored():
         "val/boundary_miou": 0.375,
         "val/calibration_error": 0.825,
     }
+
+
+def test_the_first_groups_of_a_dashboard_are_the_training_and_the_scores_of_the_whole_set():
+    values = dashboard_values(
+        {**MEASURED, "train/samples_seen": 8, "time/hours": 1.0, **validation_metrics(FULL_REPORT)}
+    )
+    groups = {}
+    for name in values:
+        group, _, rest = name.partition("/")
+        groups.setdefault(group, set()).add(rest)
+    assert sorted(groups)[:2] == ["train", "val"]
+    assert sorted(groups)[-1] == "work"
+    assert groups["train"] == {"loss", "lr", "grad_norm", "images_per_s"}
+    assert {"loss", "miou"} < groups["val"]
+    assert not groups["val"] & {*NAMES}
+    assert groups["val_iou"] == groups["val_boundary_iou"] == {*NAMES}
+    assert groups["work"] == {"epoch", "samples_seen", "data_s", "step_s", "hours"}
+    assert values["val_iou/sky"] == 0.72
+
+
+def test_a_dashboard_gets_counts_of_bad_steps_once_there_are_some():
+    counts = {"train/bad_samples": 0, "train/bad_steps": 2, "train/lr": 0.0}
+    assert dashboard_values(counts) == {"work/bad_steps": 2, "train/lr": 0.0}

@@ -82,15 +82,16 @@ def test_an_upload_may_take_its_time_unless_the_run_was_asked_to_stop(said, impa
     slow.may.set()
 
 
-def test_steps_that_it_holds_are_not_sent():
+def test_it_gets_the_steps_that_it_lacks_under_the_names_of_dashboards():
     half = Slow()
     half.last_step = 1
     half.may.set()
     mirror = Mirror("x", lambda: half)
     for step in (1, 2):
         mirror.send(StepRow(step, {"a": 1.0}))
+    mirror.send(StepRow(3, {"val/iou/sky": 1.0, "train/bad_steps": 0}))
     close(mirror)
-    assert half.rows == [StepRow(2, {"a": 1.0})]
+    assert half.rows == [StepRow(2, {"a": 1.0}), StepRow(3, {"val_iou/sky": 1.0})]
     assert mirror.has_all
 
 

@@ -19,15 +19,8 @@ wandb = pytest.importorskip("wandb")
 @pytest.fixture
 def no_account(tmp_path, monkeypatch):
     """A machine whose user has never heard of wandb."""
-    for name in (
-        "WANDB_API_KEY",
-        "WANDB_MODE",
-        "WANDB_BASE_URL",
-        "NETRC",
-        "WANDB_DATA_DIR",
-        "WANDB_FINISH_TIMEOUT",
-        "WANDB_INIT_TIMEOUT",
-    ):
+    used = {"NETRC", "WANDB_DATA_DIR", "WANDB_FINISH_TIMEOUT", "WANDB_INIT_TIMEOUT"}
+    for name in used | {name for name in os.environ if name.startswith("WANDB_")}:
         monkeypatch.setenv(name, "")  # so that what the code under test sets is undone
         monkeypatch.delenv(name)
     (tmp_path / "home").mkdir()
@@ -56,8 +49,8 @@ def run(accelerator, run_dir, steps, *, after=0):
     return tracker
 
 
-def tracked(run_dir, *, mode="auto", step=0):
-    return TrackedRun(TrackingConfig(project="p", mode=mode), run_dir, "r", {}, PALETTE, step=step)
+def tracked(run_dir, *, step=0, **cfg):
+    return TrackedRun(TrackingConfig(**{"project": "p", **cfg}), run_dir, "r", {}, PALETTE, step=step)
 
 
 def rows_of(run_dir):
@@ -82,14 +75,14 @@ def test_offline_run_is_complete_and_continues_as_the_same_run(tmp_path, no_acco
     history = {row["_step"]: row for row in rows}
     assert history[10]["train/loss"] == 0.5
     assert history[20]["train/lr"] == 0.01  # in one row with the validation
-    assert history[20]["val/iou/sky"] == 0.72
-    assert "val/iou/tree" not in history[20]  # absent: a gap in the curve
+    assert history[20]["val_iou/sky"] == 0.72
+    assert "val_iou/tree" not in history[20]  # absent: a gap in the curve
     assert history[20]["val/pictures.count"] == 2
 
     (artifact,) = [r["artifact"] for r in records if r["type"] == "artifact" and r["artifact"]["type"] == "model"]
     assert artifact["name"] == f"{saved_id}-best"
     metadata = json.loads(artifact["metadata"])
-    assert metadata.pop("time/hours") >= 0
+    assert metadata.pop("work/hours") >= 0
     assert metadata == {
         "best/miou": REPORT.scores.miou,
         "best/step": 20,
@@ -210,9 +203,75 @@ def test_a_restart_sends_only_later_rows(tmp_path, no_account, monkeypatch, said
     """A run of an older version has no file of the last step: then that of the checkpoint counts."""
     for name in files:
         (tmp_path / name).write_text("30")
-    offline = SimpleNamespace(offline=True, define_metric=lambda *_, **__: None)
+    offline = SimpleNamespace(
+        offline=True, define_metric=lambda *_, **__: None, settings=SimpleNamespace(wandb_dir=str(tmp_path))
+    )
     monkeypatch.setattr(WandbRun, "_start", lambda run, options: setattr(run, "_wandb", offline))
     assert WandbRun(tracked(tmp_path, mode="offline", step=7)).last_step == last
+
+
+def opened(run_dir, **cfg):
+    """What wandb recorded of a run that was opened and closed."""
+    dashboard = WandbRun(tracked(run_dir, **cfg))
+    dashboard.send(StepRow(1, {"train/loss": 1.0}))
+    dashboard.close({}, None)
+    return dashboard._wandb
+
+
+def run_records(folder):
+    return [record["run"] for record in wandb_records(folder) if record["type"] == "run"]
+
+
+def test_variables_of_wandb_count_where_a_setting_is_not_given(tmp_path, no_account, accelerator, monkeypatch):
+    of_environment = {
+        "PROJECT": "of-env",
+        "ENTITY": "team",
+        "NAME": "nice name",
+        "RUN_ID": "id-of-env",
+        "RUN_GROUP": "folds",
+        "TAGS": "a,b",
+        "NOTES": "why",
+        "DIR": str(tmp_path),
+    }
+    for name, value in of_environment.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    opened(tmp_path / "runs/first", project=None)
+    (first,) = run_records(tmp_path)  # WANDB_DIR is where wandb's files are
+    assert (first["project"], first["entity"], first["display_name"]) == ("of-env", "team", "nice name")
+    assert (first["run_id"], first["run_group"], first["tags"], first["notes"]) == (
+        "id-of-env",
+        "folds",
+        ["a", "b"],
+        "why",
+    )
+
+    monkeypatch.delenv("WANDB_DIR")
+    given = {"project": "mine", "entity": "me", "group": "g", "tags": "c, d", "notes": "because"}
+    opened(tmp_path / "other/second", **given)
+    (second,) = run_records(tmp_path / "other/second")
+    assert (second["project"], second["entity"], second["run_group"]) == ("mine", "me", "g")
+    assert (second["tags"], second["notes"]) == (["c", "d"], "because")
+
+
+def test_without_settings_and_variables_the_project_is_unetdist(tmp_path, no_account, accelerator):
+    opened(tmp_path / "run", project=None)
+    (record,) = run_records(tmp_path / "run")
+    assert (record["project"], record["display_name"]) == ("unetdist", "r")
+
+
+def test_no_two_runs_get_one_id(tmp_path, no_account, accelerator, monkeypatch, said):
+    """A WANDB_RUN_ID that is left in a shell must not mix runs, nor tear one apart."""
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    assert opened(tmp_path / "first").id == "abc"
+    second = opened(tmp_path / "second").id
+    assert second != "abc"
+    assert any("WANDB_RUN_ID (abc)" in line and str(tmp_path / "first") in line for line in said)
+    said.clear()
+    assert opened(tmp_path / "second", step=1).id == second
+    assert any(second in line and "WANDB_RUN_ID (abc)" in line and "--name" in line for line in said)
+    said.clear()
+    assert opened(tmp_path / "first", step=1).id == "abc"
+    assert not any("WANDB_RUN_ID" in line for line in said)
 
 
 def test_mode_without_account(no_account):

@@ -23,6 +23,7 @@ from unetdist.data.labels import Palette
 from unetdist.errors import ConfigError
 from unetdist.evaluation.evaluate import Report
 from unetdist.storage.files import write_text
+from unetdist.tracking.meter import dashboard_values
 
 WandbMode = Literal["auto", "online", "offline"]
 
@@ -41,6 +42,9 @@ HURRY_S = 20.0
 # Seconds between two checks.
 LOOK_S = 0.1
 
+# Project of dashboards where neither the settings nor the environment name one.
+PROJECT = "unetdist"
+
 # Module, class and argument of pip install, by the name of the setting, which is also the package's name.
 DASHBOARDS = {
     "wandb": ("unetdist.tracking.wandb_run", "WandbRun", "wandb"),
@@ -57,8 +61,20 @@ class TrackingConfig:
     tracker: str | list[str] = "wandb"
     """Dashboard: wandb, trackio, tensorboard, mlflow or none; several with commas: wandb,tensorboard."""
 
-    project: str = "unetdist"
-    """The dashboard's project, which groups runs."""
+    project: str | None = None
+    """The dashboard's project, which groups runs. Default: WANDB_PROJECT for wandb, or else unetdist."""
+
+    entity: str | None = None
+    """User or team of wandb that owns the run. Default: WANDB_ENTITY, or else that of the account."""
+
+    group: str | None = None
+    """Group of runs within wandb's project, such as the folds of a cross-validation. Default: WANDB_RUN_GROUP."""
+
+    tags: str | list[str] | None = None
+    """Tags of the run in wandb, several with commas: baseline,paper. Default: WANDB_TAGS."""
+
+    notes: str | None = None
+    """A longer description of the run in wandb. Default: WANDB_NOTES."""
 
     mode: WandbMode = "auto"
     """Mode of wandb. `auto`: online with an account, otherwise offline; the environment variable WANDB_MODE wins."""
@@ -75,15 +91,20 @@ class TrackingConfig:
             )
         if self.num_pictures < 0:
             raise ConfigError(f"tracking.num_pictures ({self.num_pictures}) must be at least 0; use 0 for no pictures.")
-        if not self.project:
+        if self.project == "":
             raise ConfigError("tracking.project ('') must be a name; use unetdist.")
 
     @property
     def dashboards(self) -> tuple[str, ...]:
         """Names of the dashboards, without repeats."""
-        given = self.tracker.split(",") if isinstance(self.tracker, str) else self.tracker
-        names = tuple(dict.fromkeys(name.strip() for name in given))
+        names = several(self.tracker)
         return () if names == ("none",) else names
+
+
+def several(given: str | list[str]) -> tuple[str, ...]:
+    """Return the words of a list, or of a text with commas, without repeats."""
+    words = given.split(",") if isinstance(given, str) else given
+    return tuple(dict.fromkeys(word.strip() for word in words))
 
 
 def check_installed(cfg: TrackingConfig) -> None:
@@ -139,12 +160,17 @@ class Dashboard(ABC):
     def __init__(self, run: TrackedRun) -> None:
         self.run = run
 
+    @property
+    def project(self) -> str | None:
+        """The project that the run belongs to; None leaves it to the dashboard."""
+        return self.run.cfg.project or PROJECT
+
     def start(
         self, kind: LoggerType, *where: str, config: Mapping[str, Any] | None = None, **options: Any
     ) -> GeneralTracker:
         """Start Accelerate's tracker of one kind, in the folder `where` if it needs one, and show it `config`."""
         # Not `Accelerator.init_trackers`, which starts all kinds together: one that fails would take the others along.
-        self.tracker: GeneralTracker = LOGGER_TYPE_TO_CLASS[kind.value](self.run.cfg.project, *where, **options)
+        self.tracker: GeneralTracker = LOGGER_TYPE_TO_CLASS[kind.value](self.project, *where, **options)
         self.tracker.start()
         if config is not None:
             self.tracker.store_init_configuration(dict(config))
@@ -158,7 +184,7 @@ class Dashboard(ABC):
         """End the run there; waits until everything is stored or uploaded.
 
         Args:
-            facts: summary of the run so far: `best/miou`, `best/step`, `time/hours`.
+            facts: summary of the run so far: `best/miou`, `best/step`, `work/hours`.
             best: folder of the best weights, if the dashboard keeps files and does not have them yet.
         """
         self.tracker.finish()
@@ -239,7 +265,7 @@ class Mirror:
             dashboard = open_it()
             while (row := self._waiting.get()) is not None:
                 if row.step > dashboard.last_step:
-                    dashboard.send(row)
+                    dashboard.send(replace(row, values=dashboard_values(row.values)))
             dashboard.close(*self._ending)
             self.has_all = True
         except BaseException as error:  # even SystemExit: it must not end days of training

@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -13,6 +13,9 @@ from unetdist.distributed.collectives import World, all_gather
 from unetdist.evaluation.evaluate import Report
 
 Item = TypeVar("Item")
+
+# Values that say how the work proceeds, and not how well the model does.
+OF_WORK = ("train/epoch", "train/samples_seen", "train/bad_samples", "train/bad_steps")
 
 
 class Meter:
@@ -112,3 +115,22 @@ def validation_metrics(report: Report) -> dict[str, float]:
     if report.reliability is not None:
         values["val/calibration_error"] = report.reliability.error
     return values
+
+
+def dashboard_values(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the values under their names in dashboards, without counts of bad samples and steps that are 0.
+
+    A dashboard shows a group, the part of the names before the first slash, after the other in alphabetical order:
+    `train` (loss, lr, gradient norm, images per second), `val` (the scores of the whole set), then one group for the
+    scores of each kind by class, such as `val_iou`, and `work` (times, epochs, samples).
+    """
+    return {_dashboard_name(name): value for name, value in values.items() if value or "/bad_" not in name}
+
+
+def _dashboard_name(name: str) -> str:
+    group, _, rest = name.partition("/")
+    if name == "time/images_per_s":
+        return "train/images_per_s"
+    if group == "time" or name in OF_WORK:
+        return f"work/{rest}"
+    return f"val_{rest}" if group == "val" and "/" in rest else name

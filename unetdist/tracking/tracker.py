@@ -125,7 +125,7 @@ class Tracker:
         self._bar = None
         self._has_warned = False
         self._try(self._metrics.flush)
-        facts = {**self._best, "time/hours": self._hours}
+        facts = {**self._best, "work/hours": self._hours}
         best, best_step = self._run_dir / "best", int(self._best.get("best/step", -1))
         for mirror in self._mirrors:
             is_due = best.is_dir() and self._marks.get(mirror.name, {}).get("best", -1) < best_step

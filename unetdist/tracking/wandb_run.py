@@ -15,7 +15,7 @@ from unetdist.data import drawing as draw
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.evaluation.evaluate import Report
 from unetdist.storage.files import write_text
-from unetdist.tracking.dashboard import CLOSE_S, Dashboard, StepRow, TrackedRun, WandbMode
+from unetdist.tracking.dashboard import CLOSE_S, PROJECT, Dashboard, StepRow, TrackedRun, WandbMode, several
 
 # Names in the run's folder: the id of the run in wandb, and the last step that was handed to wandb.
 ID_FILE = "wandb_id"
@@ -26,10 +26,16 @@ SERVICE_END_S = 10.0
 
 
 class WandbRun(Dashboard):
-    """A run in wandb; each restart continues the run of the same id."""
+    """A run in wandb; each restart continues the run of the same id.
+
+    WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS, WANDB_NOTES and WANDB_MODE count where a setting is not
+    given; WANDB_NAME is the name to show, WANDB_DIR the folder of wandb's files. A new run takes WANDB_RUN_ID, unless a
+    run next to it has that id; a run that has an id keeps it. In a sweep, wandb chooses project, entity and id.
+    """
 
     def __init__(self, run: TrackedRun) -> None:
         super().__init__(run)
+        import wandb
 
         folder = run.folder.resolve()
         # wandb uploads the command line.
@@ -40,7 +46,8 @@ class WandbRun(Dashboard):
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", f"{CLOSE_S - 60:.0f}")
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
         is_new = not (run.folder / ID_FILE).exists()
-        options = {"name": run.name, "id": run.own_id(ID_FILE), "resume": "allow", "dir": str(folder)}
+        self._given = wandb.setup().settings
+        options = self._options()
         mode: str = run.cfg.mode
         try:
             mode = wandb_mode(run.cfg.mode)
@@ -54,10 +61,20 @@ class WandbRun(Dashboard):
             self._start({**options, "mode": "offline"})
         if self._wandb.offline:
             self.last_step = -1 if is_new else self._last_sent()
-            self._say_offline(folder / "wandb")
+            self._say_offline(Path(self._wandb.settings.wandb_dir))
         else:
             self.last_step = self._wandb.starting_step - 1
+            if is_new and self.last_step > run.step:
+                text = (
+                    "wandb has run %s up to step %d already and gets only later steps; a new run needs no WANDB_RUN_ID"
+                )
+                logger.warning(text, self._wandb.id, self.last_step)
         self._wandb.define_metric("val/miou", summary="max")
+
+    @property
+    def project(self) -> str | None:
+        """The project of the settings, of the environment, or the default one; that of a sweep is wandb's choice."""
+        return None if self._given.sweep_id else self.run.cfg.project or self._given.project or PROJECT
 
     def send(self, row: StepRow) -> None:
         """Show a row, and for a validation the confusion matrix and images."""
@@ -80,6 +97,37 @@ class WandbRun(Dashboard):
             self._wandb.log_artifact(artifact, aliases=["best"])
         self.tracker.finish()
         end_service()
+
+    def _options(self) -> dict[str, Any]:
+        """Return the arguments of `wandb.init`; for None, it reads its environment variables and settings files."""
+        cfg, is_trial = self.run.cfg, bool(self._given.sweep_id)
+        run_id = self._run_id(self._given.run_id)
+        return {
+            "name": self._given.run_name or self.run.name,
+            "id": None if is_trial else run_id,  # wandb takes those of the sweep, and warns of others
+            "entity": None if is_trial else cfg.entity,
+            "group": cfg.group,
+            "tags": cfg.tags and several(cfg.tags),
+            "notes": cfg.notes,
+            "resume": "allow",
+            "dir": None if os.environ.get("WANDB_DIR") else str(self.run.folder.resolve()),
+        }
+
+    def _run_id(self, wanted: str | None) -> str:
+        """Return the id of the run: the one it has already, or else the `wanted` one unless another run has it."""
+        folder = self.run.folder
+        known = folder / ID_FILE
+        if wanted and known.exists() and (own := self.run.own_id(ID_FILE)) != wanted:
+            text = "%s continues run %s of wandb and ignores WANDB_RUN_ID (%s); for a new run, choose another --name"
+            logger.warning(text, folder, own, wanted)
+        elif wanted and not known.exists():
+            others = [file.parent for file in folder.parent.glob(f"*/{ID_FILE}") if file.read_text().strip() == wanted]
+            if others:
+                text = "WANDB_RUN_ID (%s) is the id of %s, so that wandb gives %s another one"
+                logger.warning(text, wanted, others[0], folder)
+            else:
+                write_text(known, wanted + "\n")
+        return self.run.own_id(ID_FILE)
 
     def _start(self, options: Mapping[str, Any]) -> None:
         import wandb
