@@ -32,6 +32,7 @@ FRAMEWORK_FILES = {
     "accelerate": {
         "distributed/collectives.py",
         "distributed/launch_check.py",
+        "distributed/launcher.py",
         "tracking/dashboard.py",
         "tracking/tracker.py",
         "tracking/local_dashboards.py",
@@ -39,11 +40,16 @@ FRAMEWORK_FILES = {
         "train/step.py",
         "train/trainer.py",
     },
-    "torch.distributed": {"distributed/collectives.py", "distributed/gradient_tree.py", "distributed/rendezvous.py"},
+    "torch.distributed": {
+        "distributed/collectives.py",
+        "distributed/gradient_tree.py",
+        "distributed/launcher.py",
+        "distributed/rendezvous.py",
+    },
 }
 """Who may touch what is kept in few hands."""
 
-NO_ROOMS = {"__init__.py", "__pycache__", "README.md", "py.typed"}
+NO_ROOMS = {"__init__.py", "__main__.py", "__pycache__", "README.md", "py.typed"}
 
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "misc.py"}
 
@@ -71,7 +77,7 @@ ONLY_OF_SOME_TESTS = {*LAZY, "boto3", "flask", "jinja2", "moto", "onnx", "onnxru
 }
 """A test takes them by `pytest.importorskip`, so that pytest gets past them where they are not installed."""
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 
 
 def room_of(path: Path) -> str:

@@ -1,13 +1,12 @@
 """Images/s and peak memory of evaluation and prediction, compared with plain loops over the same pictures.
 
-Ours are `launch/evaluate.py` and `launch/predict.py` (from shards and from files), from the call to the end with the
+Ours are `unetdist evaluate` and `unetdist predict` (from shards and from files), from the call to the end with the
 loading of the model; the plain loops are what most training code has. Each runs in a fresh process in every round, and
 is void if the pixels that it counts, by class and prediction, are not those of ours.
 """
 
 import argparse
 import json
-import runpy
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +23,6 @@ from tests.benchmarks.child import peak_mib
 from tests.benchmarks.data_contenders import Job, write_our_shards
 from tests.benchmarks.harness import (
     OURS,
-    ROOT,
     Contender,
     Results,
     VoidError,
@@ -36,6 +34,7 @@ from tests.benchmarks.harness import (
 from tests.benchmarks.pictures import Size, add_pictures, palette_of, write_pictures
 from tests.benchmarks.train import TrainCase, default_workers, parse_train_case
 from tests.benchmarks.train_contenders import DTYPES, MEAN, STD, NchwUNet
+from unetdist import __main__ as command
 from unetdist.model.saved_model import load_model, save_model
 from unetdist.model.unet import UNet, UNetConfig
 
@@ -134,7 +133,7 @@ def evaluate(name: str, job: dict[str, Any]) -> dict[str, Any]:
             out = Path(folder, "scores.json")
             precision = "no" if job["precision"] == "fp32" else job["precision"]
             words = ["--data", job["shards"], "--json", str(out), "--mixed-precision", precision]
-            found = timed(lambda: run_script("evaluate.py", job, words), job)
+            found = timed(lambda: run_command("evaluate", job, words), job)
             return {**found, "confusion": json.loads(out.read_text(encoding="utf-8"))["confusion"]}
     confusion: list[np.ndarray] = []
     found = timed(lambda: confusion.append(plain_evaluation(job, best=name == "plain-best")), job)
@@ -148,7 +147,7 @@ def predict(name: str, job: dict[str, Any]) -> dict[str, Any]:
         if name == "plain":
             found = timed(lambda: plain_prediction(job, Path(folder)), job)
         else:
-            found = timed(lambda: run_script("predict.py", job, ["--input", given, "--out", folder]), job)
+            found = timed(lambda: run_command("predict", job, ["--input", given, "--out", folder]), job)
         classes = load_model(job["model"]).model.num_classes
         counts = np.zeros((classes, classes), np.int64)
         for path in sorted(Path(folder).rglob("*_ids.png")):
@@ -167,17 +166,12 @@ def timed(call: Callable[[], object], job: Mapping[str, Any]) -> dict[str, float
     return {"images": images, "seconds": seconds, "peak_mib": peak_mib()}
 
 
-def run_script(script: str, job: Mapping[str, Any], words: list[str]) -> None:
-    """Run a script of launch/ in this process, as its users do."""
+def run_command(name: str, job: Mapping[str, Any], words: list[str]) -> None:
+    """Run a command in this process, as its users do."""
     options = ["--model", job["model"], "--batch-size", job["batch_size"]]
-    options += ["--num-workers", max(1, job["num_workers"])]  # predict.py needs one.
-    before, sys.argv = sys.argv, [script, *map(str, options), *words]
-    try:
-        code = runpy.run_path(str(ROOT / "launch" / script))["main"]()
-    finally:
-        sys.argv = before
-    if code:
-        raise RuntimeError(f"launch/{script} ended with exit code {code}")
+    options += ["--num-workers", max(1, job["num_workers"])]  # predict needs one.
+    if code := command.run([name, *map(str, options), *words]):
+        raise RuntimeError(f"unetdist {name} ended with exit code {code}")
 
 
 class Whole(Dataset[tuple[torch.Tensor, torch.Tensor]]):

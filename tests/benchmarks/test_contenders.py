@@ -15,6 +15,7 @@ from tests.benchmarks.harness import OURS
 from tests.benchmarks.pictures import Size, parse_case, write_pictures, write_test_card
 from tests.benchmarks.train import loss_problems
 from tests.benchmarks.train_contenders import TrainJob
+from unetdist.__main__ import run
 
 pytestmark = pytest.mark.filterwarnings("default")  # Other people's packages warn of themselves.
 
@@ -33,12 +34,8 @@ MODULES = {
 @pytest.fixture(scope="module", autouse=True)
 def shards_in_this_process():
     """Shards are written in this process, which saves the start of another."""
-    script = data_contenders.Path(data_contenders.__file__).parents[2] / "launch" / "shard_dataset.py"
-    spec = importlib.util.spec_from_file_location("launch_shard_dataset", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(data_contenders, "shard_dataset", lambda *words: module.main([*map(str, words)]))
+        patched.setattr(data_contenders, "shard_dataset", lambda *words: run(["shard", *map(str, words)]))
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tests.distributed.launcher import run_ranks
 from tests.synthetic import settings_of, write_shards
 from unetdist.cli import settings
-from unetdist.commands.equivalence import Record, read_record, record
+from unetdist.commands.equivalence.runs import Record, read_record, record
 from unetdist.train.config import Config
 
 STEPS = 4

@@ -15,7 +15,7 @@ import pytest
 from tests.synthetic import settings_of
 from unetdist.cli import settings
 from unetdist.cli.logs import set_up_logging
-from unetdist.commands.ablation import (
+from unetdist.commands.ablate.ablation import (
     GIVEN_FILE,
     LOG_FILE,
     Ablation,
@@ -69,7 +69,7 @@ def test_every_variant_is_run_with_every_seed(tmp_path):
     assert names == ["plain_0", "group_0", "plain_1", "group_1", "plain_2", "group_2"]
     assert [run.config.seed for run in ablation.runs] == [0, 0, 1, 1, 2, 2]
     assert [run.config.model.norm for run in ablation.runs] == ["batch", "group"] * 3
-    assert ablation.train == [sys.executable, "launch/train.py"]
+    assert ablation.train == [sys.executable, "-m", "unetdist", "train"]
     assert ablation.runs[1].folder == ablation.folder / "group_0" == tmp_path / "runs" / "tried" / "group_0"
 
 
@@ -78,7 +78,7 @@ def test_empty_entries_and_numbers_as_names_are_fine(tmp_path):
         tmp_path, "settings:\ncommand:\nname:\nseeds: [0]\nvariants: {1: , 2: {model.norm: group}}\n"
     )
     assert [run.config.name for run in ablation.runs] == ["1_0", "2_0"]
-    assert (ablation.folder.name, ablation.train) == ("tried", [sys.executable, "launch/train.py"])
+    assert (ablation.folder.name, ablation.train) == ("tried", [sys.executable, "-m", "unetdist", "train"])
 
 
 def test_words_override_the_settings_for_all_and_variants_override_both(tmp_path):

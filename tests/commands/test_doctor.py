@@ -17,9 +17,10 @@ from tests.distributed.launcher import run_ranks
 from tests.synthetic import PALETTE_RECORDS, settings_of, write_shards
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
-from unetdist.commands.doctor import command, data, environment, training
-from unetdist.commands.doctor.command import connect, examine, run_checks
+from unetdist.commands.doctor import data, environment, training
+from unetdist.commands.doctor import examine as command
 from unetdist.commands.doctor.examination import Examination, by_rank, describe, duration, listed
+from unetdist.commands.doctor.examine import connect, examine, run_checks
 from unetdist.data.manifest import Manifest
 from unetdist.distributed.collectives import World, all_reduce_sum
 from unetdist.distributed.rendezvous import open_store
@@ -366,7 +367,7 @@ def test_labels_out_of_range_are_named_and_no_step_is_tried(folder):
     assert bad.level == "problem"
     assert "mask holds class index 2, but there are 2 classes" in bad.fact
     assert "; and 1 more" in bad.fact
-    assert f"launch/shard_dataset.py verify {folder / 'train'}" in bad.remedy
+    assert f"unetdist shard verify {folder / 'train'}" in bad.remedy
     found = found_by(training.check_training, exam)
     assert "mask holds class index 2" in found["first batch"].fact
     assert "training step" not in found
@@ -380,7 +381,7 @@ def test_shards_that_there_was_no_time_for_are_counted(tmp_path):
     rank = {"opened": 5, "of": 9, "wrong": [], "decoded": 9, "bad": []}
     found = found_by(data.judge_samples, exam, "train", [rank])
     assert (found["train shards"].level, "5 of 9" in found["train shards"].fact) == ("warning", True)
-    assert "launch/shard_dataset.py verify" in found["train shards"].remedy
+    assert "unetdist shard verify" in found["train shards"].remedy
     assert (found["train labels"].level, "75.0 % ignored" in found["train labels"].fact) == ("warning", True)
 
 

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 from tests.commands.equivalence_runs import STEPS, config_of, record_of, write_data
-from unetdist.commands import equivalence
-from unetdist.commands.equivalence import (
+from unetdist.commands.equivalence import runs as equivalence
+from unetdist.commands.equivalence.runs import (
     Record,
     RunComparison,
     check_worlds,
@@ -30,7 +30,6 @@ from unetdist.errors import ConfigError, DataError, TrainingError
 from unetdist.train.config import Config
 from unetdist.train.step import TrainStep
 
-SCRIPT = Path(__file__).parents[2] / "launch" / "equivalence.py"
 SHA256 = {"weights": "ab", "averaged weights": "cd"}
 
 
@@ -264,13 +263,10 @@ def test_each_run_is_a_launch_on_the_cpu_with_the_same_threads_and_micro_batch(f
         tracking={"tracker": "wandb"},
         trainer={"mixed_precision": "bf16", "max_steps": 3, "micro_batch_size": None},
     )
-    comparisons = compare_worlds(config, (1, 2, 4), steps=20, script=SCRIPT)
+    comparisons = compare_worlds(config, (1, 2, 4), steps=20)
     assert [row.world_size for row in comparisons] == [2, 4]
     assert all(row.is_as_promised for row in comparisons)
-    files = [Path(words[words.index("--config_file") + 1]) for words in commands]
-    assert all(file.is_file() for file in files)
-    assert [file.name for file in files] == ["one_gpu.yaml", "cpu.yaml", "cpu.yaml"]
-    assert [words[words.index("--num_processes") + 1] for words in commands] == ["1", "2", "4"]
+    assert [words[words.index("--processes") + 1] for words in commands] == ["1", "2", "4"]
     assert {words[words.index("--record") + 1] for words in commands} == {"3"}  # the whole training
     for words in commands:
         assert "tracker: none" in words[-2]
@@ -285,15 +281,14 @@ def test_gpus_are_used_where_there_are_enough(folder, launched, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(equivalence.torch.cuda, "device_count", lambda: 2)
     commands = launched(FAKE)
-    compare_worlds(config_of(folder), (2, 1), steps=1, script=SCRIPT)
-    assert Path(commands[0][commands[0].index("--config_file") + 1]).name == "one_node.yaml"
+    compare_worlds(config_of(folder), (2, 1), steps=1)
     assert commands[0][-1][1] is None
 
 
 def test_a_run_that_fails_is_named_below_its_output(folder, launched, capfd):
     launched("import sys; print('error: no room'); sys.exit(3)")
     with pytest.raises(TrainingError, match=r"the run on 2 processes ended with exit code 3"):
-        compare_worlds(config_of(folder), (2, 1), steps=1, script=SCRIPT)
+        compare_worlds(config_of(folder), (2, 1), steps=1)
     assert "error: no room" in capfd.readouterr().out
 
 
@@ -312,7 +307,7 @@ def test_a_run_does_not_outlive_the_command(folder, launched, monkeypatch):
 
     monkeypatch.setattr(equivalence.subprocess, "Popen", keep)
     with pytest.raises(KeyboardInterrupt):
-        compare_worlds(config_of(folder), (1, 2), steps=1, script=SCRIPT)
+        compare_worlds(config_of(folder), (1, 2), steps=1)
     assert started[0].returncode is not None
 
 

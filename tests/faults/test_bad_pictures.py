@@ -1,8 +1,6 @@
 """A picture that cannot be read costs that picture: no traceback, no gigabytes, no end of the command."""
 
-import importlib.util
 import resource
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from PIL import Image
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
 from tests.faults import damaged
 from tests.faulty_server import serve
+from unetdist.__main__ import run
 from unetdist.data import image_file
 from unetdist.data.augment import AugmentConfig, Augmenter
 from unetdist.data.batch import Batch
@@ -107,13 +106,8 @@ def model(tmp_path):
     return tmp_path / "m"
 
 
-def predict(monkeypatch, *words):
-    path = Path(__file__).parents[2] / "launch/predict.py"
-    spec = importlib.util.spec_from_file_location("launch_predict", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words)])
-    return script.main()
+def predict(*words):
+    return run(["predict", *map(str, words)])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -127,7 +121,7 @@ def test_bad_pictures_do_not_end_a_prediction(tmp_path, monkeypatch, model, capf
     bad = len(damaged.impossible())
     for duplicate in ("bad_claims.jpg", "bad_claims.png", "bad_claims.gif", "bad_claims.bmp", "bad_claims.ppm"):
         (folder / duplicate).rename(folder / f"{duplicate.replace('.', '_')}{Path(duplicate).suffix}")
-    assert predict(monkeypatch, "--model", model, "--input", folder, "--out", tmp_path / "out") == 1
+    assert predict("--model", model, "--input", folder, "--out", tmp_path / "out") == 1
     for name in ("a", "z"):
         assert np.asarray(Image.open(tmp_path / f"out/{name}_ids.png")).shape == (24, 32)
     told = capfd.readouterr().err

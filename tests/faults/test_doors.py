@@ -1,6 +1,5 @@
 """Nothing that a run, a manifest, a list or a URL says chooses a program, a protocol, a server or a path outside."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,30 +9,22 @@ import yaml
 from tests.commands.report.runs import write_run
 from tests.faulty_server import serve
 from tests.synthetic import write_shards
+from unetdist.__main__ import run
 from unetdist.cli import settings
 from unetdist.cli.json_records import SEAL, sealed
+from unetdist.commands import shard as command
 from unetdist.data.loader import DataConfig, open_data
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.predict.sources import open_source
-from unetdist.sharding import command
 from unetdist.sharding.dataset_source import from_dataset
 from unetdist.storage import remote
 from unetdist.train.config import Config
 
-LAUNCH = Path(__file__).parents[2] / "launch"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"launch_{name}", LAUNCH / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def report(*words):
     pytest.importorskip("plotly", reason="needs the extra `report`")
-    script("report").main([*map(str, words), "--num-workers", "0", "--pictures", "1"])
+    run(["report", *map(str, words), "--num-workers", "0", "--pictures", "1"])
     return (Path(words[0]) / "report.html").read_text(encoding="utf-8")
 
 

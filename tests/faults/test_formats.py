@@ -1,22 +1,12 @@
 """Damaged and forged files, met by whole commands: each is refused in words, at once, or read as it was written."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from tests.sharding.test_foreign import pack
+from unetdist.__main__ import run
 from unetdist.errors import DataError
-
-LAUNCH = Path(__file__).parents[2] / "launch"
-
-
-def command(name: str):
-    """The `main` of a launch script."""
-    spec = importlib.util.spec_from_file_location(f"faults_{name}", LAUNCH / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.main
 
 
 @pytest.fixture
@@ -29,7 +19,7 @@ def tars(tmp_path) -> Path:
 
 def index(tars: Path, *options: str) -> int:
     labels = ["--labels", str(tars.parent / "Labels.txt")]
-    return command("shard_dataset")(["index", str(tars), *labels, "--workers", "1", *options])
+    return run(["shard", "index", str(tars), *labels, "--workers", "1", *options])
 
 
 def forged_header(size: bytes) -> bytes:

@@ -1,6 +1,5 @@
 """Masks that do not mean what Labels.txt makes of them: `launch/shard_dataset.py` says so, and its advice is right."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -10,14 +9,12 @@ from PIL import Image, ImageFilter
 
 from tests.sharding.picture_folders import encoded
 from tests.sharding.test_foreign import pack
+from unetdist.commands import shard as script
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Manifest
 from unetdist.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "shard_dataset.py"
-spec = importlib.util.spec_from_file_location("launch_shard_dataset", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 CRACK = "0 0 0 background\n255 0 0 crack\n"
 COLORS = [(128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0)]

@@ -7,9 +7,9 @@ import pytest
 from rich.markup import escape
 from rich.table import Table
 
-from tests.faults.test_formats import command
 from tests.sharding.picture_folders import write_folders
 from tests.tracking.samples import PALETTE
+from unetdist.__main__ import run
 from unetdist.cli import logs
 from unetdist.commands.doctor.examination import Finding
 from unetdist.errors import DataError
@@ -80,7 +80,7 @@ def test_problems_of_sharding_are_one_line_each(tmp_path):
     words = ["--images", root / "images", "--masks", root / "masks", "--labels", root / "Labels.txt"]
     words += ["--ignore", "void", "--workers", 1, "--out", tmp_path / "out"]
     with pytest.raises(DataError) as caught:
-        command("shard_dataset")([str(word) for word in words])
+        run(["shard", *map(str, words)])
     assert_harmless(str(caught.value))
     assert SHOWN.replace("/", "|") in str(caught.value)
     assert len(str(caught.value).splitlines()) == 4

@@ -1,11 +1,9 @@
 """The range of 12-bit images travels: shards, manifest, run, model, prediction, Python, card and export."""
 
-import importlib.util
 import io
 import json
 import logging
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tests.sharding.picture_folders import encoded
 from tests.sharding.test_foreign import MASK, index, pack
 from tests.synthetic import settings_of
 from unetdist import UNet
+from unetdist.__main__ import run
 from unetdist.cli import settings
 from unetdist.data.decode import decode_image
 from unetdist.data.image_file import HIGH_BYTE, read_image
@@ -29,18 +28,6 @@ from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
 
 TWELVE_BITS = (0.0, 4095.0)
-
-
-def command(name: str):
-    spec = importlib.util.spec_from_file_location(
-        f"launch_{name}_of_ranges", Path(__file__).parents[2] / "launch" / f"{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-SHARD, PREDICT = command("shard_dataset"), command("predict")
 
 
 @pytest.fixture
@@ -59,13 +46,17 @@ def root(tmp_path) -> Path:
 
 def shard(root: Path, out: str, *options: object) -> Manifest:
     words = ["--images", root / "images", "--masks", root / "masks", "--labels", root / "Labels.txt"]
-    SHARD([str(word) for word in [*words, "--workers", 1, "--samples-per-shard", 2, "--out", root / out, *options]])
+    run(
+        [
+            "shard",
+            *(str(word) for word in [*words, "--workers", 1, "--samples-per-shard", 2, "--out", root / out, *options]),
+        ]
+    )
     return Manifest.load(root / out)
 
 
 def predict(monkeypatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words), "--device", "cpu"])
-    return PREDICT()
+    return run(["predict", *map(str, words), "--device", "cpu"])
 
 
 def test_the_range_travels_from_sharding_to_prediction(root, monkeypatch):

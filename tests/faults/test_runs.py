@@ -1,10 +1,8 @@
 """launch/train.py as a user types it: beside another training, on disks that fail, in launches that cannot work."""
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 from tests.synthetic import settings_of, write_shards
 from unetdist.cli import settings
 from unetdist.cli.logs import run_script
+from unetdist.commands import train as script
 from unetdist.data import workers
 from unetdist.distributed import launch_check
 from unetdist.storage.files import hold_lock
@@ -28,10 +27,6 @@ LONG_RUN = (
     *("--checkpoint.save_every", SAVE_EVERY, "--checkpoint.keep_last", 2),
 )
 
-spec = importlib.util.spec_from_file_location("launch_train", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
-
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, capsys):
@@ -44,9 +39,8 @@ def train(tmp_path, monkeypatch, capsys):
     file.write_text(settings.to_yaml(values))
 
     def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(file), *map(str, words)])
         with pytest.raises(SystemExit) as end:
-            run_script(script.main)
+            run_script(lambda: script.main(["--config", str(file), *map(str, words)]))
         return end.value.code, capsys.readouterr().err
 
     return run

@@ -5,7 +5,6 @@ import json
 import sys
 import threading
 from base64 import b64encode
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,19 +12,16 @@ import yaml
 from tests.commands.report.runs import write_run
 from tests.faulty_server import FaultyServer, serve
 from tests.synthetic import settings_of, write_shards
+from unetdist import __main__ as command
 from unetdist.errors import ConfigError
 
-LAUNCH = Path(__file__).parents[2] / "launch"
 SECRETS = (b"Pa55word", b"T0ken")
 
 
 def run(name, monkeypatch, *words):
-    """A command in `launch/`, with its words where a process has them."""
-    spec = importlib.util.spec_from_file_location(f"launch_{name}", LAUNCH / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
-    return module.main()
+    """A command, with its words where a process has them."""
+    monkeypatch.setattr(sys, "argv", ["unetdist", name, *map(str, words)])
+    return command.run(sys.argv[1:])
 
 
 def tell_tales(folder):

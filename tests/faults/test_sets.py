@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.launch.test_shard_dataset import run
+from tests.commands.test_shard import run
 from tests.sharding.test_first_look import write_pair
 from tests.synthetic import settings_of
 from unetdist.cli import settings

@@ -1,4 +1,3 @@
-import runpy
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from tests.distributed.launcher import run_ranks
+from unetdist.__main__ import run
 from unetdist.data.labels import Palette
 from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError, DataError
@@ -272,18 +272,16 @@ def test_processes_that_see_other_pictures_say_so(tmp_path):
 def test_a_device_is_not_chosen_for_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"--device \(cpu\) is for one process"):
-        script(monkeypatch, "--device", "cpu")
+        script("--device", "cpu")
 
 
 def test_a_device_that_cannot_be_used_is_named(monkeypatch):
     with pytest.raises(ConfigError, match=r"--device \(gpu\) cannot be used here: .*; use --device cpu"):
-        script(monkeypatch, "--device", "gpu")
+        script("--device", "gpu")
 
 
-def script(monkeypatch, *words):
-    path = Path(__file__).parents[2] / "launch/predict.py"
-    monkeypatch.setattr(sys, "argv", ["predict.py", "--model", "m", "--input", "i", "--out", "o", *words])
-    return runpy.run_path(str(path))["main"]()
+def script(*words):
+    return run(["predict", "--model", "m", "--input", "i", "--out", "o", *words])
 
 
 def test_the_script_on_two_processes_ends_well_or_with_every_failure(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.synthetic import write_shards
 from unetdist.cli import settings
-from unetdist.commands.ablation import read_ablation
+from unetdist.commands.ablate.ablation import read_ablation
 from unetdist.errors import ConfigError
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config

@@ -14,6 +14,7 @@ import simplejpeg
 from isal import igzip_lib, isal_zlib
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from unetdist.cli.commands import typed
 from unetdist.data.jpeg import JpegHeader, cut, parse_header
 from unetdist.errors import DataError
 
@@ -119,7 +120,7 @@ def decode_mask(data: bytes) -> Pixels:
         image.load()
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise DataError(
-            f"mask is {image.mode}, not one value per pixel; write the shards with launch/shard_dataset.py, "
+            f"mask is {image.mode}, not one value per pixel; write the shards with `{typed('shard')}`, "
             "which turns colours into class indices."
         )
     values = np.asarray(image)

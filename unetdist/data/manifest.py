@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from unetdist.cli import json_records
+from unetdist.cli.commands import typed
 from unetdist.cli.credentials import mask
 from unetdist.cli.json_records import Count, Hex
 from unetdist.data.labels import Palette
@@ -199,7 +200,7 @@ def _remedy_of_absence(folder: Folder) -> str:
     below = sorted(folder.path("").glob(f"*/{MANIFEST_NAME}")) if folder.is_local else []
     if below:
         return f"give one of the data sets in it: {', '.join(str(file.parent) for file in below)}."
-    return "write one with launch/shard_dataset.py, or run its command again if it was interrupted."
+    return f"write one with `{typed('shard')}`, or run its command again if it was interrupted."
 
 
 _REMEDY = "run the command that wrote the shards again: it keeps what is complete."

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unetdist.cli.commands import typed
 from unetdist.data.batch import Batch
 from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.distributed.collectives import all_reduce_sum
@@ -280,7 +281,7 @@ def prove_complete(confusion: np.ndarray, seen: list[int], expected: ExpectedCou
                 problem = f"{pixels} pixels of class {name} were scored, the manifest lists {listed}"
     if problem:
         raise DataError(
-            f"{problem}; the score would be wrong, so it is refused; run launch/shard_dataset.py again on this folder",
+            f"{problem}; the score would be wrong, so it is refused; run `{typed('shard')}` again on this folder",
             source=expected.source,
         )
 

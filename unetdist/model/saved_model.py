@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unetdist import __version__
 from unetdist.cli import json_records, settings
+from unetdist.cli.commands import typed
 from unetdist.cli.logs import logger
 from unetdist.data.decode import GIT_LFS_START
 from unetdist.data.image_file import ImageRange
@@ -189,7 +190,7 @@ def _configuration(file: Any, path: Path) -> tuple[str, dict[str, Any], Describe
     found = config.get("format") if isinstance(config, dict) else None
     if found != MODEL_FORMAT:
         raise CheckpointError(
-            f"{path} has format {found!r}, this version reads {MODEL_FORMAT!r}; use weights that launch/train.py "
+            f"{path} has format {found!r}, this version reads {MODEL_FORMAT!r}; use weights that `{typed('train')}` "
             "saved, or the version that saved these."
         )
     described = _described(config)

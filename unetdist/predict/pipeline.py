@@ -77,7 +77,7 @@ def predict_files(
 ) -> list[Failure]:
     """Collective. Predict every image of `source` and write the results below `out`; existing results are kept.
 
-    The options are those of `launch/predict.py`. The model is on the device of `world`; results have the size and the
+    The options are those of `unetdist predict`. The model is on the device of `world`; results have the size and the
     orientation in which a viewer shows the image. Returns the images of all processes that have no result.
 
     Raises:

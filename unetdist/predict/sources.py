@@ -34,7 +34,7 @@ Wanted = Callable[[int, Path | None], bool]
 def open_source(
     location: str | Path | Sequence[str], out: Path, *, every: int = 1, image_range: ImageRange | None = None
 ) -> "ImageSource":
-    """Open the images of `location`; see `launch/predict.py --help`.
+    """Open the images of `location`; see `unetdist predict --help`.
 
     Args:
         location: a place, or several images.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unetdist.cli.commands import typed
 from unetdist.cli.credentials import mask as mask_credentials
 from unetdist.cli.logs import progress
 from unetdist.data.cache import ShardCache
@@ -116,7 +117,7 @@ def next_command(locations: Sequence[str]) -> str:
     if len(shown) == 1:
         is_val = shown[0].rpartition("/")[2] == "val"
         shown = ["TRAINING_SHARDS", *shown] if is_val else [*shown, "VALIDATION_SHARDS"]
-    return f"next: accelerate launch launch/train.py --data.train {shown[0]} --data.val {shown[1]}"
+    return f"next: {typed('train')} --data.train {shown[0]} --data.val {shown[1]}"
 
 
 def count(number: int, noun: str) -> str:

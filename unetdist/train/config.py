@@ -18,7 +18,7 @@ from unetdist.train.trainer import TrainerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All settings of `launch/train.py`."""
+    """All settings of a run."""
 
     data: DataConfig
     """Shards, and how they are read."""

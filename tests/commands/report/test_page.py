@@ -167,7 +167,7 @@ def test_a_score_that_differs_from_the_saved_one_is_noted(written):
 def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly", None)
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
-    with pytest.raises(ConfigError, match=r'plotly.* is not installed; type: pip install -e ".\[report\]"'):
+    with pytest.raises(ConfigError, match=r'plotly.* is not installed; type: pip install "unetdist\[report\]"'):
         report([write_run(tmp_path / "x")], scores=False)
 
 

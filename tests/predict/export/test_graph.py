@@ -101,5 +101,5 @@ def test_classes_in_an_older_dialect(onnx, tmp_path):
 
 def test_without_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r'must have onnxruntime, .*; pip install -e ".\[export\]"'):
+    with pytest.raises(ConfigError, match=r'must have onnxruntime, .*; type: pip install "unetdist\[export\]"'):
         open_onnx(tmp_path / "model.onnx")

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.filesize import decimal as size
 
+from unetdist.cli.commands import typed
 from unetdist.commands.doctor.examination import Examination, Level, by_rank, describe, listed
 from unetdist.data.labels import Palette
 from unetdist.data.loader import open_data, open_reader
@@ -103,7 +104,7 @@ def judge_samples(exam: Examination, split: str, answers: list[dict[str, Any]]) 
     """Note shards that are missing, cut or exchanged, and samples that cannot be decoded or have unknown classes."""
     opened, of, decoded = (sum(rank[name] for rank in answers) for name in ("opened", "of", "decoded"))
     cfg, manifest = exam.config.data, exam.data[split][1]
-    verify = f"`python launch/shard_dataset.py verify {getattr(cfg, split)}`"
+    verify = f"`{typed('shard')} verify {getattr(cfg, split)}`"
     if any(rank["wrong"] for rank in answers):
         exam.note("problem", f"{split} shards", by_rank([listed(rank["wrong"]) for rank in answers]), REMEDY)
         return

@@ -29,7 +29,7 @@ class LineStyle(NamedTuple):
 
 
 # Blue and orange come first: almost everybody can tell them apart. Nobody reads more columns than these;
-# launch/ablate.py makes a table of many runs.
+# `unetdist ablate` makes a table of many runs.
 RUN_STYLES = (
     LineStyle("#0a62b8", "#6fb4ff"),
     LineStyle("#b04a06", "#ffa266", "dash", "9 6"),

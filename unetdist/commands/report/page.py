@@ -14,6 +14,7 @@ from PIL import Image
 
 from unetdist import __version__
 from unetdist.cli import settings
+from unetdist.cli.commands import extra
 from unetdist.cli.credentials import mask
 from unetdist.commands.report import charts, tables
 from unetdist.commands.report.run import ReportedRun, ScoredRun, extremes
@@ -45,7 +46,7 @@ def render(runs: Sequence[ReportedRun], *, num_pictures: int, notes: Sequence[st
         import jinja2
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise ConfigError(f'{error.name} is not installed; type: pip install -e ".[report]"') from None
+        raise ConfigError(f"{error.name} is not installed; type: {extra('report')}") from None
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unetdist.commands.report", "page"),
         autoescape=True,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from unetdist import __version__
+from unetdist.cli.commands import extra, typed
 from unetdist.errors import ConfigError
 from unetdist.model.inference import Predict
 from unetdist.model.saved_model import SavedModel
@@ -60,7 +61,7 @@ def trace(saved: SavedModel, *, argmax: bool, precision: Precision) -> ExportedP
     except (RuntimeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
         raise ConfigError(
             f"this network cannot be exported for any size: {textwrap.shorten(str(error), 300)}; train with another "
-            "model.encoder, or predict with launch/predict.py."
+            f"model.encoder, or predict with `{typed('predict')}`."
         ) from None
 
 
@@ -160,7 +161,7 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f'export must have {name}, which cannot be imported ({error}); pip install -e ".[export]"'
+            f"export must have {name}, which cannot be imported ({error}); type: {extra('export')}"
         ) from None
 
 

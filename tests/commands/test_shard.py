@@ -1,6 +1,5 @@
-"""launch/shard_dataset.py as a user types it."""
+"""`unetdist shard` as a user types it."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +10,12 @@ from tests import shared_data
 from tests.sharding.ingested import contents, samples_of
 from tests.sharding.picture_folders import write_folders
 from tests.sharding.test_foreign import pack
+from unetdist.commands import shard as script
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.sharding.describe import next_command
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "shard_dataset.py"
-
-spec = importlib.util.spec_from_file_location("launch_shard_dataset", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 def run(*arguments) -> int:
@@ -44,7 +40,7 @@ def test_a_user_runs_it_and_reads_what_was_written(root, tmp_path):
     assert "20 samples in 4 shards" in result.stdout
     for name in ("ground", "tree", "sky", "ignored"):
         assert name in result.stdout
-    assert "accelerate launch launch/train.py --data.train" in result.stdout.splitlines()[-1]
+    assert "launch/train.py --data.train" in result.stdout.splitlines()[-1]
     assert "4/4" in result.stderr
     assert Manifest.load(tmp_path / "out").num_samples == 20
 
@@ -227,7 +223,7 @@ def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as caught:
         run(name, "--help")
     assert caught.value.code == 0
-    assert "usage: launch/shard_dataset.py" in capsys.readouterr().out
+    assert "usage: unetdist shard" in capsys.readouterr().out
 
 
 def test_isbi_goes_in_with_only_its_labels(tmp_path):

@@ -1,18 +1,11 @@
-"""launch/doctor.py as a user types it."""
+"""`unetdist doctor` as a user types it."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
+from unetdist.commands.doctor import command as script
 from unetdist.errors import ConfigError
-
-SCRIPT = Path(__file__).parents[2] / "launch" / "doctor.py"
-
-spec = importlib.util.spec_from_file_location("launch_doctor", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 def test_refused_settings_end_it_as_they_would_end_the_run():
@@ -32,4 +25,4 @@ def test_findings_are_printed_and_saved(tmp_path, capsys):
 
 
 def test_help_reads_as_documentation():
-    assert "accelerate launch launch/doctor.py --config" in script.__doc__
+    assert "unetdist doctor --config" in script.__doc__

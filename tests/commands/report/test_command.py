@@ -1,20 +1,12 @@
-"""launch/report.py as a user types it."""
-
-import importlib.util
-from pathlib import Path
+"""`unetdist report` as a user types it."""
 
 import pytest
 
 from tests.commands.report.runs import validation_set, write_run
+from unetdist.commands.report import command as script
 from unetdist.errors import ConfigError
 
 pytest.importorskip("plotly", reason="needs the extra `report`")
-
-SCRIPT = Path(__file__).parents[2] / "launch" / "report.py"
-
-spec = importlib.util.spec_from_file_location("launch_report", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 def test_the_report_lies_in_the_first_run_unless_told_otherwise(tmp_path):

@@ -1,22 +1,32 @@
-"""The command line of launch/shard_dataset.py: its options, and the commands `verify`, `stats` and `show`."""
+"""Writes images and masks as shards: `unetdist shard --images DIR --masks DIR --labels Labels.txt --out DIR`.
+
+`unetdist shard index` makes a data set of tars that others wrote; `verify`, `stats` and `show` examine a data set.
+"""
 
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from PIL import Image
 
+from unetdist.cli.commands import typed
 from unetdist.cli.logs import logger, set_up_logging
 from unetdist.cli.settings import positive_int
+from unetdist.data import shapes
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Manifest
+from unetdist.data.tar_index import MemberNames
 from unetdist.distributed.hardware import num_cores
 from unetdist.errors import ConfigError, one_line, printable, writable
+from unetdist.sharding import dataset_source, foreign_tars, sources, split
 from unetdist.sharding.convert import MAX_PIXELS, ConvertOptions
-from unetdist.sharding.describe import describe_manifest, draw_sheet
+from unetdist.sharding.describe import describe_manifest, draw_sheet, next_command
+from unetdist.sharding.first_look import decide_exif, warn_of_raw_masks, with_measured_range
 from unetdist.sharding.plan import WorkPartition, find_partition
+from unetdist.sharding.writer import index_tars, write_dataset
 from unetdist.storage.files import write_atomic
 from unetdist.storage.folders import open_folder
 
@@ -25,7 +35,7 @@ DESCRIPTIONS = {
     "their pixels if every decoder reads them alike; masks become class indices by the colours (or ids) in the label "
     "file. Missing files are reported at once, problems of images and masks together at the end. An interrupted run "
     "continues when the same command is given again. Other commands: index (for tars that others wrote), verify, "
-    "stats, show; see for example `shard_dataset.py index --help`.",
+    "stats, show; see for example `unetdist shard index --help`.",
     "index": "Write index and manifest for WebDataset tars that others wrote. The tars do not change; their masks are "
     "read through the labels whenever a sample is read.",
     "verify": "Read all shards: compare sizes and hashes with the manifest and indexes with their tars, decode and "
@@ -53,9 +63,9 @@ CONFLICTS = (
 )
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command; `write` is the default command."""
-    parser = argparse.ArgumentParser("launch/shard_dataset.py")
+    parser = argparse.ArgumentParser(typed("shard"))
     commands = parser.add_subparsers(dest="command")
     adders = {"write": _add_write, "index": _add_index, "verify": _add_verify, "show": _add_show}
     for name, text in DESCRIPTIONS.items():
@@ -66,7 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if name in adders:
             adders[name](command)
     # `write` needs no name, because most users need only this command.
-    args = parser.parse_args(argv if argv[:1] and argv[0] in DESCRIPTIONS else ["write", *argv])
+    args = parser.parse_args(argv if argv and argv[0] in DESCRIPTIONS else ["write", *argv])
     _refuse_conflicts(args)
     return args
 
@@ -154,7 +164,7 @@ def _add_exif(parser: argparse.ArgumentParser) -> None:
         "--exif",
         choices=("raw", "upright"),
         help="for images whose EXIF orientation does not change their size: whether masks were drawn on the pixels as "
-        "stored (raw; but predict.py turns such images upright) or as viewers show them (upright); default: as in the "
+        "stored (raw; but predict turns such images upright) or as viewers show them (upright); default: as in the "
         "other images of the data set",
     )
 
@@ -193,6 +203,89 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     add("--num", type=positive_int, default=16, metavar="N", help="number of samples (%(default)s)")
     add("--seed", type=int, default=0, help="seed for the choice of samples (%(default)s)")
     add("--keys", nargs="+", metavar="KEY", help="keys of the samples; default: a choice by --seed")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; the exit code."""
+    set_up_logging()
+    args = parse(argv)
+    commands = {"write": write, "index": index, "verify": verify, "stats": print_stats}
+    return commands.get(args.command, show)(args)
+
+
+def write(args: argparse.Namespace) -> int:
+    """Write the samples of a source as shards."""
+    workers, partition = distribute(args)
+    source, palette = open_source(args)
+    copies = split.find_copies(source)
+    val: Sequence[sources.RawSample] = ()
+    parts: dict[str, Sequence[sources.RawSample]] = {args.out: source.samples}
+    if args.val_list or args.val_fraction is not None:
+        train, val = (
+            split.split_by_list(source.samples, args.val_list)
+            if args.val_list
+            else split.split_by_hash(source.samples, args.val_fraction, copies)
+        )
+        out = args.out.rstrip("/")
+        parts = {f"{out}/train": train, f"{out}/val": val}
+    split.log_copies(copies, val)
+    convert = decide_exif(convert_options(args), source)
+    warn_of_raw_masks(convert.exif)
+    if args.image_range == ["auto"]:
+        convert = with_measured_range(convert, source, workers)
+    layout = split.LayoutOptions(
+        samples_per_shard=args.samples_per_shard, shard_size_mb=args.shard_size_mb, keep_order=args.keep_order
+    )
+    report = write_dataset(
+        source,
+        parts,
+        palette,
+        convert=convert,
+        layout=layout,
+        workers=workers,
+        partition=partition,
+        overwrite=args.overwrite,
+    )
+    return print_report(report, list(parts))
+
+
+def open_source(args: argparse.Namespace) -> tuple[sources.SampleSource, Palette]:
+    """The source that the arguments name, and its labels."""
+    if args.shapes is not None:
+        return sources.from_shapes(args.shapes, seed=args.seed), shapes.PALETTE
+    palette = read_labels(args)
+    if args.dataset:
+        columns = {name: getattr(args, name) for name in ("image_column", "mask_column", "key_column")}
+        return dataset_source.from_dataset(args.dataset, split=args.split, **columns), palette
+    if args.list:
+        return sources.from_list(args.list, images=args.images, masks=args.masks), palette
+    if not (args.images and args.masks):
+        raise ConfigError("no source; give --images DIR --masks DIR, --list FILE, --dataset NAME or --shapes N.")
+    names = {"image_name": args.image_name, "mask_name": args.mask_name}
+    return sources.from_folders(args.images, args.masks, **names), palette
+
+
+def index(args: argparse.Namespace) -> int:
+    """Write index and manifest for tars that others wrote."""
+    workers, partition = distribute(args)
+    palette = read_labels(args)
+    tars = foreign_tars.find_tars(args.location, args.out)
+    template = args.mask_name or (args.mask_ext and "{stem}." + args.mask_ext.lstrip("."))
+    names = (
+        MemberNames(template, args.image_name) if template else foreign_tars.guess_names(tars, image=args.image_name)
+    )
+    convert = convert_options(args)
+    warn_of_raw_masks(convert.exif)
+    report = index_tars(tars, names, palette, convert=convert, workers=workers, partition=partition)
+    return print_report(report, [tars.out.where("")])
+
+
+def print_report(report: str | None, folders: Sequence[str]) -> int:
+    """Print the report, unless another process finishes the data set."""
+    if report is not None:
+        print(printable(report))
+        print(one_line(next_command(folders)))
+    return 0
 
 
 def size(text: str) -> tuple[int, int]:

@@ -1,22 +1,14 @@
-"""launch/equivalence.py as a user types it; its runs are written by hand, not trained."""
-
-import importlib.util
-from pathlib import Path
+"""`unetdist equivalence` as a user types it; its runs are written by hand, not trained."""
 
 import pytest
 
 from tests.commands.equivalence_runs import values_of, write_data
 from tests.commands.test_equivalence import line
 from unetdist.cli import settings
-from unetdist.commands import equivalence
+from unetdist.commands.equivalence import command as script
+from unetdist.commands.equivalence import runs as equivalence
 from unetdist.errors import ConfigError, DataError
 from unetdist.storage.files import write_text
-
-SCRIPT = Path(__file__).parents[2] / "launch" / "equivalence.py"
-
-spec = importlib.util.spec_from_file_location("launch_equivalence", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 @pytest.fixture

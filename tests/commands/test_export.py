@@ -1,20 +1,12 @@
-"""launch/export.py as a user types it."""
-
-import importlib.util
-from pathlib import Path
+"""`unetdist export` as a user types it."""
 
 import pytest
 
 from tests.predict.export.models import saved_model
 from tests.synthetic import write_shards
+from unetdist.commands import export as script
 from unetdist.errors import ConfigError, DataError
 from unetdist.model.saved_model import save_model
-
-SCRIPT = Path(__file__).parents[2] / "launch" / "export.py"
-
-spec = importlib.util.spec_from_file_location("launch_export", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 @pytest.fixture

@@ -39,6 +39,8 @@ OWN_SETTINGS = ("--name", "--runs_dir", "--seed")
 
 POLL_S = 0.1
 
+PROGRAM = (sys.executable, "-m", "unetdist")
+
 # Settings that a run is started with, in its folder; the run itself writes `config.yaml`.
 GIVEN_FILE = "ablation.yaml"
 # Output of a run's processes.
@@ -59,7 +61,7 @@ class AblationFile:
     name: str | None = None
     """Folder of the runs; None: the name of the file."""
     command: str | None = None
-    """Command that trains, without settings, such as `accelerate launch launch/train.py`; None: one process."""
+    """Command that trains, without settings, such as `unetdist train --processes 2`; None: one process."""
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,10 @@ def _call(run: AblationRun, command: Sequence[str], watch: StopSignal) -> str:
     return f"exit code {process.returncode}; {log_file} says why" if process.returncode else ""
 
 
-def read_ablation(
-    file: Path, words: Sequence[str] = (), *, scripts: Path = Path("launch"), per_image: bool = False
-) -> Ablation:
+def read_ablation(file: Path, words: Sequence[str] = (), *, per_image: bool = False) -> Ablation:
     """Read an ablation and build the settings of every run, so that mistakes show before any run is trained.
 
-    `words` (`--section.field value`) are for all runs; `scripts` is the folder launch/.
+    `words` (`--section.field value`) are for all runs.
 
     Raises:
         ConfigError: a mistake in the file, in a variant or in `words`.
@@ -200,7 +200,7 @@ def read_ablation(
             if option in taken:
                 raise ConfigError(f"{where} changes {option}, which is set for all runs; remove it in one place")
         try:
-            config = settings.parse(Config, [*common, *options], prog="launch/ablate.py", description="")
+            config = settings.parse(Config, [*common, *options], prog="unetdist ablate", description="")
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         if config.data.val is None:
@@ -216,8 +216,8 @@ def read_ablation(
     return Ablation(
         folder=folder,
         runs=runs,
-        train=given.command.split() if given.command else [sys.executable, str(scripts / "train.py")],
-        evaluate=[sys.executable, str(scripts / "evaluate.py")] if per_image else [],
+        train=given.command.split() if given.command else [*PROGRAM, "train"],
+        evaluate=[*PROGRAM, "evaluate"] if per_image else [],
     )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.synthetic import write_shards
+from unetdist.commands import shard as command
 from unetdist.errors import ConfigError, DataError
-from unetdist.sharding import command
 from unetdist.sharding.convert import ConvertOptions
 from unetdist.sharding.plan import WorkPartition
 
@@ -154,7 +154,7 @@ def test_a_folder_without_manifest(name, tmp_path):
 
 def test_the_parser_is_there_without_torch():
     """Which takes seconds to load, and writing shards does not need it."""
-    code = "import sys, unetdist.sharding.command; print('torch' in sys.modules)"
+    code = "import sys, unetdist.commands.shard; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120
     )

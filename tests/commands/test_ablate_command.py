@@ -1,20 +1,13 @@
-"""launch/ablate.py as a user types it."""
+"""`unetdist ablate` as a user types it."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from tests.synthetic import settings_of, write_shards
 from unetdist.cli import settings
+from unetdist.commands.ablate import command as script
 from unetdist.storage.files import write_text
-
-SCRIPT = Path(__file__).parents[2] / "launch" / "ablate.py"
-
-spec = importlib.util.spec_from_file_location("launch_ablate", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Trains one recipe on several numbers of processes, and compares samples, losses and all state bit by bit.
 
-Each run is an ordinary training, started by `accelerate launch`, that records its steps. The first run is the
+Each run is an ordinary training, started by `unetdist`, that records its steps. The first run is the
 reference: where the state of another run has other bits, it also records by how much they differ.
 """
 
@@ -73,7 +73,7 @@ class RunComparison:
 
 
 def record(config: Config, steps: int) -> None:
-    """Collective. Train the first steps as launch/train.py does, and record each."""
+    """Collective. Train the first steps as `unetdist train` does, and record each."""
     with build_trainer(config) as trainer:
         # The learning rate must follow the schedule of the whole run, so only max_steps is cut.
         trainer.schedule = replace(trainer.schedule, max_steps=steps)
@@ -139,10 +139,8 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def compare_worlds(config: Config, worlds: Sequence[int], *, steps: int, script: Path) -> list[RunComparison]:
+def compare_worlds(config: Config, worlds: Sequence[int], *, steps: int) -> list[RunComparison]:
     """Train on each number of processes in turn, and compare the others with the first.
-
-    `script` is the command that each process runs; with --record it calls `record`.
 
     Raises:
         ConfigError: the global batch is not divisible, or sync_batch has no GPU.
@@ -164,7 +162,7 @@ def compare_worlds(config: Config, worlds: Sequence[int], *, steps: int, script:
     )
     with tempfile.TemporaryDirectory(prefix="unetdist-equivalence-") as work:
         runs = {size: replace(config, name=f"world_{size}", runs_dir=work) for size in worlds}
-        reference, *others = (train(run, size, script=script, steps=steps, on_gpu=on_gpu) for size, run in runs.items())
+        reference, *others = (train(run, size, steps=steps, on_gpu=on_gpu) for size, run in runs.items())
     return [
         compare(reference, other, size, why_bits_may_differ(config, (worlds[0], size)))
         for size, other in zip(worlds[1:], others, strict=True)
@@ -203,15 +201,13 @@ def why_bits_may_differ(config: Config, worlds: Sequence[int]) -> list[str]:
     return reasons
 
 
-def train(config: Config, world_size: int, *, script: Path, steps: int, on_gpu: bool) -> Record:
+def train(config: Config, world_size: int, *, steps: int, on_gpu: bool) -> Record:
     """Train one run, whose output goes to the terminal, and return its record."""
     logger.info("training %d steps on %s", steps, processes(world_size))
     file = Path(config.runs_dir, f"{config.name}.yaml")
     write_text(file, settings.to_yaml(settings.to_mapping(config)), private=True)
-    several = "one_node.yaml" if on_gpu else "cpu.yaml"
-    launcher = script.resolve().parents[1] / "configs/accelerate" / (several if world_size > 1 else "one_gpu.yaml")
-    command = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(launcher)]
-    command += ["--num_processes", str(world_size), str(script), "--record", str(steps), "--config", str(file)]
+    command = [sys.executable, "-P", "-m", "unetdist", "equivalence", "--processes", str(world_size)]
+    command += ["--record", str(steps), "--config", str(file)]
     # The results of kernels depend on the number of threads; launchers choose it by the number of processes.
     environment = {"OMP_NUM_THREADS": "1", **os.environ} | ({} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""})
     process = subprocess.Popen(command, env=environment)

@@ -1,0 +1,48 @@
+"""Train variants of a recipe with several seeds, and compare them.
+
+unetdist ablate configs/ablations/camvid_small.yaml [--parallel N] [--per-image] [--section.field value ...]
+
+The YAML names a config file (`base`), `seeds`, and `variants`: the settings that each changes. The others are compared
+with the first. Runs are in RUNS_DIR/ABLATION/VARIANT_SEED. The same command continues where it was stopped and does not
+repeat finished runs. After each run it prints a table and writes results.json next to the runs: mIoU of the last
+weights, its mean and deviation over seeds, and the difference to the first variant with p over seeds and over images;
+frames of one film make the latter too confident. Settings on the command line are for all runs. The exit code is 0 if
+all runs are finished, 1 if one failed, 75 if a signal stopped it.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from unetdist.cli.commands import typed
+from unetdist.cli.logs import set_up_logging
+from unetdist.cli.settings import positive_int
+from unetdist.commands.ablate.ablation import Ablation, read_ablation, summarise, table_of
+from unetdist.storage.files import write_json
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, train what is not complete, and print the table."""
+    parser = argparse.ArgumentParser(
+        typed("ablate"),
+        usage="%(prog)s FILE [--parallel N] [--per-image] [--section.field value ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, help="YAML of the ablation")
+    parser.add_argument("--parallel", type=positive_int, default=1, metavar="N", help="runs at a time (%(default)s)")
+    parser.add_argument(
+        "--per-image", action="store_true", help="also score finished runs image by image, and compare over images"
+    )
+    args, words = parser.parse_known_args(argv)
+    ablation = read_ablation(args.file, words, per_image=args.per_image)
+    set_up_logging()
+    return ablation.complete(args.parallel, after_each=lambda: publish(ablation))
+
+
+def publish(ablation: Ablation) -> None:
+    """Print the table, and write its numbers next to the runs."""
+    summaries = summarise(ablation)
+    print(f"\n{table_of(summaries)}", flush=True)
+    write_json(ablation.folder / "results.json", {"name": ablation.folder.name, "variants": summaries})

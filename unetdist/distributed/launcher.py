@@ -1,0 +1,111 @@
+"""Starts the processes of a command on this machine, through Accelerate's own launcher."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from unetdist.cli.commands import script
+from unetdist.cli.settings import positive_int
+from unetdist.errors import LaunchError
+
+# Variables that a launcher sets for the processes that it starts; of two that start one process each, and of srun.
+SET_BY_LAUNCHERS = ("RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "SLURM_STEP_NUM_TASKS")
+
+# Unless the environment says otherwise: seconds for the last checkpoint, and signals that reach the processes, of which
+# torchrun would leave some to kill it alone.
+DEFAULTS = {"PET_SHUTDOWN_TIMEOUT": "300", "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
+
+
+def add_processes_option(parser: argparse.ArgumentParser) -> None:
+    """Add --processes N."""
+    parser.add_argument(
+        "--processes",
+        type=positive_int,
+        metavar="N",
+        help="processes on this machine (default: one per GPU, or what `accelerate config` wrote)",
+    )
+
+
+def start_processes(command: str, words: Sequence[str], processes: int | None, *, stopped: int = 130) -> int | None:
+    """Run a command in several processes of this machine, and return the exit code of the whole.
+
+    Args:
+        command: name of the command.
+        words: its options, for each process.
+        processes: their number; None: what `accelerate config` wrote, or else one per GPU.
+        stopped: exit code after a signal.
+
+    Returns:
+        The exit code: 0, `stopped`, or 1; None if this process is to do the work, alone or as one of a launch.
+
+    Raises:
+        LaunchError: so many processes cannot be started.
+    """
+    if any(name in os.environ for name in SET_BY_LAUNCHERS):
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
+        if processes not in (None, world_size):
+            raise LaunchError(
+                f"--processes ({processes}) differs from the {world_size} that the launcher has started; leave it out."
+            )
+        return None
+    options = _options(processes)
+    if options is None:
+        return None
+    own = script()
+    program = ["-m", "unetdist", command] if own is None else [str(own)]
+    return _launch([*options, *program, *words], stopped)
+
+
+def _options(processes: int | None) -> list[str] | None:
+    """Options of Accelerate's launcher; None if one process is enough, which needs no launcher."""
+    import torch
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    gpus = torch.cuda.device_count()
+    file = load_config_from_file(None) if Path(default_config_file).is_file() else None
+    if processes is None and file is not None and file.num_processes > 1:
+        return []
+    count = processes or (gpus if file is None else 1)
+    if count < 2:
+        if file is not None:  # what the launcher would have set for this process
+            os.environ["ACCELERATE_MIXED_PRECISION"] = str(file.mixed_precision or "no")
+            os.environ["ACCELERATE_USE_CPU"] = str(bool(file.use_cpu))
+        return None
+    if 0 < gpus < count:
+        raise LaunchError(
+            f"--processes ({count}) is more than this machine's {gpus} GPU(s); use {gpus}, or train on the CPU with "
+            "CUDA_VISIBLE_DEVICES= before the command."
+        )
+    # Port 0 is any free one, so that several runs fit on one machine.
+    options = ["--multi_gpu", "--num_processes", str(count), "--num_machines", "1", "--main_process_port", "0"]
+    return [*options, *(["--mixed_precision", "no", "--dynamo_backend", "no"] if file is None else [])]
+
+
+def _launch(words: Sequence[str], stopped: int) -> int:
+    """Run Accelerate's launcher in this process, and return the exit code."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # The processes themselves say what happened to them.
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    try:
+        launch_command(launch_command_parser().parse_args(words))
+    except SignalException:
+        return stopped
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        for rank, code in codes.items():
+            # SIGTERM is what the launcher ends the others with.
+            if code < 0 and code != -signal.SIGTERM:
+                name = signal.Signals(-code).name
+                print(f"[rank {rank}] error: ended by {name}, without a word of its own", file=sys.stderr)
+        return stopped if stopped in codes.values() else 1
+    return 0
