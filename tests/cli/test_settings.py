@@ -132,7 +132,7 @@ def test_a_wrong_file_is_refused_with_what_where_and_remedy(write, text, message
         (["--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory; give --config the path"),
         (["--model.widths", "[1.5]"], r"^model.widths \(1.5\) must be int\.$"),
         (["--model.crop", "32"], r"^model.crop \(32\) must be one of: \[int, int\], null\.$"),
-        (["loose"], "unrecognized arguments: loose"),
+        (["loose"], r"'loose' belongs to no option; write a setting as --section.field value\.$"),
     ],
 )
 def test_a_wrong_command_line_is_refused(argv, message):

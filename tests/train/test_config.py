@@ -52,7 +52,7 @@ def test_help_shows_the_explanations(capsys):
     with pytest.raises(SystemExit):
         settings.parse(Config, ["--help"], prog="launch/train.py", description="Trains.")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Samples per optimizer step, over all processes. (type: int, default: 16)" in shown
+    assert "--trainer.global_batch_size 16 Samples per optimizer step, over all processes." in shown
 
 
 FILES = sorted(Path("configs").glob("*.yaml"))

@@ -1,8 +1,8 @@
 """Turns YAML files and `--section.field value` into frozen dataclasses, or raises an error that names the key."""
 
 import dataclasses
-import difflib
 import re
+import sys
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from unetdist.cli.command_line import Options, asks_for_help, settings_help, settings_in_full, suggestion
 from unetdist.errors import ConfigError
 
 Settings = TypeVar("Settings")
@@ -19,21 +20,36 @@ Settings = TypeVar("Settings")
 MOST_BYTES = 1 << 17
 
 # The texts of --help are the docstrings below the fields.
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
+
+# The help of a command with settings ends with these.
+EXAMPLES = ("--config my_data.yaml", "--config my_data.yaml --name second --optim.lr 0.0005")
 
 
-def parse(cls: type[Settings], argv: Sequence[str], *, prog: str, description: str) -> Settings:
+def parse(
+    cls: type[Settings],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    examples: Sequence[str] = EXAMPLES,
+    own: Options | None = None,
+) -> Settings:
     """Build `cls` from command-line arguments: defaults, then `--config` files, then `--section.field value`.
 
-    `--field value` is enough if only one section has that field. `--help` and `--print_config` print and exit.
-    Raises `ConfigError` for anything else.
+    `--field value` is enough if only one section has that field. `--help`, `--print_config` and `--print_completion`
+    print and exit; help begins with the options of `own`. Raises `ConfigError` for anything else.
     """
-    # The usage that argparse makes names every setting twice, on screens before the first word of help.
     usage = f"{prog} [--config FILE] [--section.field value ...]"
-    parser = _parser(cls, prog=prog, usage=usage, description=description)
-    words = _with_checked_files(argv, cls)
+    parser, types = _parser(cls, prog=prog, usage=usage, description=description), dict(_types(cls))
+    if (which := asks_for_help(argv)) is not None:
+        first = getattr(cls, "FIRST", tuple(types))
+        print(settings_help(parser, which, first=first, types=types, examples=examples, own=own), end="")
+        sys.exit(0)
+    sections = {name.rpartition(".")[0]: name for name in reversed(types)}
+    words = _with_checked_files(settings_in_full(argv, types, sections), cls)
     try:
-        namespace = parser.parse_args(_in_full(words, cls))
+        namespace = parser.parse_args(words)
     except Exception as error:
         raise ConfigError(_plain(error)) from None
     return _instantiate(cls, parser, namespace)
@@ -131,12 +147,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def suggestion(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the closest known word, or a list of the known words."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
-
-
 def positive_int(text: str) -> int:
     """Parse a whole number over 0, as the `type` of an argparse option."""
     if not text.isdecimal() or int(text) == 0:
@@ -185,10 +195,11 @@ def _plain_type_error(text: str) -> str:
         return text
     kinds = (found["union"] or found["one"]).replace("<class 'NoneType'>", "null")
     kinds = re.sub(r"<class '(\w+)'>", r"\1", kinds).replace("tuple[", "[")
+    kinds = re.sub(r"\bbool\b", "true or false", kinds)
     choices = re.sub(r"Literal\[([^]]*)\]", r"\1", kinds)
     several = found["union"] or "Literal" in kinds
     hint = ""
-    if found["value"] in ("True", "False") and "bool" not in kinds:
+    if found["value"] in ("True", "False") and "true" not in kinds:
         hint = " YAML reads on, off, yes and no as true and false: write them in quotes."
     return f"{found['key']} ({found['value']}) must be {'one of: ' if several else ''}{choices}.{hint}"
 
@@ -248,13 +259,13 @@ def _sections(cls: type) -> dict[str, Any]:
     return {name: hint if dataclasses.is_dataclass(hint) else None for name, hint in hints.items()}
 
 
-def _dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
-    """The names of all settings: `seed`, `model.widths` ..."""
-    for name, section in _sections(cls).items():
-        if section is None:
-            yield prefix + name
+def _types(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The names of all settings, such as `seed` and `model.widths`, and their types."""
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from _types(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
-            yield from _dotted_names(section, f"{prefix}{name}.")
+            yield prefix + field.name, field.type
 
 
 def _with_checked_files(argv: Sequence[str], cls: type) -> list[str]:
@@ -269,25 +280,4 @@ def _with_checked_files(argv: Sequence[str], cls: type) -> list[str]:
         now = checked(values, cls, where=file)
         if now != values:
             words[at] = option + to_yaml(now)
-    return words
-
-
-def _in_full(argv: Sequence[str], cls: type) -> list[str]:
-    """The words with `--field` as `--section.field`. Refuses unknown fields with a suggestion, and abbreviations."""
-    names = [*_dotted_names(cls), "config"]
-    known = {*names, "help", "print_config"}
-    words = []
-    for word in argv:
-        name, *value = word.removeprefix("--").split("=", maxsplit=1)
-        if word.startswith("--") and name not in known:
-            full = [setting for setting in names if setting.endswith(f".{name}")]
-            if len(full) > 1:
-                raise ConfigError(
-                    f"option '--{name}' may be {' or '.join(f'--{one}' for one in full)}; write it in full"
-                )
-            if not full:
-                near = suggestion(name, names) if difflib.get_close_matches(name, names) else "; see --help"
-                raise ConfigError(f"unknown option '--{name}'{near}")
-            word = "=".join([f"--{full[0]}", *value])
-        words.append(word)
     return words

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from unetdist.data.augment import AugmentConfig
 from unetdist.data.loader import DataConfig
@@ -59,6 +60,20 @@ class Config:
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Dashboards."""
+
+    FIRST: ClassVar = (
+        "data.train",
+        "data.val",
+        "name",
+        "trainer.max_epochs",
+        "trainer.global_batch_size",
+        "trainer.mixed_precision",
+        "optim.lr",
+        "model.preset",
+        "augment.crop_size",
+        "loss.class_weights",
+    )
+    """Settings that --help shows; `--help all` shows every one."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):

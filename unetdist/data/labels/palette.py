@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetdist.cli import json_records
+from unetdist.cli.command_line import suggestion
 from unetdist.data.labels import label_file
 from unetdist.data.labels.label_file import LabelReading, LabelRow
 from unetdist.errors import DataError
@@ -160,9 +161,6 @@ def _choose(readings: list[LabelReading], ignore: frozenset[str], path: Path) ->
 def _palette(rows: Sequence[LabelRow], ignore: frozenset[str], path: Path) -> Palette:
     """Check all rules of a palette and number the trained classes by ascending id."""
     for unknown in sorted(ignore - {row.name for row in rows}):
-        # Only here, because it loads the parser of settings, which takes long.
-        from unetdist.cli.settings import suggestion
-
         near = suggestion(unknown, [row.name for row in rows])
         raise DataError(f"--ignore '{unknown}' is no label{near}", source=path)
     labels = []
