@@ -204,3 +204,14 @@ def test_importing_needs_neither_wandb_nor_datasets():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[1]) > len(FILES)
+
+
+def test_settings_are_read_without_torch():
+    """Help and the errors of the command line come at once."""
+    configs = [f"unetdist.{room}.config" for room in ROOMS if (PACKAGE / room / "config.py").is_file()]
+    code = f"import sys, unetdist.cli.settings, {', '.join(configs)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "unetdist.train.config" in loaded
+    assert not loaded & {"torch", "accelerate", "cv2", "numpy", *LAZY}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unetdist.data.labels import Palette
     from unetdist.evaluation.metrics import Scores, confusion_matrix
-    from unetdist.model.inference import InferenceConfig
+    from unetdist.model.config import InferenceConfig
     from unetdist.predict.hub import UNet
 
 __all__ = ["InferenceConfig", "Palette", "Scores", "UNet", "confusion_matrix"]
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 STARTED_BY = (os.getpid(), os.getppid())
 
 _MODULES = {
-    "InferenceConfig": "unetdist.model.inference",
+    "InferenceConfig": "unetdist.model.config",
     "Palette": "unetdist.data.labels",
     "Scores": "unetdist.evaluation.metrics",
     "UNet": "unetdist.predict.hub",

@@ -199,8 +199,8 @@ def shard_dataset(*words: Any) -> None:
 
 
 def _train_loader(job: Job, folder: str) -> Batches:
-    from unetdist.data.augment import AugmentConfig
-    from unetdist.data.loader import DataConfig, train_loader
+    from unetdist.data.config import AugmentConfig, DataConfig
+    from unetdist.data.loader import train_loader
     from unetdist.data.manifest import Manifest
     from unetdist.distributed.hardware import keep_all_freed
 

@@ -35,8 +35,9 @@ from tests.benchmarks.pictures import Size, add_pictures, palette_of, write_pict
 from tests.benchmarks.train import TrainCase, default_workers, parse_train_case
 from tests.benchmarks.train_contenders import DTYPES, MEAN, STD, NchwUNet
 from unetdist import __main__ as command
+from unetdist.model.config import UNetConfig
 from unetdist.model.saved_model import load_model, save_model
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.unet import UNet
 
 EVALUATION = (
     Contender(OURS, "ours"),

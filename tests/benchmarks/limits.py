@@ -23,7 +23,7 @@ from tests.benchmarks.harness import positive
 from tests.benchmarks.roofline import Execution, Layer, Peaks, flops_of, layers_of, seconds_of
 from tests.benchmarks.train_contenders import DTYPES
 from unetdist.cli.logs import progress
-from unetdist.model.unet import UNetConfig
+from unetdist.model.config import UNetConfig
 from unetdist.storage.files import write_json
 
 CASES = ("64:512x512", "64:352x480", "32:512x512", "16:512x512", "16:352x480")

@@ -17,7 +17,7 @@ from tests.benchmarks import data, eval, harness, limits, train
 from tests.benchmarks.harness import OURS, Contender, Results, VoidError, choose, run_child, spread
 from tests.benchmarks.roofline import Peaks, layers_of
 from unetdist.errors import ConfigError
-from unetdist.model.unet import UNetConfig
+from unetdist.model.config import UNetConfig
 
 FILES = Contender("files", "files [PIL]")
 

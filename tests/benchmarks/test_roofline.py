@@ -5,7 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.roofline import Peaks, flops_of, layers_of, seconds_of
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.config import UNetConfig
+from unetdist.model.unet import UNet
 
 OPTIONS = [
     {"widths": (8,)},

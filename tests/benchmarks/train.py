@@ -33,8 +33,7 @@ from tests.benchmarks.limits import measure_peaks
 from tests.benchmarks.pictures import Size, add_pictures, palette_of, write_pictures
 from tests.benchmarks.roofline import Peaks, flops_of, layers_of, seconds_of
 from tests.benchmarks.train_contenders import DTYPES, TrainJob
-from unetdist.model.config import PRESETS, Preset
-from unetdist.model.unet import UNetConfig
+from unetdist.model.config import PRESETS, Preset, UNetConfig
 
 CONTENDERS = (
     Contender(OURS, "ours"),

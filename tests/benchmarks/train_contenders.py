@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from tests.benchmarks.child import STARTED, peak_mib, versions_of
 from tests.benchmarks.data_contenders import LEAD_BATCHES, PREFETCH
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.config import UNetConfig
+from unetdist.model.unet import UNet
 
 AfterStep = Callable[[Callable[[], float]], None]
 """Is given a function that waits for the device and returns the loss of a step."""

@@ -25,7 +25,8 @@ from unetdist.data.manifest import Manifest
 from unetdist.distributed.collectives import World, all_reduce_sum
 from unetdist.distributed.rendezvous import open_store
 from unetdist.errors import ConfigError, LaunchError
-from unetdist.evaluation.evaluate import LeftEarlyError, ValidationConfig
+from unetdist.evaluation.config import ValidationConfig
+from unetdist.evaluation.evaluate import LeftEarlyError
 from unetdist.storage.files import write_text
 from unetdist.train import build
 from unetdist.train.config import Config

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.whole_augmenter import WholeAugmenter
-from unetdist.data.augment import AugmentConfig, Draw, Window, find
+from unetdist.data.augment import Draw, Window, find
+from unetdist.data.config import AugmentConfig
 from unetdist.data.decode import Box
 from unetdist.errors import ConfigError
 

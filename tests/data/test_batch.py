@@ -11,7 +11,8 @@ from tests.synthetic import PALETTE_RECORDS
 from unetdist.data.batch import BatchPool, BatchSlot, Sample, batch_dtype, blank_sample, collate, count_values
 from unetdist.data.labels import IGNORE_INDEX, Palette
 from unetdist.evaluation.metrics import confusion_matrix
-from unetdist.model.losses import LossConfig, build_loss
+from unetdist.model.config import LossConfig
+from unetdist.model.losses import build_loss
 
 
 def sample(sample_id, channels=3):

@@ -13,16 +13,8 @@ import pytest
 import torch
 
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
-from unetdist.data.augment import AugmentConfig
-from unetdist.data.loader import (
-    DataConfig,
-    check_batch_sizes,
-    fetch_ahead,
-    open_data,
-    open_reader,
-    train_loader,
-    val_loader,
-)
+from unetdist.data.config import AugmentConfig, DataConfig
+from unetdist.data.loader import check_batch_sizes, fetch_ahead, open_data, open_reader, train_loader, val_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.shards import encode_mask
 from unetdist.data.workers import part_of

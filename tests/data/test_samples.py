@@ -10,8 +10,8 @@ from PIL import Image
 
 from tests.data.small_shards import NUM_CLASSES, encode_png, numbered_sample, write_small_shards
 from tests.data.whole_augmenter import WholeAugmenter
-from unetdist.data.augment import AugmentConfig
 from unetdist.data.batch import Batch
+from unetdist.data.config import AugmentConfig
 from unetdist.data.decode import Box, decode_part
 from unetdist.data.jpeg import parse_header
 from unetdist.data.reader import ShardReader

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.small_shards import NUM_CLASSES, write_small_shards
-from unetdist.data.augment import AugmentConfig
+from unetdist.data.config import AugmentConfig, DataConfig
 from unetdist.data.keyed_random import Stream, keyed_permutation
-from unetdist.data.loader import DataConfig, train_loader
+from unetdist.data.loader import train_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.data.small_shards import NUM_CLASSES, write_small_shards
-from unetdist.data.augment import AugmentConfig
-from unetdist.data.loader import DataConfig, train_loader, val_loader
+from unetdist.data.config import AugmentConfig, DataConfig
+from unetdist.data.loader import train_loader, val_loader
 from unetdist.data.order import Order
 
 ROOT = Path(__file__).parents[2]

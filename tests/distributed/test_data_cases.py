@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from tests.data.small_shards import NUM_CLASSES, numbered_sample, write_small_shards
 from tests.distributed.launcher import run_ranks
-from unetdist.data.augment import AugmentConfig
-from unetdist.data.loader import DataConfig, train_loader, val_loader
+from unetdist.data.config import AugmentConfig, DataConfig
+from unetdist.data.loader import train_loader, val_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
 

@@ -10,9 +10,11 @@ from unetdist.data.batch import Batch
 from unetdist.errors import ConfigError, DataError
 from unetdist.evaluation import evaluate as module
 from unetdist.evaluation.boundary import BoundaryScores, boundary_counts
-from unetdist.evaluation.evaluate import ExpectedCounts, LeftEarlyError, ValidationConfig, evaluate, predict_fixed
+from unetdist.evaluation.config import ValidationConfig
+from unetdist.evaluation.evaluate import ExpectedCounts, LeftEarlyError, evaluate, predict_fixed
 from unetdist.evaluation.metrics import PoissonBootstrap, Reliability, Scores, confusion_matrix, reliability_counts
-from unetdist.model.losses import LossConfig, build_loss
+from unetdist.model.config import LossConfig
+from unetdist.model.losses import build_loss
 
 CLASSES = ("sky", "road", "tree")
 IMAGES = torch.randint(0, 256, (7, 3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -8,15 +8,16 @@ from tests.distributed.launcher import run_ranks
 from tests.faulty_server import serve
 from tests.synthetic import PALETTE_RECORDS, draw, settings_of, write_shards
 from unetdist.cli import settings
+from unetdist.data.config import DataConfig
 from unetdist.data.labels import Palette
-from unetdist.data.loader import DataConfig
 from unetdist.data.manifest import Manifest
 from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
-from unetdist.evaluation.evaluate import LeftEarlyError, ValidationConfig
+from unetdist.evaluation.config import ValidationConfig
+from unetdist.evaluation.evaluate import LeftEarlyError
 from unetdist.evaluation.validator import Validator, evaluations, shares_windows
-from unetdist.model.inference import InferenceConfig, predict_logits
-from unetdist.model.unet import UNetConfig
+from unetdist.model.config import InferenceConfig, UNetConfig
+from unetdist.model.inference import predict_logits
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
 

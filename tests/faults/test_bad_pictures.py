@@ -15,8 +15,9 @@ from tests.faults import damaged
 from tests.faulty_server import serve
 from unetdist.__main__ import run
 from unetdist.data import image_file
-from unetdist.data.augment import AugmentConfig, Augmenter
+from unetdist.data.augment import Augmenter
 from unetdist.data.batch import Batch
+from unetdist.data.config import AugmentConfig
 from unetdist.data.decode import decode_image, decode_mask
 from unetdist.data.image_file import read_image
 from unetdist.data.labels import Palette
@@ -25,8 +26,9 @@ from unetdist.data.reader import ShardReader
 from unetdist.data.samples import Samples, TrainDataset
 from unetdist.data.workers import MicroBatch
 from unetdist.errors import CheckpointError, DataError
+from unetdist.model.config import UNetConfig
 from unetdist.model.saved_model import load_model, save_model
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.unet import UNet
 from unetdist.predict import pipeline
 from unetdist.sharding.stored_image import store_image
 from unetdist.storage import remote

@@ -13,7 +13,8 @@ from unetdist.__main__ import run
 from unetdist.cli import settings
 from unetdist.cli.json_records import SEAL, sealed
 from unetdist.commands import shard as command
-from unetdist.data.loader import DataConfig, open_data
+from unetdist.data.config import DataConfig
+from unetdist.data.loader import open_data
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.predict.sources import open_source

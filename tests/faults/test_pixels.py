@@ -26,6 +26,7 @@ from unetdist.data.image_file import SIXTEEN_BITS
 from unetdist.data.labels import Label, Palette
 from unetdist.errors import DataError
 from unetdist.model import unet
+from unetdist.model.config import UNetConfig
 from unetdist.model.saved_model import SavedModel
 from unetdist.predict import predict_files
 from unetdist.predict.export.agreement import find_check_images
@@ -128,7 +129,7 @@ KINDS = kinds()
 @functools.cache
 def network(channels: int) -> unet.UNet:
     flat = [0.0] * channels, [1.0] * channels
-    config = unet.UNetConfig(widths=(2,), in_channels=channels, norm="none")
+    config = UNetConfig(widths=(2,), in_channels=channels, norm="none")
     return unet.UNet(config, 2, *flat).eval()
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from unetdist.model.inference import InferenceConfig, predict_logits
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.config import InferenceConfig, UNetConfig
+from unetdist.model.inference import predict_logits
+from unetdist.model.unet import UNet
 
 pytestmark = pytest.mark.gpu
 

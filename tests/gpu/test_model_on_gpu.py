@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.gpu.conftest import difference, on
-from unetdist.evaluation.evaluate import ValidationConfig
+from unetdist.evaluation.config import ValidationConfig
 from unetdist.evaluation.metrics import confusion_matrix
 from unetdist.evaluation.validator import evaluations
 

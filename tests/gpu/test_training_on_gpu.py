@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.gpu.conftest import difference
-from unetdist.model.losses import LossConfig, build_loss
+from unetdist.model.config import LossConfig
+from unetdist.model.losses import build_loss
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from unetdist.data.labels import Palette
+from unetdist.model.config import UNetConfig
 from unetdist.model.saved_model import save_model
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.unet import UNet
 
 pytestmark = pytest.mark.long
 

@@ -12,18 +12,8 @@ from torch import nn
 
 from tests.distributed.launcher import run_ranks
 from unetdist.errors import ConfigError
-from unetdist.model.inference import (
-    HIGHEST_WEIGHT,
-    Axis,
-    InferenceConfig,
-    Team,
-    Windows,
-    add_inference_options,
-    inference_of,
-    predict_logits,
-    predict_rows,
-    resize_area,
-)
+from unetdist.model.config import InferenceConfig, add_inference_options, inference_of
+from unetdist.model.inference import HIGHEST_WEIGHT, Axis, Team, Windows, predict_logits, predict_rows, resize_area
 
 sizes = st.integers(1, 40)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.no_copies import NoCopies
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError
-from unetdist.model.losses import Loss, LossConfig, build_loss, class_weights, dice_sum, focal_sum, lovasz_sum
+from unetdist.model.config import LossConfig
+from unetdist.model.losses import Loss, build_loss, class_weights, dice_sum, focal_sum, lovasz_sum
 
 NUM_CLASSES = 4
 WEIGHTS = (0.5, 2.0, 1.0, 0.25)

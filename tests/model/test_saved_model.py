@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from tests.synthetic import PALETTE_RECORDS
 from unetdist.data.labels import Palette
 from unetdist.errors import CheckpointError, ConfigError
+from unetdist.model.config import UNetConfig
 from unetdist.model.saved_model import CONFIG_FILE, MODEL_FILE, checksum, load_model, read_config, save_model
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.unet import UNet
 from unetdist.storage import files as storage
 
 CONFIG = UNetConfig(widths=(4, 8), norm="group")

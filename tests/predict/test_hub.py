@@ -18,8 +18,7 @@ from tests.fake_hub import fake_hub
 from tests.tracking.samples import PALETTE, SCORES
 from unetdist.errors import CheckpointError, DataError
 from unetdist.model import unet
-from unetdist.model.config import UNetConfig
-from unetdist.model.inference import InferenceConfig
+from unetdist.model.config import InferenceConfig, UNetConfig
 from unetdist.model.saved_model import CONFIG_FILE, MODEL_FORMAT, load_model, save_model
 from unetdist.predict import predict_image
 from unetdist.predict.hub import UNet, card_of, pixels_of

@@ -5,9 +5,9 @@ from PIL import Image
 
 from tests.predict.test_pipeline import PALETTE, bright_corner, save, saved  # noqa: F401 (a fixture)
 from unetdist.errors import DataError
-from unetdist.model.inference import InferenceConfig
+from unetdist.model.config import InferenceConfig, UNetConfig
 from unetdist.model.saved_model import SavedModel
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.unet import UNet
 from unetdist.predict.image import predict_image, predict_images, read_picture
 
 

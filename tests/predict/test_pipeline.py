@@ -15,9 +15,9 @@ from unetdist.__main__ import run
 from unetdist.data.labels import Palette
 from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError, DataError
-from unetdist.model.inference import InferenceConfig
+from unetdist.model.config import InferenceConfig, UNetConfig
 from unetdist.model.saved_model import SavedModel, save_model
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.unet import UNet
 from unetdist.predict import Outputs, pipeline, predict_files, read_picture
 from unetdist.storage import remote
 

@@ -8,7 +8,8 @@ from tests.tracking.samples import PALETTE, REPORT, picture, shown
 from unetdist.cli import settings
 from unetdist.errors import ConfigError
 from unetdist.evaluation.examples import ScoredImage
-from unetdist.tracking.dashboard import Dashboard, TrackedRun, TrackingConfig, check_installed
+from unetdist.tracking.config import TrackingConfig
+from unetdist.tracking.dashboard import Dashboard, TrackedRun, check_installed
 from unetdist.train.config import Config
 
 

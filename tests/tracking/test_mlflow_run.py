@@ -5,7 +5,8 @@ from accelerate import PartialState
 
 from tests.tracking.samples import PALETTE, picture, shown
 from unetdist.cli.logs import logger
-from unetdist.tracking.dashboard import StepRow, TrackedRun, TrackingConfig
+from unetdist.tracking.config import TrackingConfig
+from unetdist.tracking.dashboard import StepRow, TrackedRun
 from unetdist.tracking.local_dashboards import MlflowRun
 
 with warnings.catch_warnings():

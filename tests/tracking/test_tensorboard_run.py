@@ -4,7 +4,8 @@ import pytest
 from accelerate import PartialState
 
 from tests.tracking.samples import PALETTE, picture, shown
-from unetdist.tracking.dashboard import StepRow, TrackedRun, TrackingConfig
+from unetdist.tracking.config import TrackingConfig
+from unetdist.tracking.dashboard import StepRow, TrackedRun
 from unetdist.tracking.local_dashboards import TensorBoardRun
 
 event_files = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")

@@ -8,9 +8,10 @@ import pytest
 from tests.tracking.samples import CONFUSION, MEASURED, NAMES, PALETTE, REPORT, SCORES, picture, shown
 from unetdist.cli.logs import logger
 from unetdist.evaluation.metrics import Scores
-from unetdist.tracking import Tracker, TrackingConfig
 from unetdist.tracking import tracker as module
+from unetdist.tracking.config import TrackingConfig
 from unetdist.tracking.dashboard import Dashboard
+from unetdist.tracking.tracker import Tracker
 
 SCORES_BETTER = Scores.from_confusion(CONFUSION * [[1, 0, 0], [0, 1, 0], [0, 0, 1]], NAMES)
 MAIN, OTHER = SimpleNamespace(is_main_process=True), SimpleNamespace(is_main_process=False)

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from tests.tracking.samples import MEASURED, PALETTE, REPORT, picture, shown, wandb_records
-from unetdist.tracking import Tracker, TrackingConfig, wandb_run
+from unetdist.tracking import wandb_run
+from unetdist.tracking.config import TrackingConfig
 from unetdist.tracking.dashboard import StepRow, TrackedRun
+from unetdist.tracking.tracker import Tracker
 from unetdist.tracking.wandb_run import WandbRun, end_service, wandb_mode
 
 wandb = pytest.importorskip("wandb")

@@ -14,11 +14,11 @@ from unetdist.errors import ConfigError
 from unetdist.storage.files import hold_lock
 from unetdist.train import build as wiring
 from unetdist.train.build import build_trainer, channel_statistics, first_native_epoch, open_training_set, promise
-from unetdist.train.config import Config
+from unetdist.train.config import Config, TrainerConfig
 from unetdist.train.performance import PLAIN, FastPath, agree_on_threads
 from unetdist.train.run_folder import LOCK_FILE
 from unetdist.train.run_status import read_status
-from unetdist.train.trainer import Schedule, TrainerConfig
+from unetdist.train.trainer import Schedule
 
 
 def build(tmp_path, **sections):

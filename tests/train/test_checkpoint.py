@@ -16,8 +16,9 @@ from tests.distributed.launcher import run_ranks
 from unetdist.distributed.collectives import World
 from unetdist.errors import CheckpointError, ConfigError, DataError
 from unetdist.train import checkpoint
-from unetdist.train.checkpoint import CheckpointConfig, Checkpoints, RunState
-from unetdist.train.optim import Ema, OptimConfig, build_optimizer
+from unetdist.train.checkpoint import Checkpoints, RunState
+from unetdist.train.config import CheckpointConfig, OptimConfig
+from unetdist.train.optim import Ema, build_optimizer
 
 ALONE = World()
 

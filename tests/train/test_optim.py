@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from unetdist.errors import ConfigError
-from unetdist.model.unet import UNet, UNetConfig
-from unetdist.train.optim import Ema, OptimConfig, build_optimizer, levels_to_the_head, lr_factor
+from unetdist.model.config import UNetConfig
+from unetdist.model.unet import UNet
+from unetdist.train.config import OptimConfig
+from unetdist.train.optim import Ema, build_optimizer, levels_to_the_head, lr_factor
 
 
 @pytest.mark.parametrize(

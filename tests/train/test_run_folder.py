@@ -11,8 +11,7 @@ from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
 from unetdist.storage.checkpoint_files import CheckpointFolder
 from unetdist.storage.folders import open_folder
-from unetdist.train.checkpoint import CheckpointConfig
-from unetdist.train.config import Config
+from unetdist.train.config import CheckpointConfig, Config
 from unetdist.train.run_folder import SETTINGS_FILE, claim_run_folder
 
 

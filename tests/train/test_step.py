@@ -11,13 +11,14 @@ from tests.synthetic import settings_of, write_shards
 from unetdist.cli import settings
 from unetdist.data.batch import Batch
 from unetdist.distributed.collectives import World
-from unetdist.model.losses import LossConfig, build_loss
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.config import LossConfig, UNetConfig
+from unetdist.model.losses import build_loss
+from unetdist.model.unet import UNet
 from unetdist.tracking.meter import Meter
 from unetdist.train.build import build_trainer
-from unetdist.train.config import Config
+from unetdist.train.config import Config, OptimConfig
 from unetdist.train.model_with_loss import ModelWithLoss
-from unetdist.train.optim import Ema, OptimConfig, build_optimizer
+from unetdist.train.optim import Ema, build_optimizer
 from unetdist.train.step import TrainStep, prefetch_to_device
 
 

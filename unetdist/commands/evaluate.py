@@ -17,9 +17,10 @@ from unetdist.cli.logs import console
 from unetdist.distributed.launcher import add_processes_option, start_processes
 from unetdist.errors import writable
 from unetdist.evaluation.comparison import compare
-from unetdist.evaluation.evaluate import Report, ValidationConfig
+from unetdist.evaluation.config import ValidationConfig
+from unetdist.evaluation.evaluate import Report
 from unetdist.evaluation.validator import Validator, evaluations
-from unetdist.model.inference import add_inference_options, inference_of
+from unetdist.model.config import add_inference_options, inference_of
 from unetdist.storage.files import write_atomic, write_json
 from unetdist.tracking.terminal import comparison_table, scores_table
 

@@ -30,7 +30,7 @@ from unetdist.distributed.collectives import World, make_accelerator, world_of
 from unetdist.distributed.hardware import keep_all_freed
 from unetdist.distributed.launcher import add_processes_option, start_processes
 from unetdist.errors import ConfigError
-from unetdist.model.inference import add_inference_options, inference_of
+from unetdist.model.config import add_inference_options, inference_of
 from unetdist.model.saved_model import load_model
 from unetdist.predict import Outputs, predict_files
 

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from unetdist.data.batch import count_values
+from unetdist.data.config import AugmentConfig
 from unetdist.data.decode import Box, Pixels
 from unetdist.data.keyed_random import Stream, keyed_uniform
 from unetdist.data.labels.palette import IGNORE_INDEX
 from unetdist.data.mix import Mixer, RandomNumbers
-from unetdist.errors import ConfigError
 
 # Weights of red, green and blue in the grey of a pixel (ITU-R 601).
 LUMA = (0.299, 0.587, 0.114)
@@ -37,74 +37,6 @@ _LUMA_ONLY = _FROM_YIQ[:, :1] @ _TO_YIQ[:1]
 _CHROMA = _FROM_YIQ[:, 1:] @ _TO_YIQ[1:]
 # `_CHROMA`, a quarter of the colour circle further.
 _TURNED_CHROMA = _FROM_YIQ[:, 1:] @ np.array([[0, -1], [1, 0]]) @ _TO_YIQ[1:]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Section `augment`: each option is one number; 0 (or a scale of 1) switches it off."""
-
-    crop_size: tuple[int, int] | None = None
-    """(height, width) in pixels of the training crops; None: whole images, which must then all have one size."""
-    scale_min: float = 1.0
-    """Smallest random scale, over 0; scales are log-uniform between scale_min and scale_max."""
-    scale_max: float = 1.0
-    """Largest random scale; 2 shows objects at twice their size."""
-    flip_horizontal: float = 0.0
-    """Probability of swapping left and right."""
-    flip_vertical: float = 0.0
-    """Probability of swapping top and bottom."""
-    quarter_turns: float = 0.0
-    """Probability of a turn by 90, 180 or 270 degrees, equally likely; 0.75: all four directions equally likely."""
-    rare_class_crop: float = 0.0
-    """Probability of placing the crop at a class drawn from those in the mask, weighted by the inverse of the class's
-    pixels in the data set."""
-    brightness: float = 0.0
-    """Strength 0..1: colours are multiplied by 1 - strength .. 1 + strength."""
-    contrast: float = 0.0
-    """Strength 0..1: like brightness, but relative to the mean grey of the data set."""
-    saturation: float = 0.0
-    """Strength 0..1: like brightness, but relative to the grey of each pixel; no effect on grey images."""
-    hue: float = 0.0
-    """Largest change of hue either way, in turns of the colour circle, 0..0.5; no effect on grey images."""
-    cutmix: float = 0.0
-    """Probability of pasting a rectangle of another sample, image and mask, over this one; its part of the area is
-    uniform in 0..1."""
-    classmix: float = 0.0
-    """Probability of pasting a random half of the classes of another sample over this one."""
-    native_epochs: int = 0
-    """Epochs at the end of the run without scaling and mixing, so that objects get the size at which they are scored
-    (Touvron et al. 2019, arXiv 1906.06423); crops, flips and colours continue."""
-
-    def __post_init__(self) -> None:
-        if self.crop_size is not None and min(self.crop_size) < 1:
-            raise ConfigError(
-                f"augment.crop_size ({list(self.crop_size)}) must be a height and a width over 0; use [256, 256]."
-            )
-        probabilities = ("flip_horizontal", "flip_vertical", "quarter_turns", "rare_class_crop", "cutmix", "classmix")
-        largest = dict.fromkeys((*probabilities, "brightness", "contrast", "saturation"), 1.0) | {"hue": 0.5}
-        for name, most in largest.items():
-            if not 0 <= getattr(self, name) <= most:
-                raise ConfigError(f"augment.{name} ({getattr(self, name)}) must be from 0 to {most:g}; use 0.1.")
-        if self.cutmix + self.classmix > 1:
-            raise ConfigError(
-                f"augment.cutmix ({self.cutmix}) and augment.classmix ({self.classmix}) must add up to at most 1, "
-                "because a sample gets only one of them; use 0.5 and 0.5."
-            )
-        if self.native_epochs < 0:
-            raise ConfigError(f"augment.native_epochs ({self.native_epochs}) must be at least 0; use 0 for none.")
-        if not 0 < self.scale_min <= self.scale_max < float("inf"):
-            raise ConfigError(
-                f"augment.scale_min ({self.scale_min}) must be over 0 and at most augment.scale_max "
-                f"({self.scale_max}); use 0.5 and 2."
-            )
-        # These change the size of what is trained on, which only a crop makes equal again.
-        off = {"quarter_turns": 0, "rare_class_crop": 0, "scale_min": 1, "scale_max": 1}
-        for name, value in off.items():
-            if self.crop_size is None and getattr(self, name) != value:
-                raise ConfigError(
-                    f"augment.{name} ({getattr(self, name)}) must be {value} without augment.crop_size; "
-                    "set augment.crop_size, such as [256, 256]."
-                )
 
 
 class Draw(IntEnum):

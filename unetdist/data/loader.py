@@ -4,13 +4,14 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from torch.utils.data import DataLoader
 
-from unetdist.data.augment import AugmentConfig, Augmenter
+from unetdist.data.augment import Augmenter
 from unetdist.data.batch import Batch, BatchPool, BatchSlot, batch_dtype
 from unetdist.data.cache import ShardCache
+from unetdist.data.config import AugmentConfig, DataConfig
 from unetdist.data.manifest import Manifest
 from unetdist.data.order import Order
 from unetdist.data.prefetch import Prefetcher, Upcoming
@@ -20,45 +21,6 @@ from unetdist.data.workers import CAN_SHARE, ValBatches, items, micro_batches, p
 from unetdist.errors import ConfigError, DataError
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.storage.remote import set_retry_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Settings of the section `data`."""
-
-    train: str
-    """Folder of the training shards: a path, or a URL such as s3://bucket/train, gs://, hf://, https://."""
-    val: str | None = None
-    """Folder of the validation shards, likewise; None: no validation."""
-    num_workers: int = 2
-    """Processes per rank that read, decode and augment; 0: the training process does it."""
-    prefetch: int = 4
-    """Micro-batches that each worker prepares ahead."""
-    lanes: int = 64
-    """Parts of an epoch that are read side by side; fixed for the life of a run, best a multiple of the number of
-    processes."""
-    window: int = 4096
-    """Samples of a lane that are shuffled together; data sets up to this size are shuffled as a whole."""
-    on_bad_sample: Literal["raise", "blank"] = "raise"
-    """Treatment of a training sample that cannot be used: stop, or replace it by a blank, ignored image."""
-    max_bad_samples: int = 100
-    """Blank samples per process and start after which the run stops all the same."""
-    cache_dir: str = "~/.cache/unetdist/shards"
-    """Folder for copies of remote shards, on a disk of this machine; any number of runs may share it."""
-    cache_gb: float = 100.0
-    """Size of the cache in GB, shared by all runs; the least recently used shards are evicted. 0: no cache, each
-    sample is a request."""
-    retry_s: float = 300.0
-    """Seconds for which a server that does not answer is tried again."""
-    RETIRED: ClassVar = {"allow_pipe": False}
-    """Settings of older versions, and the values that change nothing."""
-
-    def __post_init__(self) -> None:
-        minima = {"num_workers": (0, 2), "prefetch": (1, 4), "lanes": (1, 64), "window": (1, 4096)}
-        minima |= {"max_bad_samples": (0, 100), "cache_gb": (0, 100), "retry_s": (0, 300)}
-        for name, (least, advice) in minima.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} ({getattr(self, name)}) must be {least} or more; use {advice}.")
 
 
 def open_data(cfg: DataConfig, location: str) -> tuple[Folder, Manifest]:

@@ -11,7 +11,7 @@ import platform
 import random
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +23,11 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn.parallel import DistributedDataParallel
 
 from unetdist.cli.logs import logger
+from unetdist.distributed.hardware import MixedPrecision, cpu_model, num_cores
 from unetdist.distributed.launch_check import check_launch
 from unetdist.distributed.rendezvous import connect, keep_group
 from unetdist.distributed.signals import follow_launcher
 from unetdist.errors import ConfigError, LaunchError
-
-MixedPrecision = Literal["no", "fp16", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,12 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
+
+    def describe(self) -> str:
+        """Processes and devices, such as "2 processes on NVIDIA H200"; the device is that of this process."""
+        is_cuda = self.device.type == "cuda"
+        where = torch.cuda.get_device_name(self.device) if is_cuda else f"{num_cores()} cores of {cpu_model()}"
+        return f"{self.world_size} process{'es' if self.world_size > 1 else ''} on {where}"
 
 
 def world_of(accelerator: Accelerator) -> World:

@@ -5,12 +5,12 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import psutil
 
-if TYPE_CHECKING:  # data loading imports this module, and must not wait for torch and Accelerate
-    from unetdist.distributed.collectives import World
+MixedPrecision = Literal["no", "fp16", "bf16"]
+"""Number format of the forward pass."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h of glibc; see mallopt(3)
 _DEFAULT_MMAP_MAX = 65_536
@@ -30,17 +30,6 @@ def cpu_model() -> str:
 def num_cores() -> int:
     """Cores that this process may use; in a container or batch job, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def describe(world: "World") -> str:
-    """Processes and devices of a run, such as "2 processes on NVIDIA H200"; the device is that of this process."""
-    if world.device.type == "cuda":
-        import torch
-
-        where = torch.cuda.get_device_name(world.device)
-    else:
-        where = f"{num_cores()} cores of {cpu_model()}"
-    return f"{world.world_size} process{'es' if world.world_size > 1 else ''} on {where}"
 
 
 def free_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -13,8 +13,9 @@ from unetdist.cli.commands import typed
 from unetdist.data.batch import Batch
 from unetdist.data.keyed_random import Stream, keyed_hash
 from unetdist.distributed.collectives import all_reduce_sum
-from unetdist.errors import ConfigError, DataError
+from unetdist.errors import DataError
 from unetdist.evaluation.boundary import BoundaryScores, boundary_counts
+from unetdist.evaluation.config import ValidationConfig
 from unetdist.evaluation.examples import Examples, ScoredImage
 from unetdist.evaluation.metrics import (
     NUM_BINS,
@@ -25,7 +26,6 @@ from unetdist.evaluation.metrics import (
     confusion_matrix,
     reliability_counts,
 )
-from unetdist.model.inference import InferenceConfig
 from unetdist.model.losses import Loss
 
 # Image (B, C, H, W) uint8 -> logits (B, num_classes, H, W) of the same height and width. Where ranks predict an
@@ -34,31 +34,6 @@ PredictForRank = Callable[[Tensor], Tensor | None]
 
 # Counts stay on the device until there are this many, because reading them waits for the device.
 READ_EVERY = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
-    """How the validation set is scored."""
-
-    batch_size: int = 1
-    """Images per forward pass and rank. A partial batch is filled up, so that every image meets the same kernels."""
-
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """How each image is predicted: whole or in windows, once or as the mean of several views."""
-
-    bootstrap_replicates: int = 1000
-    """Replicates of the bootstrap over images behind the 95 % interval of mIoU."""
-
-    boundary: bool = False
-    """Also score outlines (boundary IoU, Cheng et al. 2021)."""
-
-    calibration: bool = False
-    """Also compare confidence with accuracy (expected calibration error, Guo et al. 2017)."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "bootstrap_replicates"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"validation.{name} ({getattr(self, name)}) must be at least 1; use the default.")
 
 
 @dataclass(frozen=True)

@@ -11,25 +11,20 @@ from torch import Tensor, nn
 
 from unetdist.cli.logs import progress, set_up_logging
 from unetdist.data.batch import Batch
+from unetdist.data.config import DataConfig
 from unetdist.data.image_file import ImageRange, warn_of_other_range
 from unetdist.data.labels import Palette
-from unetdist.data.loader import DataConfig, open_data, open_reader, val_loader
+from unetdist.data.loader import open_data, open_reader, val_loader
 from unetdist.data.workers import part_of
-from unetdist.distributed.collectives import MixedPrecision, World, any_rank, make_accelerator, world_of
-from unetdist.distributed.hardware import keep_all_freed
+from unetdist.distributed.collectives import World, any_rank, make_accelerator, world_of
+from unetdist.distributed.hardware import MixedPrecision, keep_all_freed
 from unetdist.errors import ConfigError
-from unetdist.evaluation.evaluate import (
-    ExpectedCounts,
-    PredictForRank,
-    Report,
-    ValidationConfig,
-    evaluate,
-    predict_fixed,
-)
-from unetdist.model.inference import InferenceConfig, Team, predict_logits, predict_rows
-from unetdist.model.losses import Loss, LossConfig
+from unetdist.evaluation.config import ValidationConfig
+from unetdist.evaluation.evaluate import ExpectedCounts, PredictForRank, Report, evaluate, predict_fixed
+from unetdist.model.config import InferenceConfig, LossConfig, UNetConfig
+from unetdist.model.inference import Team, predict_logits, predict_rows
+from unetdist.model.losses import Loss
 from unetdist.model.saved_model import SavedModel, load_model
-from unetdist.model.unet import UNetConfig
 
 
 class Validator:

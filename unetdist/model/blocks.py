@@ -3,15 +3,14 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Norm = Literal["batch", "sync_batch", "group", "instance", "none"]
-Upsample = Literal["transpose", "bilinear"]
+from unetdist.model.config import Norm, Upsample
 
 # Group norm uses the largest power of two up to this that divides the channels (width 64: 8 groups of 8).
 MAX_GROUPS = 8

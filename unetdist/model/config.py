@@ -1,11 +1,14 @@
-"""The settings of a U-Net, and its presets."""
+"""The settings of a U-Net, with its presets, of the loss, and of inference, also as options of a command line."""
 
+import argparse
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from unetdist.errors import ConfigError
-from unetdist.model.blocks import Norm, Upsample
 
+Norm = Literal["batch", "sync_batch", "group", "instance", "none"]
+Upsample = Literal["transpose", "bilinear"]
 Preset = Literal["student", "classic", "residual"]
 
 # Widths by name. Apart from `PRESET_BLOCKS`, a preset has the defaults of `UNetConfig`.
@@ -18,6 +21,10 @@ PRESETS: dict[Preset, tuple[int, ...]] = {
 # Residual blocks per level of presets that have some. `residual` follows nnU-Net's residual encoder (Isensee et al.
 # 2024, arXiv 2404.09556), narrower and less deep; its decoder has two convolutions per level like the others.
 PRESET_BLOCKS: dict[Preset, tuple[int, ...]] = {"residual": (1, 2, 2, 4, 4, 2)}
+
+ClassWeighting = Literal["none", "median_frequency", "sqrt_median_frequency", "inverse", "enet"]
+
+TTA_SCALES = (0.75, 1.0, 1.25)
 
 # Upper limits: beyond them no image and no memory is large enough.
 MAX_LEVELS, MAX_WIDTH, MAX_CONVS = 16, 2**16, 64
@@ -137,3 +144,119 @@ def check_norm(config: UNetConfig, *, device_type: str, world_size: int) -> None
             f"model.norm (sync_batch) must have a GPU for each of the {world_size} processes, this run is on "
             f"{device_type}; use group (statistics per image) or batch (statistics per process)"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """A sum of terms, each times its weight; a weight of 0 leaves the term out."""
+
+    ce_weight: float = 1.0
+    """Cross entropy: mean over the valid pixels, weighted by `class_weights`."""
+
+    dice_weight: float = 0.0
+    """Soft Dice: mean over images of 1 - the mean Dice of the classes that occur in the image."""
+
+    focal_weight: float = 0.0
+    """Focal loss: cross entropy times (1 - p)^focal_gamma, weighted by `class_weights` likewise."""
+
+    lovasz_weight: float = 0.0
+    """Lovász-softmax, a surrogate of 1 - IoU: mean over images of the mean over the classes in the image."""
+
+    class_weights: ClassWeighting | tuple[float, ...] = "none"
+    """Weight of a pixel by its class, in `ce` and `focal`: a rule (see `class_weights`) or one number each."""
+
+    label_smoothing: float = 0.0
+    """Fraction of the target that `ce` spreads over all classes, 0 to below 1."""
+
+    focal_gamma: float = 2.0
+    """Exponent that fades out pixels that are already right in `focal`; 0 gives cross entropy."""
+
+    def __post_init__(self) -> None:
+        weights = ("ce_weight", "dice_weight", "focal_weight", "lovasz_weight")
+        for name in (*weights, "focal_gamma"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"loss.{name} ({getattr(self, name)}) must be a number of at least 0; use 0 or 1")
+        if not any(getattr(self, name) for name in weights):
+            raise ConfigError("loss.ce_weight (0) must be above 0 if no other term is; use ce_weight: 1")
+        if not 0 <= self.label_smoothing < 1:
+            smoothing = self.label_smoothing
+            raise ConfigError(f"loss.label_smoothing ({smoothing}) must be at least 0 and below 1; use 0 for none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """How an image is predicted: by default once, as a whole."""
+
+    window: tuple[int, int] | None = None
+    """Size of the windows, (height, width) in pixels that the network sees; best no smaller than the training crops.
+    None: the image as a whole."""
+
+    overlap: float = 0.5
+    """Fraction of a window that overlaps its neighbour, 0 to below 1."""
+
+    window_batch: int = 2
+    """Windows per forward pass."""
+
+    flips: bool = False
+    """Average the probabilities of the image and its mirror image (left and right exchanged). There is no vertical
+    flip, because a network that never saw sky and ground exchanged would lose accuracy."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes, relative to the training size, over which probabilities are averaged. Accuracy only improves if the
+    network saw such sizes in training (`augment.scale_min`, `augment.scale_max`)."""
+
+    def __post_init__(self) -> None:
+        scales_hold = bool(self.scales) and all(0 < scale < math.inf for scale in self.scales)
+        for name, holds, demand in (
+            ("window", self.window is None or min(self.window) >= 1, "1 or more pixels; use [512, 512]"),
+            ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1; use 0.5"),
+            ("window_batch", self.window_batch >= 1, "at least 1; use 2"),
+            ("scales", scales_hold, "one or more numbers above 0; use [0.75, 1.0, 1.25]"),
+        ):
+            if not holds:
+                value = getattr(self, name)
+                shown = list(value) if isinstance(value, tuple) else value  # as users write it
+                raise ConfigError(f"inference.{name} ({shown}) must be {demand}.")
+
+    @property
+    def averages(self) -> bool:
+        """Whether the network sees an image more than once, or at another scale."""
+        return self.flips or self.scales != (1.0,)
+
+
+WHOLE_IMAGE = InferenceConfig()
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    """Add --window, --overlap, --tta and --scales for `inference_of`."""
+    default = InferenceConfig()
+    parser.add_argument(
+        "--window",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="predict in overlapping windows of H x W pixels, so that memory does not grow with the image",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        default=default.overlap,
+        metavar="FRACTION",
+        help="fraction of a window that overlaps its neighbour (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help=f"average over the mirror image and the scales {', '.join(map(str, TTA_SCALES))}; takes 7 times as long. "
+        "Add --scales 1 if the model was trained at one scale only",
+    )
+    parser.add_argument(
+        "--scales", nargs="+", type=float, metavar="SCALE", help="average over these relative sizes of the image"
+    )
+
+
+def inference_of(args: argparse.Namespace) -> InferenceConfig:
+    """Turn parsed options into settings; raises `ConfigError` if they are out of range."""
+    scales = args.scales or (TTA_SCALES if args.tta else (1.0,))
+    window = None if args.window is None else tuple(args.window)
+    return InferenceConfig(window=window, overlap=args.overlap, flips=args.tta, scales=tuple(scales))

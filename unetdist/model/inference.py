@@ -1,10 +1,8 @@
 """Predicts logits for every pixel at the image's own size: as a whole, in windows, mirrored, at several scales."""
 
-import argparse
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetdist.distributed.collectives import gather_to
-from unetdist.errors import ConfigError
+from unetdist.model.config import WHOLE_IMAGE, InferenceConfig
 
 # Image (B, C, H, W), uint8 or float in 0..255 -> logits (B, num_classes, H, W), as a `UNet` does.
 Predict = Callable[[Tensor], Tensor]
@@ -22,49 +20,6 @@ BAND_ROWS = 256
 
 # Highest weight along one axis. Weights are integers, so that sums of whole numbers are exact in any order.
 HIGHEST_WEIGHT = 255
-
-TTA_SCALES = (0.75, 1.0, 1.25)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceConfig:
-    """How an image is predicted: by default once, as a whole."""
-
-    window: tuple[int, int] | None = None
-    """Size of the windows, (height, width) in pixels that the network sees; best no smaller than the training crops.
-    None: the image as a whole."""
-
-    overlap: float = 0.5
-    """Fraction of a window that overlaps its neighbour, 0 to below 1."""
-
-    window_batch: int = 2
-    """Windows per forward pass."""
-
-    flips: bool = False
-    """Average the probabilities of the image and its mirror image (left and right exchanged). There is no vertical
-    flip, because a network that never saw sky and ground exchanged would lose accuracy."""
-
-    scales: tuple[float, ...] = (1.0,)
-    """Sizes, relative to the training size, over which probabilities are averaged. Accuracy only improves if the
-    network saw such sizes in training (`augment.scale_min`, `augment.scale_max`)."""
-
-    def __post_init__(self) -> None:
-        scales_hold = bool(self.scales) and all(0 < scale < math.inf for scale in self.scales)
-        for name, holds, demand in (
-            ("window", self.window is None or min(self.window) >= 1, "1 or more pixels; use [512, 512]"),
-            ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1; use 0.5"),
-            ("window_batch", self.window_batch >= 1, "at least 1; use 2"),
-            ("scales", scales_hold, "one or more numbers above 0; use [0.75, 1.0, 1.25]"),
-        ):
-            if not holds:
-                value = getattr(self, name)
-                shown = list(value) if isinstance(value, tuple) else value  # as users write it
-                raise ConfigError(f"inference.{name} ({shown}) must be {demand}.")
-
-    @property
-    def averages(self) -> bool:
-        """Whether the network sees an image more than once, or at another scale."""
-        return self.flips or self.scales != (1.0,)
 
 
 class Team(NamedTuple):
@@ -76,7 +31,6 @@ class Team(NamedTuple):
     """Rank that joins the windows; the others get no result."""
 
 
-WHOLE_IMAGE = InferenceConfig()
 ALONE = Team()
 
 
@@ -299,38 +253,3 @@ def _area_weights(old: int, new: int, device: torch.device) -> Tensor:
     pixels = torch.arange(old, device=device, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
     return (overlap.clamp(min=0) * (new / old)).float()
-
-
-def add_inference_options(parser: argparse.ArgumentParser) -> None:
-    """Add --window, --overlap, --tta and --scales for `inference_of`."""
-    default = InferenceConfig()
-    parser.add_argument(
-        "--window",
-        nargs=2,
-        type=int,
-        metavar=("H", "W"),
-        help="predict in overlapping windows of H x W pixels, so that memory does not grow with the image",
-    )
-    parser.add_argument(
-        "--overlap",
-        type=float,
-        default=default.overlap,
-        metavar="FRACTION",
-        help="fraction of a window that overlaps its neighbour (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--tta",
-        action="store_true",
-        help=f"average over the mirror image and the scales {', '.join(map(str, TTA_SCALES))}; takes 7 times as long. "
-        "Add --scales 1 if the model was trained at one scale only",
-    )
-    parser.add_argument(
-        "--scales", nargs="+", type=float, metavar="SCALE", help="average over these relative sizes of the image"
-    )
-
-
-def inference_of(args: argparse.Namespace) -> InferenceConfig:
-    """Turn parsed options into settings; raises `ConfigError` if they are out of range."""
-    scales = args.scales or (TTA_SCALES if args.tta else (1.0,))
-    window = None if args.window is None else tuple(args.window)
-    return InferenceConfig(window=window, overlap=args.overlap, flips=args.tta, scales=tuple(scales))

@@ -6,8 +6,6 @@ caller sums them over the global batch; the loss of a part is `local sum / globa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,45 +13,7 @@ from torch import Tensor, nn
 
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.errors import ConfigError
-
-ClassWeighting = Literal["none", "median_frequency", "sqrt_median_frequency", "inverse", "enet"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """A sum of terms, each times its weight; a weight of 0 leaves the term out."""
-
-    ce_weight: float = 1.0
-    """Cross entropy: mean over the valid pixels, weighted by `class_weights`."""
-
-    dice_weight: float = 0.0
-    """Soft Dice: mean over images of 1 - the mean Dice of the classes that occur in the image."""
-
-    focal_weight: float = 0.0
-    """Focal loss: cross entropy times (1 - p)^focal_gamma, weighted by `class_weights` likewise."""
-
-    lovasz_weight: float = 0.0
-    """Lovász-softmax, a surrogate of 1 - IoU: mean over images of the mean over the classes in the image."""
-
-    class_weights: ClassWeighting | tuple[float, ...] = "none"
-    """Weight of a pixel by its class, in `ce` and `focal`: a rule (see `class_weights`) or one number each."""
-
-    label_smoothing: float = 0.0
-    """Fraction of the target that `ce` spreads over all classes, 0 to below 1."""
-
-    focal_gamma: float = 2.0
-    """Exponent that fades out pixels that are already right in `focal`; 0 gives cross entropy."""
-
-    def __post_init__(self) -> None:
-        weights = ("ce_weight", "dice_weight", "focal_weight", "lovasz_weight")
-        for name in (*weights, "focal_gamma"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"loss.{name} ({getattr(self, name)}) must be a number of at least 0; use 0 or 1")
-        if not any(getattr(self, name) for name in weights):
-            raise ConfigError("loss.ce_weight (0) must be above 0 if no other term is; use ce_weight: 1")
-        if not 0 <= self.label_smoothing < 1:
-            smoothing = self.label_smoothing
-            raise ConfigError(f"loss.label_smoothing ({smoothing}) must be at least 0 and below 1; use 0 for none")
+from unetdist.model.config import ClassWeighting, LossConfig
 
 
 class Loss(nn.Module):

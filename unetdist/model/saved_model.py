@@ -24,7 +24,8 @@ from unetdist.data.image_file import ImageRange
 from unetdist.data.labels import Palette
 from unetdist.errors import CheckpointError, ConfigError, DataError
 from unetdist.model.blocks import without_memory
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.config import UNetConfig
+from unetdist.model.unet import UNet
 from unetdist.storage import files as storage
 
 MODEL_FILE = "model.safetensors"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unetdist.errors import ConfigError, DataError
 from unetdist.model.blocks import ConvBlock, UpBlock, initialise
-from unetdist.model.config import UNetConfig as UNetConfig
+from unetdist.model.config import UNetConfig
 from unetdist.model.timm_encoder import TimmEncoder
 
 

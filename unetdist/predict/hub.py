@@ -16,7 +16,7 @@ from unetdist.data import drawing
 from unetdist.data.image_file import ImageRange, as_values, eight_bit_of_model, pixels_of_pillow, with_channels
 from unetdist.errors import CheckpointError, DataError, one_line
 from unetdist.model import unet
-from unetdist.model.inference import WHOLE_IMAGE, InferenceConfig
+from unetdist.model.config import WHOLE_IMAGE, InferenceConfig
 from unetdist.model.saved_model import (
     CONFIG_FILE,
     MODEL_FILE,

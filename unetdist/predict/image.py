@@ -17,7 +17,8 @@ from unetdist.data.image_file import ImageRange, read_file, read_image
 from unetdist.data.tiff import is_tiff
 from unetdist.errors import DataError
 from unetdist.evaluation.evaluate import predict_fixed
-from unetdist.model.inference import WHOLE_IMAGE, InferenceConfig, predict_logits, predict_rows
+from unetdist.model.config import WHOLE_IMAGE, InferenceConfig
+from unetdist.model.inference import predict_logits, predict_rows
 from unetdist.model.saved_model import SavedModel
 
 # Tags that place a GeoTIFF on the earth, as (tag, type, value); empty for other images.

@@ -27,7 +27,7 @@ from unetdist.distributed.collectives import (
     is_out_of_memory,
 )
 from unetdist.errors import ConfigError, DataError
-from unetdist.model.inference import WHOLE_IMAGE, InferenceConfig
+from unetdist.model.config import WHOLE_IMAGE, InferenceConfig
 from unetdist.model.saved_model import SavedModel
 from unetdist.predict.image import LoadedImage, PendingImage, Prediction, predict_images
 from unetdist.predict.outputs import Outputs

@@ -14,9 +14,10 @@ import numpy as np
 
 from unetdist.cli.credentials import mask
 from unetdist.cli.logs import logger
+from unetdist.data.config import DataConfig
 from unetdist.data.decode import PICTURE_SUFFIXES, decode_image
 from unetdist.data.image_file import ImageRange, warn_of_other_range, with_channels
-from unetdist.data.loader import DataConfig, open_reader
+from unetdist.data.loader import open_reader
 from unetdist.data.manifest import Manifest
 from unetdist.errors import ConfigError, DataError
 from unetdist.predict.image import LoadedImage, PendingImage, read_picture

@@ -3,8 +3,3 @@
 In: measured values and validation reports, on rank 0. Out: lines in `metrics.jsonl`, tables in the terminal, and the
 same numbers with pictures in wandb, trackio, TensorBoard or MLflow. Errors here never stop a training.
 """
-
-from unetdist.tracking.dashboard import TrackingConfig
-from unetdist.tracking.tracker import Tracker
-
-__all__ = ["Tracker", "TrackingConfig"]

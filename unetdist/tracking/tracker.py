@@ -17,7 +17,8 @@ from unetdist.cli.logs import ProgressBar, console, logger, progress
 from unetdist.data.labels import Palette
 from unetdist.evaluation.evaluate import Report
 from unetdist.storage import files as storage
-from unetdist.tracking.dashboard import Mirror, StepRow, TrackedRun, TrackingConfig, check_installed, open_dashboard
+from unetdist.tracking.config import TrackingConfig
+from unetdist.tracking.dashboard import Mirror, StepRow, TrackedRun, check_installed, open_dashboard
 from unetdist.tracking.meter import validation_metrics
 from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
 from unetdist.tracking.terminal import scores_table, train_note

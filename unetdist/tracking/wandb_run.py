@@ -15,7 +15,8 @@ from unetdist.data import drawing as draw
 from unetdist.data.labels import IGNORE_INDEX
 from unetdist.evaluation.evaluate import Report
 from unetdist.storage.files import write_text
-from unetdist.tracking.dashboard import CLOSE_S, PROJECT, Dashboard, StepRow, TrackedRun, WandbMode, several
+from unetdist.tracking.config import WandbMode, several
+from unetdist.tracking.dashboard import CLOSE_S, PROJECT, Dashboard, StepRow, TrackedRun
 
 # Names in the run's folder: the id of the run in wandb, and the last step that was handed to wandb.
 ID_FILE = "wandb_id"

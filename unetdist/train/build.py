@@ -18,7 +18,6 @@ from unetdist.data.labels import Palette
 from unetdist.data.loader import check_batch_sizes, open_data, train_loader
 from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
-from unetdist.distributed import hardware
 from unetdist.distributed.collectives import Accelerator, World, log_ranks, make_accelerator, seed_everything, world_of
 from unetdist.distributed.gradient_tree import is_whole_subtree
 from unetdist.distributed.rendezvous import open_store
@@ -34,8 +33,8 @@ from unetdist.model.unet import UNet
 from unetdist.predict.hub import CARD_FILE, card_of
 from unetdist.storage.files import write_text
 from unetdist.storage.folders import Folder
-from unetdist.tracking import Tracker
 from unetdist.tracking.meter import Meter
+from unetdist.tracking.tracker import Tracker
 from unetdist.train.checkpoint import Checkpoints, RunState
 from unetdist.train.config import Config
 from unetdist.train.model_with_loss import ModelWithLoss
@@ -84,7 +83,7 @@ def build_trainer(config: Config) -> Trainer:
         )
         # From here on nothing in this function fails for a user's reason, so that nothing is left running.
         stop = StopSignal()
-        status = RunStatus(run_dir, is_main=world.is_main, machine=hardware.describe(world), performance=path.reason)
+        status = RunStatus(run_dir, is_main=world.is_main, machine=world.describe(), performance=path.reason)
         limit_s = config.trainer.heartbeat_s
         watchdog = Watchdog(
             open_store("watchdog"), world, limit_s=limit_s, folder=run_dir, stop=stop, record=status.fail

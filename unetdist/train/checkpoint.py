@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,61 +15,19 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from unetdist.cli.credentials import mask
 from unetdist.cli.logs import logger
 from unetdist.distributed.collectives import World, all_gather, broadcast
-from unetdist.errors import CheckpointError, ConfigError, TrainingError, UnetdistError
-from unetdist.storage import remote
+from unetdist.errors import CheckpointError, TrainingError, UnetdistError
 from unetdist.storage.checkpoint_files import CheckpointFolder, Commit
 from unetdist.storage.folders import Folder, open_folder
+from unetdist.train.config import CheckpointConfig
 from unetdist.train.norm_statistics import NormStatistics
 from unetdist.train.optim import Ema
-
-CHECKPOINTS_FOLDER = "checkpoints"
 
 # Longest wait of a step for the previous checkpoint: training continues while a disk or a server hangs.
 PATIENCE_S = 60.0
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When and where the state of a run is saved, and whether it is continued."""
-
-    save_every: int | None = None
-    """Steps between checkpoints; None: one at each validation. The end of a run and a signal to stop also save one."""
-
-    keep_last: int = 2
-    """Number of checkpoints to keep."""
-
-    folder: str | None = None
-    """Path or URL (s3://, gs://, ...) that all nodes see; the checkpoints go into its subfolder of the run's name.
-    None: RUNS_DIR/NAME/checkpoints."""
-
-    resume: Literal["auto", "never"] = "auto"
-    """`auto` continues the run of this name if it has a checkpoint; `never` refuses to touch it."""
-
-    allow_changes: tuple[str, ...] = ()
-    """Settings (optim.lr, ...) that may differ from those at the start of the run although they change its result."""
-
-    def __post_init__(self) -> None:
-        if self.keep_last < 1:
-            raise ConfigError(f"checkpoint.keep_last ({self.keep_last}) must be at least 1; use 2.")
-        if self.save_every is not None and self.save_every < 1:
-            raise ConfigError(f"checkpoint.save_every ({self.save_every}) must be at least 1 step, or null.")
-        if self.folder is not None and self.folder.startswith(("http:", "https:")):
-            place = mask(self.folder)
-            raise ConfigError(
-                f"checkpoint.folder ({place}) cannot be written to; give a path, or a URL such as s3://bucket/runs."
-            )
-
-    def folder_of(self, run_dir: Path) -> Folder:
-        """Folder of the checkpoints of the run in `run_dir`."""
-        if self.folder is None:
-            return open_folder(run_dir / CHECKPOINTS_FOLDER)
-        is_url = remote.is_url(self.folder)
-        return open_folder(remote.join(self.folder, run_dir.name) if is_url else Path(self.folder, run_dir.name))
 
 
 @dataclass(frozen=True)

@@ -4,72 +4,12 @@ import copy
 import itertools
 import math
 import re
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
 from unetdist.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """Optimizer and learning rate."""
-
-    kind: Literal["adam", "adamw", "sgd"] = "adam"
-    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with momentum."""
-
-    lr: float = 1e-3
-    """Highest learning rate, above 0; for sgd 0.01 to 0.1 is usual."""
-
-    weight_decay: float = 0.0
-    """Decay of weights, at least 0; biases and norms do not decay. adamw keeps it out of the gradient."""
-
-    layer_decay: float = 1.0
-    """Factor of the learning rate from each level of the network to the level before it, above 0 to 1: with 0.8 the
-    head has `lr`, the last level of the decoder 0.8 lr, and the first level of the encoder the lowest."""
-
-    momentum: float = 0.9
-    """Momentum of sgd, 0 to below 1."""
-
-    nesterov: bool = False
-    """Nesterov's momentum for sgd; needs a momentum above 0."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the averages of gradient and squared gradient in adam and adamw, each 0 to below 1."""
-
-    schedule: Literal["constant", "poly", "cosine"] = "cosine"
-    """Fall of the learning rate after the warm-up: none; (1 - t)^poly_power; half a cosine wave."""
-
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly to `lr`."""
-
-    poly_power: float = 0.9
-    """Exponent of `poly`, above 0."""
-
-    min_lr_factor: float = 0.0
-    """Fraction of `lr`, 0..1, that poly and cosine fall to. The step after the last would reach it, as in torch's
-    CosineAnnealingLR and PolynomialLR: with 0, the last of 100 steps has 0.0002 (cosine) or 0.016 (poly)."""
-
-    clip_norm: float = 0.0
-    """Largest L2 norm of the gradient over all parameters; longer gradients are scaled down. 0: no clipping."""
-
-    def __post_init__(self) -> None:
-        for name, holds, demand in (
-            ("lr", 0 < self.lr < math.inf, "above 0; use 0.001"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0; use 0 for none"),
-            ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1; use 0.9, or 1 for none"),
-            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1; use 0.9"),
-            ("nesterov", self.momentum > 0 or not self.nesterov, "false without momentum; use momentum: 0.9"),
-            ("betas", all(0 <= beta < 1 for beta in self.betas), "at least 0 and below 1; use [0.9, 0.999]"),
-            ("warmup_steps", self.warmup_steps >= 0, "at least 0; use 0 for none"),
-            ("poly_power", 0 < self.poly_power < math.inf, "above 0; use 0.9"),
-            ("min_lr_factor", 0 <= self.min_lr_factor <= 1, "between 0 and 1; use 0"),
-            ("clip_norm", 0 <= self.clip_norm < math.inf, "at least 0; use 0 for no clipping"),
-        ):
-            if not holds:
-                raise ConfigError(f"optim.{name} ({getattr(self, name)}) must be {demand}.")
+from unetdist.train.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -4,16 +4,14 @@ import math
 import os
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 
 from unetdist.cli.logs import logger
-from unetdist.distributed.collectives import MixedPrecision, World, all_reduce_min, any_rank
-from unetdist.distributed.hardware import keep_all_freed
+from unetdist.distributed.collectives import World, all_reduce_min, any_rank
+from unetdist.distributed.hardware import MixedPrecision, keep_all_freed
 from unetdist.model.config import UNetConfig
-
-Performance = Literal["auto", "off"]
+from unetdist.train.config import Performance
 
 COMPILER = "inductor"
 

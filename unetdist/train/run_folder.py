@@ -13,7 +13,7 @@ from unetdist.errors import ConfigError, UnetdistError
 from unetdist.storage.checkpoint_files import CheckpointFolder, has_checkpoint
 from unetdist.storage.files import HeldError, hold_lock
 from unetdist.storage.folders import Folder, open_folder
-from unetdist.train.checkpoint import CheckpointConfig
+from unetdist.train.config import CheckpointConfig
 
 SETTINGS_FILE = "config.yaml"
 

@@ -15,10 +15,11 @@ from unetdist.distributed.collectives import World, all_reduce_sum, any_rank
 from unetdist.distributed.gradient_tree import GradientTree
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.tracking.meter import Meter
+from unetdist.train.config import OptimConfig
 from unetdist.train.model_with_loss import ModelWithLoss
 from unetdist.train.nonfinite import NonFiniteGuard, SkippedSteps, finite_or_nan
 from unetdist.train.norm_statistics import NormStatistics
-from unetdist.train.optim import Ema, OptimConfig, lr_factor
+from unetdist.train.optim import Ema, lr_factor
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,5 @@
-"""The training loop, its settings, and the state that it moves forward."""
+"""The training loop, and the state that it moves forward."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -12,78 +11,22 @@ from torch import Tensor, nn
 
 from unetdist.cli.logs import logger
 from unetdist.data.batch import Batch
-from unetdist.distributed.collectives import MixedPrecision, World, any_rank, barrier
+from unetdist.distributed.collectives import World, any_rank, barrier
 from unetdist.distributed.signals import StopSignal
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.errors import ConfigError, TrainingError
 from unetdist.evaluation.evaluate import LeftEarlyError, Report
 from unetdist.evaluation.validator import Validator
-from unetdist.tracking import Tracker
 from unetdist.tracking.meter import Meter
+from unetdist.tracking.tracker import Tracker
 from unetdist.train.checkpoint import Checkpoints, RunState
+from unetdist.train.config import TrainerConfig
 from unetdist.train.optim import Ema
 from unetdist.train.run_status import RunStatus
 from unetdist.train.step import TrainStep
 
 # Steps between two agreements to stop. To agree after each step would be to wait for the device each time.
 AGREE_EVERY = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """Length of the training, batch sizes, and what happens every few steps."""
-
-    global_batch_size: int = 16
-    """Samples per optimizer step, over all processes."""
-
-    micro_batch_size: int | None = None
-    """Samples per forward pass and process; fewer need less memory. A run keeps it, because results depend on it. None:
-    all samples of a process when the run begins."""
-
-    max_epochs: float = 50.0
-    """Length of the training in passes over the data."""
-
-    max_steps: int | None = None
-    """Length of the training in optimizer steps; None: `max_epochs` sets it."""
-
-    eval_every: int | None = None
-    """Steps between validations; None: once per epoch."""
-
-    log_every: int = 10
-    """Steps between log lines; only here does the host wait for the device."""
-
-    ema_decay: float = 0.0
-    """Decay per step of the averaged weights that are validated and saved, 0 to below 1; 0: no averaging."""
-
-    mixed_precision: MixedPrecision = "no"
-    """Number format of the forward pass."""
-
-    reproducible: bool = False
-    """Whether GPUs of one kind give the same bits every time, and on any number of them; their deterministic kernels
-    are slower. The CPU always does."""
-
-    max_bad_steps: int = 20
-    """Skipped steps in a row (loss or gradient not finite) that are allowed; one more ends the run."""
-
-    heartbeat_s: float = 600.0
-    """Seconds without progress after which a process counts as hung: all processes leave their stacks in RUN/stacks and
-    exit; 0: never. Use more than data.retry_s, the time that a process may wait for a server."""
-
-    timeout_s: int = 1800
-    """Seconds after which a collective that a process does not join fails."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"trainer.ema_decay ({self.ema_decay}) must be at least 0 and below 1; use 0.999.")
-        for name, value in vars(self).items():
-            may_be_zero = name in ("ema_decay", "max_bad_steps", "heartbeat_s")
-            if (
-                isinstance(value, int | float)
-                and not isinstance(value, bool)
-                and not (0 < value < math.inf or (may_be_zero and value == 0))
-            ):
-                lowest = "at least" if may_be_zero else "above"
-                raise ConfigError(f"trainer.{name} ({value}) must be {lowest} 0 and finite.")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ import torch
 
 from tests.synthetic import PALETTE_RECORDS, draw
 from unetdist.data.labels import Palette
+from unetdist.model.config import UNetConfig
 from unetdist.model.saved_model import SavedModel
-from unetdist.model.unet import UNet, UNetConfig
+from unetdist.model.unet import UNet
 from unetdist.predict.export.agreement import CheckImage
 
 PALETTE = Palette.from_records(PALETTE_RECORDS)

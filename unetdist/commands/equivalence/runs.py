@@ -34,11 +34,10 @@ from unetdist.distributed.gradient_tree import is_whole_subtree
 from unetdist.errors import TrainingError
 from unetdist.model.config import check_norm
 from unetdist.storage.files import write_text
-from unetdist.tracking import TrackingConfig
+from unetdist.tracking.config import TrackingConfig
 from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
 from unetdist.train.build import build_trainer
-from unetdist.train.checkpoint import CheckpointConfig
-from unetdist.train.config import Config
+from unetdist.train.config import CheckpointConfig, Config
 from unetdist.train.trainer import Schedule, Trainer
 
 # One JSON object per step, in the folder of each run; step 0 is before training.

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from unetdist.cli import settings
 from unetdist.cli.credentials import mask, public
-from unetdist.data.loader import DataConfig, open_data, open_reader
+from unetdist.data.config import DataConfig
+from unetdist.data.loader import open_data, open_reader
 from unetdist.data.manifest import Manifest
 from unetdist.data.samples import Samples
 from unetdist.errors import ConfigError
-from unetdist.evaluation.evaluate import ValidationConfig
+from unetdist.evaluation.config import ValidationConfig
 from unetdist.evaluation.metrics import PoissonBootstrap, central_95, mean_iou
 from unetdist.evaluation.validator import evaluations
-from unetdist.model.inference import InferenceConfig
+from unetdist.model.config import InferenceConfig
 from unetdist.model.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, read_config
 from unetdist.predict import predict_image
 from unetdist.storage.remote import is_network, is_url

@@ -16,9 +16,10 @@ from rich.table import Table
 from torch import Tensor
 
 from unetdist.data import shapes
+from unetdist.data.config import DataConfig
 from unetdist.data.decode import PICTURE_SUFFIXES, Pixels
 from unetdist.data.image_file import read_file, read_image
-from unetdist.data.loader import DataConfig, open_data, open_reader
+from unetdist.data.loader import open_data, open_reader
 from unetdist.data.samples import Samples
 from unetdist.errors import DataError
 from unetdist.evaluation.metrics import confusion_matrix, mean_iou
