@@ -15,16 +15,23 @@ def test_only_rank_0_speaks_of_progress_and_every_rank_of_trouble(capsys):
     logs.set_up_logging(rank=1, world_size=2)
     logs.logger.info("quiet")
     logs.logger.warning("trouble")
-    assert capsys.readouterr().err.splitlines() == ["[rank 0] INFO hello", "[rank 1] WARNING trouble"]
+    assert capsys.readouterr().err.splitlines() == ["hello", "[rank 1] warning: trouble"]
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(caplog):
+def test_without_a_terminal_progress_is_a_line_now_and_then(caplog, monkeypatch):
     logs.logger.propagate = True
-    with caplog.at_level(logging.INFO, "unetdist"), logs.progress("sharding", 3) as bar:
+    clock = iter([0, 5, 65, 70])
+    monkeypatch.setattr(logs.time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO, "unetdist"), logs.progress("sharding", 130) as bar:
         for _ in range(3):
-            bar.advance(note="2 skipped")
-    assert [record.message.split(",")[0] for record in caplog.records] == ["sharding: 3/3"]
-    assert "2 skipped" in caplog.records[0].message
+            bar.advance(5, note="2 bad")
+    assert caplog.messages == ["sharding: 10/130, 1:05 elapsed, 13:00 left, 2 bad"]
+
+
+def test_times_name_hours_only_where_there_are_some():
+    assert logs._status(5, 10, 59.6, 3661, "") == "5/10, 1:00 elapsed, 1:01:01 left"
+    assert logs._status(10, 10, 0, 0, "") == "10/10, 0:00 elapsed"
+    assert logs._status(5, None, 0, None, "a.jpg") == "5, 0:00 elapsed, a.jpg"
 
 
 def test_a_disabled_bar_says_nothing(caplog):
@@ -36,11 +43,19 @@ def test_a_disabled_bar_says_nothing(caplog):
 def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(logs, "console", Console(file=screen, force_terminal=True, width=100))
-    with logs.progress("sharding", 2) as bar:
+    with logs.progress("sharding", 2, stays=True) as bar:
         bar.advance(2, note="done soon")
     assert "sharding" in screen.getvalue()
-    assert "2/2" in screen.getvalue()
-    assert "done soon" in screen.getvalue()
+    assert "2/2, 0:00 elapsed, done soon" in screen.getvalue()
+
+
+def test_a_terminal_gets_commands_in_one_piece(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(logs, "console", Console(file=screen, force_terminal=True, width=40))
+    logs.set_up_logging()
+    command = "next: python launch/predict.py --model runs/camvid/best --input photos --out results --overlay"
+    logs.logger.info(command)
+    assert screen.getvalue() == f"{command}\n"
 
 
 def _refuse() -> None:
@@ -129,5 +144,5 @@ def test_no_log_line_and_no_error_tells_a_password(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         logs.run_script(main)
     told = capsys.readouterr().err
-    assert told == "WARNING waiting for https://***@host/a?***\nerror: https://***@host/a?***: gone\n"
+    assert told == "warning: waiting for https://***@host/a?***\nerror: https://***@host/a?***: gone\n"
     assert "secret" not in (tmp_path / "error").read_text()

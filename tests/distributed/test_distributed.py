@@ -111,7 +111,7 @@ def test_every_rank_introduces_itself(capsys):
         log_ranks(World(rank=rank, world_size=4))
     node = os.uname().nodename
     assert capsys.readouterr().err.splitlines() == [
-        f"[rank {rank}] INFO rank {rank} of 4: node {node}, process {os.getpid()}, cpu, no backend" for rank in (0, 3)
+        f"rank {rank} of 4: node {node}, process {os.getpid()}, cpu, no backend" for rank in (0, 3)
     ]
 
 

@@ -72,7 +72,7 @@ def test_a_run_that_cannot_be_compiled_says_so_where_one_looks_and_trains_on(run
     _, expected = run("plain", performance="off")
     monkeypatch.setattr(wiring, "choose", lambda *_, **__: FastPath(compiler=broken))
     folder, weights = run("fast")
-    assert "WARNING training without the compiler, and slower: " in capsys.readouterr().err
+    assert "warning: training without the compiler, and slower: " in capsys.readouterr().err
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["performance"].partition(": ")[0]) == ("finished", "not compiled")
     assert "no kernel for this" in status["performance"]

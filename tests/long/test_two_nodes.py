@@ -115,7 +115,7 @@ def test_a_cut_cable_ends_both_with_the_reason_and_once_mended_they_continue(run
         nodes[1].unplug()
         assert job.end() == [1, 1], job.output()
         for rank in (0, 1):
-            assert f"[rank {rank}] ERROR no progress for {HEARTBEAT_S} s" in job.log(rank).read_text()
+            assert f"[rank {rank}] error: no progress for {HEARTBEAT_S} s" in job.log(rank).read_text()
             assert f"node node{rank}, process " in (run_dir / "stacks" / f"rank_{rank}.txt").read_text()
         nodes[1].plug_in()
         job = Job(nodes, run_dir)

@@ -45,10 +45,10 @@ def test_class_names_are_no_markup():
 
 
 def test_note_is_short_and_says_what_is_slow():
-    assert train_note(MEASURED) == "loss 0.5000  12.5 img/s  data wait 25 %"
+    assert train_note(MEASURED) == "loss 0.5000, 12.5 images/s, data wait 25 %"
     assert train_note({**MEASURED, "train/bad_samples": 3.0}).endswith("3 bad samples")
-    assert train_note({**MEASURED, "train/bad_steps": 3}).endswith("3 bad steps")
-    assert "wait 0 %" in train_note({**MEASURED, "time/step_s": 0.0})
+    assert train_note({**MEASURED, "train/bad_steps": 3}).endswith("3 skipped steps")
+    assert "wait" not in train_note({**MEASURED, "time/step_s": 0.0})
 
 
 def test_outlines_and_confidence_are_told_where_they_were_scored():

@@ -203,7 +203,7 @@ def test_the_choice_is_told_and_off_is_the_plain_path(tmp_path, capsys):
     write_shards(tmp_path / "val", 2)
     with build(tmp_path):
         pass
-    assert "performance: freed memory is kept; no compiler on the CPU" in capsys.readouterr().err
+    assert "performance" not in capsys.readouterr().err  # on the CPU there is nothing to choose
     with build(tmp_path, performance="off", name="plain"):
         pass
     assert "performance: off" in capsys.readouterr().err

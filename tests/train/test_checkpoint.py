@@ -163,7 +163,7 @@ def test_the_log_tells_what_a_checkpoint_cost(checkpoints, caplog):
         checkpoints.save(5, {"a": torch.zeros(250_000)}, {})
         checkpoints.wait()
     (line,) = caplog.messages
-    assert re.fullmatch(r"checkpoint of step 5: 1\.0 MB, the step waited \d+ ms, written in \d+\.\d s", line)
+    assert re.fullmatch(r"checkpoint of step 5 saved: 1\.0 MB in \d+\.\d s \(training waited for \d+ ms\)", line)
 
 
 def test_a_write_that_fails_is_told_and_training_goes_on(checkpoints, folder, caplog, request):

@@ -1,4 +1,4 @@
-"""The terminal: log lines with the rank, progress bars, errors without tracebacks."""
+"""The terminal: log lines, progress with times, errors without tracebacks."""
 
 import errno
 import json
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 from unetdist.cli.credentials import mask
@@ -46,21 +45,34 @@ BACKENDS = ("/gloo/", "[Gloo]", "NCCL")
 
 
 class _Formatter(logging.Formatter):
+    """Messages as they are; warnings and errors say so, and in a run of several processes also their rank."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self._prefix = prefix
+
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
             record.args = tuple(map(shown, record.args))
-        return mask(printable(super().format(record)))
+        text = mask(printable(super().format(record)))
+        return text if record.levelno <= logging.INFO else f"{self._prefix}{record.levelname.lower()}: {text}"
+
+
+class _ScreenHandler(logging.Handler):
+    """Prints above a progress bar, and each message in one piece, so that commands in it can be copied."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = {logging.WARNING: "yellow", logging.ERROR: "red"}.get(record.levelno, "")
+        try:
+            console.print(Text(self.format(record), style=style), soft_wrap=True)
+        except Exception:
+            self.handleError(record)
 
 
 def set_up_logging(*, rank: int = 0, world_size: int = 1) -> None:
-    """Log to stderr: everything from rank 0, warnings from the others, the rank as prefix."""
-    prefix = f"[rank {rank}] " if world_size > 1 else ""
-    if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, show_time=False)
-        handler.setFormatter(_Formatter(f"{prefix}%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(_Formatter(f"{prefix}%(levelname)s %(message)s"))
+    """Log to stderr: everything from rank 0, warnings from the others, with the rank as prefix."""
+    handler = _ScreenHandler() if console.is_terminal else logging.StreamHandler()
+    handler.setFormatter(_Formatter(f"[rank {rank}] " if world_size > 1 else ""))
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
@@ -73,12 +85,20 @@ class ProgressBar:
         """Count `amount` more of the total as done; `note` is shown next to the bar."""
 
 
-class _RichBar(ProgressBar):
+class _ScreenBar(ProgressBar):
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar, self._task = bar, task
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._bar.update(self._task, advance=amount, note=one_line(note))
+
+
+class _StatusColumn(ProgressColumn):
+    """The numbers to the right of a bar."""
+
+    def render(self, task: Task) -> Text:
+        total = None if task.total is None else int(task.total)
+        return Text(_status(int(task.completed), total, task.elapsed or 0, task.time_remaining, task.fields["note"]))
 
 
 class _LogBar(ProgressBar):
@@ -90,34 +110,45 @@ class _LogBar(ProgressBar):
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._done += amount
         now = time.monotonic()
-        if now - self._last < PLAIN_PROGRESS_EVERY_S and self._done != self._total:
+        if now - self._last < PLAIN_PROGRESS_EVERY_S:
             return
-        self._last = now
-        rate = (self._done - self._first) / max(now - self._began, 1e-9)
-        left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
-        of = f"/{self._total}" if self._total else ""
-        logger.info("%s: %d%s%s %s", self._description, self._done, of, left, note)
+        self._last, elapsed = now, now - self._began
+        rate = (self._done - self._first) / max(elapsed, 1e-9)
+        left = (self._total - self._done) / rate if self._total and rate else None
+        logger.info("%s: %s", self._description, _status(self._done, self._total, elapsed, left, note))
+
+
+def _status(done: int, total: int | None, elapsed: float, left: float | None, note: str) -> str:
+    """`60/100, 1:05 elapsed, 18:32 left, loss 0.5`: counts, seconds as times, and a note."""
+    parts = [f"{done}/{total}" if total else f"{done}", f"{_clock(elapsed)} elapsed"]
+    if left is not None and done != total:
+        parts.append(f"{_clock(left)} left")
+    return ", ".join([*parts, note] if note else parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 @contextmanager
-def progress(description: str, total: int | None, *, completed: int = 0, enabled: bool = True) -> Iterator[ProgressBar]:
-    """A progress bar on a terminal, log lines elsewhere, nothing if `enabled` is false."""
+def progress(
+    description: str, total: int | None, *, completed: int = 0, enabled: bool = True, stays: bool = False
+) -> Iterator[ProgressBar]:
+    """A progress bar on a terminal, a log line now and then elsewhere, nothing if `enabled` is false.
+
+    The bar vanishes in the end, because a result follows, unless it `stays`.
+    """
     if not enabled:
         yield ProgressBar()
     elif not console.is_terminal:
         yield _LogBar(description, total, completed)
     else:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-        )
-        with Progress(*columns, console=console, transient=False) as bar:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), _StatusColumn())
+        with Progress(*columns, console=console, transient=not stays) as bar:
             task = bar.add_task(one_line(description), total=total, completed=completed, note="")
-            yield _RichBar(bar, task)
+            yield _ScreenBar(bar, task)
 
 
 def run_script(main: Callable[[], int | None]) -> None:

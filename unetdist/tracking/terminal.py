@@ -9,6 +9,9 @@ from rich.table import Table
 from unetdist.evaluation.comparison import Comparison
 from unetdist.evaluation.evaluate import Report
 
+# Fraction of the time that training may wait for data before the progress line shows it.
+WAIT_TO_SHOW = 0.1
+
 
 def scores_table(report: Report, *, of: str, is_best: bool = False, loss_name: str = "loss") -> Table:
     """Return the table of a validation, in percent; `of` names the data."""
@@ -58,12 +61,13 @@ def comparison_table(comparison: Comparison, names: tuple[str, str], *, of: str)
 
 def train_note(values: Mapping[str, float]) -> str:
     """Return a short note for the right of the progress bar, from the values of `Meter.read`."""
-    step_s = values["time/step_s"]
+    step_s, speed = values["time/step_s"], values["time/images_per_s"]
+    parts = [f"loss {values['train/loss']:.4f}", f"{speed:.0f} images/s" if speed >= 100 else f"{speed:.1f} images/s"]
     wait = values["time/data_s"] / step_s if step_s > 0 else 0.0
-    counts = {"bad samples": values["train/bad_samples"], "bad steps": values["train/bad_steps"]}
-    bad = "".join(f"  {count:.0f} {name}" for name, count in counts.items() if count)
-    speed = values["time/images_per_s"]
-    return f"loss {values['train/loss']:.4f}  {speed:.1f} img/s  data wait {100 * wait:.0f} %{bad}"
+    if wait >= WAIT_TO_SHOW:
+        parts.append(f"data wait {100 * wait:.0f} %")
+    counts = {"bad samples": values["train/bad_samples"], "skipped steps": values["train/bad_steps"]}
+    return ", ".join([*parts, *(f"{count:.0f} {name}" for name, count in counts.items() if count)])
 
 
 def _percent(ratio: float) -> str:

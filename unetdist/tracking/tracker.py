@@ -74,7 +74,7 @@ class Tracker:
         """
         is_over = step >= max_steps and not owes_validation
         if not is_over:
-            bar = progress("training", max_steps, completed=step, enabled=self.is_main)
+            bar = progress("training", max_steps, completed=step, enabled=self.is_main, stays=True)
             self._bar = self._screen.enter_context(bar)
         self._step = step
         if not self.is_main:

@@ -64,18 +64,21 @@ def build_trainer(config: Config) -> Trainer:
     accelerator = make_accelerator(mixed_precision=config.trainer.mixed_precision, timeout_s=config.trainer.timeout_s)
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
-    log_ranks(world)
+    if world.world_size > 1:
+        log_ranks(world)
     run_dir = Path(config.runs_dir) / config.name
     values = public(settings.to_mapping(config))
     defaults = settings.defaults(Config)
     claim, fixed = claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world, defaults=defaults)
     with claim:  # a notebook that keeps the exception of a failed build could otherwise not build again
-        logger.info("run %s", run_dir)
+        logger.info("run %s on %s", run_dir, hardware.describe(world))
         data = open_training_set(config, world, fixed.get("micro_batch_size"))
         fixed["micro_batch_size"] = data.micro_batch_size
         if world.device.type == "cpu":
             fixed["num_threads"] = agree_on_threads(fixed.get("num_threads"))
-        logger.info("%s", promise(config, world, data.micro_batch_size))
+        steps = f"{data.schedule.max_steps} steps of {config.trainer.global_batch_size}"
+        logger.info("%s of %d images, %d classes", steps, data.manifest.num_samples, data.palette.num_classes)
+        logger.info("results: %s", promise(config, world, data.micro_batch_size))
         network, path = _build_network(config, data, world)
         validator = _build_validator(config, data, network.loss, accelerator, world)
         tracker = Tracker(
@@ -155,7 +158,8 @@ def _build_network(config: Config, data: TrainingSet, world: World) -> tuple[Mod
         mixed_precision=config.trainer.mixed_precision,
         reproducible=config.trainer.reproducible,
     )
-    logger.info("performance: %s", path.reason)
+    if world.device.type == "cuda" or config.performance == "off":  # else there is nothing to choose
+        logger.info("performance: %s", path.reason)
     prepare(path)
     network = ModelWithLoss(
         model, loss, compiler=path.compiler, cuda_graphs=path.cuda_graphs, is_deterministic=path.is_deterministic

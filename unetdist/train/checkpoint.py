@@ -194,8 +194,8 @@ class Checkpoints:
                 f"the checkpoint of step {step} cannot be written to {self.folder} ({cause}); {kept}. Make room there, "
                 "or give --checkpoint.folder another place."
             ) from None
-        told = "checkpoint of step %d: %.1f MB, the step waited %.0f ms, written in %.1f s"
-        logger.info(told, step, len(data) / 1e6, 1e3 * waited_s, time.monotonic() - start)
+        told = "checkpoint of step %d saved: %.1f MB in %.1f s (training waited for %.0f ms)"
+        logger.info(told, step, len(data) / 1e6, time.monotonic() - start, 1e3 * waited_s)
 
     def _write_or_log(self, step: int, *args: Any) -> None:
         try:
