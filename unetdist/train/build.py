@@ -71,13 +71,13 @@ def build_trainer(config: Config) -> Trainer:
     defaults = settings.defaults(Config)
     claim, fixed = claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world, defaults=defaults)
     with claim:  # a notebook that keeps the exception of a failed build could otherwise not build again
-        logger.info("run %s on %s", run_dir, hardware.describe(world))
+        logger.info("run %s, %s", run_dir, hardware.describe(world))
         data = open_training_set(config, world, fixed.get("micro_batch_size"))
         fixed["micro_batch_size"] = data.micro_batch_size
         if world.device.type == "cpu":
             fixed["num_threads"] = agree_on_threads(fixed.get("num_threads"))
-        steps = f"{data.schedule.max_steps} steps of {config.trainer.global_batch_size}"
-        logger.info("%s of %d images, %d classes", steps, data.manifest.num_samples, data.palette.num_classes)
+        steps = f"{data.schedule.max_steps} steps of {config.trainer.global_batch_size} images"
+        logger.info("%s; %d training images, %d classes", steps, data.manifest.num_samples, data.palette.num_classes)
         logger.info("results: %s", promise(config, world, data.micro_batch_size))
         network, path = _build_network(config, data, world)
         validator = _build_validator(config, data, network.loss, accelerator, world)
