@@ -71,7 +71,7 @@ def build_trainer(config: Config) -> Trainer:
     defaults = settings.defaults(Config)
     claim, fixed = claim_run_folder(run_dir, values, cfg=config.checkpoint, world=world, defaults=defaults)
     with claim:  # a notebook that keeps the exception of a failed build could otherwise not build again
-        logger.info("run %s, %s", run_dir, hardware.describe(world))
+        logger.info("run %s, %s", run_dir, world.describe())
         data = open_training_set(config, world, fixed.get("micro_batch_size"))
         fixed["micro_batch_size"] = data.micro_batch_size
         if world.device.type == "cpu":
