@@ -95,7 +95,7 @@ def _launch(words: Sequence[str], stopped: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # The processes themselves say what happened to them.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     try:
         launch_command(launch_command_parser().parse_args(words))
     except SignalException:
