@@ -1,6 +1,7 @@
 import json
 import time
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,15 @@ from tests.synthetic import PALETTE_RECORDS
 from unetdist.data.labels import Palette
 from unetdist.errors import CheckpointError, ConfigError
 from unetdist.model.config import UNetConfig
-from unetdist.model.saved_model import CONFIG_FILE, MODEL_FILE, checksum, load_model, read_config, save_model
+from unetdist.model.saved_model import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    checksum,
+    find_model,
+    load_model,
+    read_config,
+    save_model,
+)
 from unetdist.model.unet import UNet
 from unetdist.storage import files as storage
 
@@ -62,9 +71,43 @@ def test_a_crash_between_the_two_files_cannot_part_weights_and_config(tmp_path, 
     assert saved.model.head.weight.equal(unet(1).head.weight)
 
 
-def test_what_is_no_model_says_so(tmp_path):
-    with pytest.raises(CheckpointError, match=r"model.safetensors does not exist; give --model the folder"):
+def test_a_run_and_a_file_in_it_stand_for_its_best_weights(tmp_path):
+    save(tmp_path / "x/last", unet(), step=1)
+    assert find_model(tmp_path / "x") == tmp_path / "x/last"
+    save(tmp_path / "x/best", unet(), step=2)
+    for source in ("x", "x/best", "x/best/model.safetensors", "x/best/config.json"):
+        assert load_model(tmp_path / source).facts == {"step": 2}
+    assert load_model(str(tmp_path / "x/last")).facts == {"step": 1}
+
+
+def test_a_folder_without_weights_says_what_it_has_instead(tmp_path):
+    (tmp_path / "x/checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"x has no trained weights yet, it has checkpoints; .*first validation"):
+        load_model(tmp_path / "x")
+    save(tmp_path / "camvid/best", unet())
+    with pytest.raises(CheckpointError, match=r"has no trained weights yet.*give one of its runs: camvid\."):
         load_model(tmp_path)
+
+
+def test_a_misspelt_path_gets_a_suggestion_and_no_request_is_sent(tmp_path, monkeypatch):
+    save(tmp_path / "runs/camvid/best", unet())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("sent a request"))
+    for source in ("runs/canvid", "./runs/canvid", tmp_path / "runs/canvid"):
+        with pytest.raises(CheckpointError, match=r"runs/NAME, or OWNER/NAME .*did you mean 'camvid'"):
+            load_model(source)
+    for source in ("camvid", "runs/x/best", "../a/b", ".hidden/name", "https://a.org/b"):
+        with pytest.raises(CheckpointError, match=r"does not exist; give the folder of a trained model"):
+            load_model(source)
+
+
+def test_a_repository_without_our_weights_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"me/other on the Hugging Face Hub has no model\.safetensors"):
+        load_model("me/other")
+
+
+def test_what_is_no_model_says_so(tmp_path):
     (tmp_path / MODEL_FILE).write_bytes(b"junk")
     with pytest.raises(CheckpointError, match=r"is damaged .*; use another checkpoint or train again"):
         load_model(tmp_path)

@@ -15,8 +15,10 @@ from PIL import Image
 
 import unetdist
 from tests.fake_hub import fake_hub
+from tests.faulty_server import serve
 from tests.tracking.samples import PALETTE, SCORES
-from unetdist.errors import CheckpointError, DataError
+from unetdist.data import drawing
+from unetdist.errors import CheckpointError, ConfigError, DataError
 from unetdist.model import unet
 from unetdist.model.config import InferenceConfig, UNetConfig
 from unetdist.model.saved_model import CONFIG_FILE, MODEL_FORMAT, load_model, save_model
@@ -75,8 +77,11 @@ def test_every_form_of_an_image_is_understood(folder, image, tmp_path):
         torch.from_numpy(image).permute(2, 0, 1),
         np.dstack([image, np.full((21, 30), 255, np.uint8)]),
     ]
+    expected = model.predict(image)
     for form in forms:
-        assert np.array_equal(model.predict(form), model.predict(image))
+        assert np.array_equal(model.predict(form), expected)
+    with serve(tmp_path) as server:
+        assert np.array_equal(model.predict(f"{server.url}/x.png"), expected)
     assert pixels_of(image[..., 0], 1).shape == (21, 30, 1)
     assert pixels_of(image[..., :1], 3).shape == (21, 30, 3)
     assert pixels_of(torch.from_numpy(image[..., 0]), 3).shape == (21, 30, 3)
@@ -89,7 +94,7 @@ def test_tensors_of_any_floats_are_understood(folder):
         assert np.array_equal(pixels_of(form, 1, (0, 255)), expected)
     assert np.array_equal(pixels_of(ramp.bfloat16(), 1, (0, 255)), pixels_of(ramp.bfloat16().float(), 1, (0, 255)))
     model = UNet.from_pretrained(folder)
-    with pytest.raises(DataError, match=r"float32 pixels .*model\.image_range"):
+    with pytest.raises(DataError, match=r"float32 values of 0 to 255.* set model\.image_range"):
         model.predict(ramp.bfloat16())
     model.image_range = (0, 255)  # as the message says
     assert np.array_equal(model.predict(ramp.bfloat16()), model.predict(pixels_of(ramp.bfloat16(), 1, (0, 255))))
@@ -102,19 +107,69 @@ def test_an_image_without_pixels_is_refused(mode):
 
 
 @pytest.mark.parametrize(
-    "values", [np.zeros((4, 4, 3)), np.zeros((3, 4, 5), np.uint8), np.zeros((0, 0, 3), np.uint8), torch.zeros(3, 4, 4)]
+    ("values", "remedy"),
+    [
+        (np.zeros((4, 4, 3)), r"float64 values of 0 to 0, .*multiply it by 255"),
+        (torch.ones(3, 4, 4), r"float32 values of 1 to 1, .*multiply it by 255"),
+        (torch.full((3, 4, 4), 200.0), r"float32 values of 200 to 200, .*; give it as uint8"),
+        (torch.full((3, 4, 4), 200), r"int64 values of 200 to 200, .*; give it as uint8"),
+        (torch.full((3, 4, 4), -2.0), r"float32 values of -2 to -2, .*not normalised"),
+        (np.zeros((3, 4, 5), np.uint8), r"\(3, 4, 5\); .*image\.transpose\(1, 2, 0\)"),
+        (torch.zeros(6, 5, 3, dtype=torch.uint8), r"\(6, 5, 3\); .*image\.permute\(2, 0, 1\)"),
+        (np.zeros((7, 7, 5), np.uint8), r"has 5 bands"),
+        (np.zeros((0, 0, 3), np.uint8), r"of shape \(0, 0, 3\); give uint8"),
+        (None, r"an image is a NoneType; give a path, a URL"),
+        ([Image.new("RGB", (4, 4))], r"an image is a list; give a path, a URL"),
+    ],
 )
-def test_what_is_no_image_is_refused(values):
-    with pytest.raises(
-        DataError, match=r"of shape \(0, 0, 3\); give uint8|has 5 bands|float(32|64) pixels .*--image-range LOW HIGH"
-    ):
+def test_what_is_no_image_is_refused_with_a_remedy(values, remedy):
+    with pytest.raises(DataError, match=remedy):
         pixels_of(values, 3)
 
 
-@pytest.mark.parametrize("thing", [None, [Image.new("RGB", (4, 4))]])
-def test_what_is_of_no_kind_that_holds_an_image_is_refused(thing):
-    with pytest.raises(DataError, match=rf"an image is a {type(thing).__name__}; give a path, .* one at a time"):
-        pixels_of(thing, 3)
+def test_an_absent_file_is_named(folder, tmp_path):
+    model = UNet.from_pretrained(folder)
+    for form in ("cat.jpg", Path("cat.jpg"), ["cat.jpg"]):
+        with pytest.raises(DataError, match=r"^cat\.jpg: file not found in "):
+            model.predict(form)
+
+
+def test_a_list_gives_a_list_and_a_batch_gives_a_batch(folder, image, tmp_path):
+    model = UNet.from_pretrained(folder)
+    mirrored, small = image[:, ::-1], image[:10]
+    Image.fromarray(small).save(tmp_path / "small.png")
+    expected = [model.predict(each) for each in (image, mirrored, small, image)]
+    for batch_size in (1, 2, 3):
+        preds = model.predict([image, mirrored, tmp_path / "small.png", image], batch_size=batch_size)
+        assert isinstance(preds, list)
+        assert all(np.array_equal(pred, each) for pred, each in zip(preds, expected, strict=True))
+    batch = np.stack([image, mirrored])
+    assert np.array_equal(model.predict(batch), np.stack(expected[:2]))
+    assert np.array_equal(model.predict(torch.from_numpy(batch).movedim(-1, 1), batch_size=2), np.stack(expected[:2]))
+    assert model.predict([]) == []
+    with pytest.raises(DataError, match=r"image 1 of the list: an image has float64 values"):
+        model.predict([image, image / 255])
+    with pytest.raises(ConfigError, match=r"batch_size \(0\)"):
+        model.predict([image], batch_size=0)
+
+
+def test_an_overlay_shows_the_classes_with_a_legend(folder, image):
+    model = UNet.from_pretrained(folder)
+    expected = drawing.overlay(image, model.predict(image), model.palette.colors, model.classes)
+    assert np.array_equal(model.overlay(Image.fromarray(image)), expected)
+    assert model.overlay(image[..., 0]).mode == "RGB"
+
+
+def test_it_introduces_itself_in_one_line(folder):
+    model = UNet.from_pretrained(folder)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    assert repr(model) == f"UNet(widths [4, 8], {size:,} parameters, 3 classes, cpu)"
+    model.facts = {"metric": {"name": "val/miou", "value": 0.5432}}
+    assert "mIoU 54.3%" in repr(model)
+    assert model.id2label == {0: "sky", 1: "road", 2: "tree"}
+    assert model.label2id == {"sky": 0, "road": 1, "tree": 2}
+    assert np.array_equal(model.colors, model.palette.colors)
+    assert model.to("meta").device == torch.device("meta")
 
 
 def test_windows_and_flips_can_be_asked_for(folder, image):
@@ -160,7 +215,7 @@ def test_a_repository_that_is_not_there_is_named_with_a_remedy(monkeypatch):
     with pytest.raises(CheckpointError, match=remedy):
         UNet.from_pretrained("me/streets")
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"runs/x/best is neither a folder nor"):
+    with pytest.raises(CheckpointError, match=r"runs/x/best does not exist"):
         UNet.from_pretrained("runs/x/best")
 
 
@@ -219,7 +274,7 @@ def test_a_push_can_be_pulled_by_others_and_lasts_without_a_network(folder, imag
             [sys.executable, "-c", "from unetdist import UNet; UNet.from_pretrained('me/nothing')"],
             env=environment, capture_output=True, text=True,
         )  # fmt: skip
-        assert "me/nothing is neither a folder nor a readable repository of the Hub" in missing.stderr
+        assert "me/nothing is neither a folder nor a readable repository of the Hugging Face Hub" in missing.stderr
     assert json.loads(run(pull, HF_HUB_OFFLINE="1")) == expected
 
 

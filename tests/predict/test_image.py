@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,10 +24,13 @@ def test_resize_of_the_training_is_applied_and_the_size_is_the_images_own(saved)
     assert (pred == (image[..., 0] > 127)).mean() > 0.95
 
 
-def test_a_file_that_went_away_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"^cannot be read .No such file.*correct its path"):
+def test_a_file_that_went_away_is_named(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"^file not found; correct its path"):
         read_picture(tmp_path / "gone.png", 3)
-    with pytest.raises(DataError, match="Is a directory"):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"^file not found in {tmp_path}; correct its path"):
+        read_picture(Path("gone.png"), 3)
+    with pytest.raises(DataError, match="is a folder; give the images in it"):
         read_picture(tmp_path, 3)
 
 

@@ -185,7 +185,7 @@ def test_script_says_what_is_wrong_without_a_traceback(tmp_path):
     done = subprocess.run([sys.executable, script, *args], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "does not exist; give --model the folder of a trained model" in done.stderr
+    assert "has no trained weights yet" in done.stderr
 
 
 def write_folder(folder, count=5):

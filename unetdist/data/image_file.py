@@ -197,6 +197,11 @@ def read_file(source: Path | str) -> bytes:
     """The bytes of an image at a path or URL; raises `DataError` if it cannot be read."""
     try:
         return remote.read(source, most=MOST_BYTES) if isinstance(source, str) else source.read_bytes()
+    except FileNotFoundError:
+        place = "" if remote.is_url(source) or Path(source).is_absolute() else f" in {Path.cwd()}"
+        raise DataError(f"file not found{place}; correct its path.") from None
+    except IsADirectoryError:
+        raise DataError("is a folder; give the images in it.") from None
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error}); correct its path, or replace the file.") from None
 

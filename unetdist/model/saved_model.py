@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -112,15 +113,15 @@ def save_model(
     storage.write_json(Path(folder) / CONFIG_FILE, config)
 
 
-def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> SavedModel:
-    """Read what `save_model` wrote, in evaluation mode on `device`.
+def load_model(source: str | os.PathLike[str], device: str | torch.device = "cpu", **download: Any) -> SavedModel:
+    """Read what `save_model` wrote, in evaluation mode on `device`; see `find_model` for `source` and `download`.
 
     The network itself needs no memory until it takes over the tensors of the file, except for timm networks.
 
     Raises:
         CheckpointError: the weights are missing, damaged, not finite, or not made by this framework.
     """
-    path = Path(folder) / MODEL_FILE
+    path = find_model(source, **download) / MODEL_FILE
     with _opened(path) as file:
         text, config, described, palette = _configuration(file, path)
         try:
@@ -142,6 +143,56 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
     # Training used this layout: another one rounds differently, and is slower.
     unet.to(device=device, dtype=state["mean"].dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return SavedModel(unet.requires_grad_(True).eval(), palette, described.resize, config, described.image_range)
+
+
+def find_model(source: str | os.PathLike[str], **download: Any) -> Path:
+    """Find the folder of a model's weights.
+
+    Args:
+        source: that folder, or a file in it; the folder of a run, which has the weights in `best`, or in `last` without
+            a validation; or a repository of the Hugging Face Hub as OWNER/NAME. Folders come first.
+        download: options of `huggingface_hub.snapshot_download`, such as `revision` and `token`.
+
+    Raises:
+        CheckpointError: there are no weights.
+    """
+    folder = Path(source)
+    if folder.is_file():
+        folder = folder.parent
+    if folder.is_dir():
+        for place in (folder, folder / "best", folder / "last"):
+            if (place / MODEL_FILE).is_file():
+                return place
+        runs = sorted(file.parents[1].name for file in folder.glob(f"*/best/{MODEL_FILE}"))[:5]
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        remedy = f"give one of its runs: {', '.join(runs)}." if runs else "give runs/NAME after its first validation."
+        raise CheckpointError(f"{folder} has no trained weights yet, it has {found}; {remedy}")
+    # A path with a typing error must not become a request to a server.
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source)) and not folder.parent.exists():
+        return _download(str(source), download)
+    known = sorted(path.name for path in folder.parent.glob("*/"))
+    near = settings.suggestion(folder.name, known[:20]) if known else ""
+    raise CheckpointError(
+        f"{source} does not exist; give the folder of a trained model, such as runs/NAME, or OWNER/NAME of the Hugging "
+        f"Face Hub{near}"
+    )
+
+
+def _download(repository: str, options: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=[MODEL_FILE, CONFIG_FILE], **options))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{repository} is neither a folder nor a readable repository of the Hugging Face Hub ({reason}); give the "
+            "folder of a trained model, such as runs/NAME, or OWNER/NAME."
+        ) from None
+    if not (folder / MODEL_FILE).is_file():
+        raise CheckpointError(f"{repository} on the Hugging Face Hub has no {MODEL_FILE}; give a model of unetdist.")
+    return folder
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -166,8 +217,6 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open the weights' file; errors of reading it become a `CheckpointError`."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; give --model the folder of a trained model, runs/NAME/best.")
     try:
         with open(path, "rb") as weights:
             if weights.read(len(GIT_LFS_START)) == GIT_LFS_START:

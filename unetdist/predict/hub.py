@@ -4,30 +4,35 @@ import html
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from unetdist.cli.credentials import mask
 from unetdist.data import drawing
-from unetdist.data.image_file import ImageRange, as_values, eight_bit_of_model, pixels_of_pillow, with_channels
-from unetdist.errors import CheckpointError, DataError, one_line
+from unetdist.data.decode import CHANNEL_MODES
+from unetdist.data.image_file import (
+    ImageRange,
+    Values,
+    as_values,
+    eight_bit_of_model,
+    extremes,
+    pixels_of_pillow,
+    with_channels,
+)
+from unetdist.errors import ConfigError, DataError, one_line
 from unetdist.model import unet
 from unetdist.model.config import WHOLE_IMAGE, InferenceConfig
-from unetdist.model.saved_model import (
-    CONFIG_FILE,
-    MODEL_FILE,
-    SavedModel,
-    load_model,
-    read_config,
-    save_model,
-    unfilled,
-)
-from unetdist.predict import predict_image, read_picture
+from unetdist.model.saved_model import SavedModel, load_model, read_config, save_model, unfilled
+from unetdist.predict.image import predict_images, read_picture
 from unetdist.storage.files import write_text
+from unetdist.storage.remote import is_url
 
 CARD_FILE = "README.md"
 EXAMPLE_FILE = "example.png"
@@ -55,9 +60,10 @@ classes = model.predict("street.jpg")  # (H, W) indices into model.classes
 |---|---|---|---|
 {classes}"""
 
-# A file or a Pillow image, which are turned upright by their EXIF orientation; an array (H, W) or (H, W, C); or a
-# tensor (C, H, W). Values of more than 8 bits have the same meaning as in the training images.
+# A path, a URL or a Pillow image, which are turned upright by their EXIF orientation; an array (H, W) or (H, W, C); or
+# a tensor (H, W) or (C, H, W). Values of more than 8 bits have the same meaning as in the training images.
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+ImageList = list[Any] | tuple[ImageLike, ...]
 
 
 class UNet(unet.UNet):
@@ -85,6 +91,26 @@ class UNet(unet.UNet):
         """Names of the classes, by index."""
         return self.palette.class_names
 
+    @property
+    def colors(self) -> np.ndarray:
+        """(num_classes, 3) uint8 RGB colours of the classes, by index."""
+        return self.palette.colors
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Names of the classes by index, which is the value in predictions; the ids of Labels.txt may be others."""
+        return dict(enumerate(self.classes))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Indices of the classes by name."""
+        return {name: index for index, name in enumerate(self.classes)}
+
+    @property
+    def device(self) -> torch.device:
+        """Device that computes; `model.to("cuda")` changes it."""
+        return self.mean.device
+
     @classmethod
     def from_pretrained(
         cls, source: str | os.PathLike[str], *, device: str | torch.device = "cpu", **download: Any
@@ -92,37 +118,95 @@ class UNet(unet.UNet):
         """Load a folder that a training or `save_pretrained` wrote, or a repository of the Hub.
 
         Args:
-            source: a folder, or a repository as `owner/name`; a repository that was loaded before needs no network.
+            source: the folder of a model or of a run, `runs/NAME`; or a repository as `OWNER/NAME`, which needs no
+                network if it was loaded before.
             device: where to compute.
             download: `revision`, `token`, `cache_dir`, `local_files_only` of `huggingface_hub.snapshot_download`.
 
         Raises:
             CheckpointError: neither exists, or the weights are damaged or of another version.
         """
-        folder = source if Path(source).is_dir() else _download(str(source), download)
-        return cls(load_model(folder, device))
+        return cls(load_model(source, device, **download))
 
-    def predict(self, image: ImageLike, *, inference: InferenceConfig = WHOLE_IMAGE) -> np.ndarray:
+    def __repr__(self) -> str:
+        size = f"widths {list(self.config.level_widths)}" if self.config.widths else self.config.preset
+        parts = [
+            self.config.encoder or size,
+            f"{sum(each.numel() for each in self.parameters()):,} parameters",
+            f"{len(self.classes)} classes",
+        ]
+        metric = self.facts.get("metric")
+        if isinstance(metric, dict) and isinstance(metric.get("value"), float):
+            parts.append(f"mIoU {metric['value']:.1%}")
+        return f"UNet({', '.join(parts)}, {self.device})"
+
+    @overload
+    def predict(
+        self, image: ImageLike, *, inference: InferenceConfig = WHOLE_IMAGE, batch_size: int = 1
+    ) -> np.ndarray: ...
+
+    @overload
+    def predict(
+        self, image: ImageList, *, inference: InferenceConfig = WHOLE_IMAGE, batch_size: int = 1
+    ) -> list[np.ndarray]: ...
+
+    def predict(
+        self, image: ImageLike | ImageList, *, inference: InferenceConfig = WHOLE_IMAGE, batch_size: int = 1
+    ) -> np.ndarray | list[np.ndarray]:
         """Predict the class of each pixel.
 
         Args:
-            image: see `ImageLike`.
+            image: see `ImageLike`; a list of them; or a batch, which is an array (B, H, W, C) or a tensor (B, C, H, W).
             inference: windows, flips, scales.
+            batch_size: neighbours of equal size in a list that are predicted together; more is faster on a GPU. Which
+                images share a batch changes nothing.
 
         Returns:
-            (H, W) uint8 indices into `classes`; `palette.to_ids` and `palette.colorize` turn them into ids or colours.
+            (H, W) uint8 indices into `classes`; a list of them for a list, and (B, H, W) for a batch. `palette.to_ids`
+            and `palette.colorize` turn them into ids or colours.
 
         Raises:
             DataError: not a readable image.
         """
-        pixels = pixels_of(image, self.config.in_channels, self.image_range)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size ({batch_size}) must be 1 or more; use 8.")
+        if isinstance(image, (list, tuple)):
+            return self._predict_all(image, inference, batch_size)
+        if isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4 and len(image):
+            return np.stack(self._predict_all(list(image), inference, batch_size))
+        return self._predict_all([image], inference, 1)[0]
+
+    def _predict_all(self, images: ImageList, inference: InferenceConfig, batch_size: int) -> list[np.ndarray]:
         saved = SavedModel(self, self.palette, self.resize, {})
+        found: list[np.ndarray] = []
         # Prediction switches to evaluation mode, which must not leak into a training.
         was_training = self.training
         try:
-            return predict_image(saved, pixels, inference=inference, device=self.mean.device)
+            for _, alike in groupby(self._pixels(images), lambda pixels: pixels.shape):
+                while batch := list(islice(alike, batch_size)):
+                    predictions = predict_images(
+                        saved, batch, batch_size=batch_size, inference=inference, device=self.device
+                    )
+                    found += [prediction.classes for prediction in predictions]
         finally:
             self.train(was_training)
+        return found
+
+    def _pixels(self, images: ImageList) -> Iterator[np.ndarray]:
+        """Read one image after the other, because thousands may not fit into memory."""
+        for number, image in enumerate(images):
+            try:
+                yield pixels_of(image, self.config.in_channels, self.image_range)
+            except DataError as error:
+                if len(images) == 1 or error.source is not None:
+                    raise
+                raise DataError(str(error), source=f"image {number} of the list") from None
+
+    def overlay(self, image: ImageLike, *, inference: InferenceConfig = WHOLE_IMAGE) -> Image.Image:
+        """Draw the image, grey, under the colours of its predicted classes, above a legend; see `predict`."""
+        pixels = pixels_of(image, self.config.in_channels, self.image_range)
+        classes = self.predict(pixels, inference=inference)
+        return Image.fromarray(drawing.overlay(pixels, classes, self.colors, self.classes))
 
     def save_pretrained(
         self,
@@ -150,9 +234,7 @@ class UNet(unet.UNet):
             facts=self.facts,
         )
         if example is not None:
-            pixels = pixels_of(example, 3, self.image_range)
-            shown = drawing.overlay(pixels, self.predict(example), self.palette.colors, self.classes)
-            Image.fromarray(shown).save(Path(folder) / EXAMPLE_FILE)
+            self.overlay(example).save(Path(folder) / EXAMPLE_FILE)
         write_text(Path(folder) / CARD_FILE, card_of(folder, license=license, repo_id=repo_id))
 
     def push_to_hub(
@@ -195,35 +277,43 @@ def pixels_of(image: ImageLike, channels: int, image_range: ImageRange | None = 
     """
     if isinstance(image, (str, os.PathLike)):
         try:
-            return read_picture(Path(image), channels, image_range).pixels
+            place = str(image) if is_url(image) else Path(image)
+            return read_picture(place, channels, image_range).pixels
         except DataError as error:
-            raise DataError(str(error), source=image) from None
+            raise DataError(str(error), source=mask(image)) from None
     if isinstance(image, Image.Image):
         return pixels_of_pillow(image, channels, image_range)
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise DataError(
+            f"an image is a {type(image).__name__}; give a path, a URL, a Pillow image, an array or a tensor, or a "
+            "list of them."
+        )
+    values = _values_of(image)
+    if image_range is None and values.dtype != np.uint8:
+        low, high = extremes(values)
+        remedy = "give it as uint8, not normalised (the model does that)"
+        if low >= 0:
+            remedy = "give it as uint8" if high > 1 else "multiply it by 255 and give it as uint8"
+        raise DataError(
+            f"an image has {values.dtype} values of {low:g} to {high:g}, and the model was trained on 8 bits; "
+            f"{remedy}, or set model.image_range = (LOW, HIGH), the values of black and white."
+        )
+    return np.array(with_channels(eight_bit_of_model(values, image_range), channels), order="C")
+
+
+def _values_of(image: np.ndarray | Tensor) -> Values:
+    """The values (H, W, C) of an array or a tensor."""
+    other, remedy = 0, "an array is (H, W, C): give image.transpose(1, 2, 0)"
+    shape = tuple(image.shape)
     if isinstance(image, Tensor):
+        other, remedy = -1, "a tensor is (C, H, W): give image.permute(2, 0, 1)"
         image = image.detach().cpu()
         # NumPy lacks bfloat16.
         image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
-    if not isinstance(image, np.ndarray):
-        raise DataError(
-            f"an image is a {type(image).__name__}; give a path, a Pillow image, an array or a tensor, one at a time."
-        )
-    return np.array(with_channels(eight_bit_of_model(as_values(image), image_range), channels), order="C")
-
-
-def _download(repo_id: str, options: dict[str, Any]) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return str(snapshot_download(repo_id, allow_patterns=[MODEL_FILE, CONFIG_FILE], **options))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{repo_id} is neither a folder nor a readable repository of the Hub ({reason}); give the folder of a "
-            "trained model, such as runs/NAME/best, or OWNER/NAME."
-        ) from None
+    if image.ndim == 3 and image.shape[2] not in CHANNEL_MODES and shape[other] in CHANNEL_MODES:
+        raise DataError(f"an image has the shape {shape}; {remedy}.")
+    return as_values(image)
 
 
 def card_of(folder: str | os.PathLike[str], *, license: str | None = None, repo_id: str | None = None) -> str:
