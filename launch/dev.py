@@ -54,15 +54,11 @@ def test(python: Path, arguments: list[str]) -> None:
     run(str(python), "-m", "pytest", "-n", str(workers), "--dist", "loadfile")
 
 
-def launch_arguments(python: Path) -> list[str]:
-    """Options of `accelerate launch` for this machine."""
+def processes(python: Path) -> list[str]:
+    """Options that use this machine: all of its GPUs without any, or two processes on its CPU."""
     count = "import torch; print(torch.cuda.device_count())"
     gpus = int(subprocess.check_output([str(python), "-c", count]))
-    if gpus > 1:
-        return ["--config_file", "configs/accelerate/one_node.yaml", "--num_processes", str(gpus)]
-    if gpus == 1:
-        return ["--config_file", "configs/accelerate/one_gpu.yaml"]
-    return ["--config_file", "configs/accelerate/cpu.yaml", "--num_processes", "2"]
+    return [] if gpus else ["--processes", "2"]
 
 
 def quickstart(python: Path) -> None:
@@ -72,24 +68,23 @@ def quickstart(python: Path) -> None:
         if (ROOT / folder).exists():
             say(f"removing {folder}/ of an earlier quickstart")
             shutil.rmtree(ROOT / folder)
-    launch = launch_arguments(python)
-    accelerate = [str(python.with_name("accelerate")), "launch", *launch]
+    unetdist, several = str(python.with_name("unetdist")), processes(python)
     for seed, (split, count) in enumerate(NUM_IMAGES.items()):
         data = f"quickstart/{split}"
         draw = f"from unetdist.data.shapes import write_shapes; write_shapes('{data}', count={count}, seed={seed})"
         run(str(python), "-c", draw)
         shard = f"--images {data}/images --masks {data}/masks --labels {data}/Labels.txt"
-        run(str(python), "launch/shard_dataset.py", *shard.split(), "--out", f"quickstart/shards/{split}")
-    run(*accelerate, "launch/train.py", "--config", "configs/shapes.yaml")
+        run(unetdist, "shard", *shard.split(), "--out", f"quickstart/shards/{split}")
+    run(unetdist, "train", *several, "--config", "configs/shapes.yaml")
     score = "--model runs/quickstart/best --data quickstart/shards/val --json runs/quickstart/metrics_best.json"
-    run(*accelerate, "launch/evaluate.py", *score.split())
+    run(unetdist, "evaluate", *several, *score.split())
     predict = "--model runs/quickstart/best --input quickstart/val/images --out runs/quickstart/predictions --overlay"
-    run(str(python), "launch/predict.py", *predict.split())
+    run(unetdist, "predict", *predict.split())
 
     miou = json.loads((ROOT / "runs/quickstart/metrics_best.json").read_text(encoding="utf-8"))["miou"]
     activate = "" if python == Path(sys.executable) else f"  source {python.with_name('activate').relative_to(ROOT)}\n"
     seconds = time.monotonic() - began
-    print(SUMMARY.format(miou=miou, seconds=seconds, launch=shlex.join(launch), activate=activate))
+    print(SUMMARY.format(miou=miou, seconds=seconds, activate=activate))
 
 
 SUMMARY = """
@@ -103,8 +98,9 @@ Done in {seconds:.0f} s: mIoU {miou:.3f} on the validation images.
 
 Next, with your own data (images, colour-coded masks, and a Labels.txt that names the colours):
 
-{activate}  python launch/shard_dataset.py --images DIR --masks DIR --labels Labels.txt --out shards --val-fraction 0.2
-  accelerate launch {launch} launch/train.py --config configs/my_data.yaml
+{activate}  unetdist init
+  unetdist shard --images DIR --masks DIR --labels Labels.txt --val-fraction 0.2 --out shards
+  unetdist train --config my_data.yaml
 """
 
 

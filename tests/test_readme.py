@@ -29,18 +29,14 @@ def commands(heading):
 
 @pytest.mark.slow
 def test_the_commands_for_ones_own_data_run_as_they_stand(tmp_path):
-    for name in ("launch", "configs"):
-        (tmp_path / name).symlink_to(ROOT / name)
     write_shapes(tmp_path / "mine", count=6, seed=0, size=(64, 64))
-    shard, doctor, train, evaluate, predict, report = commands("Train on your own images")
+    init, shard, doctor, train, evaluate, predict, report = commands("Train on your own images")
     shard = shard.replace("--images DIR", "--images mine/images").replace("--masks DIR", "--masks mine/masks")
     shard = shard.replace("Labels.txt", "mine/Labels.txt")
     predict = predict.replace("FILE_OR_DIR", "mine/images").replace("DIR", "predictions")
-    python = f"{shlex.quote(sys.executable)} "
-    accelerate = python + "-m accelerate.commands.accelerate_cli "
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for command in (shard, f"{doctor} {SHORT}", f"{train} {SHORT}", evaluate, predict, report):
-        line = re.sub("^python ", python, re.sub("^accelerate ", accelerate, command))
+    for command in (init, shard, f"{doctor} {SHORT}", f"{train} {SHORT}", evaluate, predict, report):
+        line = re.sub("^unetdist ", f"{shlex.quote(sys.executable)} -m unetdist ", command)
         done = subprocess.run(shlex.split(line), cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     assert (tmp_path / "metrics.json").exists()

@@ -9,12 +9,6 @@ import pytest
 
 from tests.launch.test_install import LAUNCH, load
 
-GPU_FILES = {
-    0: ["--config_file", "configs/accelerate/cpu.yaml", "--num_processes", "2"],
-    1: ["--config_file", "configs/accelerate/one_gpu.yaml"],
-    8: ["--config_file", "configs/accelerate/one_node.yaml", "--num_processes", "8"],
-}
-
 
 @pytest.fixture
 def dev(monkeypatch) -> ModuleType:
@@ -24,12 +18,11 @@ def dev(monkeypatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("gpus", GPU_FILES)
-def test_launch_fits_the_machine(dev, monkeypatch, gpus):
+@pytest.mark.parametrize(("gpus", "options"), [(0, ["--processes", "2"]), (1, []), (8, [])])
+def test_the_quickstart_uses_the_machine(dev, monkeypatch, gpus, options):
     answer = type("Done", (), {"stdout": f"{gpus}\n"})
     monkeypatch.setattr(dev.subprocess, "run", lambda *_, **__: answer)
-    assert dev.launch_arguments(Path(sys.executable)) == GPU_FILES[gpus]
-    assert (dev.ROOT / GPU_FILES[gpus][1]).is_file()
+    assert dev.processes(Path(sys.executable)) == options
 
 
 def test_a_command_is_shown_before_it_runs_and_its_failure_ends_the_work(dev, capfd):

@@ -45,7 +45,7 @@ BACKENDS = ("/gloo/", "[Gloo]", "NCCL")
 
 
 class _Formatter(logging.Formatter):
-    """Messages as they are; warnings and errors say so, and in a run of several processes also their rank."""
+    """Adds the level to warnings and errors, and the rank in a run of several processes."""
 
     def __init__(self, prefix: str) -> None:
         super().__init__()

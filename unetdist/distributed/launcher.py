@@ -31,7 +31,7 @@ def add_processes_option(parser: argparse.ArgumentParser) -> None:
 
 
 def start_processes(command: str, words: Sequence[str], processes: int | None, *, stopped: int = 130) -> int | None:
-    """Run a command in several processes of this machine, and return the exit code of the whole.
+    """Run a command in several processes of this machine, and return its exit code.
 
     Args:
         command: name of the command.
