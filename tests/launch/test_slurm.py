@@ -49,14 +49,16 @@ def test_each_node_joins_with_its_number(tmp_path):
     assert (ROOT / args.config_file).is_file()
     assert (args.num_machines, args.num_processes, args.machine_rank) == (2, 16, 1)
     assert (args.main_process_ip, args.main_process_port) == ("10.0.0.3", 21042)
-    assert args.training_script == "launch/train.py"
-    config = settings.parse(Config, args.training_script_args, prog="train", description="")
+    assert (args.module, args.training_script) == (True, "unetdist")
+    command, *given = args.training_script_args
+    assert command == "train"
+    config = settings.parse(Config, given, prog="train", description="")
     assert config.data.train == "shards/train"
 
 
 def test_settings_take_the_place_of_those_in_the_script(tmp_path):
     _, words, _ = run(tmp_path, "--name", "a b")
-    assert words[-3:] == ["launch/train.py", "--name", "a b"]
+    assert words[-5:] == ["-m", "unetdist", "train", "--name", "a b"]
 
 
 @pytest.mark.parametrize(
