@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from unetdist import __version__
+from unetdist.cli.command_line import suggestion
 from unetdist.cli.commands import COMMANDS
 from unetdist.cli.logs import run_script
-from unetdist.cli.settings import suggestion
 from unetdist.errors import ConfigError
 
 
