@@ -23,6 +23,7 @@ from unetdist.distributed.rendezvous import open_store
 from unetdist.distributed.signals import StopSignal
 from unetdist.distributed.watchdog import Watchdog
 from unetdist.storage.files import write_text
+from unetdist.train.run_folder import name_of_run
 
 NUM_STEPS = 60
 LIMIT_S = 3.0
@@ -42,6 +43,7 @@ def main() -> None:
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
     log_ranks(world)
+    write_text(folder / f"name_{attempt}_{world.rank}", name_of_run("auto", world))
     stop = StopSignal()
     stacks = folder / f"attempt_{attempt}"
     stacks.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import itertools
 import os
 import re
 import socket
@@ -19,7 +20,7 @@ import torch.distributed as dist
 import unetdist.distributed.rendezvous as rendezvous
 from tests.distributed.launcher import RankError, run_ranks
 from tests.distributed.ports import free_port
-from unetdist.distributed.rendezvous import connect, keep_group, meet, open_store
+from unetdist.distributed.rendezvous import connect, first_of_launch, keep_group, meet, open_store
 from unetdist.errors import LaunchError
 
 PLACE = "node0:29500"
@@ -154,6 +155,18 @@ def test_a_store_of_the_launcher_is_used_again_and_again():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for _ in range(2):
         assert run_ranks(connected, 2, store.port, "True") == [(2, "gloo", b"xx")] * 2
+
+
+def test_a_launcher_keeps_what_its_first_start_chose(monkeypatch):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for number in ("1", "2"):  # the second start
+        monkeypatch.setattr(rendezvous, "_calls", itertools.count())
+        assert [first_of_launch(f"{run} of start {number}") for run in "ab"] == ["a of start 1", "b of start 1"]
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert first_of_launch("c") == "c"
 
 
 def listening_at(port: int, local_world_size: str) -> list[str]:

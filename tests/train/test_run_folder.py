@@ -12,7 +12,7 @@ from unetdist.errors import ConfigError
 from unetdist.storage.checkpoint_files import CheckpointFolder
 from unetdist.storage.folders import open_folder
 from unetdist.train.config import CheckpointConfig, Config
-from unetdist.train.run_folder import SETTINGS_FILE, claim_run_folder
+from unetdist.train.run_folder import SETTINGS_FILE, claim_run_folder, name_of_run
 
 
 def values(tmp_path, **sections):
@@ -222,3 +222,49 @@ def test_all_ranks_hear_what_rank_zero_finds(begun):
     one, other = run_ranks(claim_on_each, 2, begun, 7)
     assert one == other
     assert "started with seed: 0, now it is 7" in one
+
+
+JOB = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "r1", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
+
+
+@pytest.fixture
+def no_job(monkeypatch):
+    for name in JOB:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (("WANDB_SWEEP_ID", "WANDB_RUN_ID", "SLURM_ARRAY_JOB_ID"), "s1-r1"),
+        (("WANDB_RUN_ID",), "r1"),
+        (("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), "77_3"),
+    ],
+)
+def test_a_trial_has_the_same_name_when_it_starts_again(no_job, monkeypatch, given, name):
+    for variable in given:
+        monkeypatch.setenv(variable, JOB[variable])
+    assert [name_of_run("auto", World()) for _ in range(2)] == [name, name]
+    assert name_of_run("mine", World()) == "mine"
+
+
+def test_an_automatic_name_can_be_that_of_a_folder(no_job, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_RUN_ID", "..my run (2)")
+    name = name_of_run("auto", World())
+    assert settings.from_mapping(Config, {**values(tmp_path), "name": name}).name == name
+
+
+def named_twice():
+    world = World(rank=dist.get_rank(), world_size=dist.get_world_size())
+    return [name_of_run("auto", world) for _ in range(2)]
+
+
+def test_all_ranks_find_one_name_that_no_other_run_has(no_job):
+    one, other = run_ranks(named_twice, 2)
+    assert one == other
+    assert len({*one}) == 2
+
+
+def test_another_name_is_advised_where_trials_share_one(begun, tmp_path):
+    with pytest.raises(ConfigError, match=r"optim\.lr: .* --name \(auto"):
+        claim(begun, values(tmp_path, optim={"lr": 0.5}))

@@ -9,7 +9,7 @@ from unetdist.cli import settings
 from unetdist.cli.commands import typed
 from unetdist.distributed.launcher import add_processes_option, start_processes
 from unetdist.errors import printable
-from unetdist.train.config import Config
+from unetdist.train.config import AUTO, Config
 from unetdist.train.run_status import STOPPED_EARLY
 
 if TYPE_CHECKING:
@@ -37,14 +37,15 @@ def train(config: Config) -> int:
     with build_trainer(config) as trainer:
         finished = trainer.fit()
         if trainer.world.is_main:
-            print(printable(describe_end(Path(config.runs_dir) / config.name, trainer.state, finished)), flush=True)
+            print(printable(describe_end(config, trainer.status.run_dir, trainer.state, finished)), flush=True)
     return 0 if finished else STOPPED_EARLY
 
 
-def describe_end(run_dir: Path, state: "TrainState", finished: bool) -> str:
+def describe_end(config: Config, run_dir: Path, state: "TrainState", finished: bool) -> str:
     """Tell the user where the result is and what to do next."""
     if not finished:
-        return f"stopped at step {state.step}; the same command continues there (exit code {STOPPED_EARLY})"
+        command = "the same command" + (f" with --name {run_dir.name}" if config.name == AUTO else "")
+        return f"stopped at step {state.step}; {command} continues there (exit code {STOPPED_EARLY})"
     if state.best_miou < 0:
         return f"done, without validation: the last weights are in {run_dir / 'last'}"
     return (

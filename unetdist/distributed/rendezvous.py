@@ -9,6 +9,7 @@ import errno
 import gc
 import hashlib
 import ipaddress
+import itertools
 import os
 import socket
 import sys
@@ -126,6 +127,21 @@ def open_store(name: str) -> Store | None:
         return None
     shared = dist.distributed_c10d._get_default_store()
     return PrefixStore(name, shared.clone())  # type: ignore[attr-defined]
+
+
+def first_of_launch(value: str) -> str:
+    """Return `value`, or what the first start returned here if a launcher (`--max_restarts`) restarted this process.
+
+    Calls are counted, so that each call of a process has a value of its own.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return value
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False)
+    kept = PrefixStore("unetdist", store).compare_set(f"first/{next(_calls)}", "", value)
+    return str(kept.decode())
+
+
+_calls = itertools.count()
 
 
 def _listen_on_loopback(address: str, port: int) -> int | None:

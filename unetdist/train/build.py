@@ -1,7 +1,7 @@
 """From settings to a wired run: the only module that knows all parts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from unetdist.train.config import Config
 from unetdist.train.model_with_loss import ModelWithLoss
 from unetdist.train.optim import Ema, build_optimizer, lr_factor
 from unetdist.train.performance import FastPath, agree_on_threads, choose, prepare
-from unetdist.train.run_folder import claim_run_folder
+from unetdist.train.run_folder import claim_run_folder, name_of_run
 from unetdist.train.run_status import RunStatus
 from unetdist.train.step import TrainStep, prefetch_to_device
 from unetdist.train.trainer import Schedule, Trainer, TrainState
@@ -66,6 +66,7 @@ def build_trainer(config: Config) -> Trainer:
     set_up_logging(rank=world.rank, world_size=world.world_size)
     if world.world_size > 1:
         log_ranks(world)
+    config = replace(config, name=name_of_run(config.name, world))
     run_dir = Path(config.runs_dir) / config.name
     values = public(settings.to_mapping(config))
     defaults = settings.defaults(Config)

@@ -20,6 +20,9 @@ Performance = Literal["auto", "off"]
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
+# The `name` that stands for one of its own for each run.
+AUTO = "auto"
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -184,7 +187,8 @@ class Config:
     """Shards, and how they are read."""
 
     name: str = "run"
-    """Run name; results go to `runs_dir/name`."""
+    """Run name; results go to `runs_dir/name`. `auto`: a new one each time, for sweeps; in a sweep of wandb or a SLURM
+    array it is that of the trial, so that a trial that is started again continues."""
 
     runs_dir: str = "runs"
     """Folder of all runs."""

@@ -1,5 +1,9 @@
 """Claims the folder of a run, and lets only a run with the same settings continue in it."""
 
+import os
+import re
+import secrets
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,11 +13,12 @@ from unetdist.cli import settings
 from unetdist.cli.credentials import public
 from unetdist.cli.logs import logger
 from unetdist.distributed.collectives import World, broadcast
+from unetdist.distributed.rendezvous import first_of_launch
 from unetdist.errors import ConfigError, UnetdistError
 from unetdist.storage.checkpoint_files import CheckpointFolder, has_checkpoint
 from unetdist.storage.files import HeldError, hold_lock
 from unetdist.storage.folders import Folder, open_folder
-from unetdist.train.config import CheckpointConfig
+from unetdist.train.config import AUTO, CheckpointConfig
 
 SETTINGS_FILE = "config.yaml"
 
@@ -46,6 +51,25 @@ RESULT_NEUTRAL = (
     "tracking.",
     "validation.",
 )
+
+
+def name_of_run(name: str, world: World) -> str:
+    """Collective. Return the name, or for `auto` one that no other run has.
+
+    It names the trial of a wandb sweep (WANDB_SWEEP_ID, WANDB_RUN_ID) or the task of a SLURM array, and is the same
+    when that starts again. Without either it is the time and a random number, which torchrun's `--max_restarts` keeps.
+    Any other restart would begin another run, such as that of a SLURM job outside of an array: give those a name.
+    """
+    return str(broadcast(_free_name(os.environ) if world.is_main else "", world.device)) if name == AUTO else name
+
+
+def _free_name(environment: Mapping[str, str]) -> str:
+    if run_id := environment.get("WANDB_RUN_ID"):
+        sweep = environment.get("WANDB_SWEEP_ID")
+        return re.sub(r"[^\w.-]", "-", f"{sweep}-{run_id}" if sweep else run_id).lstrip(".")
+    if job := environment.get("SLURM_ARRAY_JOB_ID"):
+        return f"{job}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return first_of_launch(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
 
 
 def claim_run_folder(
@@ -89,8 +113,8 @@ def _claim(
     if has_checkpoint(checkpoints):
         if cfg.resume == "never":
             raise ConfigError(
-                f"{folder} holds a run, and checkpoint.resume is never; choose another --name, or continue it with "
-                "--checkpoint.resume auto."
+                f"{folder} holds a run, and checkpoint.resume is never; choose another --name ({AUTO}: a new one each "
+                "time), or continue it with --checkpoint.resume auto."
             )
         # Checkpoints in another place have their settings next to them.
         _, home = homes[0]
@@ -141,8 +165,8 @@ def _refuse_changes(folder: Path, saved: Mapping[str, Any], values: Mapping[str,
     if refused:
         raise ConfigError(
             f"{folder} was started with {', and '.join(changed[key] for key in refused)}; continuing would mix two "
-            f"runs. Choose another --name, or keep {', '.join(refused)}, or accept the change with "
-            f"--checkpoint.allow_changes '[{', '.join([*cfg.allow_changes, *refused])}]'."
+            f"runs. Choose another --name ({AUTO}: a new one for each trial of a sweep), or keep {', '.join(refused)}, "
+            f"or accept the change with --checkpoint.allow_changes '[{', '.join([*cfg.allow_changes, *refused])}]'."
         )
     for change in changed.values():
         logger.warning("%s was started with %s: accepted because of checkpoint.allow_changes", folder, change)

@@ -57,7 +57,7 @@ class RunStatus:
 
     def __init__(self, run_dir: Path, *, is_main: bool, machine: str = "", performance: str = "") -> None:
         """Continue the count of starts of the run in this folder."""
-        self._run_dir, self._is_main = run_dir, is_main
+        self.run_dir, self._is_main = run_dir, is_main
         former = (read_status(run_dir) if is_main else None) or Status()
         self._status = Status(step=former.step, attempts=former.attempts, machine=machine, performance=performance)
 
@@ -65,7 +65,7 @@ class RunStatus:
         """Record that the run starts, or resumes, after `step` steps."""
         if self._is_main:
             self._status = replace(self._status, step=step, attempts=self._status.attempts + 1)
-            _write_status(self._run_dir, self._status)
+            _write_status(self.run_dir, self._status)
 
     def fell_back(self, performance: str) -> None:
         """Record that the running attempt uses another fast path than was chosen, and why."""
@@ -81,12 +81,12 @@ class RunStatus:
         self._end(replace(self._status, state=state, step=step))
 
     def _end(self, status: Status) -> None:
-        if not self._is_main or not self._run_dir.is_dir():
+        if not self._is_main or not self.run_dir.is_dir():
             return
         try:
-            _write_status(self._run_dir, status)
+            _write_status(self.run_dir, status)
         except OSError as error:
-            file, told = self._run_dir / STATUS_FILE, f"{status.state}: {status.reason}".removesuffix(": ")
+            file, told = self.run_dir / STATUS_FILE, f"{status.state}: {status.reason}".removesuffix(": ")
             logger.error("%s cannot be written (%s); it should say: %s", file, error.strerror, told)
 
 
