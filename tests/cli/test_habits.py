@@ -2,12 +2,16 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from unetdist.__main__ import run
 from unetdist.cli import habits, settings
-from unetdist.cli.command_line import Options, as_meant
+from unetdist.cli.command_line import as_meant, filled
+from unetdist.cli.commands import COMMANDS
+from unetdist.commands import evaluate, export, predict, shard
 from unetdist.errors import ConfigError
 from unetdist.train.config import Config
 
@@ -109,70 +113,85 @@ def test_names_of_the_table_are_settings():
     assert {name.removeprefix("--") for name in named} <= known
 
 
-def options():
-    parser = Options("unetdist predict", table="predict", first=("--model", "--input"))
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--input", nargs="+", help="the pictures")
-    parser.add_argument("--batch-size", type=int, default=1, help="how many at once")
-    parser.add_argument("--device")
-    return parser
+OTHERS = {
+    "shard": shard.parse,
+    "evaluate": evaluate.parse,
+    "predict": predict.parse,
+    "export": lambda words: export.make_parser().parse_args(words),
+}
 
 
 @pytest.mark.parametrize(
-    ("words", "given"),
+    ("line", "given"),
     [
-        ("--model a --batch_size 3", {"batch_size": 3}),
-        ("--weights a --source x y", {"input": ["x", "y"]}),
-        ("model=a batch=3", {"batch_size": 3}),
-        ("--model=a --input k=v", {"input": ["k=v"]}),
+        ("predict --weights a --source x y --output_dir z", {"model": "a", "input": ["x", "y"], "out": Path("z")}),
+        ("predict model=a source=x out=z batch=3", {"model": "a", "input": ["x"], "batch_size": 3}),
+        ("predict --model a --input k=v --out z --num_workers 5", {"input": ["k=v"], "num_workers": 5}),
+        ("evaluate --ckpt a --data d --batch_size 3 --workers 5", {"model": "a", "batch_size": 3, "num_workers": 5}),
+        ("export --weights a --output x.onnx --num_images 5", {"model": Path("a"), "num_images": 5}),
+        ("shard --image_dir i --mask_dir m --output o --val_fraction 0.2", {"images": Path("i"), "val_fraction": 0.2}),
+        ("shard verify o --num-workers 5", {"location": "o", "workers": 5}),
     ],
 )
-def test_other_commands_take_the_same_habits(words, given):
-    default = {"model": "a", "input": None, "batch_size": 1, "device": None}
-    assert vars(options().parse_args(words.split())) == default | given
+def test_other_commands_take_the_same_habits(line, given):
+    command, *words = line.split()
+    assert vars(OTHERS[command](words)).items() >= given.items()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("line", "told"),
     [
-        ("--model a --gpus 2", "--device cuda:0"),
-        ("--model a --imgsz 640", "own size"),
-        ("--modle a", "unknown option '--modle'; did you mean '--model'.*unetdist predict --help"),
-        ("--batch-size x --model a", "--batch-size: invalid int value"),
-        ("", "missing: --model"),
+        ("predict --gpus 2", "--device cuda:0"),
+        ("predict --imgsz 640", "--scales"),
+        ("predict --modle a --input x --out z", "did you mean '--model'.*unetdist predict --help"),
+        ("predict --input x --out z", "missing: --model"),
+        ("evaluate --source x", "--data is a folder of shards.*unetdist shard"),
+        ("evaluate --device cpu", "CUDA_VISIBLE_DEVICES"),
+        ("evaluate --batch-size x", "--batch-size: invalid int value"),
+        ("export --half", "--precision fp16"),
+        ("shard --source x", "--images DIR"),
+        ("shard --imgsz 640", "--resize WxH"),
+        ("shard --val_split 0.2", "--val-fraction F"),
+        ("shard --resume", "same command"),
+        ("shard verify o --skip-bad", "unknown option '--skip-bad'.*unetdist shard verify --help"),
     ],
 )
-def test_other_commands_answer_in_one_line(words, told):
+def test_other_commands_answer_in_one_line(line, told):
+    command, *words = line.split()
     with pytest.raises(ConfigError, match=told) as error:
-        options().parse_args(words.split())
+        OTHERS[command](words)
     assert "\n" not in str(error.value)
 
 
-def test_help_is_short_and_help_all_has_the_rest(capsys):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_80_columns_and_help_all_every_option(command, capsys):
     shown = {}
-    for words in ("--help", "--help all", "-h"):
+    for which in ("--help", "--help all", "-h"):
         with pytest.raises(SystemExit) as exited:
-            options().parse_args(words.split())
-        assert exited.value.code == 0
-        shown[words] = capsys.readouterr().out
-    assert "the pictures" in shown["--help"]
-    assert "how many at once" not in shown["--help"]
-    assert "--help all" in shown["--help"]
-    assert "how many at once" in shown["--help all"]
+            sys.exit(run([command, *which.split()]))
+        assert not exited.value.code
+        shown[which] = capsys.readouterr().out
+        # Columns that a setting's name and default need are not ours to shorten.
+        assert [line for line in shown[which].splitlines() if len(line) > 80] == []
     assert shown["-h"] == shown["--help"]
+    options = {which: {*re.findall(r"^ +(--[\w.-]+)", text, re.MULTILINE)} for which, text in shown.items()}
+    assert options["--help"] <= options["--help all"]
+    assert (options["--help"] < options["--help all"]) == ("--help all" in shown["--help"])
+    assert len(shown["--help"].splitlines()) < 75
 
 
-@pytest.mark.parametrize("which", ["--help", "--help all"])
-def test_help_of_settings_has_80_columns(which, capsys):
+@pytest.mark.parametrize("command", ["train", "doctor", "equivalence", "ablate"])
+def test_settings_commands_show_the_ten_settings_that_are_changed_first(command, capsys):
     with pytest.raises(SystemExit):
-        settings.parse(Config, which.split(), prog="unetdist train", description="Train `it all`.\n\n  one\n  two")
+        run([command, "--help"])
     shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= 80
-    assert "\n  one\n  two\n" in shown
-    assert "  unetdist train --config my_data.yaml\n" in shown
-    assert ("--optim.poly_power 0.9" in shown) == (which == "--help all")
-    listed = re.findall(r"^  --[\w.]+ ", shown, re.MULTILINE)
-    assert len(listed) == 10 if which == "--help" else len(listed) > 90
+    assert re.findall(r"^  --(\w+\.\w+|name) ", shown, re.MULTILINE) == [*Config.FIRST]
+    assert len(re.findall(rf"^  unetdist {command} \w*", shown, re.MULTILINE)) == 2
+
+
+def test_lines_that_begin_with_spaces_are_not_filled():
+    text = "One\ntwo `three four`.\n\n  a command that is longer\n"
+    assert filled(text, 12) == "One two\n`three four`.\n\n  a command that is longer"
 
 
 def test_editors_get_a_schema_of_the_yaml(capsys):

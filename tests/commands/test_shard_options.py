@@ -140,10 +140,9 @@ def test_a_command_that_cannot_work_is_told(folder, tmp_path, words, message):
 
 
 @pytest.mark.parametrize("words", ["verify x --workers 0", "show x --num 0", "--out x --workers 0"])
-def test_a_number_under_1_is_refused(words, capsys):
-    with pytest.raises(SystemExit):
+def test_a_number_under_1_is_refused(words):
+    with pytest.raises(ConfigError, match=r"--(workers|num): .*'0'; use a whole number over 0"):
         command.parse(words.split())
-    assert re.search(r"--(workers|num): .*'0'; use a whole number over 0", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["verify", "stats", "show"])

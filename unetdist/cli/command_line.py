@@ -18,12 +18,6 @@ from unetdist.errors import ConfigError
 
 # Options of a command with settings that are no settings.
 OWN_OPTIONS = ("config", "print_config", "print_completion", "help")
-OWN_HELP = """options:
-  --config FILE                   YAML with any of the settings below; may be
-                                  repeated, the last value counts
-  --print_config                  print all settings as YAML, and exit
-  --print_completion jsonschema   print the schema of the YAML for editors"""
-
 # Columns of the terminal that help uses, and the column in which the text of a setting begins.
 WIDTH = min(80, shutil.get_terminal_size().columns)
 TEXT_COLUMN = 34
@@ -77,12 +71,14 @@ class Options(argparse.ArgumentParser):
             for action in self._actions
             if which == "short" and self.first and not {*action.option_strings} & {*self.first}
         ]
-        helps = [action.help for action in hidden]
+        helps, epilog = [action.help for action in hidden], self.epilog
+        self.epilog = None if hidden else epilog
         for action in hidden:
             action.help = argparse.SUPPRESS
         text = self.format_help()
         for action, shown in zip(hidden, helps, strict=True):
             action.help = shown
+        self.epilog = epilog
         return text + (f"\n{len(hidden)} more options: {self.prog} --help all\n" if hidden else "")
 
     def error(self, message: str) -> NoReturn:
@@ -218,9 +214,12 @@ def settings_help(
 ) -> str:
     """The help of a command with settings: the options of its `own`, and the `first` settings or all by section."""
     parts = [f"usage: {parser.usage}", filled(parser.description or "", WIDTH)]
-    if own is not None:
-        parts.append(own.help().partition("\n\n")[2].rstrip())
-    parts.append(OWN_HELP if which == "all" else "")
+    own = own or Options(parser.prog)
+    own.add_argument("--config", metavar="FILE", help="YAML with any of the settings; may be repeated")
+    if which == "all":
+        own.add_argument("--print_config", action="store_true", help="print all settings as YAML, and exit")
+        own.add_argument("--print_completion", metavar="jsonschema", help="print the schema of the YAML for editors")
+    parts.append("options:\n" + own.help().partition("options:\n")[2].rstrip())
     groups = [(filled(f"{group.title}:", WIDTH), group._group_actions) for group in parser._action_groups]
     if which == "short":
         by_name = {action.dest: action for _, actions in groups for action in actions}

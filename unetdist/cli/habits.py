@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from unetdist.cli.commands import typed
 from unetdist.errors import ConfigError
 
 # Names without their dashes and with `_` for `-`. A text of one word is the option that means exactly the
@@ -111,6 +112,6 @@ def meant(name: str, table: Mapping[str, str]) -> str | None:
     plain = name.replace("-", "_")
     text = next((text for names, text in table.items() if plain in names.split()), None)
     if text is not None and " " in text:
-        answer = re.sub(r"{(\w+)}", r"unetdist \1", text)
+        answer = re.sub(r"{(\w+)}", lambda command: typed(command[1]), text)
         raise ConfigError(f"option '--{name}': {answer}")
     return text

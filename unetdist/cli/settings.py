@@ -40,7 +40,7 @@ def parse(
     `--field value` is enough if only one section has that field. `--help`, `--print_config` and `--print_completion`
     print and exit; help begins with the options of `own`. Raises `ConfigError` for anything else.
     """
-    usage = f"{prog} [--config FILE] [--section.field value ...]"
+    usage = own.usage if own is not None and own.usage else f"{prog} [--config FILE] [--section.field value ...]"
     parser, types = _parser(cls, prog=prog, usage=usage, description=description), dict(_types(cls))
     if (which := asks_for_help(argv)) is not None:
         first = getattr(cls, "FIRST", tuple(types))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.credentials import mask
 from unetdist.cli.logs import console
@@ -62,10 +63,10 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog=typed("evaluate"), description=__doc__)
+    parser = Options(typed("evaluate"), table="evaluate", description=__doc__)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", metavar="DIR", help="a trained model, such as runs/NAME/best")
+    what.add_argument("--model", metavar="DIR", help="trained model: runs/NAME, or runs/NAME/best")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two trained models to compare")
     add("--data", required=True, metavar="DIR", help="shards to score on: a path or URL")
     add("--json", metavar="FILE", help="write all numbers and the confusion matrix to this file")

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import PlainConsole, logger, set_up_logging
 from unetdist.errors import ConfigError, writable
@@ -67,11 +68,9 @@ def _write(saved: SavedModel, args: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Parser of the command line."""
-    parser = argparse.ArgumentParser(
-        typed("export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Options(typed("export"), table="export", description=__doc__)
     add = parser.add_argument
-    add("--model", required=True, type=Path, metavar="DIR", help="trained model: runs/NAME/best")
+    add("--model", required=True, type=Path, metavar="DIR", help="trained model: runs/NAME, or runs/NAME/best")
     add("--out", required=True, type=Path, metavar="FILE", help="file to write, such as model.onnx")
     add("--argmax", action="store_true", help="give class indices, uint8 (batch, height, width), instead of logits")
     add(

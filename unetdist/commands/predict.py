@@ -10,7 +10,8 @@ the exit code is then 1.
   an image, or several
   a folder, which is searched with its inner folders
   a pattern in quotes: "photos/**/*.jpg"
-  a text file (.txt, .lst, .list) with a path or URL (https, s3, gs, hf) per line; paths begin in the current folder
+  a text file (.txt, .lst, .list) with a path or URL (https, s3, gs, hf) per
+    line; paths begin in the current folder
   a folder of shards, local or remote; results are named by the samples' keys
   a video: frame 123 of NAME.mp4 becomes NAME_000123
 """
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 
+from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import set_up_logging
 from unetdist.distributed.collectives import World, make_accelerator, world_of
@@ -37,7 +39,7 @@ from unetdist.predict import Outputs, predict_files
 
 def main(argv: Sequence[str]) -> int:
     """Parse, start the processes if it takes several, and predict."""
-    args = _parse(argv)
+    args = parse(argv)
     code = None if args.device else start_processes("predict", argv, args.processes)
     return predict(args) if code is None else code
 
@@ -74,12 +76,11 @@ def predict(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=typed("predict"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Options(typed("predict"), table="predict", description=__doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="trained model: runs/NAME/best")
+    add("--model", required=True, metavar="DIR", help="trained model: runs/NAME, or runs/NAME/best")
     add("--input", required=True, nargs="+", metavar="WHAT", help="see above")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; inner folders are kept")
     add("--color", action="store_true", help="also write NAME_color.png: the classes in the colours of Labels.txt")

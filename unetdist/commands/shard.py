@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import logger, set_up_logging
 from unetdist.cli.settings import positive_int
@@ -44,6 +45,9 @@ DESCRIPTIONS = {
     "show": "Draw samples and their classes on one sheet; the same options draw the same sheet.",
 }
 
+# Options that most users need.
+FIRST = ("--images", "--masks", "--labels", "--ignore", "--val-fraction", "--resize", "--out", "--dataset", "--shapes")
+
 SEVERAL = """Several processes share the work if they run the same command: under `accelerate launch` or torchrun,
 as tasks of a SLURM array, or each with its own --rank R and the same --world-size N (--rank 0 --world-size 1 works
 alone, even in an array). The last to finish writes the manifest. A second run into a folder that is being written is
@@ -65,18 +69,23 @@ CONFLICTS = (
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command; `write` is the default command."""
-    parser = argparse.ArgumentParser(typed("shard"))
-    commands = parser.add_subparsers(dest="command")
-    adders = {"write": _add_write, "index": _add_index, "verify": _add_verify, "show": _add_show}
-    for name, text in DESCRIPTIONS.items():
-        several = SEVERAL if name in ("write", "index") else None
-        command = commands.add_parser(name, description=text, epilog=several)
-        if name in ("verify", "stats", "show"):
-            command.add_argument("location", help="folder or URL of the shards")
-        if name in adders:
-            adders[name](command)
     # `write` needs no name, because most users need only this command.
-    args = parser.parse_args(argv if argv and argv[0] in DESCRIPTIONS else ["write", *argv])
+    name, words = (argv[0], argv[1:]) if argv and argv[0] in DESCRIPTIONS else ("write", argv)
+    parser = Options(
+        typed("shard") if name == "write" else f"{typed('shard')} {name}",
+        table="shard",
+        usage="%(prog)s --images DIR --masks DIR --labels FILE --out DIR [...]" if name == "write" else None,
+        first=FIRST if name == "write" else (),
+        description=DESCRIPTIONS[name],
+        epilog=SEVERAL if name in ("write", "index") else None,
+    )
+    if name in ("verify", "stats", "show"):
+        parser.add_argument("location", help="folder or URL of the shards")
+    adders = {"write": _add_write, "index": _add_index, "verify": _add_verify, "show": _add_show}
+    if name in adders:
+        adders[name](parser)
+    args = parser.parse_args(words)
+    args.command = name
     _refuse_conflicts(args)
     return args
 

@@ -1,11 +1,11 @@
 """Trains a U-Net: `unetdist train --config my_data.yaml [--section.field value ...]`."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unetdist.cli import settings
+from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.distributed.launcher import add_processes_option, start_processes
 from unetdist.errors import printable
@@ -22,10 +22,10 @@ validation mIoU go to RUNS_DIR/NAME/best. To continue an interrupted run, give t
 
 def main(argv: Sequence[str]) -> int:
     """Parse the settings, start the processes if it takes several, and train."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add_processes_option(parser)
-    args, words = parser.parse_known_args(argv)
-    config = settings.parse(Config, words, prog=typed("train"), description=DESCRIPTION)
+    own = Options(typed("train"))
+    add_processes_option(own)
+    args, words = own.parse_known_args(argv)
+    config = settings.parse(Config, words, prog=typed("train"), description=DESCRIPTION, own=own)
     code = start_processes("train", argv, args.processes, stopped=STOPPED_EARLY)
     return train(config) if code is None else code
 

@@ -1,7 +1,5 @@
 """Train variants of a recipe with several seeds, and compare them.
 
-unetdist ablate configs/ablations/camvid_small.yaml [--parallel N] [--per-image] [--section.field value ...]
-
 The YAML names a config file (`base`), `seeds`, and `variants`: the settings that each changes. The others are compared
 with the first. Runs are in RUNS_DIR/ABLATION/VARIANT_SEED. The same command continues where it was stopped and does not
 repeat finished runs. After each run it prints a table and writes results.json next to the runs: mIoU of the last
@@ -10,32 +8,32 @@ frames of one film make the latter too confident. Settings on the command line a
 all runs are finished, 1 if one failed, 75 if a signal stopped it.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from unetdist.cli import settings
+from unetdist.cli.command_line import Options, asks_for_help
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import set_up_logging
 from unetdist.cli.settings import positive_int
 from unetdist.commands.ablate.ablation import Ablation, read_ablation, summarise, table_of
 from unetdist.storage.files import write_json
+from unetdist.train.config import Config
+
+EXAMPLES = ("my_ablation.yaml", "my_ablation.yaml --parallel 2 --trainer.max_steps 500")
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, train what is not complete, and print the table."""
-    parser = argparse.ArgumentParser(
-        typed("ablate"),
-        usage="%(prog)s FILE [--parallel N] [--per-image] [--section.field value ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", type=Path, help="YAML of the ablation")
-    parser.add_argument("--parallel", type=positive_int, default=1, metavar="N", help="runs at a time (%(default)s)")
-    parser.add_argument(
+    own = Options(typed("ablate"), usage=f"{typed('ablate')} FILE [--section.field value ...]")
+    own.add_argument("file", type=Path, metavar="FILE", help="YAML of the ablation")
+    own.add_argument("--parallel", type=positive_int, default=1, metavar="N", help="runs at a time (%(default)s)")
+    own.add_argument(
         "--per-image", action="store_true", help="also score finished runs image by image, and compare over images"
     )
-    args, words = parser.parse_known_args(argv)
+    if asks_for_help(argv):  # before FILE is missed
+        settings.parse(Config, argv, prog=typed("ablate"), description=__doc__, examples=EXAMPLES, own=own)
+    args, words = own.parse_known_args(argv)
     ablation = read_ablation(args.file, words, per_image=args.per_image)
     set_up_logging()
     return ablation.complete(args.parallel, after_each=lambda: publish(ablation))

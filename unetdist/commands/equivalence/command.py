@@ -1,7 +1,5 @@
 """Train the first steps of a run on several numbers of processes, and compare samples, losses and state bit by bit.
 
-unetdist equivalence --config my_data.yaml --world 1,2,4
-
 The first number is the reference. Each run is one `accelerate launch` on this machine: on the GPUs if there are enough
 for the largest number, otherwise on the CPU, with OMP_NUM_THREADS threads per process (default: 1). Any setting of
 `unetdist train` can be given as --section.field value. Where bits differ, the step, the tensor and the largest
@@ -13,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from unetdist.cli import settings
+from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import PlainConsole, set_up_logging
 from unetdist.cli.settings import positive_int
@@ -20,26 +19,22 @@ from unetdist.commands.equivalence.runs import compare_worlds, processes, record
 from unetdist.distributed.launcher import start_processes
 from unetdist.train.config import Config
 
+EXAMPLES = ("--config my_data.yaml --world 1,2,4", "--config my_data.yaml --steps 5 --optim.kind sgd")
+
 
 def main(argv: Sequence[str]) -> int:
     """Start all runs and compare them; with --record, train as one process of a run."""
-    parser = argparse.ArgumentParser(
-        typed("equivalence"),
-        usage="%(prog)s --config FILE [--world N,N] [--steps N] [--section.field value ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
+    own = Options(typed("equivalence"))
+    own.add_argument(
         "--world", type=parse_world, default=(1, 2), metavar="N,N", help="numbers of processes (default: 1,2)"
     )
-    parser.add_argument(
+    own.add_argument(
         "--steps", type=positive_int, default=20, metavar="N", help="steps of each run (default: %(default)s)"
     )
     for of_a_run in ("--record", "--processes"):
-        parser.add_argument(of_a_run, type=positive_int, help=argparse.SUPPRESS)
-    args, words = parser.parse_known_args(argv)
-    config = settings.parse(Config, words, prog=typed("equivalence"), description=__doc__)
+        own.add_argument(of_a_run, type=positive_int, help=argparse.SUPPRESS)
+    args, words = own.parse_known_args(argv)
+    config = settings.parse(Config, words, prog=typed("equivalence"), description=__doc__, examples=EXAMPLES, own=own)
     if args.record is not None:
         code = start_processes("equivalence", argv, args.processes)
         if code is None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import logger, set_up_logging
 from unetdist.commands.report.charts import RUN_STYLES
@@ -21,9 +22,7 @@ from unetdist.storage.files import write_text
 
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        typed("report"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Options(typed("report"), table="report", description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders runs/NAME, compared with the first")
     add("--out", type=Path, metavar="FILE", help="the HTML file (default: report.html in the first run's folder)")
