@@ -22,7 +22,3 @@ def test_findings_are_printed_and_saved(tmp_path, capsys):
     assert seen.err == ""
     found = json.loads(file.read_text())
     assert [each["what"] for each in found["findings"] if each["level"] == "problem"] == ["training set"]
-
-
-def test_help_reads_as_documentation():
-    assert "unetdist doctor --config" in script.__doc__

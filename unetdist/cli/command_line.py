@@ -46,7 +46,9 @@ class Options(argparse.ArgumentParser):
         super().__init__(prog, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False, **kwargs)
         self.table, self.first = habits.COMMANDS.get(table, {}), first
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]
+        self, args: Any = None, namespace: Any = None
+    ) -> argparse.Namespace:
         """Parse, or print the help and exit; `ConfigError` names the first word that is no option."""
         words = self._known_words(sys.argv[1:] if args is None else args)
         if (wanted := asks_for_help(words)) is not None:
