@@ -20,7 +20,7 @@ from unetdist.train.run_status import read_status
 @pytest.fixture
 def launched(monkeypatch, tmp_path):
     """Words that Accelerate's launcher would get, without variables and files of launches of this machine."""
-    for name in launcher.SET_BY_LAUNCHERS:
+    for name in (*launcher.SET_BY_LAUNCHERS, "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "default_config.yaml"))
     words: list[list[str]] = []
@@ -86,6 +86,22 @@ def test_the_file_of_a_single_process_is_heard_without_its_launcher(launched, mo
     write_default({"distributed_type": "NO", "num_processes": 1, "mixed_precision": "bf16"})
     assert start() is None
     assert (os.environ["ACCELERATE_MIXED_PRECISION"], os.environ["ACCELERATE_USE_CPU"]) == ("bf16", "True")
+
+
+TASK = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "n[3-5]", "SLURM_NODEID": "2"}
+TASK |= {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2),3"}
+
+
+def test_a_task_of_srun_is_a_process(monkeypatch):
+    answers = {"hostnames": "n3\nn4\nn5\n", "node": "NodeName=n3 NodeAddr=10.0.0.3 NodeHostName=n3"}
+    monkeypatch.setattr(launcher, "_scontrol", lambda what, name: answers[what])
+    assert launcher.variables_of_task(TASK) == {
+        **{"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "7", "LOCAL_WORLD_SIZE": "3"},
+        **{"MASTER_ADDR": "10.0.0.3", "MASTER_PORT": "20771"},
+    }
+    one_node = TASK | {"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_NODEID": "0"}
+    variables = launcher.variables_of_task(one_node)
+    assert (variables["WORLD_SIZE"], variables["MASTER_ADDR"]) == ("8", "127.0.0.1")
 
 
 @pytest.fixture

@@ -131,3 +131,16 @@ def test_a_job_that_is_cancelled_stays_cancelled_with_a_checkpoint(slurm, shards
     slurm.wait_until(lambda: slurm.call("squeue", "-h", "-j", job.number).strip() == "", job.log)
     assert status_of(job.run_dir) == "stopped"
     assert job.fact("Restarts") == "0"
+
+
+def test_the_tasks_of_srun_are_the_processes(slurm, shards, tmp_path):
+    run_dir, log, script = tmp_path / "run", tmp_path / "log", tmp_path / "srun.sbatch"
+    script.write_text('#!/bin/bash\nexec srun python -m unetdist train "$@"\n')
+    options = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", f"--output={log}"]
+    words = [*words_of(run_dir, shards), "--trainer.max_steps", "3"]
+    number = slurm.submit(script, *words, cwd=ROOT, options=options)
+    over = ("COMPLETED", "FAILED", "CANCELLED")
+    slurm.wait_until(lambda: slurm.fact(number, "JobState") in over, log)
+    assert slurm.fact(number, "JobState") == "COMPLETED", log.read_text()
+    assert "4 processes" in (run_dir / "status.json").read_text()
+    assert status_of(run_dir) == "finished"

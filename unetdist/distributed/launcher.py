@@ -3,17 +3,19 @@
 import argparse
 import logging
 import os
+import re
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unetdist.cli.commands import script
 from unetdist.cli.settings import positive_int
 from unetdist.errors import LaunchError
 
-# Variables that a launcher sets for the processes that it starts; of two that start one process each, and of srun.
-SET_BY_LAUNCHERS = ("RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "SLURM_STEP_NUM_TASKS")
+# Variables that a launcher sets for the processes that it starts, also if it starts one.
+SET_BY_LAUNCHERS = ("RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 
 # Unless the environment says otherwise: seconds for the last checkpoint, and signals that reach the processes, of which
 # torchrun would leave some to kill it alone.
@@ -45,6 +47,8 @@ def start_processes(command: str, words: Sequence[str], processes: int | None, *
     Raises:
         LaunchError: so many processes cannot be started.
     """
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        os.environ.update(variables_of_task(os.environ))
     if any(name in os.environ for name in SET_BY_LAUNCHERS):
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         if processes not in (None, world_size):
@@ -58,6 +62,32 @@ def start_processes(command: str, words: Sequence[str], processes: int | None, *
     own = script()
     program = ["-m", "unetdist", command] if own is None else [str(own)]
     return _launch([*options, *program, *words], stopped)
+
+
+def variables_of_task(env: Mapping[str, str]) -> dict[str, str]:
+    """What a launcher would set for a task of `srun --ntasks=N unetdist train`, where each task is one process."""
+    counts = [
+        int(count)
+        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
+        for _ in range(int(times or 1))
+    ]
+    address = "127.0.0.1"
+    if len(counts) > 1:
+        first = _scontrol("hostnames", env["SLURM_STEP_NODELIST"]).split()[0]
+        address = re.findall(r"NodeAddr=(\S+)", _scontrol("node", first))[0]
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "WORLD_SIZE": str(sum(counts)),
+        "LOCAL_WORLD_SIZE": str(counts[int(env["SLURM_NODEID"])]),
+        "MASTER_ADDR": address,
+        # Steps that run on one node at the same time use different ports.
+        "MASTER_PORT": str(20000 + (10 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 10000),
+    }
+
+
+def _scontrol(what: str, name: str) -> str:
+    return subprocess.run(["scontrol", "show", what, name], capture_output=True, text=True, check=True).stdout
 
 
 def _options(processes: int | None) -> list[str] | None:
