@@ -1,7 +1,7 @@
 import pytest
 
 import unetdist.distributed.launch_check as launch_check
-from unetdist.distributed.launch_check import check_launch
+from unetdist.distributed.launch_check import agreed_precision, check_launch
 from unetdist.errors import LaunchError
 
 SINGLE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "False"}
@@ -35,10 +35,9 @@ ENGINES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER"
 
 
 @pytest.mark.parametrize("env", [{}, SINGLE, CONNECTED, {"SLURM_STEP_NUM_TASKS": "1"}, {"MASTER_PORT": "29500"}])
-@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_sound_launches_pass(env, mixed_precision):
-    check_launch(env, mixed_precision=mixed_precision)
-    check_launch(env, mixed_precision=mixed_precision, command=asked_for(int(env.get("WORLD_SIZE", 1))), num_gpus=8)
+def test_sound_launches_pass(env):
+    check_launch(env)
+    check_launch(env, command=asked_for(int(env.get("WORLD_SIZE", 1))), num_gpus=8)
 
 
 def test_one_process_in_place_of_several():
@@ -113,11 +112,18 @@ def test_gpus_that_would_stay_idle():
     check_launch(env, num_gpus=0)
 
 
-@pytest.mark.parametrize(("launched", "ours"), [("fp16", "no"), ("bf16", "fp16"), ("fp8", "bf16")])
-def test_another_mixed_precision(launched, ours):
-    with pytest.raises(LaunchError, match=rf"\({launched}\) is not the mixed_precision of the settings \({ours}\)"):
-        check_launch({**CONNECTED, "ACCELERATE_MIXED_PRECISION": launched}, mixed_precision=ours)
-    check_launch({**CONNECTED, "ACCELERATE_MIXED_PRECISION": ours}, mixed_precision=ours)
+@pytest.mark.parametrize(("launched", "ours"), [("fp16", "no"), ("bf16", "fp16"), ("fp8", "bf16"), ("fp8", None)])
+def test_another_mixed_precision_in_the_launcher_is_refused(launched, ours):
+    with pytest.raises(LaunchError, match=rf"{launched} .*ACCELERATE_MIXED_PRECISION.*{ours or 'no'}"):
+        agreed_precision(ours, {**CONNECTED, "ACCELERATE_MIXED_PRECISION": launched})
+
+
+@pytest.mark.parametrize(
+    ("launched", "ours", "agreed"),
+    [("bf16", None, "bf16"), ("no", None, "no"), (None, None, "no"), ("no", "bf16", "bf16"), ("fp16", "fp16", "fp16")],
+)
+def test_settings_or_else_the_launcher_choose_the_precision(launched, ours, agreed):
+    assert agreed_precision(ours, {"ACCELERATE_MIXED_PRECISION": launched} if launched else {}) == agreed
 
 
 @pytest.mark.parametrize(

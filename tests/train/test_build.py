@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 
 from tests.distributed.launcher import run_ranks
 from tests.synthetic import settings_of, write_shards
@@ -207,6 +208,24 @@ def test_the_choice_is_told_and_off_is_the_plain_path(tmp_path, capsys):
     with build(tmp_path, performance="off", name="plain"):
         pass
     assert "performance: off" in capsys.readouterr().err
+
+
+def test_a_run_keeps_the_precision_that_the_launcher_chose(tmp_path, monkeypatch):
+    write_shards(tmp_path / "train", 4)
+    write_shards(tmp_path / "val", 2)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with build(tmp_path) as trainer:
+        assert trainer.accelerator.mixed_precision == "bf16"
+        trainer.fit()
+    saved = settings.read_yaml(tmp_path / "runs" / "tiny" / "config.yaml")
+    assert saved["trainer"]["mixed_precision"] == "bf16"
+    with build(tmp_path):
+        pass
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    with pytest.raises(ConfigError, match=r"trainer.mixed_precision: bf16, now it is no"):
+        build(tmp_path)
 
 
 def test_status_says_how_a_run_was_made_fast(tmp_path):

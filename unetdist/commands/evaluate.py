@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--calibration", action="store_true", help="also compare confidence with accuracy, in bins for --json")
     add("--batch-size", type=int, default=1, help="images per forward pass (default: %(default)s)")
     add("--num-workers", type=int, default=2, help="loader processes (default: %(default)s)")
-    add("--mixed-precision", choices=("no", "fp16", "bf16"), default="no", help="number format (default: no)")
+    add("--mixed-precision", choices=("no", "fp16", "bf16"), help="number format (default: the launcher's, or no)")
     add_inference_options(parser)
     add_processes_option(parser)
     args = parser.parse_args(argv)

@@ -36,8 +36,9 @@ def train(config: Config) -> int:
 
     with build_trainer(config) as trainer:
         finished = trainer.fit()
-        if trainer.world.is_main:
-            print(printable(describe_end(config, trainer.status.run_dir, trainer.state, finished)), flush=True)
+    # After the dashboards have said their last word, so that these lines are the last ones.
+    if trainer.world.is_main:
+        print(printable(describe_end(config, trainer.status.run_dir, trainer.state, finished)), flush=True)
     return 0 if finished else STOPPED_EARLY
 
 

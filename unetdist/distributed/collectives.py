@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unetdist.cli.logs import logger
 from unetdist.distributed.hardware import MixedPrecision, cpu_model, num_cores
-from unetdist.distributed.launch_check import check_launch
+from unetdist.distributed.launch_check import agreed_precision, check_launch
 from unetdist.distributed.rendezvous import connect, keep_group
 from unetdist.distributed.signals import follow_launcher
 from unetdist.errors import ConfigError, LaunchError
@@ -67,10 +67,11 @@ def world_of(accelerator: Accelerator) -> World:
     )
 
 
-def make_accelerator(*, mixed_precision: MixedPrecision = "no", timeout_s: float = 1800.0) -> Accelerator:
+def make_accelerator(*, mixed_precision: MixedPrecision | None = "no", timeout_s: float = 1800.0) -> Accelerator:
     """Collective. Check the launch, connect the processes, and return an `Accelerator` that changes nothing itself.
 
-    A collective that some rank does not join fails after `timeout_s` seconds.
+    A `mixed_precision` of None is that of the launcher. A collective that some rank does not join fails after
+    `timeout_s` seconds.
 
     Raises:
         LaunchError: the launch started other processes than requested, or some did not come.
@@ -78,7 +79,8 @@ def make_accelerator(*, mixed_precision: MixedPrecision = "no", timeout_s: float
     """
     follow_launcher()
     has_gpu = torch.cuda.is_available()
-    check_launch(mixed_precision=mixed_precision, num_gpus=torch.cuda.device_count() if has_gpu else 0)
+    mixed_precision = agreed_precision(mixed_precision)
+    check_launch(num_gpus=torch.cuda.device_count() if has_gpu else 0)
     if not has_gpu:
         _check_cpu_precision(mixed_precision)
     expected = int(os.environ.get("WORLD_SIZE", 1))

@@ -8,12 +8,13 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from unetdist.distributed.hardware import MixedPrecision
 from unetdist.errors import LaunchError
 
 # Variables that a distributed launcher sets for each process: all of them or none.
@@ -88,16 +89,12 @@ OBEYED_SECTIONS = ("dynamo_config", "mpirun_config")
 
 
 def check_launch(
-    env: Mapping[str, str] = os.environ,
-    *,
-    mixed_precision: str = "no",
-    num_gpus: int = 0,
-    command: Sequence[str] | None = None,
+    env: Mapping[str, str] = os.environ, *, num_gpus: int = 0, command: Sequence[str] | None = None
 ) -> None:
     """Refuse a launch in which training would silently differ from the request.
 
-    `mixed_precision` is the setting, `num_gpus` what this process sees (0: it trains on the CPU), and `command` the
-    words of the launcher's command line; None: those of the parent process.
+    `num_gpus` is what this process sees (0: it trains on the CPU), and `command` the words of the launcher's command
+    line; None: those of the parent process.
 
     Raises:
         LaunchError: explains what is wrong and what to type instead.
@@ -106,9 +103,27 @@ def check_launch(
     asked = _asked_processes(args) if args else None
     _check_connected(env, asked)
     _check_counts(env, asked, num_gpus)
-    _check_overrides(env, mixed_precision, num_gpus)
+    _check_overrides(env, num_gpus)
     if args:
         _check_options(env, args)
+
+
+def agreed_precision(asked: MixedPrecision | None, env: Mapping[str, str] = os.environ) -> MixedPrecision:
+    """The number format of this launch: that of the settings, or else of the launcher, or else `no`.
+
+    Raises:
+        LaunchError: settings and launcher name different ones, or the launcher one that does not work here.
+    """
+    # "no" is what Accelerate's launcher writes when nothing was asked for, so it contradicts no setting
+    launched = env.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    chosen = next((known for known in get_args(MixedPrecision) if known == launched), None)
+    if chosen is None or (chosen != "no" and asked not in (None, chosen)):
+        other = f"mixed_precision is {asked}" if chosen else "it must be no, fp16 or bf16"
+        raise LaunchError(
+            f"the launcher's --mixed_precision, or that in its file, is {launched} (ACCELERATE_MIXED_PRECISION), and "
+            f"here {other}; leave one of them out, or pass `--mixed_precision {asked or 'no'}` to the launcher."
+        )
+    return asked or chosen
 
 
 def _check_options(env: Mapping[str, str], args: Namespace) -> None:
@@ -215,18 +230,10 @@ def _check_counts(env: Mapping[str, str], asked: int | None, num_gpus: int) -> N
         )
 
 
-def _check_overrides(env: Mapping[str, str], mixed_precision: str, num_gpus: int) -> None:
+def _check_overrides(env: Mapping[str, str], num_gpus: int) -> None:
     for name, (harmless, reason) in OVERRIDES.items():
         if name in env and env[name].lower() not in harmless:
             raise LaunchError(f"{name} ({env[name]}): {reason} `unset {name}`.")
-    # "no" is what `accelerate launch` writes when nothing was asked for, so it contradicts no setting
-    launched = env.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if launched not in ("no", mixed_precision):
-        raise LaunchError(
-            f"ACCELERATE_MIXED_PRECISION ({launched}) is not the mixed_precision of the settings "
-            f"({mixed_precision}); leave `--mixed_precision` out of `accelerate launch` and of its "
-            f"configuration file, and set it in the YAML, or pass `--mixed_precision {mixed_precision}`."
-        )
     if num_gpus and env.get("ACCELERATE_USE_CPU", "").lower() not in OFF:
         raise LaunchError(
             f"ACCELERATE_USE_CPU ({env['ACCELERATE_USE_CPU']}) would train on the CPU and leave {num_gpus} GPU(s) "

@@ -171,7 +171,7 @@ def evaluations(
     *,
     cfg: ValidationConfig,
     num_workers: int = 2,
-    mixed_precision: MixedPrecision = "no",
+    mixed_precision: MixedPrecision | None = None,
 ) -> Iterator[tuple[list[tuple[Validator, SavedModel]], World]]:
     """Collective. Load saved models, each with a validator for the shards in `data_folder`."""
     accelerator = make_accelerator(mixed_precision=mixed_precision)

@@ -20,6 +20,7 @@ from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.distributed.collectives import Accelerator, World, log_ranks, make_accelerator, seed_everything, world_of
 from unetdist.distributed.gradient_tree import is_whole_subtree
+from unetdist.distributed.launch_check import agreed_precision
 from unetdist.distributed.rendezvous import open_store
 from unetdist.distributed.signals import StopSignal
 from unetdist.distributed.watchdog import Watchdog
@@ -61,7 +62,9 @@ class TrainingSet:
 
 def build_trainer(config: Config) -> Trainer:
     """Collective. Check and wire a run. Everything that can be wrong is found here, before time is spent."""
-    accelerator = make_accelerator(mixed_precision=config.trainer.mixed_precision, timeout_s=config.trainer.timeout_s)
+    precision = agreed_precision(config.trainer.mixed_precision)
+    config = replace(config, trainer=replace(config.trainer, mixed_precision=precision))
+    accelerator = make_accelerator(mixed_precision=precision, timeout_s=config.trainer.timeout_s)
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
     if world.world_size > 1:

@@ -109,8 +109,8 @@ class TrainerConfig:
     ema_decay: float = 0.0
     """Decay per step of the averaged weights that are validated and saved, 0 to below 1; 0: no averaging."""
 
-    mixed_precision: MixedPrecision = "no"
-    """Number format of the forward pass."""
+    mixed_precision: MixedPrecision | None = None
+    """Number format of the forward pass; null: that of the launcher (`accelerate config`), or else `no`."""
 
     reproducible: bool = False
     """Whether GPUs of one kind give the same bits every time, and on any number of them; their deterministic kernels

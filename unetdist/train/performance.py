@@ -55,7 +55,7 @@ def choose(
     max_steps: int,
     global_batch_size: int,
     micro_batch_size: int,
-    mixed_precision: MixedPrecision,
+    mixed_precision: MixedPrecision | None,
     reproducible: bool,
 ) -> FastPath:
     """Choose the fast path of a run on images of (height, width) pixels and say why; every rank chooses the same."""

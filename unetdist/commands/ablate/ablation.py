@@ -157,7 +157,9 @@ class Ablation:
             return "its command exited with 0, but the run is not finished"
         words = ["--model", str(run.folder / "last"), "--data", str(run.config.data.val)]
         words += ["--per-image", str(run.per_image_file), "--num-workers", str(run.config.data.num_workers)]
-        return _call(run, [*self.evaluate, *words, "--mixed-precision", run.config.trainer.mixed_precision], watch)
+        if run.config.trainer.mixed_precision is not None:
+            words += ["--mixed-precision", run.config.trainer.mixed_precision]
+        return _call(run, [*self.evaluate, *words], watch)
 
 
 def _call(run: AblationRun, command: Sequence[str], watch: StopSignal) -> str:
