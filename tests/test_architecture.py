@@ -215,3 +215,39 @@ def test_settings_are_read_without_torch():
     loaded = set(done.stdout.split())
     assert "unetdist.train.config" in loaded
     assert not loaded & {"torch", "accelerate", "cv2", "numpy", *LAZY}
+
+
+ANSWERED = """
+import contextlib, io, sys
+from unetdist.__main__ import COMMANDS, run
+from unetdist.errors import ConfigError
+lines = [[name, word] for name in COMMANDS for word in ("--help", "--modle")]
+lines += [line.split() for line in {wrong!r}]
+for words in lines:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            code = run(words)
+        except (ConfigError, SystemExit) as error:
+            code = error.code if isinstance(error, SystemExit) else 1
+    assert bool(code) != ("--help" in words), (words, code)
+    assert not {{"torch", "accelerate", *{lazy!r}}} & {{*sys.modules}}, words
+print("answered", len(lines))
+"""
+
+
+def test_help_and_mistakes_on_the_command_line_are_answered_without_torch():
+    wrong = [
+        "train --data.train x --optim.lr fast",
+        "train --data.train x --loss.ce_weight -1",
+        "doctor --data.train x --trainer.mixed_precision fp8",
+        "equivalence --data.train x --world 1",
+        "evaluate --model x --data y --overlap 2",
+        "predict --model x --input y --out z --image-range 2 1",
+        "export --model x --out y --num-images 0",
+        "report x --pictures -1",
+        "ablate absent.yaml",
+    ]
+    code = ANSWERED.format(lazy=LAZY, wrong=wrong)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[1]) > len(wrong)

@@ -27,8 +27,7 @@ from unetdist.commands.ablate.ablation import (
 )
 from unetdist.errors import ConfigError
 from unetdist.storage.files import write_json, write_text
-from unetdist.train.config import Config
-from unetdist.train.run_folder import SETTINGS_FILE
+from unetdist.train.config import SETTINGS_FILE, Config
 from unetdist.train.run_status import STOPPED_EARLY
 
 VARIANTS = "variants:\n  plain:\n  group: {model.norm: group}\n"

@@ -78,7 +78,7 @@ def test_words_that_are_not_understood(words, message):
 
 def test_a_process_of_a_run_records_its_steps(config, monkeypatch):
     calls = []
-    monkeypatch.setattr(script, "record", lambda *args: calls.append(args))
+    monkeypatch.setattr(equivalence, "record", lambda *args: calls.append(args))
     assert script.main(["--record", "3", *config]) == 0
     [(recorded, steps)] = calls
     assert (recorded.name, steps) == ("tiny", 3)

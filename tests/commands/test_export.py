@@ -7,6 +7,7 @@ from tests.synthetic import write_shards
 from unetdist.commands import export as script
 from unetdist.errors import ConfigError, DataError
 from unetdist.model.saved_model import save_model
+from unetdist.predict.export import graph
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_an_image_that_cannot_be_read_is_named_before_anything_is_written(model,
 
 
 def test_what_does_not_agree_ends_with_1(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "open_onnx", lambda file: lambda image: saved_model().model(image).roll(1, 1))
+    monkeypatch.setattr(graph, "open_onnx", lambda file: lambda image: saved_model().model(image).roll(1, 1))
     assert export(model, tmp_path / "x.onnx") == 1
     assert "DIFFERS" in capsys.readouterr().out
 

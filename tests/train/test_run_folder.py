@@ -11,8 +11,8 @@ from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
 from unetdist.storage.checkpoint_files import CheckpointFolder
 from unetdist.storage.folders import open_folder
-from unetdist.train.config import CheckpointConfig, Config
-from unetdist.train.run_folder import SETTINGS_FILE, claim_run_folder, name_of_run
+from unetdist.train.config import SETTINGS_FILE, CheckpointConfig, Config
+from unetdist.train.run_folder import claim_run_folder, name_of_run
 
 
 def values(tmp_path, **sections):

@@ -7,7 +7,7 @@ models on the same images and prints their difference, with an interval and a te
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,13 +17,13 @@ from unetdist.cli.credentials import mask
 from unetdist.cli.logs import console
 from unetdist.distributed.launcher import add_processes_option, start_processes
 from unetdist.errors import writable
-from unetdist.evaluation.comparison import compare
 from unetdist.evaluation.config import ValidationConfig
-from unetdist.evaluation.evaluate import Report
-from unetdist.evaluation.validator import Validator, evaluations
 from unetdist.model.config import add_inference_options, inference_of
 from unetdist.storage.files import write_atomic, write_json
-from unetdist.tracking.terminal import comparison_table, scores_table
+
+if TYPE_CHECKING:
+    from unetdist.evaluation.evaluate import Report
+    from unetdist.evaluation.validator import Validator
 
 # Not "loss": that of the run may be another one, with weights.
 LOSS_NAME = "cross entropy"
@@ -32,17 +32,19 @@ LOSS_NAME = "cross entropy"
 def main(argv: Sequence[str]) -> int:
     """Parse, start the processes if it takes several, and score."""
     args = parse(argv)
-    code = start_processes("evaluate", argv, args.processes)
-    if code is None:
-        evaluate(args)
-    return code or 0
-
-
-def evaluate(args: argparse.Namespace) -> None:
-    """Collective. Score, print and write."""
     cfg = ValidationConfig(
         batch_size=args.batch_size, inference=inference_of(args), boundary=args.boundary, calibration=args.calibration
     )
+    code = start_processes("evaluate", argv, args.processes)
+    if code is None:
+        evaluate(args, cfg)
+    return code or 0
+
+
+def evaluate(args: argparse.Namespace, cfg: ValidationConfig) -> None:
+    """Collective. Score, print and write."""
+    from unetdist.evaluation.validator import evaluations
+
     with evaluations(
         args.compare or [args.model],
         args.data,
@@ -86,13 +88,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def show(args: argparse.Namespace, report: Report) -> dict[str, Any]:
+def show(args: argparse.Namespace, report: "Report") -> dict[str, Any]:
     """Print the report of one model, and return the numbers for `--json`."""
+    from unetdist.tracking.terminal import scores_table
+
     console.print(scores_table(report, of=mask(args.data), loss_name=LOSS_NAME))
     return {"model": args.model, "data": mask(args.data), **report.to_mapping()}
 
 
-def write_per_image(file: str, report: Report, validator: Validator) -> None:
+def write_per_image(file: str, report: "Report", validator: "Validator") -> None:
     """Write the confusion matrix of every image, with the images' keys."""
     arrays: dict[str, Any] = {
         "ids": np.arange(report.num_samples),
@@ -104,8 +108,11 @@ def write_per_image(file: str, report: Report, validator: Validator) -> None:
         np.savez_compressed(out, **arrays)
 
 
-def show_difference(args: argparse.Namespace, reports: list[Report]) -> dict[str, Any]:
+def show_difference(args: argparse.Namespace, reports: "list[Report]") -> dict[str, Any]:
     """Print the reports of two models and their comparison, and return the numbers for `--json`."""
+    from unetdist.evaluation.comparison import compare
+    from unetdist.tracking.terminal import comparison_table, scores_table
+
     a, b = (report.per_image for report in reports)
     assert a is not None
     assert b is not None

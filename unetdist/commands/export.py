@@ -8,14 +8,18 @@ training size. It is compared with the trained model on images at three sizes; t
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import PlainConsole, logger, set_up_logging
 from unetdist.errors import ConfigError, writable
-from unetdist.model.saved_model import SavedModel, load_model
-from unetdist.predict.export.agreement import agreement_table, compare, find_check_images
-from unetdist.predict.export.graph import OPSETS, metadata_of, open_onnx, quantize, trace, write_onnx
+
+if TYPE_CHECKING:
+    from unetdist.model.saved_model import SavedModel
+
+# Versions of ONNX's operators that the exporter writes and ONNX Runtime reads.
+OPSETS = range(18, 24)
 
 NUM_CALIBRATION = 64
 
@@ -24,6 +28,10 @@ def main(argv: Sequence[str]) -> int:
     """Write and compare."""
     args = make_parser().parse_args(argv)
     _check(args)
+    from unetdist.model.saved_model import load_model
+    from unetdist.predict.export.agreement import agreement_table, compare, find_check_images
+    from unetdist.predict.export.graph import open_onnx
+
     set_up_logging()
     saved = load_model(args.model)
     # Before the file is written, because an image that cannot be read would leave it unchecked.
@@ -54,7 +62,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--num-images ({args.num_images}) must be 1 or more; use 128.")
 
 
-def _write(saved: SavedModel, args: argparse.Namespace) -> None:
+def _write(saved: "SavedModel", args: argparse.Namespace) -> None:
+    from unetdist.predict.export.agreement import find_check_images
+    from unetdist.predict.export.graph import metadata_of, quantize, trace, write_onnx
+
     calibration = None
     if args.calibrate is not None:
         _, calibration = find_check_images(saved, args.calibrate, limit=NUM_CALIBRATION)

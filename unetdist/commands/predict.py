@@ -21,32 +21,39 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import set_up_logging
-from unetdist.distributed.collectives import World, make_accelerator, world_of
 from unetdist.distributed.hardware import keep_all_freed
 from unetdist.distributed.launcher import add_processes_option, start_processes
 from unetdist.errors import ConfigError
-from unetdist.model.config import add_inference_options, inference_of
-from unetdist.model.saved_model import load_model
-from unetdist.predict import Outputs, predict_files
+from unetdist.model.config import InferenceConfig, add_inference_options, inference_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, start the processes if it takes several, and predict."""
     args = parse(argv)
-    code = None if args.device else start_processes("predict", argv, args.processes)
-    return predict(args) if code is None else code
-
-
-def predict(args: argparse.Namespace) -> int:
-    """Collective. Load the model and predict; the exit code."""
     inference = inference_of(args)
+    if args.image_range is not None and not args.image_range[0] < args.image_range[1]:
+        low, high = args.image_range
+        raise ConfigError(f"--image-range ({low:g} {high:g}) must ascend; use for example 0 4095.")
+    code = None if args.device else start_processes("predict", argv, args.processes)
+    return predict(args, inference) if code is None else code
+
+
+def predict(args: argparse.Namespace, inference: InferenceConfig) -> int:
+    """Collective. Load the model and predict; the exit code."""
+    import torch
+
+    from unetdist.distributed.collectives import World, world_of
+    from unetdist.model.saved_model import load_model
+    from unetdist.predict import Outputs, predict_files
+
     set_up_logging()
     accelerator = _join(args.device)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,10 +62,7 @@ def predict(args: argparse.Namespace) -> int:
     keep_all_freed()
     saved = load_model(args.model, device=world.device)
     if args.image_range is not None:
-        low, high = args.image_range
-        if not low < high:
-            raise ConfigError(f"--image-range ({low:g} {high:g}) must ascend; use for example 0 4095.")
-        saved = replace(saved, image_range=(low, high))
+        saved = replace(saved, image_range=tuple(args.image_range))
     failures = predict_files(
         saved,
         args.input,
@@ -124,10 +128,14 @@ def _join(device: str | None) -> Any:
         raise ConfigError(
             f"--device ({device}) is for one process; `accelerate launch` chooses the device, leave it out."
         )
+    from unetdist.distributed.collectives import make_accelerator
+
     return make_accelerator()
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str) -> "torch.device":
+    import torch
+
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

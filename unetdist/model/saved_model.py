@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unetdist import __version__
 from unetdist.cli import json_records, settings
+from unetdist.cli.command_line import suggestion
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import logger
 from unetdist.data.decode import GIT_LFS_START
@@ -171,7 +172,7 @@ def find_model(source: str | os.PathLike[str], **download: Any) -> Path:
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source)) and not folder.parent.exists():
         return _download(str(source), download)
     known = sorted(path.name for path in folder.parent.glob("*/"))
-    near = settings.suggestion(folder.name, known[:20]) if known else ""
+    near = suggestion(folder.name, known[:20]) if known else ""
     raise CheckpointError(
         f"{source} does not exist; give the folder of a trained model, such as runs/NAME, or OWNER/NAME of the Hugging "
         f"Face Hub{near}"

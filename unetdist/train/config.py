@@ -18,6 +18,8 @@ from unetdist.tracking.config import TrackingConfig
 
 Performance = Literal["auto", "off"]
 
+# In the folder of a run.
+SETTINGS_FILE = "config.yaml"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 # The `name` that stands for one of its own for each run.

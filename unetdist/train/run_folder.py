@@ -18,9 +18,7 @@ from unetdist.errors import ConfigError, UnetdistError
 from unetdist.storage.checkpoint_files import CheckpointFolder, has_checkpoint
 from unetdist.storage.files import HeldError, hold_lock
 from unetdist.storage.folders import Folder, open_folder
-from unetdist.train.config import AUTO, CheckpointConfig
-
-SETTINGS_FILE = "config.yaml"
+from unetdist.train.config import AUTO, SETTINGS_FILE, CheckpointConfig
 
 # Lock held by rank 0 of the training that writes to the folder; it names its holder.
 LOCK_FILE = ".lock"

@@ -27,11 +27,8 @@ from unetdist.cli.credentials import public
 from unetdist.cli.logs import logger
 from unetdist.distributed.signals import StopSignal
 from unetdist.errors import ConfigError
-from unetdist.evaluation.comparison import compare
-from unetdist.model.saved_model import CONFIG_FILE
 from unetdist.storage import files as storage
-from unetdist.train.config import Config
-from unetdist.train.run_folder import SETTINGS_FILE
+from unetdist.train.config import SETTINGS_FILE, Config
 from unetdist.train.run_status import STOPPED_EARLY, read_status
 
 # Settings of a run that the ablation chooses, so that no variant may.
@@ -99,6 +96,8 @@ class AblationRun:
     @property
     def miou(self) -> float:
         """Score of the last weights of a finished run, 0..1."""
+        from unetdist.model.saved_model import CONFIG_FILE  # loads torch, which takes seconds
+
         config = json_records.parse(storage.read_file(self.folder / "last" / CONFIG_FILE))
         return float(config["metric"]["value"])
 
@@ -283,6 +282,8 @@ def compare_images(first: Sequence[AblationRun], own: Sequence[AblationRun]) -> 
     ]
     if not pairs:
         return None
+    from unetdist.evaluation.comparison import compare
+
     a, b = (sum(np.load(pair[side].per_image_file)["confusion"] for pair in pairs) for side in (0, 1))
     return compare(a, b).to_mapping()
 

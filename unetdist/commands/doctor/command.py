@@ -12,7 +12,6 @@ from pathlib import Path
 from unetdist.cli import settings
 from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
-from unetdist.commands.doctor.examine import examine
 from unetdist.distributed.launcher import add_processes_option, start_processes
 from unetdist.train.config import Config
 
@@ -25,4 +24,8 @@ def main(argv: Sequence[str]) -> int:
     args, words = own.parse_known_args(argv)
     config = settings.parse(Config, words, prog=typed("doctor"), description=__doc__, own=own)
     code = start_processes("doctor", argv, args.processes)
-    return examine(config, json_file=args.json) if code is None else code
+    if code is not None:
+        return code
+    from unetdist.commands.doctor.examine import examine
+
+    return examine(config, json_file=args.json)

@@ -15,7 +15,6 @@ from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import PlainConsole, set_up_logging
 from unetdist.cli.settings import positive_int
-from unetdist.commands.equivalence.runs import compare_worlds, processes, record, render
 from unetdist.distributed.launcher import start_processes
 from unetdist.train.config import Config
 
@@ -38,8 +37,12 @@ def main(argv: Sequence[str]) -> int:
     if args.record is not None:
         code = start_processes("equivalence", argv, args.processes)
         if code is None:
+            from unetdist.commands.equivalence.runs import record
+
             record(config, args.record)
         return code or 0
+    from unetdist.commands.equivalence.runs import compare_worlds, processes, render
+
     set_up_logging()
     rows = compare_worlds(config, args.world, steps=args.steps)
     PlainConsole().print(render(f"{config.name}: compared with {processes(args.world[0])}", rows))

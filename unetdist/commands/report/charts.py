@@ -4,12 +4,13 @@ A trace's `meta` holds its colour on light and on dark paper; the script picks t
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdist.commands.report.run import ReportedRun
+if TYPE_CHECKING:  # loads torch, and the command reads the number of styles first
+    from unetdist.commands.report.run import ReportedRun
 
 # More points than a screen has columns only make the file larger.
 MAX_POINTS = 1500
@@ -45,7 +46,7 @@ Trace = dict[str, Any]
 Chart = dict[str, Any]
 
 
-def curves(runs: Sequence[ReportedRun]) -> list[Chart]:
+def curves(runs: "Sequence[ReportedRun]") -> list[Chart]:
     """Loss, mIoU with its interval, learning rate and speed, one line per run; charts without data are left out."""
     dots = {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}}
     losses = [*_lines(runs, "train/loss"), *_lines(runs, "val/loss", ", validation", **dots)]
@@ -61,7 +62,7 @@ def curves(runs: Sequence[ReportedRun]) -> list[Chart]:
     return [chart for chart in charts if chart["traces"]]
 
 
-def class_curves(runs: Sequence[ReportedRun]) -> list[Chart]:
+def class_curves(runs: "Sequence[ReportedRun]") -> list[Chart]:
     """IoU of each class over the steps, one chart per run with at least two validations."""
     charts = []
     for index, run in enumerate(runs):
@@ -101,13 +102,13 @@ def _chart(id: str, title: str, note: str, traces: Sequence[Trace], unit: str = 
     return {"id": id, "title": title, "note": note, "unit": unit, "traces": traces}
 
 
-def _lines(runs: Sequence[ReportedRun], metric: str, suffix: str = "", **looks: Any) -> list[Trace]:
+def _lines(runs: "Sequence[ReportedRun]", metric: str, suffix: str = "", **looks: Any) -> list[Trace]:
     """The metric of each run that has it, thinned."""
     found = [(run.name + suffix, run.series(metric), style) for run, style in zip(runs, RUN_STYLES, strict=False)]
     return [_line(thinned(*points), name, style, **looks) for name, points, style in found if len(points[0])]
 
 
-def _bands(runs: Sequence[ReportedRun]) -> list[Trace]:
+def _bands(runs: "Sequence[ReportedRun]") -> list[Trace]:
     """The interval of each run's mIoU, as the outline of an area."""
     looks = {"fill": "toself", "hoverinfo": "skip", "showlegend": False}
     bands = []

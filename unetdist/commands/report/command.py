@@ -9,15 +9,17 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import logger, set_up_logging
 from unetdist.commands.report.charts import RUN_STYLES
-from unetdist.commands.report.page import render
-from unetdist.commands.report.run import ReportedRun, read_runs, score_run
 from unetdist.errors import ConfigError, UnetdistError, writable
 from unetdist.storage.files import write_text
+
+if TYPE_CHECKING:
+    from unetdist.commands.report.run import ReportedRun
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--pictures ({args.pictures}) must be 0 or more; use 4.")
     if len(args.runs) > len(RUN_STYLES):
         raise ConfigError(f"{len(args.runs)} runs do not fit on one page; give at most {len(RUN_STYLES)}.")
+    from unetdist.commands.report.page import render
+    from unetdist.commands.report.run import read_runs
+
     set_up_logging()
     runs = read_runs(args.runs, args.weights)
     notes = ["No pictures and no class intervals, because of --pictures 0."]
@@ -48,8 +53,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _score(runs: Sequence[ReportedRun], args: argparse.Namespace) -> tuple[list[ReportedRun], list[str]]:
+def _score(runs: "Sequence[ReportedRun]", args: argparse.Namespace) -> "tuple[list[ReportedRun], list[str]]":
     """Return the runs, scored where that is possible, and a sentence for each of the others."""
+    from unetdist.commands.report.run import score_run
+
     scored, notes = list(runs), []
     for index, run in enumerate(runs):
         try:

@@ -25,7 +25,7 @@ from unetdist.model.saved_model import CONFIG_FILE, MODEL_FILE, SavedModel, read
 from unetdist.predict import predict_image
 from unetdist.storage.remote import is_network, is_url
 from unetdist.tracking.metrics_file import METRICS_FILE, MetricsFile
-from unetdist.train.run_folder import SETTINGS_FILE
+from unetdist.train.config import SETTINGS_FILE
 from unetdist.train.run_status import Status, read_status
 
 Which = Literal["best", "last"]

@@ -26,9 +26,6 @@ from unetdist.storage.files import write_atomic
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-# Versions of ONNX's operators that the exporter writes and ONNX Runtime reads.
-OPSETS = range(18, 24)
-
 
 class Deployed(nn.Module):
     """The exported network: bytes to logits, or to class indices with `argmax`."""
