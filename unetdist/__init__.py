@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from unetdist.evaluation.metrics import Scores, confusion_matrix
     from unetdist.model.config import InferenceConfig
     from unetdist.predict.hub import UNet
+    from unetdist.train.call import TrainedRun, train
 
-__all__ = ["InferenceConfig", "Palette", "Scores", "UNet", "confusion_matrix"]
+__all__ = ["InferenceConfig", "Palette", "Scores", "TrainedRun", "UNet", "confusion_matrix", "train"]
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ _MODULES = {
     "InferenceConfig": "unetdist.model.config",
     "Palette": "unetdist.data.labels",
     "Scores": "unetdist.evaluation.metrics",
+    "TrainedRun": "unetdist.train.call",
     "UNet": "unetdist.predict.hub",
     "confusion_matrix": "unetdist.evaluation.metrics",
 }
@@ -28,6 +30,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use, because torch takes seconds.
+    if name == "train":  # a package that can be called
+        return import_module("unetdist.train")
     if name not in _MODULES:
         raise AttributeError(f"module 'unetdist' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

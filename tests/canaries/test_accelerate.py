@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, PartialState, notebook_launcher
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from tests.distributed.launcher import run_ranks
@@ -131,3 +132,18 @@ def test_accelerate_finds_no_newer_name_for_buffer_broadcast():
     from accelerate.utils import DistributedDataParallelKwargs
 
     assert "forward_sync_buffers" not in inspect.signature(DistributedDataParallelKwargs).parameters
+
+
+def test_a_process_keeps_the_first_precision_until_it_is_forgotten():
+    """Why `unetdist.train` forgets the state: a second run in a notebook may have another precision."""
+    assert Accelerator(cpu=True, mixed_precision="no").mixed_precision == "no"
+    with pytest.raises(ValueError, match="already been initialized"):
+        Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_notebook_launcher_forks():
+    """Why `unetdist.train` does not use it: the fork of a process that has computed before hangs."""
+    assert 'else "fork"' in inspect.getsource(notebook_launcher)

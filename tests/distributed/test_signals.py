@@ -50,6 +50,18 @@ def test_signals_in_quick_succession_are_one_request_a_later_one_exits(stop, mon
     assert stop.seconds == [128 + signal.SIGINT]
 
 
+def test_a_second_signal_can_interrupt_instead_of_ending_the_process(monkeypatch):
+    monkeypatch.setattr(signals, "SECOND_SIGNAL_AFTER_S", 0.2)
+    with StopSignal(on_second=None) as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: stop.requested)
+        time.sleep(0.25)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+
 def test_a_request_elsewhere_is_one_and_is_told_once(stop, caplog, monkeypatch):
     monkeypatch.setattr(signals.logger, "propagate", True)
     assert not stop.requested_anywhere

@@ -9,6 +9,8 @@ import logging
 import os
 import platform
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator as Accelerator  # passed on to build.py
 from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn.parallel import DistributedDataParallel
@@ -105,6 +108,21 @@ def make_accelerator(*, mixed_precision: MixedPrecision | None = "no", timeout_s
         )
     keep_group()
     return accelerator
+
+
+@contextmanager
+def forget_accelerator_afterwards() -> Iterator[None]:
+    """Forget what Accelerate keeps about this process, unless it was there before.
+
+    Otherwise a later run in this process would have the precision and the processes of this one.
+    """
+    is_first = not PartialState._shared_state
+    try:
+        yield
+    finally:
+        if is_first:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
 
 
 def log_ranks(world: World) -> None:

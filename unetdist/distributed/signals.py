@@ -74,13 +74,16 @@ def leave_to_parent(is_over: Callable[[], object], exit_code: int) -> None:
 
 
 class StopSignal(AbstractContextManager["StopSignal"]):
-    """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once."""
+    """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop; a second signal exits at once.
+
+    `on_second` exits, with the exit code that it gets; None raises KeyboardInterrupt in the main thread instead.
+    """
 
     # Python's C handler wakes a thread, so that a second signal works even while the main thread waits in a collective.
     # Launchers signal whole process groups. Forked children (loader workers) therefore ignore these signals while the
     # watch lasts: the last step needs them.
 
-    def __init__(self, on_second: Callable[[int], object] = os._exit) -> None:
+    def __init__(self, on_second: Callable[[int], object] | None = os._exit) -> None:
         self.received: int | None = None
         self._requested_elsewhere = False
         self._since = 0.0
@@ -129,8 +132,15 @@ class StopSignal(AbstractContextManager["StopSignal"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def _is_second(self) -> bool:
+        """Whether a signal that comes now is not the first one once more."""
+        return self.received is not None and time.monotonic() - self._since >= SECOND_SIGNAL_AFTER_S
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Do nothing; without a Python handler there would be no wake-up byte."""
+        # Without a Python handler there would be no wake-up byte.
+        if self._on_second is None and self._is_second:
+            raise KeyboardInterrupt
 
     def _watch(self) -> None:
         with self._reading:
@@ -147,7 +157,7 @@ class StopSignal(AbstractContextManager["StopSignal"]):
                 "%s: stopping within a few steps, with a checkpoint; a second signal exits at once",
                 signal.Signals(number).name,
             )
-        elif time.monotonic() - self._since >= SECOND_SIGNAL_AFTER_S:
+        elif self._on_second is not None and self._is_second:
             sys.stderr.write(f"{signal.Signals(number).name} again: exiting at once\n")
             self._on_second(128 + number)
 

@@ -1,5 +1,6 @@
 """From settings to a wired run: the only module that knows all parts."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -60,8 +61,11 @@ class TrainingSet:
     """Epoch from which images are neither scaled nor mixed; None: never."""
 
 
-def build_trainer(config: Config) -> Trainer:
-    """Collective. Check and wire a run. Everything that can be wrong is found here, before time is spent."""
+def build_trainer(config: Config, *, exits_on_second_signal: bool = True) -> Trainer:
+    """Collective. Check and wire a run. Everything that can be wrong is found here, before time is spent.
+
+    A signal stops the run with a checkpoint; a second one ends the process, or raises KeyboardInterrupt in it.
+    """
     precision = agreed_precision(config.trainer.mixed_precision)
     config = replace(config, trainer=replace(config.trainer, mixed_precision=precision))
     accelerator = make_accelerator(mixed_precision=precision, timeout_s=config.trainer.timeout_s)
@@ -89,7 +93,7 @@ def build_trainer(config: Config) -> Trainer:
             config.tracking, accelerator, run_dir=run_dir, run_name=config.name, config=values, palette=data.palette
         )
         # From here on nothing in this function fails for a user's reason, so that nothing is left running.
-        stop = StopSignal()
+        stop = StopSignal(os._exit if exits_on_second_signal else None)
         status = RunStatus(run_dir, is_main=world.is_main, machine=world.describe(), performance=path.reason)
         limit_s = config.trainer.heartbeat_s
         watchdog = Watchdog(
