@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def start(config, folder, *words):
 
 @pytest.mark.slow
 def test_two_processes_of_a_script_give_what_one_gives(config, tmp_path):
-    script = start(config, tmp_path, "two", "4")
+    script = start(config, tmp_path, "auto", "4")
     printed, _ = script.communicate(timeout=240)
     assert script.returncode == 0, printed
     threads = torch.get_num_threads()
@@ -155,6 +156,7 @@ def test_two_processes_of_a_script_give_what_one_gives(config, tmp_path):
     one = unetdist.train(config, runs_dir=tmp_path, name="one", eval_every=100)
     torch.set_num_threads(threads)
     assert f"finished=True, step=4, best_miou={one.best_miou}" in printed
+    assert re.search(r"folder=PosixPath\('.*/\d{8}-\d{6}-\w+'\)", printed)
     assert "rank 1 of 2" in printed
 
 

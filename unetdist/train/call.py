@@ -19,12 +19,13 @@ import torch
 
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
-from unetdist.distributed.collectives import forget_accelerator_afterwards
+from unetdist.distributed.collectives import World, forget_accelerator_afterwards
 from unetdist.errors import CheckpointError, ConfigError, TrainingError
 from unetdist.model.saved_model import find_model, read_config
 from unetdist.predict.hub import UNet
 from unetdist.train.build import build_trainer
 from unetdist.train.config import Config
+from unetdist.train.run_folder import name_of_run
 from unetdist.train.run_status import STOPPED_EARLY, Status, read_status
 
 
@@ -71,9 +72,9 @@ def train(
     given = {} if config is None else config if isinstance(config, Mapping) else {"config": os.fspath(config)}
     words = [*_words(given), *_words(changes)]
     parsed = settings.parse(Config, words, prog="unetdist.train", description="")
-    folder = Path(parsed.runs_dir) / parsed.name
     if processes is not None:
-        return _train_apart(words, processes, folder)
+        name = name_of_run(parsed.name, World())
+        return _train_apart([*words, f"--name={name}"], processes, Path(parsed.runs_dir) / name)
     if threading.current_thread() is not threading.main_thread():
         raise ConfigError("unetdist.train is called in a thread, which cannot be interrupted; give it processes=1.")
     with _restored(), build_trainer(parsed, exits_on_second_signal=False) as trainer:
@@ -81,7 +82,7 @@ def train(
     if trainer.stop.received is not None:
         signal.raise_signal(trainer.stop.received)  # its former handler decides what comes next
     miou = trainer.state.best_miou
-    return TrainedRun(folder, finished, trainer.state.step, miou if miou >= 0 else None)
+    return TrainedRun(trainer.status.run_dir, finished, trainer.state.step, miou if miou >= 0 else None)
 
 
 def _words(values: Mapping[str, Any]) -> list[str]:
@@ -119,8 +120,8 @@ def _restored() -> Iterator[None]:
 
 
 def _train_apart(words: list[str], processes: int, folder: Path) -> TrainedRun:
-    # Not with Accelerate's notebook_launcher, which forks: the fork hangs in torch's first parallel loop if this process
-    # had one before, and fails if it used a GPU. The launcher also leaves its signal handlers behind.
+    # Not with Accelerate's notebook_launcher, which forks: after an earlier parallel loop of this process torch hangs in
+    # the fork, and after an earlier use of a GPU it fails. The launcher also leaves its signal handlers behind.
     command = [sys.executable, "-m", "unetdist", "train", f"--processes={processes}", *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     interrupts, error = 0, ""
