@@ -68,7 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Options(typed("evaluate"), table="evaluate", description=__doc__)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", metavar="DIR", help="trained model: runs/NAME, or runs/NAME/best")
+    what.add_argument("--model", metavar="DIR", help="trained model: runs/NAME, or OWNER/NAME of the Hugging Face Hub")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two trained models to compare")
     add("--data", required=True, metavar="DIR", help="shards to score on: a path or URL")
     add("--json", metavar="FILE", help="write all numbers and the confusion matrix to this file")

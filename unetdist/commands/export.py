@@ -81,7 +81,13 @@ def make_parser() -> argparse.ArgumentParser:
     """Parser of the command line."""
     parser = Options(typed("export"), table="export", description=__doc__)
     add = parser.add_argument
-    add("--model", required=True, type=Path, metavar="DIR", help="trained model: runs/NAME, or runs/NAME/best")
+    add(
+        "--model",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="trained model: runs/NAME, or OWNER/NAME of the Hugging Face Hub",
+    )
     add("--out", required=True, type=Path, metavar="FILE", help="file to write, such as model.onnx")
     add("--argmax", action="store_true", help="give class indices, uint8 (batch, height, width), instead of logits")
     add(

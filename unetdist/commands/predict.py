@@ -84,7 +84,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = Options(typed("predict"), table="predict", description=__doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="trained model: runs/NAME, or runs/NAME/best")
+    add("--model", required=True, metavar="DIR", help="trained model: runs/NAME, or OWNER/NAME of the Hugging Face Hub")
     add("--input", required=True, nargs="+", metavar="WHAT", help="see above")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; inner folders are kept")
     add("--color", action="store_true", help="also write NAME_color.png: the classes in the colours of Labels.txt")

@@ -120,8 +120,8 @@ def _restored() -> Iterator[None]:
 
 
 def _train_apart(words: list[str], processes: int, folder: Path) -> TrainedRun:
-    # Not with Accelerate's notebook_launcher, which forks: if this process had a parallel loop before, torch hangs in the
-    # fork, and if it used a GPU, the fork fails. The launcher also leaves its signal handlers behind.
+    # Not with Accelerate's notebook_launcher, which forks. The fork hangs in torch if this process had a parallel loop
+    # before, and fails if it used a GPU. The launcher also leaves its signal handlers behind.
     command = [sys.executable, "-m", "unetdist", "train", f"--processes={processes}", *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     interrupts, error = 0, ""
