@@ -1,5 +1,7 @@
 """Behaviour of wandb, and of Accelerate's tracker for it, that the framework leans on. A change fails here first."""
 
+import os
+
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -10,7 +12,7 @@ wandb = pytest.importorskip("wandb")
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path, monkeypatch):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC", "WANDB_BASE_URL"):
+    for name in {"NETRC", *(name for name in os.environ if name.startswith("WANDB_"))}:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
@@ -62,6 +64,23 @@ def test_end_of_a_run_can_be_limited(monkeypatch):
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "7")
     assert wandb.setup().settings.finish_timeout == 7
     assert wandb.Settings().finish_timeout == 0
+
+
+def test_variables_are_known_before_a_run_starts(monkeypatch):
+    """Why the run's id, name and project can be chosen before `wandb.init`."""
+    for name in ("RUN_ID", "NAME", "PROJECT", "SWEEP_ID"):
+        monkeypatch.setenv(f"WANDB_{name}", name.lower())
+    given = wandb.setup().settings
+    assert (given.run_id, given.run_name, given.project, given.sweep_id) == ("run_id", "name", "project", "sweep_id")
+
+
+def test_a_sweep_takes_id_and_project_from_its_variables(tmp_path, monkeypatch, capsys):
+    """Why a trial passes neither to `wandb.init`, which would ignore and warn of them."""
+    for name in ("RUN_ID", "PROJECT", "SWEEP_ID"):
+        monkeypatch.setenv(f"WANDB_{name}", name.lower())
+    with wandb.init(project="mine", id="other", mode="offline", dir=tmp_path) as run:
+        assert (run.project, run.id) == ("project", "run_id")
+    assert "Ignoring project 'mine'" in capsys.readouterr().err
 
 
 def test_commands_that_we_tell_the_user_exist():

@@ -1,4 +1,4 @@
-"""A run that is killed and continued, as the dashboards have it: read back from their own files."""
+"""A run that is killed and continued, and a sweep, as the dashboards have them: read back from their own files."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.synthetic import settings_of, write_shards
 from tests.tracking.samples import wandb_records
@@ -44,13 +45,16 @@ def runs(tmp_path_factory):
     return folder / "runs/tiny", outputs
 
 
-def train(folder, *, kill_after=None):
-    hidden = ("WANDB_", "MLFLOW_")
+def environment_of(folder):
+    hidden = ("WANDB_", "MLFLOW_", "SLURM_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    environment |= {"HOME": str(folder), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    return environment | {"HOME": str(folder), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+
+
+def train(folder, *, kill_after=None):
     words = [sys.executable, str(ROOT / "launch/train.py"), "--config", str(folder / "settings.yaml")]
     process = subprocess.Popen(
-        words, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words, env=environment_of(folder), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     with process:
         if kill_after is not None:
@@ -128,3 +132,65 @@ def test_it_is_one_run_in_mlflow_with_each_step_once(runs):
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     for name, steps in (("train/loss", TRAIN_STEPS), ("val/miou", VAL_STEPS)):
         assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == steps
+
+
+AGENT = """
+import json, sys
+from wandb.wandb_agent import Agent
+agent = Agent(api=None, queue=None, sweep_id="sweep1")
+for trial in json.load(sys.stdin):
+    agent._sweep_command = list(trial.pop("command"))
+    agent._command_run(trial)
+    assert agent._run_processes[trial["run_id"]].wait() == 0
+"""
+"""wandb's agent, told by stdin what its server would tell it."""
+
+
+def run_sweep(folder, trials):
+    """Start the trials one after the other as `wandb agent` does for configs/sweep.yaml; returns their outputs."""
+    sweep = yaml.safe_load((ROOT / "configs/sweep.yaml").read_text())
+    (folder / "bin").mkdir()
+    command = folder / "bin" / sweep["program"]
+    command.write_text(f"#!{sys.executable}\nimport sys\nfrom unetdist.__main__ import main\nmain()\n")
+    command.chmod(0o755)
+    started = [
+        {"command": sweep["command"], "program": sweep["program"], "run_id": run_id}
+        | {"args": {name: {"value": value} for name, value in args.items()}}
+        for run_id, args in trials
+    ]
+    environment = environment_of(folder) | {"WANDB_SWEEP_ID": "sweep1", "WANDB_PROJECT": "of-the-sweep"}
+    environment |= {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", AGENT], input=json.dumps(started), env=environment, cwd=folder, timeout=280,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_each_trial_of_a_sweep_is_a_run_of_its_own_that_continues_when_it_starts_again(tmp_path):
+    write_shards(tmp_path / "train", 6)
+    write_shards(tmp_path / "val", 3)
+    values = settings_of(tmp_path / "train", tmp_path / "val", tmp_path / "runs", tracking={"tracker": "wandb"})
+    (tmp_path / "my_data.yaml").write_text(settings.to_yaml(values))
+    parameters = yaml.safe_load((ROOT / "configs/sweep.yaml").read_text())["parameters"]
+    first = {name: choice.get("values", [choice.get("min")])[-1] for name, choice in parameters.items()}
+    rates = {"a": 0.001, "b": 0.002, "c": 0.003}
+    trials = [(run_id, {**first, "optim.lr": lr, "trainer.max_steps": 4.0}) for run_id, lr in rates.items()]
+    output = run_sweep(tmp_path, [*trials, trials[0]])
+    folders = {run_id: tmp_path / "runs" / f"sweep1-{run_id}" for run_id in rates}
+    assert {*(tmp_path / "runs").iterdir()} == {*folders.values()}, output
+    for run_id, lr in rates.items():
+        saved = yaml.safe_load((folders[run_id] / "config.yaml").read_text())
+        assert (saved["name"], saved["optim"]["lr"]) == (folders[run_id].name, lr)
+        assert (folders[run_id] / "wandb_id").read_text().strip() == run_id
+        assert [line["step"] for line in lines_of(folders[run_id] / "metrics.jsonl") if "val/miou" in line][-1] == 4
+    records = wandb_records(tmp_path)
+    runs = {record["run"]["run_id"]: record["run"] for record in records if record["type"] == "run"}
+    assert {run_id: run["display_name"] for run_id, run in runs.items()} == {
+        run_id: folder.name for run_id, folder in folders.items()
+    }
+    assert {(run["project"], run["sweep_id"]) for run in runs.values()} == {("of-the-sweep", "sweep1")}
+    best = [r["summary"]["update"] for r in records if r["type"] == "summary" and "best/miou" in r["summary"]["update"]]
+    assert len(best) == 3  # configs/sweep.yaml maximises it
+    assert "Ignoring" not in output
