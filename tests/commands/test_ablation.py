@@ -43,7 +43,9 @@ def ablation_of(folder: Path, text: str = VARIANTS, *words: str) -> Ablation:
 
 def finish(run: AblationRun, miou: float, *, confusion: np.ndarray | None = None):
     """Leave behind what a finished run does."""
-    write_text(run.folder / SETTINGS_FILE, settings.to_yaml(settings.to_mapping(run.config)))
+    values = settings.to_mapping(run.config)
+    values["trainer"]["mixed_precision"] = "bf16"  # that of a launcher
+    write_text(run.folder / SETTINGS_FILE, settings.to_yaml(values))
     write_json(run.folder / "status.json", {"state": "finished", "step": 4})
     write_json(run.folder / "last" / "config.json", {"metric": {"name": "val/miou", "value": miou}})
     if confusion is not None:

@@ -91,7 +91,10 @@ class AblationRun:
         # Not by `from_mapping`: several threads ask at a time, and the parser behind it is not made for that.
         saved = settings.checked(settings.read_yaml(file), Config, where=str(file))
         known = settings.laid_over(settings.defaults(Config), saved)
-        return not settings.differences(public(known), public(settings.to_mapping(self.config)))
+        own = settings.to_mapping(self.config)
+        if self.config.trainer.mixed_precision is None:  # that of the launcher, which the run has saved
+            own["trainer"]["mixed_precision"] = known["trainer"]["mixed_precision"]
+        return not settings.differences(public(known), public(own))
 
     @property
     def miou(self) -> float:
