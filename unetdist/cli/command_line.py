@@ -60,7 +60,8 @@ class Options(argparse.ArgumentParser):
             if word.startswith("--") and name not in known and word != "--":
                 near = suggestion(name, known) if difflib.get_close_matches(name, known) else ""
                 self.error(f"unknown option '{name}'{near}")
-        return super().parse_args(words, namespace)
+        parsed: argparse.Namespace = super().parse_args(words, namespace)
+        return parsed
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and return the words that are not options of this parser as well."""
