@@ -112,6 +112,8 @@ def test_the_resolved_file_reads_back_to_an_equal_object(write):
         ("name: x\nname: y", r"'name' is given twice \(line 2\); remove one"),
         ("name: [", "run.yaml: not readable as YAML"),
         ("", "run.yaml: holds no settings"),
+        ("loss:\n\tkind: ce", "run.yaml: not readable as YAML: .*line 2.*spaces for tabs"),
+        ('name: "C:\\Users"', "run.yaml: not readable as YAML: .*line 1.*write paths with /"),
         ("name: x\nloss: {kind: foo}", r"loss.kind \(foo\) must be one of: 'ce', 'focal'\.$"),
         ("name: x\nloss: {kind: off}", r"loss.kind \(False\) must be one of: .*: write them in quotes\.$"),
         ("name: x\nloss: {smoothing: much}", r"loss.smoothing \(much\) must be float\."),

@@ -47,8 +47,24 @@ def test_counts_are_named_as_such(tmp_path):
 
 
 def test_a_folder_without_manifest_is_no_data_set(tmp_path):
-    with pytest.raises(DataError, match=r"no manifest\.json here.*launch/shard_dataset\.py"):
+    with pytest.raises(DataError, match=r"no manifest\.json here.*unetdist shard"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("nowhere", "no such folder.*unetdist shard"),
+        ("Labels.txt", "it is a file.*unetdist shard"),
+        ("pictures", "it holds pictures.*unetdist shard --images"),
+    ],
+)
+def test_what_is_there_instead_of_a_data_set_is_told(tmp_path, place, told):
+    (tmp_path / "Labels.txt").write_text("0 0 0 road")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.JPG").touch()
+    with pytest.raises(DataError, match=rf"{place}: no manifest\.json here.*{told}"):
+        Manifest.load(tmp_path / place)
 
 
 def test_the_folder_above_data_sets_names_them(tmp_path):
@@ -124,7 +140,7 @@ def test_a_manifest_lies_anywhere(tmp_path):
         json.loads((tmp_path / "new" / MANIFEST_NAME).read_text()), indent=1
     ) + "\n"
     assert Manifest.load(url) == Manifest.load(open_folder(url)) == Manifest.load(tmp_path / "new") == MANIFEST
-    with pytest.raises(DataError, match=rf"^{url}/x: no manifest\.json here.*launch/shard_dataset\.py"):
+    with pytest.raises(DataError, match=rf"^{url}/x: no manifest\.json here.*unetdist shard"):
         Manifest.load(f"{url}/x")
     (tmp_path / "new" / MANIFEST_NAME).write_text("{")
     with pytest.raises(DataError, match=rf"^{url}/manifest.json: damaged, not JSON"):

@@ -14,7 +14,14 @@ from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
 from unetdist.storage.files import hold_lock
 from unetdist.train import build as wiring
-from unetdist.train.build import build_trainer, channel_statistics, first_native_epoch, open_training_set, promise
+from unetdist.train.build import (
+    build_trainer,
+    channel_statistics,
+    first_native_epoch,
+    open_training_set,
+    promise,
+    warn_of_settings,
+)
 from unetdist.train.config import Config, TrainerConfig
 from unetdist.train.performance import PLAIN, FastPath, agree_on_threads
 from unetdist.train.run_folder import LOCK_FILE
@@ -40,6 +47,28 @@ def test_two_channels_are_no_image(tmp_path):
     write_shards(tmp_path / "train", 4)
     with pytest.raises(ConfigError, match=r"model.in_channels \(2\) must be 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\)"):
         build(tmp_path, model={"in_channels": 2})
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"trainer": {"global_batch_size": 8}}, r"trainer.global_batch_size \(8\).* 4 training samples"),
+        ({"trainer": {"eval_every": 50, "max_steps": 9}}, r"trainer.eval_every \(50\) .* 9 steps"),
+        ({"augment": {"crop_size": [512, 512]}}, r"augment.crop_size \(\[512, 512\]\)"),
+        ({"data": {"val": "TRAIN"}}, "data.val is data.train"),
+        ({"optim": {"lr": 10}}, r"optim.lr \(10.0\)"),
+        ({}, None),
+    ],
+)
+def test_settings_that_are_hardly_meant_are_warned_of(tmp_path, caplog, changed, told):
+    manifest = write_shards(tmp_path / "train", 4)
+    train = str(tmp_path / "train")
+    given = {"data": {"train": train, "val": str(tmp_path / "val")}, "trainer": {"global_batch_size": 2}}
+    given = json.loads(json.dumps(settings.laid_over(given, changed)).replace("TRAIN", train))
+    config = settings.from_mapping(Config, given)
+    warn_of_settings(config, manifest, config.trainer.max_steps or 100)
+    assert len(caplog.messages) == (told is not None)
+    assert told is None or re.search(told, caplog.messages[0])
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -91,7 +120,7 @@ def test_what_cannot_be_trained_is_refused_before_a_tracker_begins(tmp_path, cha
 def test_the_micro_batch_size_is_asked_for_or_kept_or_as_large_as_can_be(
     tmp_path, caplog, world_size, asked, kept, size
 ):
-    write_shards(tmp_path / "train", 4)
+    write_shards(tmp_path / "train", 16)
     trainer = {"global_batch_size": 16, "micro_batch_size": asked}
     config = settings.from_mapping(Config, settings_of(tmp_path / "train", None, tmp_path, trainer=trainer))
     assert open_training_set(config, World(world_size=world_size), kept).micro_batch_size == size

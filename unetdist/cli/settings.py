@@ -51,7 +51,10 @@ def parse(
     try:
         namespace = parser.parse_args(words)
     except Exception as error:
-        raise ConfigError(_plain(error)) from None
+        told, files = _plain(error), [str(file) for file in sorted(Path().glob("*.yaml"))[:3]]
+        if told.startswith("missing") and files and not any(word.startswith("--config") for word in words):
+            told += f"; here is --config {' or '.join(files)}"
+        raise ConfigError(told) from None
     return _instantiate(cls, parser, namespace)
 
 
@@ -247,7 +250,10 @@ def parse_yaml(text: bytes, *, where: str) -> Mapping[str, Any]:
         raise ConfigError(f"{where}: its brackets are nested too deep; settings have a few levels") from None
     # The library lets errors of Python's types through: dates, numbers, keys.
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: not readable as YAML: {_plain(error)}") from None
+        hints = {"\\t": "write spaces for tabs", "escape": "write paths with /", "codec": "save it as UTF-8"}
+        hint = next((f"; {hint}" for sign, hint in hints.items() if sign in str(error)), "")
+        told = _plain(error).replace(' in "<unicode string>"', "")
+        raise ConfigError(f"{where}: not readable as YAML: {told}{hint}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: holds no settings; it must be a mapping such as 'name: my_run'")
     return values

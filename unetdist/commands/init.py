@@ -9,7 +9,6 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
@@ -67,4 +66,4 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--accelerate", choices=launches, help="settings for accelerate launch, for these machines")
     parser.add_argument("--slurm", action="store_true", help="train.sbatch, and several_nodes.yaml that it needs")
     parser.add_argument("--dir", type=Path, default=Path(), metavar="DIR", help="folder (default: the current one)")
-    return cast(argparse.Namespace, parser.parse_args(argv))
+    return parser.parse_args(argv)

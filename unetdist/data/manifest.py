@@ -197,9 +197,16 @@ def _refusal(name: str, folder: Folder) -> str | None:
 
 
 def _remedy_of_absence(folder: Folder) -> str:
-    below = sorted(folder.path("").glob(f"*/{MANIFEST_NAME}")) if folder.is_local else []
-    if below:
-        return f"give one of the data sets in it: {', '.join(str(file.parent) for file in below)}."
+    if folder.is_local:
+        place = folder.path("")
+        below = sorted(place.glob(f"*/{MANIFEST_NAME}"))
+        if below:
+            return f"give one of the data sets in it: {', '.join(str(file.parent) for file in below)}."
+        if not place.is_dir():
+            is_what = "it is a file" if place.exists() else "there is no such folder"
+            return f"{is_what}; give the folder that `{typed('shard')}` wrote."
+        if any(place.glob("*.[jJpPtT][pPnNiI][gGeEfF]*")):
+            return f"it holds pictures; `{typed('shard')} --images DIR --masks DIR` writes shards of them."
     return f"write one with `{typed('shard')}`, or run its command again if it was interrupted."
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from unetdist.cli import settings
+from unetdist.cli.commands import typed
 from unetdist.cli.credentials import public
 from unetdist.cli.logs import logger, set_up_logging
 from unetdist.data.augment import LUMA
@@ -232,6 +233,12 @@ def open_training_set(config: Config, world: World, kept: int | None = None) -> 
             "file of these masks.",
             source=config.data.train,
         )
+    if manifest.num_classes == 1:
+        raise DataError(
+            "its masks have one class, so that any prediction is right; give the background a line in the label file "
+            "too, and write the shards again.",
+            source=config.data.train,
+        )
     if world.is_main and manifest.channels > config.model.in_channels == 3:
         logger.warning(
             "the training images have %d bands and model.in_channels is 3: the last one (alpha, infrared) is not used; "
@@ -241,6 +248,8 @@ def open_training_set(config: Config, world: World, kept: int | None = None) -> 
     cfg = config.trainer
     schedule = Schedule.of(cfg, num_samples=manifest.num_samples, save_every=config.checkpoint.save_every)
     lr_factor(0, schedule.max_steps, config.optim)  # refuses a warm-up that is longer than the run
+    if world.is_main:
+        warn_of_settings(config, manifest, schedule.max_steps)
     own = max(1, cfg.global_batch_size // world.world_size)
     micro_batch_size = cfg.micro_batch_size or kept or own
     if cfg.micro_batch_size is None and cfg.global_batch_size % (world.world_size * micro_batch_size):
@@ -260,6 +269,37 @@ def open_training_set(config: Config, world: World, kept: int | None = None) -> 
         micro_batch_size=micro_batch_size,
         native_from=first_native_epoch(config.augment.native_epochs, epochs),
     )
+
+
+def warn_of_settings(config: Config, manifest: Manifest, max_steps: int) -> None:
+    """Warn of settings that are possible, but hardly meant."""
+    batch, eval_every, crop = config.trainer.global_batch_size, config.trainer.eval_every, config.augment.crop_size
+    samples, largest = manifest.num_samples, [side * config.augment.scale_max for side in manifest.max_size]
+    for is_odd, told in (
+        (
+            batch > samples,
+            f"trainer.global_batch_size ({batch}) is more than the {samples} training samples: a step takes some of "
+            f"them twice; use at most {samples}.",
+        ),
+        (
+            config.data.val and eval_every and eval_every > max_steps,
+            f"trainer.eval_every ({eval_every}) is more than the {max_steps} steps of the run: only its last weights "
+            "are validated.",
+        ),
+        (
+            crop and crop[0] > largest[0] and crop[1] > largest[1],
+            f"augment.crop_size ({list(crop or ())}) is larger than every image, at most {list(manifest.max_size)}: "
+            "the rest of each crop is empty.",
+        ),
+        (
+            config.data.val and config.data.val.rstrip("/") == config.data.train.rstrip("/"),
+            "data.val is data.train, so that scores say nothing about new images; "
+            f"`{typed('shard')} --val-fraction 0.2` keeps samples for data.val.",
+        ),
+        (config.optim.lr > 1, f"optim.lr ({config.optim.lr}) is above 1; 0.001 (adam) to 0.1 (sgd) is usual."),
+    ):
+        if is_odd:
+            logger.warning("%s", told)
 
 
 def first_native_epoch(native_epochs: int, epochs: int) -> int | None:
