@@ -17,6 +17,7 @@ import torch
 
 import unetdist
 from tests.synthetic import settings_of, write_shards
+from unetdist.cli import settings
 from unetdist.cli.logs import logger
 from unetdist.errors import ConfigError, TrainingError
 from unetdist.train.run_status import read_status
@@ -32,6 +33,19 @@ def config(tmp_path_factory):
     write_shards(folder / "val", 3)
     values = settings_of(folder / "train", folder / "val", folder / "runs", model={"norm": "group"})
     return {**values, "trainer": {**values["trainer"], "micro_batch_size": 2}}
+
+
+def test_trials_in_a_loop_are_runs_of_their_own(config, tmp_path, monkeypatch):
+    """As in a study of Optuna: all share the settings but for what is tried."""
+    for name in ("WANDB_RUN_ID", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    rates = [0.001, 0.01]
+    trials = [unetdist.train(config, runs_dir=tmp_path, name="auto", lr=lr) for lr in rates]
+    assert len({*tmp_path.iterdir()}) == 2
+    for trial, lr in zip(trials, rates, strict=True):
+        saved = settings.read_yaml(trial.folder / "config.yaml")
+        assert (saved["name"], saved["optim"]["lr"]) == (trial.folder.name, lr)
+        assert trial.finished
 
 
 def process_state():

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import torch.distributed as dist
 from tests.distributed.launcher import run_ranks
 from tests.synthetic import settings_of
 from unetdist.cli import settings
+from unetdist.commands.train import describe_end
 from unetdist.distributed.collectives import World
 from unetdist.errors import ConfigError
 from unetdist.storage.checkpoint_files import CheckpointFolder
@@ -268,3 +271,11 @@ def test_all_ranks_find_one_name_that_no_other_run_has(no_job):
 def test_another_name_is_advised_where_trials_share_one(begun, tmp_path):
     with pytest.raises(ConfigError, match=r"optim\.lr: .* --name \(auto"):
         claim(begun, values(tmp_path, optim={"lr": 0.5}))
+
+
+def test_a_stopped_run_says_its_automatic_name(tmp_path):
+    """The same command would begin another run."""
+    config = settings.from_mapping(Config, {**values(tmp_path), "name": "auto"})
+    state = SimpleNamespace(step=3)
+    assert "--name 2026-ab" in describe_end(config, tmp_path / "2026-ab", state, finished=False)
+    assert "--name" not in describe_end(replace(config, name="mine"), tmp_path / "mine", state, finished=False)
