@@ -1,7 +1,10 @@
 """The command `unetdist`: `unetdist train --config my_data.yaml`, or `python -m unetdist train ...`."""
 
+import io
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
 
 from unetdist import __version__
@@ -26,6 +29,9 @@ def run(words: Sequence[str]) -> int:
     if name in ("-V", "--version"):
         print(f"unetdist {__version__}")
         return 0
+    if name == "completion":
+        print(completion())
+        return 0
     if name not in COMMANDS:
         raise ConfigError(f"unknown command '{name}'{suggestion(name, list(COMMANDS))}")
     module, _ = COMMANDS[name]
@@ -41,8 +47,29 @@ def overview() -> str:
         "`unetdist COMMAND --help` explains a command. For your own images:\n\n"
         "  unetdist init\n"
         "  unetdist shard --images DIR --masks DIR --labels Labels.txt --val-fraction 0.2 --out shards\n"
-        "  unetdist train --config my_data.yaml"
+        "  unetdist train --config my_data.yaml\n\n"
+        "`unetdist completion` prints a script that completes options in bash and zsh, for ~/.bashrc or ~/.zshrc."
     )
+
+
+def completion() -> str:
+    """A script for bash and zsh that completes commands and the options that `--help all` shows."""
+    cases = ""
+    for command in COMMANDS:
+        with redirect_stdout(io.StringIO()) as shown, suppress(SystemExit):
+            run([command, "--help", "all"])
+        options = re.findall(r"^ +(--[\w.-]+)", shown.getvalue(), re.MULTILINE)
+        cases += f'    {command}) words="{" ".join(dict.fromkeys(options))} --help" ;;\n'
+    return f"""\
+_unetdist() {{
+  local words=
+  [[ $COMP_CWORD == 1 ]] && words="{" ".join(COMMANDS)}"
+  [[ $COMP_CWORD != 1 && $2 == -* ]] && case "${{COMP_WORDS[1]}}" in
+{cases}  esac
+  COMPREPLY=($(compgen -W "$words" -- "$2"))
+}}
+[[ -n $ZSH_VERSION ]] && autoload -U +X bashcompinit && bashcompinit
+complete -o default -F _unetdist unetdist"""
 
 
 if __name__ == "__main__":

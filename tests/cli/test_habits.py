@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -201,12 +202,23 @@ def test_lines_that_begin_with_spaces_are_not_filled():
     assert filled(text, 12) == "One two\n`three four`.\n\n  a command that is longer"
 
 
+def test_bash_completes_commands_and_options(tmp_path, capsys):
+    run(["completion"])
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    asked = (("unetdist", "tr"), ("unetdist", "train", "--optim.l"), ("unetdist", "predict", "--ov"))
+    tries = [f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _unetdist unetdist {words[-1]}; "
+             "echo ${COMPREPLY[@]}" for words in asked]  # fmt: skip
+    bash = ["bash", "-c", f"source {tmp_path / 'script'}; " + "; ".join(tries)]
+    done = subprocess.run(bash, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["train", "--optim.lr --optim.layer_decay", "--overlay --overwrite --overlap"]
+
+
 def test_editors_get_a_schema_of_the_yaml(capsys):
     with pytest.raises(SystemExit):
         settings.parse(Config, ["--print_completion", "jsonschema"], prog="unetdist train", description="Train.")
     schema = json.loads(capsys.readouterr().out)
     jsonschema = pytest.importorskip("jsonschema")
-    for file in sorted(CONFIGS.glob("*.yaml")):
+    for file in {*CONFIGS.glob("*.yaml")} - {CONFIGS / "sweep.yaml"}:
         jsonschema.validate(dict(settings.read_yaml(file)), schema)
     with pytest.raises(jsonschema.ValidationError, match="0.001"):
         jsonschema.validate({"data": {"train": "x"}, "optim": {"lr": "0.001"}}, schema)
