@@ -266,10 +266,16 @@ def test_a_push_can_be_pulled_by_others_and_lasts_without_a_network(folder, imag
 
     with fake_hub() as (hub, address):
         environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         assert run(push).endswith("me/streets")
         assert set(hub.repositories["me/streets"]) == {"model.safetensors", "config.json", "README.md", "example.png"}
         assert json.loads(run(pull)) == expected
         assert not any(path.endswith((".md", ".png")) for method, path in hub.requests if method == "GET")
+        words = ["--model", "me/streets", "--input", "image.png", "--out", "out", "--device", "cpu"]
+        Image.fromarray(image).save(tmp_path / "image.png")
+        subprocess.run([sys.executable, "-m", "unetdist", "predict", *words], env=environment, cwd=tmp_path, check=True)
+        with Image.open(tmp_path / "out/image_ids.png") as ids:
+            assert np.array_equal(ids, PALETTE.to_ids(np.array(expected)))
         missing = subprocess.run(
             [sys.executable, "-c", "from unetdist import UNet; UNet.from_pretrained('me/nothing')"],
             env=environment, capture_output=True, text=True,
