@@ -96,7 +96,7 @@ def test_what_means_several_or_none_is_answered(words, told):
 
 def test_a_yaml_is_taken_for_the_config(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("name: mine\noptim: {lr: 0.5}\n")
+    file.write_text("name: mine\noptim: {lr: 0.5}\ncheckpoint: {folder: None}\n")
     assert changed_by(str(file), "--lr", "0.25") == {"name": "mine", "optim.lr": 0.25}
 
 
@@ -169,6 +169,20 @@ def test_other_commands_answer_in_one_line(line, told):
     with pytest.raises(ConfigError, match=told) as error:
         OTHERS[command](words)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("equivalence --step 3", "did you mean 'steps'"),
+        ("doctor --jsn x", "did you mean 'json'"),
+        ("ablate --optim.lr 0.1 x.yaml", r"FILE \(0.1\)"),
+        ("trian", "unknown command 'trian'; did you mean 'train'"),
+    ],
+)
+def test_words_of_the_commands_themselves_are_suggested(line, told):
+    with pytest.raises(ConfigError, match=told):
+        run(line.split())
 
 
 @pytest.mark.parametrize("command", COMMANDS)

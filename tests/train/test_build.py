@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from tests.distributed.launcher import run_ranks
 from tests.synthetic import settings_of, write_shards
 from unetdist.cli import settings
 from unetdist.distributed.collectives import World
-from unetdist.errors import ConfigError
+from unetdist.errors import ConfigError, DataError
 from unetdist.storage.files import hold_lock
 from unetdist.train import build as wiring
 from unetdist.train.build import (
@@ -69,6 +70,15 @@ def test_settings_that_are_hardly_meant_are_warned_of(tmp_path, caplog, changed,
     warn_of_settings(config, manifest, config.trainer.max_steps or 100)
     assert len(caplog.messages) == (told is not None)
     assert told is None or re.search(told, caplog.messages[0])
+
+
+def test_one_class_is_nothing_to_learn(tmp_path):
+    manifest = write_shards(tmp_path / "train", 4)
+    counts = {name: getattr(manifest, name)[:1] for name in ("class_pixels", "class_images", "presence_pixels")}
+    records = tuple(record for record in manifest.palette_records if record["index"] in (0, None))
+    replace(manifest, palette_records=records, **counts).save(tmp_path / "train")
+    with pytest.raises(DataError, match="train: its masks have one class"):
+        build(tmp_path)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -84,6 +84,11 @@ class Options(argparse.ArgumentParser):
         self.epilog = epilog
         return text + (f"\n{len(hidden)} more options: {self.prog} --help all\n" if hidden else "")
 
+    @property
+    def names(self) -> list[str]:
+        """The options, without dashes."""
+        return [option.lstrip("-") for option in self._option_string_actions]
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
         message = message.removeprefix("argument ").replace("the following arguments are required:", "missing:")
@@ -126,10 +131,13 @@ def filled(text: str, width: int) -> str:
     return "\n".join(done).replace("\0", " ")
 
 
-def settings_in_full(argv: Sequence[str], types: Mapping[str, Any], sections: Mapping[str, str]) -> list[str]:
+def settings_in_full(
+    argv: Sequence[str], types: Mapping[str, Any], sections: Mapping[str, str], *, others: Sequence[str] = ()
+) -> list[str]:
     """The words with the full names of settings, and with values as YAML writes them.
 
-    `types` has the type of each setting by its dotted name; `sections` has a setting of each section. `--field` is
+    `types` has the type of each setting by its dotted name; `sections` has a setting of each section, and `others`
+    has what a misspelt name may have meant. `--field` is
     enough if only one section has the field. Raises `ConfigError` for names that are unknown or mean several settings.
     """
     words: list[str] = []
@@ -145,7 +153,7 @@ def settings_in_full(argv: Sequence[str], types: Mapping[str, Any], sections: Ma
         if word == "--":
             break
         name, equals, value = _as_option(word, last if _is_list(types.get(last)) else "").partition("=")
-        last = _full_name(name.lstrip("-"), types, sections)
+        last = _full_name(name.lstrip("-"), types, sections, others)
         words.append(f"--{last}" + (equals and f"={as_meant(value, types.get(last))}"))
         waiting = "" if equals or last == "print_config" else last
     return words
@@ -162,7 +170,7 @@ def _as_option(word: str, list_before: str) -> str:
     raise ConfigError(f"'{word}' belongs to no option; write a setting as --section.field value{lists}.")
 
 
-def _full_name(typed: str, types: Mapping[str, Any], sections: Mapping[str, str]) -> str:
+def _full_name(typed: str, types: Mapping[str, Any], sections: Mapping[str, str], others: Sequence[str]) -> str:
     name = typed.replace("-", "_")
     if name in types or name in OWN_OPTIONS:
         return name
@@ -174,7 +182,7 @@ def _full_name(typed: str, types: Mapping[str, Any], sections: Mapping[str, str]
     if len(full) > 1:
         raise ConfigError(f"option '--{name}' may be {' or '.join(f'--{one}' for one in full)}; write it in full")
     if not full:
-        names = [*types, *OWN_OPTIONS]
+        names = [*types, *OWN_OPTIONS, *others]
         near = suggestion(name, names) if difflib.get_close_matches(name, names) else "; see --help"
         raise ConfigError(f"unknown option '--{name}'{near}")
     return full[0]

@@ -113,5 +113,5 @@ def meant(name: str, table: Mapping[str, str]) -> str | None:
     text = next((text for names, text in table.items() if plain in names.split()), None)
     if text is not None and " " in text:
         answer = re.sub(r"{(\w+)}", lambda command: typed(command[1]), text)
-        raise ConfigError(f"option '--{name}': {answer}")
+        raise ConfigError(f"option '{'-' if len(name) == 1 else '--'}{name}': {answer}")
     return text

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from unetdist.cli.command_line import Options, asks_for_help, settings_help, settings_in_full, suggestion
+from unetdist.cli.command_line import Options, as_meant, asks_for_help, settings_help, settings_in_full, suggestion
 from unetdist.errors import ConfigError
 
 Settings = TypeVar("Settings")
@@ -47,7 +47,7 @@ def parse(
         print(settings_help(parser, which, first=first, types=types, examples=examples, own=own), end="")
         sys.exit(0)
     sections = {name.rpartition(".")[0]: name for name in reversed(types)}
-    words = _with_checked_files(settings_in_full(argv, types, sections), cls)
+    words = _with_checked_files(settings_in_full(argv, types, sections, others=own.names if own else ()), cls)
     try:
         namespace = parser.parse_args(words)
     except Exception as error:
@@ -95,26 +95,29 @@ def defaults(cls: type) -> dict[str, Any]:
 def checked(values: Mapping[str, Any], cls: type, *, where: str, prefix: str = "") -> dict[str, Any]:
     """The settings without those of older versions (`RETIRED` of a section) whose values changed nothing.
 
+    Python's `None` is null where that is possible; YAML would read it as text.
+
     Raises:
         ConfigError: a name is unknown, or a retired setting has a value that is no longer possible.
     """
     # Our own check of the names, because the library suggests nothing for a misspelt one.
-    known, retired = _sections(cls), getattr(cls, "RETIRED", {})
+    types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
+    retired = getattr(cls, "RETIRED", {})
     kept: dict[str, Any] = {}
     for key, value in values.items():
         if key in retired:
             if value != retired[key]:
                 raise ConfigError(f"{where}: {prefix}{key} ({value}) no longer exists; remove it")
-        elif key not in known:
-            raise ConfigError(f"{where}: unknown setting '{prefix}{key}'{suggestion(str(key), list(known))}")
-        elif (section := known[key]) is None:
-            kept[key] = value
+        elif key not in types:
+            raise ConfigError(f"{where}: unknown setting '{prefix}{key}'{suggestion(str(key), list(types))}")
+        elif not dataclasses.is_dataclass(section := types[key]):
+            kept[key] = None if value == "None" and as_meant(value, section) == "null" else value
         elif isinstance(value, Mapping):
             kept[key] = checked(value, section, where=where, prefix=f"{prefix}{key}.")
         else:
             raise ConfigError(
                 f"{where}: '{prefix}{key}' is a section, not a value ({value!r}); "
-                f"write its settings below it, such as '{next(iter(_sections(section)))}: ...'"
+                f"write its settings below it, such as '{dataclasses.fields(section)[0].name}: ...'"
             )
     return kept
 
@@ -257,12 +260,6 @@ def parse_yaml(text: bytes, *, where: str) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: holds no settings; it must be a mapping such as 'name: my_run'")
     return values
-
-
-def _sections(cls: type) -> dict[str, Any]:
-    """Field names of a settings class; the value is the class of a section, None for a plain value."""
-    hints = {field.name: field.type for field in dataclasses.fields(cls)}
-    return {name: hint if dataclasses.is_dataclass(hint) else None for name, hint in hints.items()}
 
 
 def _types(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

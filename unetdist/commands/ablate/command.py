@@ -17,6 +17,7 @@ from unetdist.cli.commands import typed
 from unetdist.cli.logs import set_up_logging
 from unetdist.cli.settings import positive_int
 from unetdist.commands.ablate.ablation import Ablation, read_ablation, summarise, table_of
+from unetdist.errors import ConfigError
 from unetdist.storage.files import write_json
 from unetdist.train.config import Config
 
@@ -34,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
     if asks_for_help(argv):  # before FILE is missed
         settings.parse(Config, argv, prog=typed("ablate"), description=__doc__, examples=EXAMPLES, own=own)
     args, words = own.parse_known_args(argv)
+    if args.file.suffix not in (".yaml", ".yml"):  # the value of a setting, of which this parser knows nothing
+        raise ConfigError(f"FILE ({args.file}) must be the YAML of the ablation, before all settings.")
     ablation = read_ablation(args.file, words, per_image=args.per_image)
     set_up_logging()
     return ablation.complete(args.parallel, after_each=lambda: publish(ablation))
