@@ -51,8 +51,10 @@ def write(tmp_path):
 
 def test_the_command_line_wins_over_the_file_over_the_default(write):
     file = write("name: x\nloss:\n  smoothing: 1e-3\n  kind: focal\n")
-    config = parse("--config", file, "--loss.kind", "ce", "--model.widths", "[1,2,3]", "--model.crop=[4,5]")
-    assert config == Root(name="x", loss=Loss(smoothing=0.001), model=Model(widths=(1, 2, 3), crop=(4, 5)))
+    words = ["--loss.kind", "ce", "--model.widths", "[1,2,3]", "--model.crop=[4,5]"]
+    config = Root(name="x", loss=Loss(smoothing=0.001), model=Model(widths=(1, 2, 3), crop=(4, 5)))
+    assert parse("--config", file, *words) == config
+    assert parse(*words, f"--config={file}") == config  # in any order
 
 
 def test_a_field_that_one_section_alone_has_may_go_without_it():

@@ -47,7 +47,7 @@ def parse(
         print(settings_help(parser, which, first=first, types=types, examples=examples, own=own), end="")
         sys.exit(0)
     sections = {name.rpartition(".")[0]: name for name in reversed(types)}
-    words = _with_checked_files(settings_in_full(argv, types, sections, others=own.names if own else ()), cls)
+    words = _files_first(settings_in_full(argv, types, sections, others=own.names if own else ()), cls)
     try:
         namespace = parser.parse_args(words)
     except Exception as error:
@@ -113,7 +113,7 @@ def checked(values: Mapping[str, Any], cls: type, *, where: str, prefix: str = "
         elif not dataclasses.is_dataclass(section := types[key]):
             kept[key] = None if value == "None" and as_meant(value, section) == "null" else value
         elif isinstance(value, Mapping):
-            kept[key] = checked(value, section, where=where, prefix=f"{prefix}{key}.")
+            kept[key] = checked(value, types[key], where=where, prefix=f"{prefix}{key}.")
         else:
             raise ConfigError(
                 f"{where}: '{prefix}{key}' is a section, not a value ({value!r}); "
@@ -271,16 +271,19 @@ def _types(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, field.type
 
 
-def _with_checked_files(argv: Sequence[str], cls: type) -> list[str]:
-    """The words; the path of a config file with retired settings is replaced by its text without them."""
-    words = list(argv)
-    for at, word in enumerate(argv):
-        option = "--config=" if word.startswith("--config=") else ""
-        if not option and (at == 0 or argv[at - 1] != "--config"):
+def _files_first(argv: Sequence[str], cls: type) -> list[str]:
+    """The words, with the config files before the settings, so that these count wherever they stand.
+
+    The path of a file with retired settings is replaced by its text without them.
+    """
+    files, others, words = list[str](), list[str](), iter(argv)
+    for word in words:
+        name, equals, given = word.partition("=")
+        file = given if equals else next(words, None) if name == "--config" else None
+        if name != "--config" or file is None:
+            others.append(word)
             continue
-        file = word.removeprefix(option)
         values = read_yaml(Path(file))
         now = checked(values, cls, where=file)
-        if now != values:
-            words[at] = option + to_yaml(now)
-    return words
+        files += ["--config", file if now == values else to_yaml(now)]
+    return [*files, *others]
