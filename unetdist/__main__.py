@@ -1,27 +1,61 @@
 """The command `unetdist`: `unetdist train --config my_data.yaml`, or `python -m unetdist train ...`."""
 
 import io
+import os
 import re
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
+from types import FrameType
 
 from unetdist import __version__
-from unetdist.cli.command_line import suggestion
 from unetdist.cli.commands import COMMANDS
-from unetdist.cli.logs import run_script
-from unetdist.errors import ConfigError
+
+# Ctrl-C within this time of the first is the same one: it comes from the terminal and from a launcher.
+SECOND_INTERRUPT_AFTER_S = 1.0
 
 
 def main(command: str | None = None) -> None:
     """Run the command that the command line names, or `command` for a script of its own, and exit."""
+    leave_on_interrupt()  # before the imports that take long
+
+    from unetdist.cli.logs import run_script
+
     words = [*([command] if command else []), *sys.argv[1:]]
     run_script(lambda: run(words))
 
 
+def leave_on_interrupt() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt, or end the program at once: while modules load, and the second time."""
+    own, since = os.getpid(), 0.0
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        now = time.monotonic()
+        # An import that is interrupted fails in many ways, some of which are not passed on.
+        while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+            frame = frame.f_back
+        if os.getpid() != own:  # forked a moment ago; the parent speaks
+            os._exit(128 + number)
+        elif frame is not None or (since and now - since > SECOND_INTERRUPT_AFTER_S):
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, b"\x1b[?25hinterrupted\n" if os.isatty(2) else b"interrupted\n")  # shows the cursor
+            os._exit(128 + number)
+        elif not since:
+            since = now
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, leave)
+
+
 def run(words: Sequence[str]) -> int:
     """Run a command with its options; the exit code."""
+    from unetdist.cli.command_line import suggestion
+    from unetdist.errors import ConfigError
+
     name, options = (words[0], words[1:]) if words else ("--help", [])
     if name in ("-h", "--help", "help"):
         print(overview())

@@ -168,7 +168,8 @@ def run_script(main: Callable[[], int | None]) -> None:
             tell_launcher(f"error: {text}")
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
 
 

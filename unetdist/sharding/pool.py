@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
 import cv2
@@ -34,7 +35,10 @@ def run_jobs(work: Callable[[J], R], jobs: Sequence[J], *, workers: int, done: C
         return
     methods = multiprocessing.get_all_start_methods()
     # Not fork: the parent may have threads (progress bar, OpenCV, a test's) whose locks a fork would freeze.
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    method = "forkserver" if "forkserver" in methods else "spawn"
+    if method == "forkserver":
+        _start_server()
+    context = multiprocessing.get_context(method)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         for future in as_completed([pool.submit(work, job) for job in jobs]):
@@ -46,6 +50,16 @@ def run_jobs(work: Callable[[J], R], jobs: Sequence[J], *, workers: int, done: C
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_server() -> None:
+    """Start the process that forks the workers: with Ctrl-C blocked, which they inherit before they run any code."""
+    resource_tracker.ensure_running()  # unblocks signals itself
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:
