@@ -1,5 +1,8 @@
 import io
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -64,6 +67,48 @@ def _refuse() -> None:
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def interrupted(code: str, **env: str) -> tuple[int, str]:
+    """Exit code and stderr of a program that sends itself Ctrl-C with `interrupt()`."""
+    start = """
+import os, signal, sys, time
+from unetdist.__main__ import leave_on_interrupt
+from unetdist.cli.logs import run_script
+sys.interrupt = interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
+leave_on_interrupt()
+"""
+    command = [sys.executable, "-c", start + code]
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr
+
+
+def test_ctrl_c_ends_in_one_line_of_one_process():
+    assert interrupted("run_script(interrupt)") == (130, "interrupted\n")
+    assert interrupted("run_script(interrupt)", RANK="0") == (130, "interrupted\n")
+    assert interrupted("run_script(interrupt)", RANK="1") == (130, "")
+
+
+def test_ctrl_c_while_modules_load_ends_at_once_although_their_code_goes_on(tmp_path):
+    (tmp_path / "swallows.py").write_text(
+        "import sys\ntry:\n    sys.interrupt()\nexcept BaseException:\n    pass\nprint('loaded', file=sys.stderr)\n"
+    )
+    assert interrupted("import swallows", PYTHONPATH=str(tmp_path)) == (130, "interrupted\n")
+
+
+def test_a_second_ctrl_c_ends_at_once_but_not_the_copy_that_a_launcher_sends():
+    code = """
+try:
+    interrupt()
+except KeyboardInterrupt:
+    print("waiting", file=sys.stderr, flush=True)
+interrupt()
+time.sleep({})
+interrupt()
+print("end", file=sys.stderr)
+"""
+    assert interrupted(code.format(1.1)) == (130, "waiting\ninterrupted\n")
+    assert interrupted(code.format(0)) == (0, "waiting\nend\n")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_a_second_signal_can_interrupt_instead_of_ending_the_process(monkeypatch
 
 def test_a_request_elsewhere_is_one_and_is_told_once(stop, caplog, monkeypatch):
     monkeypatch.setattr(signals.logger, "propagate", True)
+    caplog.set_level("INFO", "unetdist")
     assert not stop.requested_anywhere
     for _ in range(2):
         stop.note_elsewhere()

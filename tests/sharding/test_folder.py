@@ -100,6 +100,23 @@ def test_an_interruption_says_what_stays_and_how_to_go_on(root, tmp_path, monkey
     assert "2 of them kept" in write(root, tmp_path / "out")
 
 
+def test_ctrl_c_in_a_terminal_is_told_once_and_not_by_each_worker(tmp_path):
+    options = ["--shapes", "2000", "--samples-per-shard", "10", "--workers", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unetdist", "shard", *options],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not list(tmp_path.glob("*.tar")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    lines = told.splitlines()
+    assert (len(lines), lines[-1]) == (3, "interrupted")
+    assert "200 shards are complete" in lines[1]
+
+
 @pytest.mark.parametrize(
     ("number", "message"),
     [

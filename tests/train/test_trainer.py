@@ -122,7 +122,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_samples_are_logged(build, 
         name for name in states[2] if name.endswith("num_batches_tracked")
     }
     assert not states[3]["head.weight"].equal(states[2]["head.weight"])
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING"))
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:"))
     assert re.search("step 3: its loss is not finite", line)
     assert line.count(f"{tmp_path / 'train'}/00000") == line.count(".tar/pictures/") == trainer.global_batch_size
     logged = {line["step"]: line for line in lines(tmp_path) if "train/loss" in line}

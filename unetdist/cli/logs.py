@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from unetdist.cli.credentials import mask
@@ -145,7 +146,7 @@ def progress(
     elif not console.is_terminal:
         yield _LogBar(description, total, completed)
     else:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), _StatusColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), _StatusColumn(Column(no_wrap=True)))
         with Progress(*columns, console=console, transient=not stays) as bar:
             task = bar.add_task(one_line(description), total=total, completed=completed, note="")
             yield _ScreenBar(bar, task)

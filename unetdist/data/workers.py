@@ -111,6 +111,8 @@ def _set_up_worker(is_closing: Any, _: int) -> None:
     torch.set_num_threads(1)
     keep_freed(KEPT_BYTES, largest=_LARGEST_KEPT)
     leave_to_parent(lambda: is_closing.value, 0)
+    # In a worker, only the thread that hands memory to the parent calls it: when the parent leaves on Ctrl-C meanwhile.
+    sys.excepthook = lambda *_: None
 
 
 class MicroBatch(NamedTuple):

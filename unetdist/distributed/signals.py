@@ -115,7 +115,7 @@ class StopSignal(AbstractContextManager["StopSignal"]):
     def note_elsewhere(self) -> None:
         """Note that another process was asked to stop."""
         if not self.requested_anywhere:
-            logger.warning("another process was asked to stop: stopping within a few steps, with a checkpoint")
+            logger.info("another process was asked to stop: stopping within a few steps, with a checkpoint")
             self._requested_elsewhere = True
 
     def close(self) -> None:
@@ -153,10 +153,9 @@ class StopSignal(AbstractContextManager["StopSignal"]):
             return
         if self.received is None:
             self.received, self._since = number, time.monotonic()
-            logger.warning(
-                "%s: stopping within a few steps, with a checkpoint; a second signal exits at once",
-                signal.Signals(number).name,
-            )
+            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            # Not a warning, because one line, of rank 0, is enough.
+            logger.info("%s: stopping within a few steps, with a checkpoint; a second one exits at once", name)
         elif self._on_second is not None and self._is_second:
             sys.stderr.write(f"{signal.Signals(number).name} again: exiting at once\n")
             self._on_second(128 + number)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import cv2
 
+from unetdist.cli.logs import logger
 from unetdist.errors import DataError
 
 J = TypeVar("J")
@@ -43,6 +44,9 @@ def run_jobs(work: Callable[[J], R], jobs: Sequence[J], *, workers: int, done: C
     try:
         for future in as_completed([pool.submit(work, job) for job in jobs]):
             done(future.result())
+    except KeyboardInterrupt:
+        logger.info("waiting for the jobs that have begun; Ctrl-C again exits at once")
+        raise
     except BrokenProcessPool:
         raise DataError(
             "a worker process was killed, usually because memory ran out; run the same command "

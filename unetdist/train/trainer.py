@@ -243,7 +243,7 @@ class Trainer:
             self.watchdog.at(f"step {self.state.step}: validation")
             report = self.validator.score(self.evaluated_model, is_over=self.leaves_validation)
         except LeftEarlyError:
-            logger.warning("left the validation of step %d early; it will be repeated", self.state.step)
+            logger.info("left the validation of step %d early; it will be repeated", self.state.step)
             return
         self.state.validated_step = self.state.step
         self.last_report = report
