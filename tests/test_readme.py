@@ -31,3 +31,9 @@ def test_every_path_that_is_named_exists(path):
     named = {ROOT / name for name in re.findall(r"`((?:launch|configs|tests|unetdist)/[\w./]+)`", text)}
     linked = {path.parent / link for link in re.findall(r"\]\((?!\w+:)([^)#]+)\)", text)}
     assert [str(one) for one in named | linked if not one.exists()] == []
+
+
+def test_every_test_that_a_workflow_names_exists():
+    named = [re.findall(r"\btests/[\w./]+", path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")]
+    assert named
+    assert [name for names in named for name in names if not (ROOT / name).exists()] == []
