@@ -74,30 +74,57 @@ def test_a_process_of_a_launch_starts_no_others(launched, monkeypatch):
 def test_what_accelerate_config_wrote_counts_unless_a_number_is_given(launched):
     write_default({"distributed_type": "MULTI_GPU", "num_processes": 2, "mixed_precision": "bf16"})
     assert start() == 0
-    assert launched == [["-m", "unetdist", "train", "--name", "x"]]
     assert start(3) == 0
-    assert launched[1][:3] == ["--multi_gpu", "--num_processes", "3"]
+    for words, count in zip(launched, "23", strict=True):
+        assert words[:3] == ["--multi_gpu", "--num_processes", count]
+        assert "--mixed_precision" not in words  # the file's counts
+
+
+def test_two_machines_of_accelerate_config_start_as_it_wrote(launched):
+    write_default({"distributed_type": "MULTI_GPU", "num_processes": 4, "num_machines": 2, "machine_rank": 1})
+    assert start() == 0
+    assert launched == [["--multi_gpu", "-m", "unetdist", "train", "--name", "x"]]
+
+
+def test_two_processes_of_accelerate_config_on_a_cpu_are_started(launched):
+    write_default({"distributed_type": "MULTI_CPU", "num_processes": 2})
+    assert start() == 0
+    assert launched[0][:3] == ["--multi_gpu", "--num_processes", "2"]
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "XLA", "DEEPSPEED", "MEGATRON_LM"])
+@pytest.mark.parametrize("processes", [None, 1, 2])
+def test_another_engine_in_the_file_is_refused(kind, processes, launched):
+    write_default({"distributed_type": kind, "num_processes": 2})
+    with pytest.raises(LaunchError, match=rf"distributed_type \({kind}\)"):
+        start(processes)
+    assert launched == []
+
+
+def test_a_file_that_accelerate_cannot_read_is_told_without_its_traceback(launched):
+    write_default({"distributed_type": "NO", "num_processes": 1, "no_such_line": 1})
+    with pytest.raises(LaunchError, match="no_such_line"):
+        start()
 
 
 def test_the_file_of_a_single_process_is_heard_without_its_launcher(launched, monkeypatch):
-    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"):
+    names = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES")
+    for name in names:
         monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
-    write_default({"distributed_type": "NO", "num_processes": 1, "mixed_precision": "bf16"})
+    write_default({"distributed_type": "NO", "num_processes": 1, "mixed_precision": "bf16", "gpu_ids": "1"})
     assert start() is None
-    assert (os.environ["ACCELERATE_MIXED_PRECISION"], os.environ["ACCELERATE_USE_CPU"]) == ("bf16", "True")
+    assert [os.environ[name] for name in names] == ["bf16", "True", "1"]
 
 
-TASK = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "n[3-5]", "SLURM_NODEID": "2"}
+TASK = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "n[03-04,9],x1", "SLURM_NODEID": "2"}
 TASK |= {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2),3"}
 
 
-def test_a_task_of_srun_is_a_process(monkeypatch):
-    answers = {"hostnames": "n3\nn4\nn5\n", "node": "NodeName=n3 NodeAddr=10.0.0.3 NodeHostName=n3"}
-    monkeypatch.setattr(launcher, "_scontrol", lambda what, name: answers[what])
+def test_a_task_of_srun_is_a_process():
     assert launcher.variables_of_task(TASK) == {
         **{"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "7", "LOCAL_WORLD_SIZE": "3"},
-        **{"MASTER_ADDR": "10.0.0.3", "MASTER_PORT": "20771"},
+        **{"MASTER_ADDR": "n03", "MASTER_PORT": "20771"},
     }
     one_node = TASK | {"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_NODEID": "0"}
     variables = launcher.variables_of_task(one_node)

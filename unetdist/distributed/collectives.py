@@ -70,7 +70,7 @@ def world_of(accelerator: Accelerator) -> World:
     )
 
 
-def make_accelerator(*, mixed_precision: MixedPrecision | None = "no", timeout_s: float = 1800.0) -> Accelerator:
+def make_accelerator(*, mixed_precision: MixedPrecision | None = None, timeout_s: float = 1800.0) -> Accelerator:
     """Collective. Check the launch, connect the processes, and return an `Accelerator` that changes nothing itself.
 
     A `mixed_precision` of None is that of the launcher. A collective that some rank does not join fails after

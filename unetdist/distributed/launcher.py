@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,9 @@ SET_BY_LAUNCHERS = ("RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "ACCELERATE_MI
 # Unless the environment says otherwise: seconds for the last checkpoint, and signals that reach the processes, of which
 # torchrun would leave some to kill it alone.
 DEFAULTS = {"PET_SHUTDOWN_TIMEOUT": "300", "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
+
+# `distributed_type` of Accelerate's file for plain data parallel training.
+PLAIN_TYPES = ("NO", "MULTI_GPU", "MULTI_CPU")
 
 
 def add_processes_option(parser: argparse.ArgumentParser) -> None:
@@ -56,12 +58,13 @@ def start_processes(command: str, words: Sequence[str], processes: int | None, *
                 f"--processes ({processes}) differs from the {world_size} that the launcher has started; leave it out."
             )
         return None
-    options = _options(processes)
-    if options is None:
-        return None
     own = script()
     program = ["-m", "unetdist", command] if own is None else [str(own)]
-    return _launch([*options, *program, *words], stopped)
+    try:
+        options = _options(processes)
+        return None if options is None else _launch([*options, *program, *words], stopped)
+    except (ValueError, RuntimeError) as error:  # of Accelerate: a line of its file, GPUs that do not exist
+        raise LaunchError(f"the processes cannot be started: {error}") from None
 
 
 def variables_of_task(env: Mapping[str, str]) -> dict[str, str]:
@@ -71,23 +74,17 @@ def variables_of_task(env: Mapping[str, str]) -> dict[str, str]:
         for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
         for _ in range(int(times or 1))
     ]
-    address = "127.0.0.1"
-    if len(counts) > 1:
-        first = _scontrol("hostnames", env["SLURM_STEP_NODELIST"]).split()[0]
-        address = re.findall(r"NodeAddr=(\S+)", _scontrol("node", first))[0]
+    # n[03-05,9] begins with n03
+    first = re.sub(r"\[(\d+)[^]]*\]", r"\1", env["SLURM_STEP_NODELIST"]).split(",")[0]
     return {
         "RANK": env["SLURM_PROCID"],
         "LOCAL_RANK": env["SLURM_LOCALID"],
         "WORLD_SIZE": str(sum(counts)),
         "LOCAL_WORLD_SIZE": str(counts[int(env["SLURM_NODEID"])]),
-        "MASTER_ADDR": address,
+        "MASTER_ADDR": first if len(counts) > 1 else "127.0.0.1",
         # Steps that run on one node at the same time use different ports.
         "MASTER_PORT": str(20000 + (10 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 10000),
     }
-
-
-def _scontrol(what: str, name: str) -> str:
-    return subprocess.run(["scontrol", "show", what, name], capture_output=True, text=True, check=True).stdout
 
 
 def _options(processes: int | None) -> list[str] | None:
@@ -97,13 +94,20 @@ def _options(processes: int | None) -> list[str] | None:
 
     gpus = torch.cuda.device_count()
     file = load_config_from_file(None) if Path(default_config_file).is_file() else None
-    if processes is None and file is not None and file.num_processes > 1:
-        return []
-    count = processes or (gpus if file is None else 1)
+    if file is not None and file.distributed_type not in PLAIN_TYPES:
+        raise LaunchError(
+            f"{default_config_file}: distributed_type ({file.distributed_type.value}) does not work here; use "
+            f"`accelerate config` to choose {', '.join(PLAIN_TYPES)}, or remove the file."
+        )
+    if processes is None and file is not None and file.num_machines > 1:
+        return ["--multi_gpu"]
+    count = processes or (gpus if file is None else file.num_processes)
     if count < 2:
         if file is not None:  # what the launcher would have set for this process
             os.environ["ACCELERATE_MIXED_PRECISION"] = str(file.mixed_precision or "no")
             os.environ["ACCELERATE_USE_CPU"] = str(bool(file.use_cpu))
+            if file.gpu_ids not in (None, "all"):
+                os.environ["CUDA_VISIBLE_DEVICES"] = file.gpu_ids
         return None
     if 0 < gpus < count:
         raise LaunchError(

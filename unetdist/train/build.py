@@ -22,7 +22,6 @@ from unetdist.data.manifest import Manifest
 from unetdist.data.reader import ShardReader
 from unetdist.distributed.collectives import Accelerator, World, log_ranks, make_accelerator, seed_everything, world_of
 from unetdist.distributed.gradient_tree import is_whole_subtree
-from unetdist.distributed.launch_check import agreed_precision
 from unetdist.distributed.rendezvous import open_store
 from unetdist.distributed.signals import StopSignal
 from unetdist.distributed.watchdog import Watchdog
@@ -67,14 +66,14 @@ def build_trainer(config: Config, *, exits_on_second_signal: bool = True) -> Tra
 
     A signal stops the run with a checkpoint; a second one ends the process, or raises KeyboardInterrupt in it.
     """
-    precision = agreed_precision(config.trainer.mixed_precision)
-    config = replace(config, trainer=replace(config.trainer, mixed_precision=precision))
-    accelerator = make_accelerator(mixed_precision=precision, timeout_s=config.trainer.timeout_s)
+    trainer = config.trainer
+    accelerator = make_accelerator(mixed_precision=trainer.mixed_precision, timeout_s=trainer.timeout_s)
     world = world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
     if world.world_size > 1:
         log_ranks(world)
-    config = replace(config, name=name_of_run(config.name, world))
+    trainer = replace(trainer, mixed_precision=accelerator.mixed_precision)  # also where the launcher chose it
+    config = replace(config, name=name_of_run(config.name, world), trainer=trainer)
     run_dir = Path(config.runs_dir) / config.name
     values = public(settings.to_mapping(config))
     defaults = settings.defaults(Config)
