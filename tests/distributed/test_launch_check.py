@@ -42,7 +42,7 @@ def test_sound_launches_pass(env):
 
 def test_one_process_in_place_of_several():
     env = {**SINGLE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    with pytest.raises(LaunchError, match=r"started one process only .*cpu\.yaml --num_processes 3 launch/train"):
+    with pytest.raises(LaunchError, match=r"started one process only .*unetdist train --processes 3"):
         check_launch(env, command=asked_for(3))
     with pytest.raises(
         LaunchError, match=r"--num_processes 2 .*If your shell exports MASTER_ADDR, `unset MASTER_ADDR`"
@@ -52,7 +52,7 @@ def test_one_process_in_place_of_several():
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_tasks_that_nobody_connected(name):
-    with pytest.raises(LaunchError, match=rf"{name} \(4\) says .* each would train alone .*srun --ntasks-per-node=1"):
+    with pytest.raises(LaunchError, match=rf"{name} \(4\) says .* each would train alone .*srun unetdist"):
         check_launch({name: "4"})
     check_launch({**CONNECTED, name: "4"})
 

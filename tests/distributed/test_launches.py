@@ -83,7 +83,7 @@ def test_cpu_flag_starts_one_process_and_is_refused():
     code, output = finish(start("--cpu", "--num_processes", "2"))
     assert code == 1
     assert "error: accelerate launch started one process only" in output
-    assert "--config_file configs/accelerate/cpu.yaml --num_processes 2 launch/train.py" in output
+    assert "unetdist train --processes 2" in output
     assert reports(output) == []
 
 

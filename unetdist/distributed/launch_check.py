@@ -32,8 +32,8 @@ OVERRIDES = {
         [f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")],
         (
             OFF,
-            "another engine would change or drop the exact loss and metric; launch without it, for example with a file "
-            "from configs/accelerate/, and",
+            "another engine would change or drop the exact loss and metric; launch without it, for example as "
+            "`unetdist train --processes 8`, and",
         ),
     ),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
@@ -66,8 +66,7 @@ FOR_SEVERAL = ("max_restarts", "tee", "log_dir", "role", "rdzv_backend", "rdzv_c
 # Beginnings of the names of other options -> what to do instead; the first match counts.
 INSTEAD = {
     FOR_SEVERAL: (
-        "leave it out, or start several processes, on CPUs with `--config_file configs/accelerate/cpu.yaml "
-        "--num_processes 2`"
+        "leave it out, or start several processes, on CPUs with the cpu.yaml of `unetdist init --accelerate cpu`"
     ),
     ("gradient_accumulation_steps",): (
         "set trainer.global_batch_size and trainer.micro_batch_size, from which accumulation follows, and leave it out"
@@ -189,8 +188,8 @@ def _check_connected(env: Mapping[str, str], asked: int | None) -> None:
             raise LaunchError(
                 "accelerate launch started one process only (MASTER_ADDR is set, RANK is not). `--cpu`, a "
                 "MULTI_CPU configuration, and `--num_processes` above the number of GPUs do this. Type "
-                f"`accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes {asked or 2} "
-                "launch/train.py ...` for CPU processes, or leave `--num_processes` out for a single one. "
+                f"`unetdist train --processes {asked or 2} ...` for CPU processes, or leave `--num_processes` out for a "
+                "single one. "
                 "If your shell exports MASTER_ADDR, `unset MASTER_ADDR`."
             )
         for name in TASK_COUNTS:
@@ -198,8 +197,7 @@ def _check_connected(env: Mapping[str, str], asked: int | None) -> None:
                 raise LaunchError(
                     f"{name} ({env[name]}) says that several processes were started, but RANK is not set, so "
                     "each would train alone and overwrite the others. Start one `accelerate launch` per "
-                    "machine: `srun --ntasks-per-node=1 accelerate launch --config_file "
-                    "configs/accelerate/several_nodes.yaml ... launch/train.py ...`."
+                    "machine, as train.sbatch of `unetdist init --slurm` does, or each process with `srun unetdist`."
                 )
     present = [name for name in RENDEZVOUS if name in env]
     missing = [name for name in RENDEZVOUS if name not in env]
@@ -226,7 +224,7 @@ def _check_counts(env: Mapping[str, str], asked: int | None, num_gpus: int) -> N
         raise LaunchError(
             f"{local_size} processes on this machine would share {num_gpus} GPU(s), which NCCL cannot do; "
             f"type `accelerate launch --num_processes {num_gpus} ...` (the total over all machines), or hide "
-            "the GPUs with `--config_file configs/accelerate/cpu.yaml`."
+            "the GPUs: `CUDA_VISIBLE_DEVICES= unetdist train --processes 2 ...`."
         )
 
 
