@@ -44,9 +44,7 @@ def test_one_process_in_place_of_several():
     env = {**SINGLE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     with pytest.raises(LaunchError, match=r"started one process only .*unetdist train --processes 3"):
         check_launch(env, command=asked_for(3))
-    with pytest.raises(
-        LaunchError, match=r"--num_processes 2 .*If your shell exports MASTER_ADDR, `unset MASTER_ADDR`"
-    ):
+    with pytest.raises(LaunchError, match=r"--processes 2 .*If your shell exports MASTER_ADDR, `unset MASTER_ADDR`"):
         check_launch(env)
 
 
@@ -189,8 +187,8 @@ def test_the_parent_is_read():
         (["--dynamo_mode", "max-autotune"], "--dynamo_mode", "performance: auto"),
         (["--dynamo_backend", "inductor"], "--dynamo_backend", "performance: auto"),
         (["--fp8_format", "E4M3"], r"--fp8_format \(E4M3\)", "trainer.mixed_precision"),
-        (["--max_restarts", "3"], r"--max_restarts \(3\)", "cpu.yaml --num_processes 2"),
-        (["--tee", "3"], r"--tee \(3\)", "cpu.yaml --num_processes 2"),
+        (["--max_restarts", "3"], r"--max_restarts \(3\)", "init --accelerate cpu"),
+        (["--tee", "3"], r"--tee \(3\)", "init --accelerate cpu"),
     ],
 )
 def test_options_that_no_process_would_hear_of(options, refused, instead):
