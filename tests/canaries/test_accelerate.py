@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState, notebook_launcher
+from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from tests.distributed.launcher import run_ranks
 from unetdist.distributed.collectives import make_accelerator
@@ -90,6 +92,14 @@ def precision_from_environment() -> str:
 def test_explicit_precision_wins_over_the_environment():
     """Why "no" in the environment contradicts no setting."""
     assert run_ranks(precision_from_environment, 1) == ["no"]
+
+
+@pytest.mark.parametrize("prepare", [lambda args: prepare_simple_launcher_cmd_env(args)[1], prepare_multi_gpu_env])
+def test_every_process_of_its_launcher_has_a_variable_of_the_compiler(prepare):
+    """How launcher.py and signals.py know that a process was launched."""
+    args = launch_command_parser().parse_args(["--num_processes=1", "--num_machines=1", "script.py"])
+    args.dynamo_backend, args.mixed_precision, args.use_cpu, args.gpu_ids = "no", "no", True, "all"
+    assert prepare(args)["ACCELERATE_DYNAMO_BACKEND"] == "NO"
 
 
 def fp16_on_cpu() -> torch.dtype:

@@ -172,7 +172,9 @@ time.sleep(20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-@pytest.mark.parametrize(("variable", "told"), [("ACCELERATE_MIXED_PRECISION", True), ("HARMLESS", False)])
+@pytest.mark.parametrize(
+    ("variable", "told"), [("ACCELERATE_DYNAMO_BACKEND", True), ("ACCELERATE_MIXED_PRECISION", False)]
+)
 def test_a_launcher_that_is_killed_takes_its_training_along(variable, told):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "TORCH"))}
     launcher = subprocess.Popen(
@@ -209,7 +211,7 @@ with StopSignal() as stop:
 def test_an_orphan_knows_that_nobody_asked_it_to_stop(kills, told):
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, WATCHING],
-        env={**os.environ, "ACCELERATE_MIXED_PRECISION": "no"},
+        env={**os.environ, "ACCELERATE_DYNAMO_BACKEND": "no"},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -222,7 +224,7 @@ def test_an_orphan_knows_that_nobody_asked_it_to_stop(kills, told):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-@pytest.mark.parametrize("env", [{"ACCELERATE_MIXED_PRECISION": "no"}, {"TORCHELASTIC_RUN_ID": "none"}])
+@pytest.mark.parametrize("env", [{"ACCELERATE_DYNAMO_BACKEND": "no"}, {"TORCHELASTIC_RUN_ID": "none"}])
 def test_a_launcher_that_ended_while_libraries_were_loaded_is_noticed(monkeypatch, env):
     """The kernel tells only of deaths after it was asked to."""
     for name in [name for name in os.environ if name.startswith(signals.LAUNCHER_VARIABLES)]:

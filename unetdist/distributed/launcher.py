@@ -14,7 +14,7 @@ from unetdist.cli.settings import positive_int
 from unetdist.errors import LaunchError
 
 # Variables that a launcher sets for the processes that it starts, also if it starts one.
-SET_BY_LAUNCHERS = ("RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+SET_BY_LAUNCHERS = ("RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
 
 # Unless the environment says otherwise: seconds for the last checkpoint, and signals that reach the processes, of which
 # torchrun would leave some to kill it alone.
@@ -26,12 +26,8 @@ PLAIN_TYPES = ("NO", "MULTI_GPU", "MULTI_CPU")
 
 def add_processes_option(parser: argparse.ArgumentParser) -> None:
     """Add --processes N."""
-    parser.add_argument(
-        "--processes",
-        type=positive_int,
-        metavar="N",
-        help="processes on this machine (default: one per GPU, or what `accelerate config` wrote)",
-    )
+    number = "processes on this machine (default: one per GPU, or what `accelerate config` wrote)"
+    parser.add_argument("--processes", type=positive_int, metavar="N", help=number)
 
 
 def start_processes(command: str, words: Sequence[str], processes: int | None, *, stopped: int = 130) -> int | None:

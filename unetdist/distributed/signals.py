@@ -21,8 +21,8 @@ from unetdist.errors import LaunchError
 # launcher, and on SLURM SIGTERM comes twice.
 SECOND_SIGNAL_AFTER_S = 1.0
 
-# Prefixes of the environment variables that launchers set.
-LAUNCHER_VARIABLES = ("ACCELERATE_", "TORCHELASTIC_")
+# Prefixes of variables that only launchers set; a user's file for Accelerate, or a shell, may set others.
+LAUNCHER_VARIABLES = ("ACCELERATE_DYNAMO_", "TORCHELASTIC_")
 
 PR_SET_PDEATHSIG = 1
 
