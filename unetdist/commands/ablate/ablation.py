@@ -6,7 +6,6 @@ test of `evaluation.comparison`, on the matrices of each image summed over the s
 number of variants.
 """
 
-import json
 import math
 import os
 import signal
@@ -37,6 +36,7 @@ OWN_SETTINGS = ("--name", "--runs_dir", "--seed")
 POLL_S = 0.1
 
 PROGRAM = (sys.executable, "-m", "unetdist")
+ALONE = ("--processes", "1")
 
 # Settings that a run is started with, in its folder; the run itself writes `config.yaml`.
 GIVEN_FILE = "ablation.yaml"
@@ -195,11 +195,11 @@ def read_ablation(file: Path, words: Sequence[str] = (), *, per_image: bool = Fa
         raise ConfigError(f"{file}: variants must name two or more; the first may change nothing: `plain: {{}}`")
     if not given.seeds or len(set(given.seeds)) < len(given.seeds):
         raise ConfigError(f"{file}: seeds ({list(given.seeds)}) must be different numbers; use [0, 1, 2]")
-    common = ["--config", given.base, *_options(given.settings or {}), *words]
+    common = ["--config", given.base, *settings.as_words(given.settings or {}), *words]
     taken = {*OWN_SETTINGS, *(word.split("=")[0] for word in words)}
     configs = {}
     for variant, changed in given.variants.items():
-        where, options = f"{file}: variant '{variant}'", _options(changed or {})
+        where, options = f"{file}: variant '{variant}'", settings.as_words(changed or {})
         for option in (option.split("=")[0] for option in options):
             if option in taken:
                 raise ConfigError(f"{where} changes {option}, which is set for all runs; remove it in one place")
@@ -220,15 +220,9 @@ def read_ablation(file: Path, words: Sequence[str] = (), *, per_image: bool = Fa
     return Ablation(
         folder=folder,
         runs=runs,
-        train=given.command.split() if given.command else [*PROGRAM, "train"],
-        evaluate=[*PROGRAM, "evaluate"] if per_image else [],
+        train=given.command.split() if given.command else [*PROGRAM, "train", *ALONE],
+        evaluate=[*PROGRAM, "evaluate", *ALONE] if per_image else [],
     )
-
-
-def _options(changed: Mapping[str, Any]) -> list[str]:
-    """The settings, nested or dotted, as words of a command line."""
-    flat = settings.flat(changed)
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flat.items()]
 
 
 def summarise(ablation: Ablation) -> list[dict[str, Any]]:
