@@ -82,7 +82,7 @@ def overview() -> str:
         "  unetdist init\n"
         "  unetdist shard --images DIR --masks DIR --labels Labels.txt --val-fraction 0.2 --out shards\n"
         "  unetdist train --config my_data.yaml\n\n"
-        "`unetdist completion` prints a script that completes options in bash and zsh, for ~/.bashrc or ~/.zshrc."
+        "`unetdist completion` prints a script for ~/.bashrc or ~/.zshrc that completes options."
     )
 
 

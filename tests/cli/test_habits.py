@@ -121,12 +121,7 @@ def test_names_of_the_table_are_settings():
     assert {name.removeprefix("--") for name in named} <= known
 
 
-OTHERS = {
-    "shard": shard.parse,
-    "evaluate": evaluate.parse,
-    "predict": predict.parse,
-    "export": lambda words: export.make_parser().parse_args(words),
-}
+OTHERS = {"shard": shard.parse, "evaluate": evaluate.parse, "predict": predict.parse, "export": export.parse}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +131,7 @@ OTHERS = {
         ("predict model=a source=x out=z batch=3", {"model": "a", "input": ["x"], "batch_size": 3}),
         ("predict --model a --input k=v --out z --num_workers 5", {"input": ["k=v"], "num_workers": 5}),
         ("evaluate --ckpt a --data d --batch_size 3 --workers 5", {"model": "a", "batch_size": 3, "num_workers": 5}),
-        ("export --weights a --output x.onnx --num_images 5", {"model": Path("a"), "num_images": 5}),
+        ("export --weights a --output x.onnx --num_images 5", {"model": "a", "num_images": 5}),
         ("shard --image_dir i --mask_dir m --output o --val_fraction 0.2", {"images": Path("i"), "val_fraction": 0.2}),
         ("shard verify o --num-workers 5", {"location": "o", "workers": 5}),
     ],

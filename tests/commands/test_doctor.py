@@ -131,7 +131,7 @@ def test_problems_of_all_kinds_are_found_in_one_go(folder, monkeypatch, capsys):
     assert code == 1
     bad = {what for what, each in named.items() if each["level"] == "problem"}
     assert {"dashboards", "train shards", "checkpoints"} <= bad
-    assert "pip install -e '.[mlflow]'" in named["dashboards"]["fact"]
+    assert 'pip install "unetdist[mlflow]"' in named["dashboards"]["fact"]
     assert "fix the problems first" in screen
     assert f"{folder / 'runs'} cannot be written to" in named["checkpoints"]["fact"]
     assert ".partial" not in named["checkpoints"]["fact"]

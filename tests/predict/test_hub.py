@@ -167,7 +167,6 @@ def test_it_introduces_itself_in_one_line(folder):
     model.facts = {"metric": {"name": "val/miou", "value": 0.5432}}
     assert "mIoU 54.3%" in repr(model)
     assert model.id2label == {0: "sky", 1: "road", 2: "tree"}
-    assert model.label2id == {"sky": 0, "road": 1, "tree": 2}
     assert np.array_equal(model.colors, model.palette.colors)
     assert model.to("meta").device == torch.device("meta")
 

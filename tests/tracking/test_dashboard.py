@@ -85,7 +85,7 @@ def test_settings_are_checked():
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [("wandb", "wandb"), ("mlflow", r"-e '.\[mlflow\]'"), ("trackio", r"-e '.\[trackio\]'")]
+    ("name", "remedy"), [("wandb", "wandb"), ("mlflow", r'"unetdist\[mlflow\]"'), ("trackio", r'"unetdist\[trackio\]"')]
 )
 def test_missing_package_is_told_before_the_training(monkeypatch, name, remedy):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -50,7 +50,7 @@ class Options(argparse.ArgumentParser):
         self, args: Any = None, namespace: Any = None
     ) -> argparse.Namespace:
         """Parse, or print the help and exit; `ConfigError` names the first word that is no option."""
-        words = self._known_words(sys.argv[1:] if args is None else args)
+        words = [self._known_word(word) for word in (sys.argv[1:] if args is None else args)]
         if (wanted := asks_for_help(words)) is not None:
             print(self.help(wanted), end="")
             sys.exit(0)
@@ -65,24 +65,18 @@ class Options(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and return the words that are not options of this parser as well."""
-        return super().parse_known_args(self._known_words(args), namespace)
+        return super().parse_known_args([self._known_word(word) for word in args], namespace)
 
     def help(self, which: Literal["short", "all"] = "all") -> str:
-        """The text of --help, or of `--help all`."""
-        hidden = [
-            action
-            for action in self._actions
-            if which == "short" and self.first and not {*action.option_strings} & {*self.first}
-        ]
-        helps, epilog = [action.help for action in hidden], self.epilog
-        self.epilog = None if hidden else epilog
+        """The text of --help, or of `--help all`; the parser is of no use for anything else afterwards."""
+        is_short = which == "short" and bool(self.first)
+        hidden = [each for each in self._actions if is_short and not {*each.option_strings} & {*self.first}]
         for action in hidden:
             action.help = argparse.SUPPRESS
-        text = self.format_help()
-        for action, shown in zip(hidden, helps, strict=True):
-            action.help = shown
-        self.epilog = epilog
-        return text + (f"\n{len(hidden)} more options: {self.prog} --help all\n" if hidden else "")
+        if not hidden:
+            return self.format_help()
+        self.epilog = None
+        return f"{self.format_help()}\n{len(hidden)} more options: {self.prog} --help all\n"
 
     @property
     def names(self) -> list[str]:
@@ -93,9 +87,6 @@ class Options(argparse.ArgumentParser):
         """Raise instead of printing the usage."""
         message = message.removeprefix("argument ").replace("the following arguments are required:", "missing:")
         raise ConfigError(f"{message}; see {self.prog} --help")
-
-    def _known_words(self, argv: Sequence[str]) -> list[str]:
-        return [self._known_word(word) for word in argv]
 
     def _known_word(self, word: str) -> str:
         name, equals, value = word.partition("=")

@@ -1,6 +1,8 @@
 """Turns YAML files and `--section.field value` into frozen dataclasses, or raises an error that names the key."""
 
 import dataclasses
+import json
+import os
 import re
 import sys
 from argparse import ArgumentTypeError
@@ -151,6 +153,16 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = value
     return found
+
+
+def as_words(values: Mapping[str, Any]) -> list[str]:
+    """Settings, nested or dotted, as words of a command line, which is one set of rules for names and values."""
+    words = []
+    for name, value in flat(values).items():
+        is_text = isinstance(value, (str, os.PathLike))
+        # `item` is that of numbers of NumPy
+        words.append(f"--{name}={os.fspath(value) if is_text else json.dumps(value, default=lambda one: one.item())}")
+    return words
 
 
 def positive_int(text: str) -> int:

@@ -26,8 +26,7 @@ NUM_CALIBRATION = 64
 
 def main(argv: Sequence[str]) -> int:
     """Write and compare."""
-    args = make_parser().parse_args(argv)
-    _check(args)
+    args = parse(argv)
     from unetdist.model.saved_model import load_model
     from unetdist.predict.export.agreement import agreement_table, compare, find_check_images
     from unetdist.predict.export.graph import open_onnx
@@ -52,16 +51,6 @@ def main(argv: Sequence[str]) -> int:
     return 1
 
 
-def _check(args: argparse.Namespace) -> None:
-    if (args.precision == "int8") != (args.calibrate is not None):
-        raise ConfigError(
-            "--precision int8 and --calibrate go together: the range of each layer is learned from images; give both, "
-            "such as --precision int8 --calibrate shards/train."
-        )
-    if args.num_images < 1:
-        raise ConfigError(f"--num-images ({args.num_images}) must be 1 or more; use 128.")
-
-
 def _write(saved: "SavedModel", args: argparse.Namespace) -> None:
     from unetdist.predict.export.agreement import find_check_images
     from unetdist.predict.export.graph import metadata_of, quantize, trace, write_onnx
@@ -77,35 +66,27 @@ def _write(saved: "SavedModel", args: argparse.Namespace) -> None:
             quantize(args.out, [each.image for each in calibration])
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Parser of the command line."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
     parser = Options(typed("export"), table="export", description=__doc__)
     add = parser.add_argument
-    add(
-        "--model",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="trained model: runs/NAME, or OWNER/NAME of the Hugging Face Hub",
-    )
+    add("--model", required=True, metavar="DIR", help="trained model: runs/NAME, or OWNER/NAME of the Hugging Face Hub")
     add("--out", required=True, type=Path, metavar="FILE", help="file to write, such as model.onnx")
     add("--argmax", action="store_true", help="give class indices, uint8 (batch, height, width), instead of logits")
-    add(
-        "--precision",
-        choices=("fp32", "fp16", "int8"),
-        default="fp32",
-        help="precision of the weights and layers; fp16 halves the file, int8 quarters it (default: fp32)",
-    )
+    kinds = "precision of the weights and layers; fp16 halves the file, int8 quarters it (default: fp32)"
+    add("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help=kinds)
     add("--opset", type=int, choices=OPSETS, metavar="N", help="version of ONNX's operators, 18 to 23 (default: 20)")
-    add(
-        "--check",
-        metavar="PATH",
-        help="shards, image or folder of images for the comparison (default: those of --calibrate, or drawn shapes)",
-    )
+    images = "shards, image or folder of images for the comparison (default: those of --calibrate, or drawn shapes)"
+    add("--check", metavar="PATH", help=images)
     add("--num-images", type=int, default=128, metavar="N", help="compare the first N images (default: %(default)s)")
-    add(
-        "--calibrate",
-        metavar="PATH",
-        help=f"for int8: training shards or images; the first {NUM_CALIBRATION} give the range of each layer",
-    )
-    return parser
+    ranges = f"for int8: training shards or images; the first {NUM_CALIBRATION} give the range of each layer"
+    add("--calibrate", metavar="PATH", help=ranges)
+    args = parser.parse_args(argv)
+    if (args.precision == "int8") != (args.calibrate is not None):
+        raise ConfigError(
+            "--precision int8 and --calibrate go together: the range of each layer is learned from images; give both, "
+            "such as --precision int8 --calibrate shards/train."
+        )
+    if args.num_images < 1:
+        raise ConfigError(f"--num-images ({args.num_images}) must be 1 or more; use 128.")
+    return args

@@ -1,10 +1,9 @@
 """Segment images with a trained model: `unetdist predict --model runs/x/best --input DIR --out DIR`.
 
 For each image NAME.* it writes NAME_ids.png: the class ids of Labels.txt, one byte per pixel, at the image's own size
-and turned upright; for a GeoTIFF it writes NAME_ids.tif with the same georeference. Several processes
-(--processes N) share the images. Images that have results are skipped, so the same command
-continues after an interruption; --overwrite predicts them again. Files that cannot be read are listed at the end, and
-the exit code is then 1.
+and turned upright; for a GeoTIFF it writes NAME_ids.tif with the same georeference. Several processes share the images.
+Images that have results are skipped, so the same command continues after an interruption; --overwrite predicts them
+again. Files that cannot be read are listed at the end, and the exit code is then 1.
 
 --input is one of
   an image, or several
@@ -21,7 +20,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
@@ -42,6 +41,9 @@ def main(argv: Sequence[str]) -> int:
     if args.image_range is not None and not args.image_range[0] < args.image_range[1]:
         low, high = args.image_range
         raise ConfigError(f"--image-range ({low:g} {high:g}) must ascend; use for example 0 4095.")
+    several = args.processes or int(os.environ.get("WORLD_SIZE", 1))
+    if args.device and several > 1:
+        raise ConfigError(f"--device ({args.device}) is for one process, and {several} choose their own; leave it out.")
     code = None if args.device else start_processes("predict", argv, args.processes)
     return predict(args, inference) if code is None else code
 
@@ -50,12 +52,12 @@ def predict(args: argparse.Namespace, inference: InferenceConfig) -> int:
     """Collective. Load the model and predict; the exit code."""
     import torch
 
-    from unetdist.distributed.collectives import World, world_of
+    from unetdist.distributed.collectives import World, make_accelerator, world_of
     from unetdist.model.saved_model import load_model
     from unetdist.predict import Outputs, predict_files
 
     set_up_logging()
-    accelerator = _join(args.device)
+    accelerator = make_accelerator() if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     world = World(device=_device(device)) if accelerator is None else world_of(accelerator)
     set_up_logging(rank=world.rank, world_size=world.world_size)
@@ -89,48 +91,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; inner folders are kept")
     add("--color", action="store_true", help="also write NAME_color.png: the classes in the colours of Labels.txt")
     add("--overlay", action="store_true", help="also write NAME_overlay.png: the image under its classes and a legend")
-    add(
-        "--probabilities",
-        action="store_true",
-        help="also write NAME_probabilities.tif: one page per class, with its name as description; 255 means certain",
-    )
+    pages = "also write NAME_probabilities.tif: one page per class, with its name as description; 255 means certain"
+    add("--probabilities", action="store_true", help=pages)
     add("--overwrite", action="store_true", help="predict images again whose results exist")
     add("--every", type=int, default=1, metavar="N", help="predict every N-th frame of a video (default: all)")
-    add(
-        "--batch-size",
-        type=int,
-        default=1,
-        metavar="N",
-        help="images of equal size per forward pass; results do not depend on it (default: %(default)s)",
-    )
+    add("--batch-size", type=int, default=1, metavar="N", help="images of equal size per forward pass (default: 1)")
     add("--num-workers", type=int, default=2, metavar="N", help="threads to read, and as many to write (default: 2)")
-    add(
-        "--image-range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="values of black and white in images of more than 8 bits (default: those of the training images)",
-    )
+    values = "values of black and white in images of more than 8 bits (default: those of the training images)"
+    add("--image-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help=values)
     add_inference_options(parser)
-    add(
-        "--device",
-        help="device: cpu, cuda, cuda:1 (default: a GPU if there is one; `accelerate launch` chooses its own)",
-    )
+    add("--device", help="device of a single process: cpu, cuda, cuda:1 (default: a GPU if there is one)")
     add_processes_option(parser)
     return parser.parse_args(argv)
-
-
-def _join(device: str | None) -> Any:
-    """Collective. Return the accelerator of the processes that share the work; None for a single process."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return None
-    if device is not None:
-        raise ConfigError(
-            f"--device ({device}) is for one process; `accelerate launch` chooses the device, leave it out."
-        )
-    from unetdist.distributed.collectives import make_accelerator
-
-    return make_accelerator()
 
 
 def _device(name: str) -> "torch.device":

@@ -106,28 +106,16 @@ def _add_write(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("images").add_argument
     add("--resize", type=size, metavar="WxH", help="images by area, masks by the nearest pixel")
     add("--image-format", choices=("png", "jpg"), help="re-encode others (jpg: quality 95); default: keep")
-    add(
-        "--image-range",
-        nargs="+",
-        metavar=("LOW", "HIGH"),
-        help="values that become 0 and 255 in images of more than 8 bits (0 65535); auto: measured over all images",
-    )
+    values = "values that become 0 and 255 in images of more than 8 bits (0 65535); auto: measured over all images"
+    add("--image-range", nargs="+", metavar=("LOW", "HIGH"), help=values)
     _add_exif(parser)
-    add(
-        "--keep-bytes",
-        action="store_true",
-        help="keep JPEG files unchanged, without the restart markers that make decoding of crops fast",
-    )
+    unchanged = "keep JPEG files unchanged, without the restart markers that make decoding of crops fast"
+    add("--keep-bytes", action="store_true", help=unchanged)
     add = parser.add_argument_group("shards").add_argument
     add("--out", required=True, metavar="DIR", help="folder of the shards, or its URL (s3://...)")
     add("--val-list", type=Path, metavar="FILE", help="keys for OUT/val, the others go to OUT/train")
-    add(
-        "--val-fraction",
-        type=float,
-        metavar="F",
-        help="fraction for OUT/val, 0..1, chosen by a hash of the key (of the file, for copies of an image); the "
-        "others go to OUT/train",
-    )
+    fraction = "fraction for OUT/val, 0..1, chosen by a hash of the key, or of the file; the others go to OUT/train"
+    add("--val-fraction", type=float, metavar="F", help=fraction)
     add("--samples-per-shard", type=int, metavar="N", help="maximum; default: by size")
     add("--shard-size-mb", type=float, default=256.0, metavar="MB", help="approximate (%(default)g)")
     add("--keep-order", action="store_true", help="sort by key; default: shuffle, by a hash of the key")
@@ -160,12 +148,8 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
     add("--ignore", action="append", default=[], metavar="NAME", help=ignored)
     formats = ("auto", "color", "ids")
     add("--mask-format", choices=formats, default="auto", help="meaning of mask pixels (%(default)s)")
-    add(
-        "--unknown-colors",
-        choices=("error", "ignore", "nearest"),
-        default="error",
-        help="what to do with colours that are not listed; they are always reported (%(default)s)",
-    )
+    unknown = "what to do with colours that are not listed; they are always reported (%(default)s)"
+    add("--unknown-colors", choices=("error", "ignore", "nearest"), default="error", help=unknown)
 
 
 def _add_exif(parser: argparse.ArgumentParser) -> None:

@@ -229,30 +229,14 @@ WHOLE_IMAGE = InferenceConfig()
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
     """Add --window, --overlap, --tta and --scales for `inference_of`."""
-    default = InferenceConfig()
-    parser.add_argument(
-        "--window",
-        nargs=2,
-        type=int,
-        metavar=("H", "W"),
-        help="predict in overlapping windows of H x W pixels, so that memory does not grow with the image",
-    )
-    parser.add_argument(
-        "--overlap",
-        type=float,
-        default=default.overlap,
-        metavar="FRACTION",
-        help="fraction of a window that overlaps its neighbour (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--tta",
-        action="store_true",
-        help=f"average over the mirror image and the scales {', '.join(map(str, TTA_SCALES))}; takes 7 times as long. "
-        "Add --scales 1 if the model was trained at one scale only",
-    )
-    parser.add_argument(
-        "--scales", nargs="+", type=float, metavar="SCALE", help="average over these relative sizes of the image"
-    )
+    add = parser.add_argument
+    windows = "predict in overlapping windows of H x W pixels, so that memory does not grow with the image"
+    add("--window", nargs=2, type=int, metavar=("H", "W"), help=windows)
+    overlap = "fraction of a window that overlaps its neighbour (default: %(default)s)"
+    add("--overlap", type=float, default=InferenceConfig.overlap, metavar="FRACTION", help=overlap)
+    views = f"average over the mirror image and the scales {', '.join(map(str, TTA_SCALES))}; takes 7 times as long. "
+    add("--tta", action="store_true", help=views + "Add --scales 1 if the model was trained at one scale only")
+    add("--scales", nargs="+", type=float, metavar="SCALE", help="average over these relative sizes of the image")
 
 
 def inference_of(args: argparse.Namespace) -> InferenceConfig:

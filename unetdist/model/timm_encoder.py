@@ -66,7 +66,7 @@ def import_timm() -> ModuleType:
     except Exception as error:  # a torchvision for another torch raises RuntimeError
         if isinstance(error, ModuleNotFoundError) and error.name == "timm":
             raise ConfigError(f"it is not installed; {install_line()}") from None
-        versions = ", ".join(f"{package} {_version_of(package)}" for package in ("timm", "torchvision", "torch"))
+        versions = ", ".join(f"{package} {version_of(package)}" for package in ("timm", "torchvision", "torch"))
         raise ConfigError(
             f"it cannot be imported, and neither can the command `accelerate`, which imports it ({error}; {versions}). "
             f"Give torch its own torchvision: {install_line()}. Or do without networks of timm: {REMOVE}"
@@ -90,7 +90,8 @@ def install_line() -> str:
     return "`pip install timm`"  # the torchvision of a container is in no index
 
 
-def _version_of(package: str) -> str:
+def version_of(package: str) -> str:
+    """Version of an installed package, or `missing`."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

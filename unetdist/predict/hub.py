@@ -102,11 +102,6 @@ class UNet(unet.UNet):
         return dict(enumerate(self.classes))
 
     @property
-    def label2id(self) -> dict[str, int]:
-        """Indices of the classes by name."""
-        return {name: index for index, name in enumerate(self.classes)}
-
-    @property
     def device(self) -> torch.device:
         """Device that computes; `model.to("cuda")` changes it."""
         return self.mean.device

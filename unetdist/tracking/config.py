@@ -7,12 +7,12 @@ from unetdist.errors import ConfigError
 
 WandbMode = Literal["auto", "online", "offline"]
 
-# Module, class and argument of pip install, by the name of the setting, which is also the package's name.
+# Module and class by the name of the setting, which is also that of the package and, but for wandb, of the extra.
 DASHBOARDS = {
-    "wandb": ("unetdist.tracking.wandb_run", "WandbRun", "wandb"),
-    "trackio": ("unetdist.tracking.local_dashboards", "TrackioRun", "-e '.[trackio]'"),
-    "tensorboard": ("unetdist.tracking.local_dashboards", "TensorBoardRun", "-e '.[tensorboard]'"),
-    "mlflow": ("unetdist.tracking.local_dashboards", "MlflowRun", "-e '.[mlflow]'"),
+    "wandb": ("unetdist.tracking.wandb_run", "WandbRun"),
+    "trackio": ("unetdist.tracking.local_dashboards", "TrackioRun"),
+    "tensorboard": ("unetdist.tracking.local_dashboards", "TensorBoardRun"),
+    "mlflow": ("unetdist.tracking.local_dashboards", "MlflowRun"),
 }
 
 

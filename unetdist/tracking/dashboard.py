@@ -17,6 +17,7 @@ import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
 
+from unetdist.cli.commands import extra
 from unetdist.cli.logs import logger
 from unetdist.data import drawing as draw
 from unetdist.data.labels import Palette
@@ -50,8 +51,8 @@ def check_installed(cfg: TrackingConfig) -> None:
     for name in cfg.dashboards:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f"tracking.tracker ({name}) must be installed; run pip install {DASHBOARDS[name][2]}, "
-                "or use --tracking.tracker none."
+                f"tracking.tracker ({name}) must be installed; "
+                f"run {'pip install wandb' if name == 'wandb' else extra(name)}, or use --tracking.tracker none."
             )
 
 
@@ -145,7 +146,7 @@ class Dashboard(ABC):
 
 def open_dashboard(name: str, run: TrackedRun) -> Dashboard:
     """Start or continue a run in a dashboard, whose package is imported only now."""
-    module, kind, _ = DASHBOARDS[name]
+    module, kind = DASHBOARDS[name]
     dashboard: Dashboard = getattr(importlib.import_module(module), kind)(run)
     return dashboard
 

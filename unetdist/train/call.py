@@ -1,6 +1,5 @@
 """`unetdist.train`: a run from Python, in a script or in a notebook."""
 
-import json
 import os
 import random
 import re
@@ -70,7 +69,7 @@ def train(
         UnetdistError: whatever else ends a run, in the words of the command line.
     """
     given = {} if config is None else config if isinstance(config, Mapping) else {"config": os.fspath(config)}
-    words = [*_words(given), *_words(changes)]
+    words = [*settings.as_words(given), *settings.as_words(changes)]
     parsed = settings.parse(Config, words, prog="unetdist.train", description="")
     if processes is not None:
         name = name_of_run(parsed.name, World())
@@ -83,17 +82,6 @@ def train(
         signal.raise_signal(trainer.stop.received)  # its former handler decides what comes next
     miou = trainer.state.best_miou
     return TrainedRun(trainer.status.run_dir, finished, trainer.state.step, miou if miou >= 0 else None)
-
-
-def _words(values: Mapping[str, Any]) -> list[str]:
-    """Settings as words of a command line, which is one set of rules for names and values."""
-    return [f"--{name}={_word(value)}" for name, value in settings.flat(values).items()]
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, (str, os.PathLike)):
-        return os.fspath(value)
-    return json.dumps(value, default=lambda number: number.item())  # of NumPy
 
 
 @contextmanager

@@ -29,9 +29,8 @@ def main(argv: Sequence[str]) -> int:
     own = Options(typed("ablate"), usage=f"{typed('ablate')} FILE [--section.field value ...]")
     own.add_argument("file", type=Path, metavar="FILE", help="YAML of the ablation")
     own.add_argument("--parallel", type=positive_int, default=1, metavar="N", help="runs at a time (%(default)s)")
-    own.add_argument(
-        "--per-image", action="store_true", help="also score finished runs image by image, and compare over images"
-    )
+    images = "also score finished runs image by image, and compare over images"
+    own.add_argument("--per-image", action="store_true", help=images)
     if asks_for_help(argv):  # before FILE is missed
         settings.parse(Config, argv, prog=typed("ablate"), description=__doc__, examples=EXAMPLES, own=own)
     args, words = own.parse_known_args(argv)

@@ -1,6 +1,5 @@
 """Versions and extras, the processes with their devices and cores, and the folder of the checkpoints."""
 
-import importlib.metadata
 import importlib.util
 import platform
 import secrets
@@ -16,7 +15,7 @@ from unetdist.commands.doctor.examination import Examination, Level, by_rank
 from unetdist.distributed.collectives import all_reduce_sum
 from unetdist.distributed.hardware import cpu_model, num_cores
 from unetdist.errors import ConfigError, UnetdistError
-from unetdist.model.timm_encoder import import_timm
+from unetdist.model.timm_encoder import import_timm, version_of
 from unetdist.storage.folders import Folder, open_folder
 from unetdist.tracking.dashboard import check_installed
 
@@ -52,14 +51,6 @@ def software_facts() -> dict[str, str | None]:
     shown = ", ".join(f"{name} {version_of(name)}" for name in SHOWN)
     versions = f"unetdist {unetdist.__version__}, Python {platform.python_version()}, {shown}"
     return {"versions": versions, "timm": timm, "gpu": gpu_fault()}
-
-
-def version_of(name: str) -> str:
-    """Version of an installed package, or `missing`."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
 
 
 def gpu_fault(driver: Path = Path("/proc/driver/nvidia/version")) -> str | None:

@@ -1,9 +1,9 @@
 """Train the first steps of a run on several numbers of processes, and compare samples, losses and state bit by bit.
 
-The first number is the reference. Each run is one `accelerate launch` on this machine: on the GPUs if there are enough
-for the largest number, otherwise on the CPU, with OMP_NUM_THREADS threads per process (default: 1). Any setting of
-`unetdist train` can be given as --section.field value. Where bits differ, the step, the tensor and the largest
-difference are shown. The exit code is 0 if all bits are equal, or a setting explains why not, otherwise 1.
+The first number is the reference. All runs are on this machine: on its GPUs if there are enough for the largest number,
+otherwise on the CPU, with OMP_NUM_THREADS threads per process (default: 1). Any setting of `unetdist train` can be
+given as --section.field value. Where bits differ, the step, the tensor and the largest difference are shown. The exit
+code is 0 if all bits are equal, or a setting explains why not, otherwise 1.
 """
 
 import argparse
@@ -24,14 +24,11 @@ EXAMPLES = ("--config my_data.yaml --world 1,2,4", "--config my_data.yaml --step
 def main(argv: Sequence[str]) -> int:
     """Start all runs and compare them; with --record, train as one process of a run."""
     own = Options(typed("equivalence"))
-    own.add_argument(
-        "--world", type=parse_world, default=(1, 2), metavar="N,N", help="numbers of processes (default: 1,2)"
-    )
-    own.add_argument(
-        "--steps", type=positive_int, default=20, metavar="N", help="steps of each run (default: %(default)s)"
-    )
+    add = own.add_argument
+    add("--world", type=parse_world, default=(1, 2), metavar="N,N", help="numbers of processes (default: 1,2)")
+    add("--steps", type=positive_int, default=20, metavar="N", help="steps of each run (default: %(default)s)")
     for of_a_run in ("--record", "--processes"):
-        own.add_argument(of_a_run, type=positive_int, help=argparse.SUPPRESS)
+        add(of_a_run, type=positive_int, help=argparse.SUPPRESS)
     args, words = own.parse_known_args(argv)
     config = settings.parse(Config, words, prog=typed("equivalence"), description=__doc__, examples=EXAMPLES, own=own)
     if args.record is not None:

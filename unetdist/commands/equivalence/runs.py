@@ -1,7 +1,7 @@
 """Trains one recipe on several numbers of processes, and compares samples, losses and all state bit by bit.
 
-Each run is an ordinary training, started by `unetdist`, that records its steps. The first run is the
-reference: where the state of another run has other bits, it also records by how much they differ.
+Each run is an ordinary training that records its steps. The first run is the reference: where the state of another run
+has other bits, it also records by how much they differ.
 """
 
 import hashlib
