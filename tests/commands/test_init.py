@@ -37,9 +37,10 @@ def test_the_command_that_it_prints_finds_the_files_that_it_wrote(kind, tmp_path
     assert (tmp_path / file).is_file()
 
 
-def test_every_path_inside_of_them_begins_in_their_folder(tmp_path):
-    init.main(["--dir", str(tmp_path), "--slurm", "--accelerate", "several_nodes"])
-    assert names(tmp_path) == {"my_data.yaml", "several_nodes.yaml", "train.sbatch"}
+@pytest.mark.parametrize("kind", ["one_gpu", "several_nodes"])
+def test_every_path_inside_of_them_begins_in_their_folder(kind, tmp_path):
+    init.main(["--dir", str(tmp_path), "--slurm", "--accelerate", kind])
+    assert names(tmp_path) == {"my_data.yaml", f"{kind}.yaml", "several_nodes.yaml", "train.sbatch"}
     for path in tmp_path.iterdir():
         text = path.read_text()
         assert not re.search(r"\b(configs|launch)/", text)

@@ -23,14 +23,14 @@ PLACES = [PACKAGE / "starter", PACKAGE.parent / "configs", PACKAGE.parent / "lau
 def main(argv: Sequence[str]) -> int:
     """Write the files that are missing, and print the next commands."""
     args = _parse(argv)
-    launch = "several_nodes" if args.slurm and args.accelerate is None else args.accelerate
-    names = ["my_data.yaml", *([f"{launch}.yaml"] if launch else []), *(["train.sbatch"] if args.slurm else [])]
-    for name in names:
+    names = ["my_data.yaml", *([f"{args.accelerate}.yaml"] if args.accelerate else [])]
+    names += ["several_nodes.yaml", "train.sbatch"] if args.slurm else []
+    for name in dict.fromkeys(names):
         is_new = write(name, args.dir)
         print(one_line(f"{'wrote' if is_new else 'kept'} {args.dir / name}"))
     train = f"{typed('train')} --config my_data.yaml"
-    if launch:
-        train = f"accelerate launch --config_file {launch}.yaml -m {train}"
+    if args.accelerate:
+        train = f"accelerate launch --config_file {args.accelerate}.yaml -m {train}"
     if args.slurm:
         train = "sbatch train.sbatch"
     print(
