@@ -75,7 +75,10 @@ class Slurm:
         self.env = environment(
             PATH=PATH, VIRTUAL_ENV=sys.prefix, SLURM_CONF=str(self.folder / "slurm.conf"), GLOO_SOCKET_IFNAME="lo"
         )
-        self._inside = Namespace(("--mount", "--pid"), "mount -t proc proc /proc")
+        hosts = self.folder / "hosts"  # where the names of the nodes lead
+        hosts.write_text(Path("/etc/hosts").read_text() + f"127.0.0.1 {' '.join(NODES)}\n")
+        first = f"mount -t proc proc /proc; mount --bind {hosts} /etc/hosts"
+        self._inside = Namespace(("--mount", "--pid"), first)
         self._daemons: list[subprocess.Popen[bytes]] = []
         with ExitStack() as on_error:
             on_error.callback(self._tear_down)
