@@ -37,6 +37,7 @@ def test_a_script_of_launch_is_the_command(command, monkeypatch, capsys):
     script = ROOT / "launch" / f"{SCRIPTS.get(command, command)}.py"
     asked = []
     monkeypatch.setattr(program, "run", lambda words: asked.append(words))
+    monkeypatch.setattr(program, "leave_on_interrupt", lambda: None)  # it would last
     monkeypatch.setattr(sys, "argv", [str(script), "--name", "x"])
     with pytest.raises(SystemExit):
         exec(compile(script.read_text(), str(script), "exec"), {"__name__": "__main__"})

@@ -153,7 +153,7 @@ def test_a_manifest_goes_up_and_comes_down(s3):
     manifest = Manifest.load(s3)
     manifest.save("s3://data/copy")
     assert Manifest.load("s3://data/copy") == manifest
-    with pytest.raises(DataError, match=r"^s3://data/nowhere: no manifest\.json here, .*launch/shard_dataset"):
+    with pytest.raises(DataError, match=r"^s3://data/nowhere: no manifest\.json here, .*unetdist shard"):
         Manifest.load("s3://data/nowhere")
 
 

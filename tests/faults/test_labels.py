@@ -1,4 +1,4 @@
-"""Masks that do not mean what Labels.txt makes of them: `launch/shard_dataset.py` says so, and its advice is right."""
+"""Masks that do not mean what Labels.txt makes of them: `unetdist shard` says so, and its advice is right."""
 
 import re
 from pathlib import Path

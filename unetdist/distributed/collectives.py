@@ -112,16 +112,18 @@ def make_accelerator(*, mixed_precision: MixedPrecision | None = None, timeout_s
 
 @contextmanager
 def forget_accelerator_afterwards() -> Iterator[None]:
-    """Forget what Accelerate keeps about this process, unless it was there before.
+    """Let Accelerate begin anew with its settings for this process, and then have again what it had before.
 
-    Otherwise a later run in this process would have the precision and the processes of this one.
+    Otherwise a run would have to have the precision of an earlier one, and the processes, if those are no longer there.
     """
-    is_first = not PartialState._shared_state
+    is_first, former = not PartialState._shared_state, dict(AcceleratorState._shared_state)
+    AcceleratorState._reset_state()
     try:
         yield
     finally:
+        AcceleratorState._reset_state(reset_partial_state=is_first)
+        AcceleratorState._shared_state.update(former)
         if is_first:
-            AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
 
 
