@@ -52,6 +52,22 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     assert "2/2, 0:00 elapsed, done soon" in screen.getvalue()
 
 
+def test_a_display_has_one_line_of_the_innermost_task(monkeypatch):
+    monkeypatch.setattr(logs, "console", Console(file=io.StringIO(), force_terminal=True, width=100))
+
+    def shown() -> str:
+        with logs.console.capture() as captured:
+            logs.console.print(logs._shown[0].get_renderable())
+        return captured.get()
+
+    with logs.progress("training", 10):
+        with logs.progress("validating", 5):
+            assert "validating" in shown()
+            assert "training" not in shown()
+        assert "training" in shown()
+    assert not logs._shown
+
+
 def test_a_terminal_gets_commands_in_one_piece(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(logs, "console", Console(file=screen, force_terminal=True, width=40))

@@ -11,6 +11,7 @@ from unetdist.evaluation.metrics import Scores
 from unetdist.tracking import tracker as module
 from unetdist.tracking.config import TrackingConfig
 from unetdist.tracking.dashboard import Dashboard
+from unetdist.tracking.terminal import train_note
 from unetdist.tracking.tracker import Tracker
 
 SCORES_BETTER = Scores.from_confusion(CONFUSION * [[1, 0, 0], [0, 1, 0], [0, 0, 1]], NAMES)
@@ -89,15 +90,19 @@ def test_every_name_is_in_the_file(tmp_path):
     assert (validation["val/miou_low"], validation["val/miou_high"]) == (0.6, 0.71)
 
 
-def test_progress_counts_steps(tmp_path, monkeypatch):
-    amounts = []
+def test_progress_counts_every_step_and_keeps_its_note(tmp_path, monkeypatch):
+    moves = []
     tracker = make(tmp_path)
     tracker.start(step=30, max_steps=100)
-    monkeypatch.setattr(tracker, "_bar", SimpleNamespace(advance=lambda amount, note: amounts.append(amount)))
-    for step in (40, 50, 55):
-        tracker.log_train(MEASURED, step=step, samples_seen=0)
+    monkeypatch.setattr(tracker, "_bar", SimpleNamespace(advance=lambda *move: moves.append(move)))
+    tracker.show_step(31)
+    tracker.show_step(32)
+    tracker.log_train(MEASURED, step=32, samples_seen=0)
+    tracker.show_step(33)
     tracker.close()
-    assert amounts == [10, 10, 5]
+    note = train_note(MEASURED)
+    assert note
+    assert moves == [(1, ""), (1, ""), (0, note), (1, note)]
 
 
 def test_other_ranks_write_nothing(tmp_path, capfd):

@@ -7,13 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
 from unetdist.cli.credentials import mask
@@ -79,6 +79,10 @@ def set_up_logging(*, rank: int = 0, world_size: int = 1) -> None:
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
+# The display that is shown now; `progress` inside of another one adds a task to it.
+_shown: list["_Screen"] = []
+
+
 class ProgressBar:
     """The progress of `progress`; this base class shows nothing."""
 
@@ -92,6 +96,15 @@ class _ScreenBar(ProgressBar):
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._bar.update(self._task, advance=amount, note=one_line(note))
+
+
+class _Screen(Progress):
+    """A line of the innermost of the tasks that are going on."""
+
+    # Log lines of other threads overwrite each other when the number of lines changes under them.
+    def get_renderables(self) -> Iterator[Table]:
+        """Return the table of the newest task."""
+        yield self.make_tasks_table(self.tasks[-1:])
 
 
 class _StatusColumn(ProgressColumn):
@@ -147,9 +160,17 @@ def progress(
         yield _LogBar(description, total, completed)
     else:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), _StatusColumn(Column(no_wrap=True)))
-        with Progress(*columns, console=console, transient=not stays) as bar:
+        outer = _shown[0] if _shown else None
+        with nullcontext(outer) if outer else _Screen(*columns, console=console, transient=not stays) as bar:
             task = bar.add_task(one_line(description), total=total, completed=completed, note="")
-            yield _ScreenBar(bar, task)
+            _shown[:] = [bar]
+            try:
+                yield _ScreenBar(bar, task)
+            finally:
+                if outer:
+                    bar.remove_task(task)
+                else:
+                    _shown.clear()
 
 
 def run_script(main: Callable[[], int | None]) -> None:
@@ -163,7 +184,8 @@ def run_script(main: Callable[[], int | None]) -> None:
         if (text := _readable(error)) is None:
             raise
         prefix = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
-        print(f"{prefix}error: {mask(printable(text))}", file=sys.stderr, flush=True)
+        # In one piece, so that lines of several processes stay apart.
+        print(f"{prefix}error: {mask(printable(text))}\n", end="", file=sys.stderr, flush=True)
         # The launcher's report ends with the cause; of a lost connection, the other process has it.
         if not isinstance(error, RuntimeError):
             tell_launcher(f"error: {text}")

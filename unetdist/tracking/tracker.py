@@ -60,7 +60,7 @@ class Tracker:
         self._has_warned = False
         self._screen = ExitStack()
         self._bar: ProgressBar | None = None
-        self._step = 0
+        self._step, self._note = 0, ""
         self._last_sent = -1
         self._pending: dict[str, float] = {}
         self._best: dict[str, float] = {}
@@ -97,15 +97,20 @@ class Tracker:
                 mirror.send(StepRow(at, values))
             self._mirrors.append(mirror)
 
+    def show_step(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        """Move the progress bar to `step`; the values of `Meter.read` become its note."""
+        if self._bar is not None:
+            self._note = train_note(values) if values else self._note
+            self._bar.advance(step - self._step, self._note)
+        self._step = step
+
     def log_train(
         self, values: Mapping[str, float], *, step: int, samples_seen: int, validation_follows: bool = False
     ) -> None:
         """Log the values of `Meter.read`; dashboards get them with the validation of the step, if one follows."""
         if not self.is_main:
             return
-        if self._bar is not None:
-            self._bar.advance(step - self._step, train_note(values))
-        self._step = step
+        self.show_step(step, values)
         self._log({**values, "train/samples_seen": samples_seen, "time/hours": self._hours}, step)
         if not validation_follows:
             self._send(step)

@@ -149,6 +149,7 @@ class Trainer:
             grad_norm = self.train_step(next(batches))
             self.state.step += 1
             self.state.samples_seen += self.global_batch_size
+            self.tracker.show_step(self.state.step)
             if self.every(self.schedule.log_every) or self.is_finished:
                 self.log(grad_norm)  # waits for the device
 
