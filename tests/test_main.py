@@ -19,7 +19,7 @@ def test_every_command_is_listed(words, capsys):
     assert program.run(words) == 0
     shown = capsys.readouterr().out
     assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
-    assert max(map(len, shown.splitlines())) <= 100
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_a_misspelt_command_gets_the_right_name():

@@ -80,9 +80,10 @@ def overview() -> str:
         f"usage: unetdist COMMAND ...\n\n{lines}\n\n"
         "`unetdist COMMAND --help` explains a command. For your own images:\n\n"
         "  unetdist init\n"
-        "  unetdist shard --images DIR --masks DIR --labels Labels.txt --val-fraction 0.2 --out shards\n"
+        "  unetdist shard --images DIR --masks DIR --labels Labels.txt \\\n"
+        "    --val-fraction 0.2 --out shards\n"
         "  unetdist train --config my_data.yaml\n\n"
-        "`unetdist completion` prints a script for ~/.bashrc or ~/.zshrc that completes options."
+        "`unetdist completion` prints what completes options in bash and zsh."
     )
 
 

@@ -86,6 +86,8 @@ def test_what_can_mean_only_one_setting_sets_it(words, change):
         ("--model.widths 8 16", r"'16' .*--model.widths=\["),
         ("--trainer.max_steps --name x", "--trainer.max_steps' needs a value"),
         ("photos", "'photos' belongs to no option"),
+        ("--epochs 3 --max_steps 9", r"max_epochs \(3.0\) .*max_steps \(9\).*--trainer.max_steps null"),
+        ("--model.widths=[8,16] --preset classic", r"model.preset \(classic\) .* model.widths"),
         ("--optim.kidn sgd", "did you mean 'optim.kind'"),
     ],
 )
@@ -94,10 +96,25 @@ def test_what_means_several_or_none_is_answered(words, told):
         changed_by(*words.split())
 
 
+@pytest.mark.parametrize("words", ["photo.jpg", "--model runs/x photo.jpg", "--model=runs/x photo.jpg --overlay"])
+def test_a_word_without_its_option_is_named_before_what_is_missing(words):
+    with pytest.raises(ConfigError, match="'photo.jpg' belongs to no option; missing: .*--input, --out"):
+        predict.main(words.split())
+
+
 def test_a_yaml_is_taken_for_the_config(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\noptim: {lr: 0.5}\ncheckpoint: {folder: None}\n")
     assert changed_by(str(file), "--lr", "0.25") == {"name": "mine", "optim.lr": 0.25}
+
+
+def test_a_setting_that_the_yaml_leaves_without_effect_is_refused(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("trainer: {max_steps: 9, max_epochs: 3}")
+    assert changed_by(str(file)) == {"trainer.max_steps": 9, "trainer.max_epochs": 3.0}
+    with pytest.raises(ConfigError, match=r"max_epochs \(2.0\) .*max_steps \(9\)"):
+        changed_by(str(file), "epochs=2")
+    assert changed_by(str(file), "epochs=2", "--max_steps", "null") == {"trainer.max_epochs": 2.0}
 
 
 def test_a_forgotten_config_is_named(tmp_path, monkeypatch):

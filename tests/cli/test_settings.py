@@ -115,6 +115,7 @@ def test_the_resolved_file_reads_back_to_an_equal_object(write):
         ("name: [", "run.yaml: not readable as YAML"),
         ("", "run.yaml: holds no settings"),
         ("loss:\n\tkind: ce", "run.yaml: not readable as YAML: .*line 2.*spaces for tabs"),
+        ("data:\n  train: x\n val: y", "run.yaml: not readable as YAML: .*line 3.*spaces before"),
         ('name: "C:\\Users"', "run.yaml: not readable as YAML: .*line 1.*write paths with /"),
         ("name: x\nloss: {kind: foo}", r"loss.kind \(foo\) must be one of: 'ce', 'focal'\.$"),
         ("name: x\nloss: {kind: off}", r"loss.kind \(False\) must be one of: .*: write them in quotes\.$"),

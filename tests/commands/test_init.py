@@ -27,7 +27,9 @@ def test_its_settings_are_read_by_train(tmp_path):
 @pytest.mark.parametrize("kind", ["cpu", "one_gpu", "one_node", "several_nodes"])
 def test_the_command_that_it_prints_finds_the_files_that_it_wrote(kind, tmp_path, capsys):
     init.main(["--dir", str(tmp_path), "--accelerate", kind])
-    launch, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])[1:]
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown[2:-1])) <= 80  # after paths, and before the command of a cluster
+    launch, *words = shlex.split(shown[-1])[1:]
     assert launch == "launch"
     args = launch_command_parser().parse_args(words)
     assert yaml.safe_load((tmp_path / args.config_file).read_text())["compute_environment"] == "LOCAL_MACHINE"

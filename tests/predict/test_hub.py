@@ -118,8 +118,8 @@ def test_an_image_without_pixels_is_refused(mode):
         (torch.zeros(6, 5, 3, dtype=torch.uint8), r"\(6, 5, 3\); .*image\.permute\(2, 0, 1\)"),
         (np.zeros((7, 7, 5), np.uint8), r"has 5 bands"),
         (np.zeros((0, 0, 3), np.uint8), r"of shape \(0, 0, 3\); give uint8"),
-        (None, r"an image is a NoneType; give a path, a URL"),
-        ([Image.new("RGB", (4, 4))], r"an image is a list; give a path, a URL"),
+        (None, r"an image is of type NoneType; give a path, a URL"),
+        ([Image.new("RGB", (4, 4))], r"an image is of type list; give a path, a URL"),
     ],
 )
 def test_what_is_no_image_is_refused_with_a_remedy(values, remedy):

@@ -276,7 +276,7 @@ def test_a_device_is_not_chosen_for_several_processes(monkeypatch):
 
 
 def test_a_device_that_cannot_be_used_is_named(monkeypatch):
-    with pytest.raises(ConfigError, match=r"--device \(gpu\) cannot be used here: .*; use --device cpu"):
+    with pytest.raises(ConfigError, match=r"--device \(gpu\) cannot be used here: .*cuda:1; use --device cpu"):
         script("--device", "gpu")
 
 

@@ -60,12 +60,23 @@ class Options(argparse.ArgumentParser):
             if word.startswith("--") and name not in known and word != "--":
                 near = suggestion(name, known) if difflib.get_close_matches(name, known) else ""
                 self.error(f"unknown option '{name}'{near}")
-        parsed: argparse.Namespace = super().parse_args(words, namespace)
+        try:
+            parsed: argparse.Namespace = super().parse_args(words, namespace)
+        except ConfigError as error:
+            if str(error).startswith("missing:") and (lost := self._without_option(words)):
+                raise ConfigError(f"'{lost[0]}' belongs to no option; {error}") from None
+            raise
         return parsed
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and return the words that are not options of this parser as well."""
         return super().parse_known_args([self._known_word(word) for word in args], namespace)
+
+    def _without_option(self, words: Sequence[str]) -> list[str]:
+        for action in self._actions:
+            action.required = False
+        lost: list[str] = self.parse_known_args(words)[1]
+        return lost
 
     def help(self, which: Literal["short", "all"] = "all") -> str:
         """The text of --help, or of `--help all`; the parser is of no use for anything else afterwards."""

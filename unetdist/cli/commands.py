@@ -6,7 +6,7 @@ from pathlib import Path
 # Name -> module with a function `main(argv) -> exit code`, and what the command is for. The modules read the command
 # line before they load torch, so that help and mistakes are answered at once.
 COMMANDS = {
-    "init": ("unetdist.commands.init", "write a first YAML of settings, and files for several GPUs or SLURM"),
+    "init": ("unetdist.commands.init", "write a first YAML of settings, and files for clusters"),
     "shard": ("unetdist.commands.shard", "pack images and masks into shards, and check them"),
     "doctor": ("unetdist.commands.doctor.command", "check everything that a long run needs"),
     "train": ("unetdist.commands.train", "train, or continue a run"),

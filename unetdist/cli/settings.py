@@ -57,6 +57,12 @@ def parse(
         if told.startswith("missing") and files and not any(word.startswith("--config") for word in words):
             told += f"; here is --config {' or '.join(files)}"
         raise ConfigError(told) from None
+    for name, other in getattr(cls, "WITHOUT", {}).items():
+        if namespace.get(other) is not None and any(re.match(rf"--{name}(=|$)", word) for word in words):
+            raise ConfigError(
+                f"{name} ({namespace[name]}) has no effect next to {other} ({namespace[other]}); "
+                f"leave it out, or add --{other} null."
+            )
     return _instantiate(cls, parser, namespace)
 
 
@@ -266,6 +272,7 @@ def parse_yaml(text: bytes, *, where: str) -> Mapping[str, Any]:
     # The library lets errors of Python's types through: dates, numbers, keys.
     except (yaml.YAMLError, ValueError, TypeError) as error:
         hints = {"\\t": "write spaces for tabs", "escape": "write paths with /", "codec": "save it as UTF-8"}
+        hints |= {"block end": "check the spaces before this line"}
         hint = next((f"; {hint}" for sign, hint in hints.items() if sign in str(error)), "")
         told = _plain(error).replace(' in "<unicode string>"', "")
         raise ConfigError(f"{where}: not readable as YAML: {told}{hint}") from None

@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
     if args.slurm:
         train = "sbatch train.sbatch"
     print(
-        "next: put your folders and Labels.txt into these commands, and your settings into my_data.yaml\n"
-        f"  {typed('shard')} --images DIR --masks DIR --labels Labels.txt --val-fraction 0.2 --out shards\n"
+        "next, with your folders and Labels.txt:\n"
+        f"  {typed('shard')} --images DIR --masks DIR --labels Labels.txt \\\n    --val-fraction 0.2 --out shards\n"
         f"  {train}"
     )
     return 0

@@ -112,4 +112,6 @@ def _device(name: str) -> "torch.device":
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # all that torch has ever run on
+            reason = "devices are called cpu, cuda, cuda:1"
         raise ConfigError(f"--device ({name}) cannot be used here: {reason}; use --device cpu.") from None

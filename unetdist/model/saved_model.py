@@ -164,15 +164,17 @@ def find_model(source: str | os.PathLike[str], **download: Any) -> Path:
         for place in (folder, folder / "best", folder / "last"):
             if (place / MODEL_FILE).is_file():
                 return place
-        runs = sorted(file.parents[1].name for file in folder.glob(f"*/best/{MODEL_FILE}"))[:5]
+        if runs := sorted(str(file.parents[1]) for file in folder.glob(f"*/best/{MODEL_FILE}"))[:5]:
+            raise CheckpointError(f"{folder} holds several runs; give one of them: {', '.join(runs)}.")
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-        remedy = f"give one of its runs: {', '.join(runs)}." if runs else "give runs/NAME after its first validation."
+        remedy = "give runs/NAME after its first validation."
         raise CheckpointError(f"{folder} has no trained weights yet, it has {found}; {remedy}")
     # A path with a typing error must not become a request to a server.
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source)) and not folder.parent.exists():
         return _download(str(source), download)
-    known = sorted(path.name for path in folder.parent.glob("*/"))
-    near = suggestion(folder.name, known[:20]) if known else ""
+    places = {folder.parent, Path("runs")}
+    known = sorted(str(file.parents[1]) for place in places for file in place.glob(f"*/best/{MODEL_FILE}"))
+    near = suggestion(str(folder), known[:20]) if known else ""
     raise CheckpointError(
         f"{source} does not exist; give the folder of a trained model, such as runs/NAME, or OWNER/NAME of the Hugging "
         f"Face Hub{near}"

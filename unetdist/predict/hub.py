@@ -280,8 +280,8 @@ def pixels_of(image: ImageLike, channels: int, image_range: ImageRange | None = 
         return pixels_of_pillow(image, channels, image_range)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise DataError(
-            f"an image is a {type(image).__name__}; give a path, a URL, a Pillow image, an array or a tensor, or a "
-            "list of them."
+            f"an image is of type {type(image).__name__}; give a path, a URL, a Pillow image, an array or a tensor, or "
+            "a list of them."
         )
     values = _values_of(image)
     if image_range is None and values.dtype != np.uint8:

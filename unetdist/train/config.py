@@ -226,6 +226,9 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Dashboards."""
 
+    WITHOUT: ClassVar = {"trainer.max_epochs": "trainer.max_steps", "model.preset": "model.widths"}
+    """Settings that have no effect unless another one is null."""
+
     FIRST: ClassVar = (
         "data.train",
         "data.val",

@@ -54,6 +54,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         ConfigError, match=r"holds no run \(metrics.jsonl and .+\); give the folder of a run: runs/NAME"
     ):
         read_runs([tmp_path])
+    write_run(tmp_path / "x")
+    with pytest.raises(ConfigError, match=f"give the folder of a run: {tmp_path}/x"):
+        read_runs([tmp_path])
 
 
 def test_the_folder_of_weights_is_refused_with_the_run_around_it(tmp_path):

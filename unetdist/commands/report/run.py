@@ -136,7 +136,8 @@ def read_runs(folders: Sequence[Path], which: Which = "best") -> list[ReportedRu
 
 def _read(folder: Path, name: str, which: Which) -> ReportedRun:
     if not any((folder / file).is_file() for file in (METRICS_FILE, SETTINGS_FILE)):
-        hint = folder.parent if (folder / MODEL_FILE).is_file() else "runs/NAME"
+        runs = sorted(str(file.parent) for file in folder.glob(f"*/{SETTINGS_FILE}"))[:5]
+        hint = folder.parent if (folder / MODEL_FILE).is_file() else ", ".join(runs) or "runs/NAME"
         raise ConfigError(
             f"{folder} holds no run ({METRICS_FILE} and {SETTINGS_FILE} are missing); give the folder of a run: {hint}."
         )
