@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from contextlib import suppress
 
 import pytest
@@ -22,6 +23,9 @@ with suppress(ImportError):  # a bare machine with a GPU has no Hypothesis
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )
     hypothesis.settings.load_profile("any machine")
+
+# A shell lets its background jobs ignore Ctrl-C, which the processes of tests would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
