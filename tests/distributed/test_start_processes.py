@@ -13,15 +13,22 @@ from accelerate.commands.config import config_args
 
 from tests.synthetic import settings_of, write_shards
 from unetdist.distributed import launcher
+from unetdist.distributed.signals import LAUNCHER_VARIABLES
 from unetdist.errors import LaunchError
 from unetdist.train.run_status import read_status
+
+
+def of_launchers() -> list[str]:
+    """The variables by which a process knows its launcher, as far as they are set."""
+    beginnings = (*launcher.RENDEZVOUS, *LAUNCHER_VARIABLES, "SLURM_STEP_NUM_TASKS")
+    return [name for name in os.environ if name.startswith(beginnings)]
 
 
 @pytest.fixture
 def launched(monkeypatch, tmp_path):
     """Words that Accelerate's launcher would get, without variables and files of launches of this machine."""
-    for name in (*launcher.SET_BY_LAUNCHERS, "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in of_launchers():
+        monkeypatch.delenv(name)
     monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "default_config.yaml"))
     words: list[list[str]] = []
     monkeypatch.setattr(launcher, "_launch", lambda given, stopped: words.append(given) or 0)
@@ -143,7 +150,7 @@ def command(tmp_path):
 
 
 def begin(command, tmp_path):
-    env = {name: value for name, value in os.environ.items() if name not in launcher.SET_BY_LAUNCHERS}
+    env = {name: value for name, value in os.environ.items() if name not in of_launchers()}
     env |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

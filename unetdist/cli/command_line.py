@@ -23,10 +23,18 @@ WIDTH = min(80, shutil.get_terminal_size().columns)
 TEXT_COLUMN = 34
 
 
-def suggestion(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the closest known word, or a list of the known words."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+def suggestion(word: str, known: Sequence[str], otherwise: str | None = None) -> str:
+    """`; did you mean 'x'?` for the closest known word; `otherwise`, or a list of the known words, if none is close."""
+    if close := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if otherwise is None else otherwise
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number over 0, as the `type` of an argparse option."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"invalid count: {text!r}; use a whole number over 0")
+    return int(text)
 
 
 def asks_for_help(argv: Sequence[str]) -> Literal["short", "all"] | None:
@@ -58,8 +66,7 @@ class Options(argparse.ArgumentParser):
         for word in words:
             name = word.split("=")[0]
             if word.startswith("--") and name not in known and word != "--":
-                near = suggestion(name, known) if difflib.get_close_matches(name, known) else ""
-                self.error(f"unknown option '{name}'{near}")
+                self.error(f"unknown option '{name}'{suggestion(name, known, '')}")
         try:
             parsed: argparse.Namespace = super().parse_args(words, namespace)
         except ConfigError as error:
@@ -138,9 +145,9 @@ def settings_in_full(
 ) -> list[str]:
     """The words with the full names of settings, and with values as YAML writes them.
 
-    `types` has the type of each setting by its dotted name; `sections` has a setting of each section, and `others`
-    has what a misspelt name may have meant. `--field` is
-    enough if only one section has the field. Raises `ConfigError` for names that are unknown or mean several settings.
+    `types` has the type of each setting by its dotted name, `sections` a setting of each section, and `others` what a
+    misspelt name may have meant. `--field` is enough if only one section has the field. Raises `ConfigError` for names
+    that are unknown or mean several settings.
     """
     words: list[str] = []
     waiting = last = ""
@@ -184,8 +191,7 @@ def _full_name(typed: str, types: Mapping[str, Any], sections: Mapping[str, str]
     if len(full) > 1:
         raise ConfigError(f"option '--{name}' may be {' or '.join(f'--{one}' for one in full)}; write it in full")
     if not full:
-        names = [*types, *OWN_OPTIONS, *others]
-        near = suggestion(name, names) if difflib.get_close_matches(name, names) else "; see --help"
+        near = suggestion(name, [*types, *OWN_OPTIONS, *others], "; see --help")
         raise ConfigError(f"unknown option '--{name}'{near}")
     return full[0]
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,13 +168,6 @@ def as_words(values: Mapping[str, Any]) -> list[str]:
         # `item` is that of numbers of NumPy
         words.append(f"--{name}={os.fspath(value) if is_text else json.dumps(value, default=lambda one: one.item())}")
     return words
-
-
-def positive_int(text: str) -> int:
-    """Parse a whole number over 0, as the `type` of an argparse option."""
-    if not text.isdecimal() or int(text) == 0:
-        raise ArgumentTypeError(f"invalid count: {text!r}; use a whole number over 0")
-    return int(text)
 
 
 def _parser(cls: type, **kwargs: Any) -> ArgumentParser:

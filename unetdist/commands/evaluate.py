@@ -9,8 +9,6 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from unetdist.cli.command_line import Options
 from unetdist.cli.commands import typed
 from unetdist.cli.credentials import mask
@@ -98,6 +96,8 @@ def show(args: argparse.Namespace, report: "Report") -> dict[str, Any]:
 
 def write_per_image(file: str, report: "Report", validator: "Validator") -> None:
     """Write the confusion matrix of every image, with the images' keys."""
+    import numpy as np
+
     arrays: dict[str, Any] = {
         "ids": np.arange(report.num_samples),
         "keys": np.array([validator.key_of(sample_id) for sample_id in range(report.num_samples)]),

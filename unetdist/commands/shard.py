@@ -12,10 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from unetdist.cli.command_line import Options
+from unetdist.cli.command_line import Options, positive_int
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import logger, set_up_logging
-from unetdist.cli.settings import positive_int
 from unetdist.data import shapes
 from unetdist.data.labels import Palette
 from unetdist.data.manifest import Manifest

@@ -111,10 +111,10 @@ def make_accelerator(*, mixed_precision: MixedPrecision | None = None, timeout_s
 
 
 @contextmanager
-def forget_accelerator_afterwards() -> Iterator[None]:
-    """Let Accelerate begin anew with its settings for this process, and then have again what it had before.
+def fresh_accelerator_state() -> Iterator[None]:
+    """Set Accelerate's state of this process aside, and restore it afterwards.
 
-    Otherwise a run would have to have the precision of an earlier one, and the processes, if those are no longer there.
+    Without this, a run would need the precision and the processes of whatever used Accelerate before it.
     """
     is_first, former = not PartialState._shared_state, dict(AcceleratorState._shared_state)
     AcceleratorState._reset_state()

@@ -189,8 +189,7 @@ def _check_connected(env: Mapping[str, str], asked: int | None) -> None:
                 "accelerate launch started one process only (MASTER_ADDR is set, RANK is not). `--cpu`, a "
                 "MULTI_CPU configuration, and `--num_processes` above the number of GPUs do this. Type "
                 f"`unetdist train --processes {asked or 2} ...` for CPU processes, or leave `--num_processes` out for "
-                "one. "
-                "If your shell exports MASTER_ADDR, `unset MASTER_ADDR`."
+                "one. If your shell exports MASTER_ADDR, `unset MASTER_ADDR`."
             )
         for name in TASK_COUNTS:
             if int(env.get(name) or 1) > 1:

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from unetdist.cli.command_line import positive_int
 from unetdist.cli.commands import script
-from unetdist.cli.settings import positive_int
+from unetdist.distributed.signals import is_launched
 from unetdist.errors import LaunchError
 
-# Variables that a launcher sets for the processes that it starts, also if it starts one.
-SET_BY_LAUNCHERS = ("RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
+# Variables that any launcher sets for connected processes.
+RENDEZVOUS = ("RANK", "MASTER_ADDR")
 
 # Unless the environment says otherwise: seconds for the last checkpoint, and signals that reach the processes, of which
 # torchrun would leave some to kill it alone.
@@ -31,7 +32,7 @@ def add_processes_option(parser: argparse.ArgumentParser) -> None:
 
 
 def start_processes(command: str, words: Sequence[str], processes: int | None, *, stopped: int = 130) -> int | None:
-    """Run a command in several processes of this machine, and return its exit code.
+    """Run a command in several processes, and return its exit code.
 
     Args:
         command: name of the command.
@@ -47,7 +48,7 @@ def start_processes(command: str, words: Sequence[str], processes: int | None, *
     """
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         os.environ.update(variables_of_task(os.environ))
-    if any(name in os.environ for name in SET_BY_LAUNCHERS):
+    if is_launched() or any(name in os.environ for name in RENDEZVOUS):
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         if processes not in (None, world_size):
             raise LaunchError(
@@ -64,7 +65,7 @@ def start_processes(command: str, words: Sequence[str], processes: int | None, *
 
 
 def variables_of_task(env: Mapping[str, str]) -> dict[str, str]:
-    """What a launcher would set for a task of `srun --ntasks=N unetdist train`, where each task is one process."""
+    """The variables of a launcher for one of the tasks of `srun --ntasks=N unetdist train`, which are the processes."""
     counts = [
         int(count)
         for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
@@ -136,6 +137,6 @@ def _launch(words: Sequence[str], stopped: int) -> int:
             # SIGTERM is what the launcher ends the others with.
             if code < 0 and code != -signal.SIGTERM:
                 name = signal.Signals(-code).name
-                print(f"[rank {rank}] error: ended by {name}, without a word of its own", file=sys.stderr)
+                print(f"[rank {rank}] error: killed by {name}; it could not say why", file=sys.stderr)
         return stopped if stopped in codes.values() else 1
     return 0

@@ -35,7 +35,7 @@ def follow_launcher() -> None:
     """
     # A launcher of one process passes no signal on, and a killed one cannot: training would continue unnoticed. A
     # process that was started by a shell is left alone, because users may want it to outlive the shell.
-    if sys.platform == "linux" and _is_launched():
+    if sys.platform == "linux" and is_launched():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if _has_lost_launcher():
             raise LaunchError(
@@ -44,12 +44,13 @@ def follow_launcher() -> None:
             )
 
 
-def _is_launched() -> bool:
+def is_launched() -> bool:
+    """Whether Accelerate's launcher or torchrun started this process, alone or with others."""
     return any(name.startswith(LAUNCHER_VARIABLES) for name in os.environ)
 
 
 def _has_lost_launcher() -> bool:
-    return _is_launched() and STARTED_BY[0] == os.getpid() and STARTED_BY[1] != os.getppid()
+    return is_launched() and STARTED_BY[0] == os.getpid() and STARTED_BY[1] != os.getppid()
 
 
 # Signals that ask a run to stop.

@@ -143,7 +143,7 @@ class _Tally:
     ) -> None:
         self.expected, self.loss, self.cfg, self.device = expected, loss, cfg, device
         self.num_classes = len(expected.class_names)
-        # Of every image, because another order of their sum would depend on the ranks.
+        # One row per image: a running sum would depend on the order, and so on the ranks.
         self.loss_sums = torch.zeros(expected.num_samples, 2, dtype=torch.float64, device=device)
         # Whether the rank left early, its number of samples, and their fingerprint.
         self.seen = torch.zeros(3, dtype=torch.int64)

@@ -76,8 +76,7 @@ class UNetConfig:
 
     encoder: str | None = None
     """Name of a network of the library timm, such as resnet34, that replaces the encoder; only levels finer than its
-    first features remain from `widths`. Needs the package timm; without it
-    an error says how to install it."""
+    first features remain from `widths`. Needs the package timm; without it an error says how to install it."""
 
     pretrained: bool = False
     """Start from the weights and pixel statistics that timm publishes for `encoder`; downloaded once."""

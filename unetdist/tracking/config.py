@@ -7,7 +7,7 @@ from unetdist.errors import ConfigError
 
 WandbMode = Literal["auto", "online", "offline"]
 
-# Module and class by the name of the setting, which is also that of the package and, but for wandb, of the extra.
+# Module and class by the name of the setting, which is also the name of the package and of its extra (wandb has none).
 DASHBOARDS = {
     "wandb": ("unetdist.tracking.wandb_run", "WandbRun"),
     "trackio": ("unetdist.tracking.local_dashboards", "TrackioRun"),

@@ -18,7 +18,7 @@ import torch
 
 from unetdist.cli import settings
 from unetdist.cli.logs import logger
-from unetdist.distributed.collectives import World, forget_accelerator_afterwards
+from unetdist.distributed.collectives import World, fresh_accelerator_state
 from unetdist.errors import CheckpointError, ConfigError, TrainingError
 from unetdist.model.saved_model import find_model, read_config
 from unetdist.predict.hub import UNet
@@ -92,7 +92,7 @@ def _restored() -> Iterator[None]:
     threads, autotunes = torch.get_num_threads(), torch.backends.cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices), forget_accelerator_afterwards():
+    with torch.random.fork_rng(devices), fresh_accelerator_state():
         try:
             yield
         finally:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unetdist.cli import settings
-from unetdist.cli.command_line import Options, asks_for_help
+from unetdist.cli.command_line import Options, asks_for_help, positive_int
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import set_up_logging
-from unetdist.cli.settings import positive_int
 from unetdist.commands.ablate.ablation import Ablation, read_ablation, summarise, table_of
 from unetdist.errors import ConfigError
 from unetdist.storage.files import write_json

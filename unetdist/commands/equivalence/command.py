@@ -11,10 +11,9 @@ import re
 from collections.abc import Sequence
 
 from unetdist.cli import settings
-from unetdist.cli.command_line import Options
+from unetdist.cli.command_line import Options, positive_int
 from unetdist.cli.commands import typed
 from unetdist.cli.logs import PlainConsole, set_up_logging
-from unetdist.cli.settings import positive_int
 from unetdist.distributed.launcher import start_processes
 from unetdist.train.config import Config
 
